@@ -1,0 +1,103 @@
+"""What every observer keeps to: looking at a run leaves no trace in it.
+
+Knows nothing of what is observed. Without the callbacks of this package the loss curve of a run is bit-identical.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import MLFlowLogger
+from mlflow import MlflowClient
+from torch import Tensor
+
+from echo_pl.evaluation.harness import Sampler
+from echo_pl.metrics.clinical import Judge
+from echo_pl.structs import Batch, SpecialTokens
+
+
+class ReportData(Protocol):
+    """The part of the data module that observers use."""
+
+    special: SpecialTokens
+    fingerprint: str
+
+    @property
+    def judge(self) -> Judge | None:
+        """Parses reports of this corpus, where it has a grammar."""
+
+    def detokenize(self, tokens: Tensor) -> str:
+        """1-D token ids to text."""
+
+    def held_out_batches(self, split: str, batch_size: int, limit: int) -> list[Batch]:
+        """The first ``limit`` studies of a split in a fixed order, the same on every rank."""
+
+
+class ReportModule(Protocol):
+    """The part of a stage that observers use."""
+
+    stage_name: str
+    vlm: Any
+    sampler: Sampler
+
+
+def report_data(trainer: Trainer) -> ReportData:
+    """The trainer's data module.
+
+    Raises:
+        ValueError: the trainer was started with bare loaders, from which no held-out studies can be taken.
+    """
+    data: ReportData | None = trainer.datamodule  # type: ignore[attr-defined]
+    if data is None:
+        raise ValueError(
+            "this callback decodes held-out studies: start the trainer with datamodule=..., not with loaders"
+        )
+    return data
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Put the states of the Python, NumPy and torch generators back afterwards, also after an error."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def observing(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Decode inside a run, in its precision: no gradients, every module in eval mode; afterwards all is as before.
+
+    The states of the random generators and each submodule's own train or eval mode are put back.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    with preserved_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
+        module.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
+
+
+def mlflow_runs(trainer: Trainer) -> list[tuple[MlflowClient, str]]:
+    """Client and run id of every MLflow logger; call on rank 0 only, where the run exists."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)]
+    return [(logger.experiment, str(logger.run_id)) for logger in loggers]
+
+
+def log_files(trainer: Trainer, folder: str, *paths: Path) -> None:
+    """Copy files into the artifacts of every MLflow run of the trainer."""
+    for client, run_id in mlflow_runs(trainer):
+        for path in paths:
+            client.log_artifact(run_id, str(path), folder)

@@ -1,0 +1,163 @@
+"""How fast and how good each way of decoding is, at the end of a run: AR, base multi-step, base and distilled one step.
+
+An observer (see :mod:`callbacks.observing`); METHOD.md 4 and 5. Knows neither how anything is decoded nor scored.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from callbacks.observing import ReportModule, mlflow_runs, observing, report_data
+from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
+from echo_pl.evaluation.harness import EvaluatedMethod, Method, Sampler, evaluate_methods
+from echo_pl.evaluation.plot import quality_speed_figure
+from echo_pl.evaluation.rows import SCORES, Row, Setting
+from echo_pl.evaluation.table import text_table
+
+STAGES = ("rad", "dcd")
+"""Stages that decode blocks."""
+
+
+class DiffusionModule(ReportModule, Protocol):
+    """A stage with a block-diffusion model; of a ``dcd`` stage also ``teacher`` is used."""
+
+    teacher: Any
+    block_size: int
+
+    def make_sampler(self, vlm: Any, **changes: Any) -> Sampler:
+        """A sampler like the stage's own, with some fields of its decode configuration changed."""
+
+
+class SpeedupAblation(Callback):
+    """Runs every method over block and batch sizes on the same held-out studies, in turns.
+
+    Writes ``speedup/<fit|test>.{json,png}`` under the run's folder and, to MLflow, the same as a table, a figure and
+    metrics ``speedup/<method>/<score>``. A RAD stage has only the base methods; other stages have none.
+
+    Args:
+        block_sizes: block sizes to decode with; a row says so when the model was trained with another one.
+        batch_sizes: studies decoded at once.
+        studies: held-out studies per method.
+        split: ``val`` or ``test``.
+        autoregressive: makes the AR baseline, from the stage-1 checkpoint (after RAD the weights are no longer
+            autoregressive). Called at the end only, so that its weights take no memory before; ``None``: no AR row.
+        objective: what a ``dcd`` stage was distilled with.
+        progress: whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        *,
+        block_sizes: Sequence[int],
+        batch_sizes: Sequence[int] = (1,),
+        studies: int = 64,
+        split: str = "test",
+        autoregressive: Callable[[], Sampler] | None = None,
+        objective: str = "dcd",
+        progress: bool = True,
+    ) -> None:
+        if not block_sizes or not batch_sizes or min(*block_sizes, *batch_sizes, studies) < 1:
+            raise ValueError(
+                "block_sizes, batch_sizes and studies must be positive and not empty, "
+                f"got {list(block_sizes)}, {list(batch_sizes)} and {studies}"
+            )
+        self.block_sizes = tuple(block_sizes)
+        self.batch_sizes = tuple(batch_sizes)
+        self.studies = studies
+        self.split = split
+        self.autoregressive = autoregressive
+        self.objective = objective
+        self.progress = progress
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a block size that the stage cannot decode with before the training, not after it.
+
+        Raises:
+            ValueError: by the decode configuration, naming the size.
+        """
+        module = cast(DiffusionModule, pl_module)
+        if module.stage_name in STAGES:
+            list(self._methods(module, ar=None))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Run the ablation on the weights the fit ended with."""
+        self._run(trainer, pl_module, "fit")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Run the ablation on the weights under test."""
+        self._run(trainer, pl_module, "test")
+
+    def _run(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
+        module = cast(DiffusionModule, pl_module)
+        if module.stage_name not in STAGES:
+            rank_zero_warn(
+                f"SpeedupAblation has nothing to compare in stage {module.stage_name!r}: it decodes no blocks"
+            )
+            return
+        # Every rank decodes all studies, since a sharded model needs all ranks for its forwards; rank 0 writes.
+        with observing(trainer, pl_module):
+            data = report_data(trainer)
+            batches = {
+                size: [batch.to(pl_module.device) for batch in data.held_out_batches(self.split, size, self.studies)]
+                for size in self.batch_sizes
+            }
+            evaluated = evaluate_methods(
+                list(self._methods(module, ar=self.autoregressive() if self.autoregressive is not None else None)),
+                batches,
+                data.detokenize,
+                data.judge,
+                description="speed-up",
+                progress=self.progress and trainer.is_global_zero,
+            )
+            if trainer.is_global_zero:
+                self._write(trainer, evaluated, module.block_size, when)
+
+    def _methods(self, module: DiffusionModule, ar: Sampler | None) -> Iterator[Method]:
+        """The methods that the stage's models allow, AR first."""
+        teacher = module.teacher if module.stage_name == "dcd" else module.vlm
+        for batch in self.batch_sizes:
+            if ar is not None:
+                yield Method(setting=Setting(method="ar", batch_size=batch), sampler=ar)
+            for size in self.block_sizes:
+                several = {"block_size": size, "denoising_steps": size}
+                one = {"block_size": size, "denoising_steps": 1, "kv_cache": "fused"}
+                base = Setting(method="base", block_size=size, kv_cache="vanilla", batch_size=batch)
+                yield Method(setting=base, sampler=module.make_sampler(teacher, **several, kv_cache="vanilla"))
+                base = replace(base, kv_cache="fused")
+                yield Method(setting=base, sampler=module.make_sampler(teacher, **several, kv_cache="fused"))
+                base = replace(base, method="base_one_step")
+                yield Method(setting=base, sampler=module.make_sampler(teacher, **one))
+                if module.stage_name == "dcd":
+                    student = replace(base, method="distilled", objective=self.objective)
+                    yield Method(setting=student, sampler=module.make_sampler(module.vlm, **one))
+
+    def _write(self, trainer: Trainer, evaluated: Sequence[EvaluatedMethod], trained: int, when: str) -> None:
+        rows = [item.row for item in evaluated]
+        noted = [row | {"note": _note(row, trained)} for row in rows]
+        rank_zero_info(f"\n{text_table(rows)}\n")
+        folder = Path(trainer.default_root_dir) / "speedup"
+        figure = quality_speed_figure(rows)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=130)
+        write_bytes_atomic(folder / f"{when}.png", picture.getvalue())
+        write_text_atomic(folder / f"{when}.json", json.dumps({"rows": noted}, indent=1))
+        for client, run_id in mlflow_runs(trainer):
+            columns = {name: [row[name] for row in noted] for name in noted[0]}
+            client.log_table(run_id, columns, f"speedup/{when}.json")
+            client.log_figure(run_id, figure, f"speedup/{when}.png")
+            for item in evaluated:
+                for name in SCORES:
+                    if item.row[name] is not None:
+                        client.log_metric(run_id, f"speedup/{item.setting.slug}/{name}", item.row[name])
+
+
+def _note(row: Row, trained: int) -> str:
+    return "" if row["method"] == "ar" or row["block_size"] == trained else f"trained with block size {trained}"

@@ -1,0 +1,56 @@
+"""``echo-pl`` and ``python -m echo_pl``: compose the configuration under ``experiments/`` and run it.
+
+Tools stand beside it: ``python -m echo_pl.tools.<name> --help``.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+TRACEBACK = "ECHO_PL_TRACEBACK"
+"""Set this environment variable to see where an error came from."""
+
+
+def explain(error: Exception) -> str:
+    """One message for a person: what is wrong, and for a configuration value also where it stands."""
+    if isinstance(error, InstantiationException):
+        cause = error.__cause__ or error.__context__
+        where = [line for line in str(error).splitlines() if line.startswith("full_key:")]
+        text = str(cause) if cause is not None else str(error).splitlines()[0]
+        return f"{text} ({where[0].replace('full_key:', 'in the configuration at')})" if where else text
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the disk while writing {error.filename or 'a file'}: make room, then resume=auto"
+    return str(error)
+
+
+@hydra.main(version_base="1.3", config_path=str(EXPERIMENTS), config_name="config")
+def _run(config: DictConfig) -> None:
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    from echo_pl.run import run
+
+    try:
+        run(config)
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"echo-pl: {explain(error)}\n(set {TRACEBACK}=1 to see where)", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    _run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Attention behind one entry: the transformers layers call ``echo_attention``, which takes a rule instead of a mask tensor.
+
+Backends, all of the same result: ``sdpa`` (dense mask, the reference), ``split`` (context and response apart, for training),
+``flex`` (FlexAttention; on a CPU forward only). Knows the rule's views; nothing of noise, stages or decoding.
+
+Shapes: B batch, H query heads, G query heads per key head, Q/K positions, D head size, P context.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+from echo_pl.backbone.split_attention import merged_attention
+from echo_pl.diffusion.block_mask import AttentionRule
+
+AttentionBackend = Literal["sdpa", "split", "flex"]
+NAME = "echo_pl"
+"""Under this name the function stands in transformers' registry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """What travels through the transformers layers in the place of an attention mask."""
+
+    rule: AttentionRule | None
+    """None: every query sees every key."""
+    backend: AttentionBackend = "sdpa"
+
+    def __post_init__(self) -> None:
+        if self.backend not in get_args(AttentionBackend):
+            raise ValueError(f"attention backend must be one of {get_args(AttentionBackend)}, got {self.backend!r}")
+
+
+def register() -> None:
+    """Put ``echo_attention`` beside the library's own attention functions (idempotent)."""
+    AttentionInterface.register(NAME, echo_attention)
+
+
+def echo_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: AttentionCall,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,  # the library's calling convention: sliding_window, position_ids and others that a rule makes idle
+) -> tuple[Tensor, None]:
+    """Attend under a rule.
+
+    Args:
+        module: the calling layer.
+        query: (B, H, Q, D).
+        key: (B, H / G, K, D).
+        value: (B, H / G, K, D).
+        attention_mask: the rule and the backend.
+        scaling: factor on the scores; 1/sqrt(D) when None.
+        dropout: attention dropout; only ``sdpa`` has it.
+
+    Returns:
+        (B, Q, H, D) and None (no backend returns weights).
+
+    Raises:
+        ValueError: the backend cannot do what is asked.
+    """
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    dtype = value.dtype
+    # Under autocast values are bf16 while the rotary embedding has made queries and keys fp32. One dtype for all: fp32 on a CPU,
+    # where SDPA's bf16 backward is slow and its fp32 one is not.
+    common = torch.float32 if dtype == torch.bfloat16 and value.device.type == "cpu" else dtype
+    query, key, value = query.to(common), key.to(common), value.to(common)
+    with torch.autocast(query.device.type, enabled=False):
+        out = _BACKENDS[attention_mask.backend](query, key, value, attention_mask.rule, scale, dropout)
+    return out.transpose(1, 2).to(dtype), None
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule | None, scale: float, dropout: float) -> Tensor:
+    mask_BQK = None if rule is None else rule.dense_BQK
+    B, H, Q, D = q.shape
+    groups = H // k.shape[1]
+    if groups == 1:
+        mask = None if mask_BQK is None else mask_BQK[:, None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+    if k.shape[2] > Q:
+        # Cached keys are many, queries few: fold the group into the queries instead of copying keys and values.
+        folded = q.reshape(B, H // groups, groups * Q, D)
+        mask = None if mask_BQK is None else mask_BQK.repeat(1, groups, 1)[:, None]
+        out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return out.reshape(B, H, Q, D)
+    mask = None if mask_BQK is None else mask_BQK[:, None]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+
+
+def _split(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule | None, scale: float, dropout: float) -> Tensor:
+    if rule is None:
+        return _sdpa(q, k, v, None, scale, dropout)
+    if dropout:
+        raise ValueError(f"attention backend 'split' has no dropout, got {dropout}; use 'sdpa'")
+    view = rule.split
+    P = view.context_width
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    context_mask = None if view.context_BPP is None else view.context_BPP[:, None]
+    context = F.scaled_dot_product_attention(
+        q[:, :, :P], k[:, :, :P], v[:, :, :P], attn_mask=context_mask, is_causal=context_mask is None, scale=scale
+    )
+    padding = view.response_to_context_BK
+    response = merged_attention(
+        q[:, :, P:],
+        (k[:, :, :P], v[:, :, :P], None if padding is None else padding[:, None, None]),
+        (k[:, :, P:], v[:, :, P:], view.response_BQK[:, None]),
+        scale,
+    )
+    return torch.cat([context, response], dim=2)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule | None, scale: float, dropout: float) -> Tensor:
+    if rule is None:
+        return _sdpa(q, k, v, None, scale, dropout)
+    if dropout:
+        raise ValueError(f"attention backend 'flex' has no dropout, got {dropout}; use 'sdpa'")
+    if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
+        raise ValueError("FlexAttention has no backward on a CPU: train with attention backend 'split' or 'sdpa'")
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention(q, k, v, block_mask=rule.flex_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+_BACKENDS = {"sdpa": _sdpa, "split": _split, "flex": _flex}

@@ -1,0 +1,121 @@
+"""Hand-over of weights from one stage to the next, and what a checkpoint says of itself.
+
+Reads Lightning checkpoints as data only (``weights_only=True``: tensors and plain values, never code). Knows the weights' names;
+nothing of stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from echo_pl.backbone.factory import refuse_unmatched
+from echo_pl.backbone.vlm import VLM
+
+RECORD_KEY = "echo_pl"
+"""Under this key a checkpoint holds its :class:`StageRecord`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """Where a checkpoint comes from; plain values, so that it can be read without running code."""
+
+    stage: str
+    backbone: str
+    block_size: int | None = None
+    """None before stage 2."""
+    grid: str = "response"
+    context_attention: str = "causal"
+    data_fingerprint: str = ""
+    start: str | None = None
+    """The checkpoint it started from."""
+    chain: str = ""
+    """Name that the stages of one chain share."""
+    mlflow_run_id: str | None = None
+
+
+def read_checkpoint(path: str | Path) -> tuple[StageRecord, dict[str, Any]]:
+    """Load a checkpoint of this project into CPU memory.
+
+    Returns:
+        Its record and the whole checkpoint.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: the file is torn, or not a checkpoint of this project.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {file}; give start=<checkpoint of the stage before>, or run that stage")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise ValueError(
+            f"{file} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}"
+        ) from error
+    record = content.get(RECORD_KEY) if isinstance(content, dict) else None
+    if not isinstance(record, dict) or "state_dict" not in content:
+        raise ValueError(f"{file} is not a checkpoint of echo_pl: it has no {RECORD_KEY!r} record")
+    known = {field.name for field in fields(StageRecord)}
+    return StageRecord(**{name: value for name, value in record.items() if name in known}), content
+
+
+def load_weights(vlm: VLM, path: str | Path, expected_stages: tuple[str, ...], block_size: int | None = None) -> StageRecord:
+    """Load the model of a checkpoint into ``vlm``: every weight, or an error.
+
+    Args:
+        vlm: receives the weights, in place.
+        path: a checkpoint written by a stage.
+        expected_stages: stages it may come from.
+        block_size: the block size it must have been trained with; None: any.
+
+    Returns:
+        The checkpoint's record.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a foreign checkpoint, another stage, another block size, or weights that do not match.
+    """
+    record, content = read_checkpoint(path)
+    if record.stage not in expected_stages:
+        raise ValueError(
+            f"{path} is a checkpoint of stage {record.stage!r}, needed is one of {' or '.join(map(repr, expected_stages))}; "
+            "give start=<path>"
+        )
+    if block_size is not None and record.block_size != block_size:
+        raise ValueError(
+            f"{path} was trained with block_size {record.block_size}, asked for is {block_size}; "
+            f"give block_size={record.block_size}, or another start"
+        )
+    prefix = "vlm."
+    weights = {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+    own = vlm.state_dict()
+    refuse_unmatched(own.keys() - weights.keys(), weights.keys() - own.keys(), str(path))
+    shapes = [n for n in own if own[n].shape != weights[n].shape]
+    if shapes:
+        first = shapes[0]
+        raise ValueError(
+            f"{path} does not fit the model: {len(shapes)} weights have other shapes, {first} is {tuple(weights[first].shape)} "
+            f"there and {tuple(own[first].shape)} here; is it another backbone or another tokenizer?"
+        )
+    vlm.load_state_dict(weights)
+    return record
+
+
+def record_dict(record: StageRecord) -> dict[str, Any]:
+    """The record as plain values, for a checkpoint or a JSON file."""
+    return asdict(record)
+
+
+def weights_fingerprint(vlm: VLM) -> str:
+    """A hash of all weights, to tell which teacher stored trajectories belong to."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vlm.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,170 @@
+"""Where a VLM comes from: random tiny weights, or a Hugging Face folder. A stage calls ``build`` inside ``configure_model``.
+
+Knows configurations and weights; nothing of training.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, get_args
+
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from echo_pl.backbone.attention import AttentionBackend
+from echo_pl.backbone.vlm import VLM
+from echo_pl.structs import SpecialTokens
+
+log = logging.getLogger(__name__)
+
+
+class BackboneFactory(Protocol):
+    """Builds the model once the tokenizer is known."""
+
+    name: str
+
+    def build(self, special: SpecialTokens, vocab_size: int) -> VLM:
+        """Return a model whose vocabulary holds every token of the tokenizer."""
+        ...
+
+
+def check_attention(train_attention: str) -> None:
+    """Raise ValueError for an unknown training backend."""
+    if train_attention not in get_args(AttentionBackend):
+        raise ValueError(f"train_attention must be one of {get_args(AttentionBackend)}, got {train_attention!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyBackbone:
+    """The stock class with about 1.4 million random weights: the laptop path is the 7B path."""
+
+    name: str = "tiny"
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    key_heads: int = 2
+    mlp_width: int = 384
+    vision_width: int = 96
+    vision_layers: int = 3
+    vision_heads: int = 4
+    vision_mlp_width: int = 256
+    patch_size: int = 8
+    """Pixels; a 64 x 64 image gives (64 / 8 / 2)^2 = 16 image tokens."""
+    train_attention: AttentionBackend = "split"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_attention(self.train_attention)
+        head_size, rest = divmod(self.width, self.heads)
+        if rest or head_size % 16:
+            raise ValueError(f"width / heads must be a multiple of 16, got {self.width} / {self.heads}")
+        if self.heads % self.key_heads:
+            raise ValueError(f"heads must be a multiple of key_heads, got {self.heads} and {self.key_heads}")
+
+    def config(self, special: SpecialTokens, vocab_size: int) -> Qwen2_5_VLConfig:
+        """The stock configuration at this size."""
+        half = self.width // self.heads // 2
+        return Qwen2_5_VLConfig(
+            text_config={
+                "vocab_size": vocab_size,
+                "hidden_size": self.width,
+                "intermediate_size": self.mlp_width,
+                "num_hidden_layers": self.layers,
+                "num_attention_heads": self.heads,
+                "num_key_value_heads": self.key_heads,
+                "max_position_embeddings": 8192,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "mrope_section": [half // 4, half * 3 // 8, half * 3 // 8],
+                },
+                "use_sliding_window": False,
+                "bos_token_id": None,
+                "eos_token_id": special.eos,
+                "pad_token_id": None,
+            },
+            vision_config={
+                "depth": self.vision_layers,
+                "hidden_size": self.vision_width,
+                "intermediate_size": self.vision_mlp_width,
+                "num_heads": self.vision_heads,
+                "out_hidden_size": self.width,
+                "patch_size": self.patch_size,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "window_size": self.patch_size * 8,
+                "fullatt_block_indexes": list(range(self.vision_layers)),
+            },
+            image_token_id=special.image,
+            video_token_id=special.image,
+            tie_word_embeddings=False,
+        )
+
+    def build(self, special: SpecialTokens, vocab_size: int) -> VLM:
+        """Random weights from ``seed`` alone; the caller's random state is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = Qwen2_5_VLForConditionalGeneration(self.config(special, vocab_size))
+        return finish(network, special, vocab_size, self.train_attention, self.gradient_checkpointing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedBackbone:
+    """Qwen2.5-VL weights (Lingshu-7B among them) from a folder, or from an id that the user named."""
+
+    path: str
+    name: str = "qwen2_5_vl_7b"
+    dtype: str = "bfloat16"
+    train_attention: AttentionBackend = "split"
+    gradient_checkpointing: bool = True
+
+    def __post_init__(self) -> None:
+        check_attention(self.train_attention)
+        if self.dtype not in ("bfloat16", "float16", "float32"):
+            raise ValueError(f"dtype must be bfloat16, float16 or float32, got {self.dtype!r}")
+
+    def build(self, special: SpecialTokens, vocab_size: int) -> VLM:
+        """Load the weights; a weight without a place, or a place without a weight, is an error.
+
+        Raises:
+            FileNotFoundError: the path looks local and is not there.
+            ValueError: it is not a Qwen2.5-VL model, or keys do not match.
+        """
+        if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
+            raise FileNotFoundError(f"no model folder at {self.path}; give backbone.path=<folder or hub id>")
+        path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
+        network, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            path, dtype=getattr(torch, self.dtype), output_loading_info=True
+        )
+        refuse_unmatched(info["missing_keys"], info["unexpected_keys"], path)
+        return finish(network, special, vocab_size, self.train_attention, self.gradient_checkpointing)
+
+
+def refuse_unmatched(missing: object, unexpected: object, source: str) -> None:
+    """Raise ValueError when a checkpoint and a model do not have the same weights."""
+    missing_list, unexpected_list = sorted(missing), sorted(unexpected)  # type: ignore[call-overload]
+    if missing_list or unexpected_list:
+        raise ValueError(
+            f"{source} does not fit the model: {len(missing_list)} weights missing {missing_list[:3]}, "
+            f"{len(unexpected_list)} without a place {unexpected_list[:3]}; is it another backbone or another size?"
+        )
+
+
+def finish(
+    network: Qwen2_5_VLForConditionalGeneration,
+    special: SpecialTokens,
+    vocab_size: int,
+    train_attention: AttentionBackend,
+    gradient_checkpointing: bool,
+) -> VLM:
+    """Make room for added tokens, switch checkpointing on, wrap."""
+    rows = network.get_input_embeddings().weight.shape[0]
+    if vocab_size > rows:
+        log.warning("vocabulary grows from %d to %d rows: the tokenizer has added tokens", rows, vocab_size)
+        network.resize_token_embeddings(vocab_size)
+    if gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return VLM(network, special, train_attention)

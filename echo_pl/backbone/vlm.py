@@ -1,0 +1,151 @@
+"""The vision-language model: the stock Qwen2.5-VL with our attention entry and explicit M-RoPE positions.
+
+Every computation goes through ``VLM.forward`` (or ``vision_features``), so that FSDP2 can wrap the model as a whole. Knows token
+ids, positions and rules; nothing of noise, losses, stages or samplers.
+
+Shapes: B batch, P context, T tokens, Q tokens of one forward, V vocabulary, M chosen positions, E width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from echo_pl.backbone import attention
+from echo_pl.backbone.attention import AttentionBackend, AttentionCall
+from echo_pl.backbone.kv_cache import BlockKVCache
+from echo_pl.diffusion.block_mask import AttentionRule
+from echo_pl.diffusion.sequence import TrainingSequence
+from echo_pl.structs import SpecialTokens
+
+
+class VLM(nn.Module):
+    """A ``Qwen2_5_VLForConditionalGeneration`` that takes attention as a rule and positions as given."""
+
+    def __init__(
+        self, network: Qwen2_5_VLForConditionalGeneration, special: SpecialTokens, train_attention: AttentionBackend = "sdpa"
+    ) -> None:
+        """Wrap a network.
+
+        Args:
+            network: the stock class; its config's image token must be the tokenizer's.
+            special: the tokenizer's special ids.
+            train_attention: backend of forwards without a cache; decode steps use ``sdpa``.
+
+        Raises:
+            ValueError: the network and the tokenizer disagree on the image token or the vocabulary.
+        """
+        super().__init__()
+        rows = network.get_input_embeddings().weight.shape[0]
+        highest = max(special.pad, special.eos, special.mask, special.image, *special.never_sampled)
+        if highest >= rows:
+            raise ValueError(f"token id {highest} of the tokenizer is outside the model's vocabulary of {rows}")
+        if network.config.image_token_id != special.image:
+            raise ValueError(
+                f"the model's image token is {network.config.image_token_id}, the tokenizer's is {special.image}: "
+                "tokenizer and weights do not belong together"
+            )
+        attention.register()
+        network.set_attn_implementation({"text_config": attention.NAME, "vision_config": "sdpa"})
+        self.network = network
+        self.special = special
+        self.train_attention = train_attention
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return self.network.config.text_config.num_hidden_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.get_input_embeddings().weight.device
+
+    def freeze_vision(self) -> None:
+        """Take the vision tower and its projector (the merger inside it) out of training: stages 2 and 3."""
+        self.network.model.visual.requires_grad_(False)
+
+    def vision_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """Projected image tokens of all images, (tokens, E), in the order of their placeholders."""
+        visual = self.network.model.visual
+        frozen = not any(p.requires_grad for p in visual.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            return visual(pixel_values.type(visual.dtype), grid_thw=image_grid_thw).pooler_output
+
+    def context_positions(
+        self, context_ids_BP: Tensor, lengths_B: Tensor, image_grid_thw: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """M-RoPE positions of right-padded contexts.
+
+        Returns:
+            (3, B, P) positions (0 at padding), and (B,) the first position behind each context.
+        """
+        B, P = context_ids_BP.shape
+        ids, grid, lengths = context_ids_BP, image_grid_thw, lengths_B
+        alike = B > 1 and bool((ids == ids[:1]).all()) and len(grid) % B == 0
+        if alike and bool((grid == grid[: len(grid) // B].repeat(B, 1)).all()):
+            ids, grid, lengths = ids[:1], grid[: len(grid) // B], lengths[:1]
+        valid = torch.arange(P, device=ids.device)[None] < lengths[:, None]
+        is_image = (ids == self.special.image).int()
+        positions, _ = self.network.model.get_rope_index(
+            ids, mm_token_type_ids=is_image, image_grid_thw=grid, attention_mask=valid.int()
+        )
+        behind = positions.amax(dim=(0, 2)) + 1
+        return positions.expand(-1, B, -1), behind.expand(B)
+
+    def sequence_positions(self, sequence: TrainingSequence, image_grid_thw: Tensor) -> Tensor:
+        """(3, B, T) positions of a training sequence: every copy of a response token has the same."""
+        P = sequence.context_width
+        positions, behind_B = self.context_positions(
+            sequence.input_ids_BT[:, :P], sequence.context_lengths_B, image_grid_thw
+        )
+        response_BT = behind_B[:, None] + sequence.response_offset_T[None]
+        return torch.cat([positions, response_BT.expand(3, -1, -1)], dim=2)
+
+    def forward(
+        self,
+        input_ids_BQ: Tensor,
+        positions_3BQ: Tensor,
+        rule: AttentionRule | None,
+        *,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        cache: BlockKVCache | None = None,
+        select: Tensor | int | None = None,
+    ) -> Tensor:
+        """One forward of the language model (and of the vision tower, if pixels are given).
+
+        Args:
+            input_ids_BQ: token ids, image placeholders included.
+            positions_3BQ: M-RoPE positions.
+            rule: who sees whom among these queries and all keys, cached ones first; None: everyone sees everyone.
+            pixel_values: patches, as in :class:`echo_pl.structs.Batch`; None when no placeholder is among the ids.
+            image_grid_thw: (images, 3).
+            cache: written and read in place.
+            select: where logits are wanted: a bool mask (B, Q), the number of last positions, or None for all.
+
+        Returns:
+            Logits: (M, V) for a mask, (B, n, V) for a number, (B, Q, V) for None.
+        """
+        language_model = self.network.model.language_model
+        embeds_BQE = language_model.embed_tokens(input_ids_BQ)
+        if pixel_values is not None and image_grid_thw is not None:
+            image_BQ1 = (input_ids_BQ == self.special.image)[..., None]
+            features = self.vision_features(pixel_values, image_grid_thw)
+            if int(image_BQ1.sum()) != len(features):
+                raise ValueError(f"{int(image_BQ1.sum())} image placeholders for {len(features)} image tokens in a batch")
+            embeds_BQE = embeds_BQE.masked_scatter(image_BQ1, features.to(embeds_BQE.dtype))
+        call = AttentionCall(rule=rule, backend=self.train_attention if cache is None else "sdpa")
+        hidden_BQE = language_model(
+            inputs_embeds=embeds_BQE,
+            position_ids=positions_3BQ,
+            attention_mask={"full_attention": call},
+            past_key_values=cache,
+            use_cache=False,
+        ).last_hidden_state
+        if isinstance(select, Tensor):
+            hidden_BQE = hidden_BQE[select]
+        elif select is not None:
+            hidden_BQE = hidden_BQE[:, hidden_BQE.shape[1] - select :]
+        return self.network.lm_head(hidden_BQE)

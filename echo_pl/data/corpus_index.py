@@ -1,0 +1,134 @@
+"""``index.json``: what a corpus folder holds. Written last, so that a folder with an index is a complete corpus.
+
+Knows file names and counts; nothing of what is inside a shard. An index is data from outside like any other: what it
+names must be plain files of its own folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+INDEX_NAME = "index.json"
+Options = Mapping[str, str | int | float | bool | None]
+
+
+def check_local(path: Path | str) -> Path:
+    """Return a path to local storage.
+
+    Raises:
+        ValueError: If it is a URL or a command of any kind (``pipe:``, ``http:``, ``s3:``).
+    """
+    text = str(path)
+    scheme = text.split("/", 1)[0]
+    if ":" in scheme and len(scheme) > 2:
+        raise ValueError(f"shards are read from local or mounted folders only, never from a URL or a command: {text!r}")
+    return Path(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar file of a corpus."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if Path(self.name).name != self.name or ":" in self.name or not self.name.endswith(".tar"):
+            raise ValueError(f"a shard must be a plain *.tar file beside its index, got {self.name!r}")
+        if self.samples < 1 or self.bytes < 1:
+            raise ValueError(f"shard {self.name} is empty: {self.samples} samples in {self.bytes} bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusIndex:
+    """What a corpus is and where its samples are."""
+
+    corpus: str
+    """Which reader or generator made it; names its judge."""
+    options: Options
+    """Everything that decided what the studies are."""
+    labels: tuple[str, ...]
+    splits: Mapping[str, tuple[Shard, ...]]
+    recipe: str
+    """Hash of corpus, options and counts, known before the first study is made."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the recipe and of every byte of every shard."""
+        parts = [
+            self.recipe,
+            *(f"{split}/{s.name}/{s.sha256}" for split in sorted(self.splits) for s in self.splits[split]),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def count(self, split: str) -> int:
+        """Number of studies in a split."""
+        return sum(shard.samples for shard in self.shards(split))
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        """Return the shards of a split.
+
+        Raises:
+            ValueError: If the corpus has no such split.
+        """
+        if not self.splits.get(split):
+            raise ValueError(f"the corpus has no split {split!r}, only {sorted(self.splits)}")
+        return self.splits[split]
+
+    def save(self, folder: Path) -> None:
+        """Write the index, in one step."""
+        partial = folder / f"{INDEX_NAME}.partial"
+        record = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
+        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+        partial.replace(folder / INDEX_NAME)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> CorpusIndex:
+        """Read the index of a corpus folder.
+
+        Raises:
+            FileNotFoundError: If the folder holds no complete corpus.
+            ValueError: If the index is damaged, of another schema, or names anything but plain local files.
+        """
+        path = check_local(folder) / INDEX_NAME
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no {INDEX_NAME} in {folder}; run `python -m echo_pl.tools.make_corpus synthetic --out {folder}`"
+            )
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); delete the folder and make the corpus again") from error
+        version = record.get("schema_version") if isinstance(record, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {version!r}, this program reads {SCHEMA_VERSION}; make the corpus again"
+            )
+        try:
+            return cls._from_record(record)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); delete the folder and make the corpus again") from error
+
+    @classmethod
+    def _from_record(cls, record: Mapping[str, Any]) -> CorpusIndex:
+        return cls(
+            corpus=str(record["corpus"]),
+            options=dict(record["options"]),
+            labels=tuple(str(label) for label in record["labels"]),
+            splits={str(k): tuple(Shard(**shard) for shard in shards) for k, shards in record["splits"].items()},
+            recipe=str(record["recipe"]),
+        )
+
+
+def corpus_recipe(corpus: str, options: Options, counts: Mapping[str, int], shard_size: int) -> str:
+    """Hash of everything that decides what a corpus will be."""
+    record = [SCHEMA_VERSION, corpus, dict(options), dict(counts), shard_size]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

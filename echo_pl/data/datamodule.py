@@ -1,0 +1,295 @@
+"""The data room's door: a LightningDataModule that streams a corpus folder as batches.
+
+Wires index, tokenizer, processor, order, stream and loader, and knows which rank it is on. Knows nothing of diffusion
+or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+
+from echo_pl.data.collator import ReportCollator
+from echo_pl.data.corpora import make_judge
+from echo_pl.data.corpus_index import CorpusIndex, check_local
+from echo_pl.data.judge import ReportJudge
+from echo_pl.data.loader import FixedLoader, ResumableLoader
+from echo_pl.data.order import EpochOrder, Places, eval_batches, fixed_order, shuffled_order, train_batches
+from echo_pl.data.processor import ProcessorConfig, ReportProcessor, Template
+from echo_pl.data.shard_reader import decode_study, read_samples
+from echo_pl.data.stream import BatchStream, OnBad
+from echo_pl.data.study import Version
+from echo_pl.data.tokenizer import ReportTokenizer, load_tokenizer
+from echo_pl.structs import Batch, SpecialTokens
+
+EvalSplit = Literal["val", "test"]
+
+
+class ReportDataModule(L.LightningDataModule):
+    """Chest X-ray studies as batches.
+
+    Args:
+        root: Corpus folder, as made by ``python -m echo_pl.tools.make_corpus``.
+        tokenizer_path: Folder of a saved tokenizer; None: the one made with the corpus, ``root/tokenizer``.
+        batch_size: Studies of one rank in one training step.
+        eval_batch_size: Studies of one rank in one validation or test step; None: ``batch_size``.
+        seed: Seed of the training order.
+        shuffle_buffer: How many places a study may move from its place in the shuffled shards.
+        num_workers: Processes that read and decode, per rank; the batches do not depend on it.
+        version: Which report is the response, ``normalized`` or ``raw``.
+        language: Language of the instruction and of the response's headings, ``en`` or ``zh``.
+        template: Prompt layout, ``plain`` or ``chat``.
+        patch_size: Side of a vision patch in pixels.
+        merge_size: Patches along one side merged into one vision token.
+        temporal_patch_size: Times a still image is repeated in its patch.
+        min_pixels: Smaller images are enlarged to this many pixels.
+        max_pixels: Larger images are reduced to this many pixels.
+        max_response_tokens: Longest response, eos included.
+        on_bad_sample: ``error`` or ``skip``, for a sample that cannot be decoded.
+        on_long_response: ``error`` or ``skip``, for a response longer than ``max_response_tokens``.
+        limit_train: Train on the first so many studies only.
+        limit_val: Validate on the first so many studies only.
+        limit_test: Test on the first so many studies only.
+        pin_memory: Whether batches are put in page-locked memory (for a GPU).
+        rank: This process's number; None: asked of the trainer or of torch.distributed.
+        world_size: Number of processes; None: asked likewise.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        tokenizer_path: str | Path | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        shuffle_buffer: int = 2000,
+        num_workers: int = 0,
+        version: Version = "normalized",
+        language: str = "en",
+        template: Template = "plain",
+        patch_size: int = 8,
+        merge_size: int = 2,
+        temporal_patch_size: int = 2,
+        min_pixels: int = 64 * 64,
+        max_pixels: int = 64 * 64,
+        max_response_tokens: int = 128,
+        on_bad_sample: OnBad = "error",
+        on_long_response: OnBad = "error",
+        limit_train: int | None = None,
+        limit_val: int | None = None,
+        limit_test: int | None = None,
+        pin_memory: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.root = check_local(root)
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.processor_config = ProcessorConfig(
+            version=version,
+            language=language,
+            template=template,
+            patch_size=patch_size,
+            merge_size=merge_size,
+            temporal_patch_size=temporal_patch_size,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            max_response_tokens=max_response_tokens,
+        )
+        self._tokenizer_path = self.root / "tokenizer" if tokenizer_path is None else Path(tokenizer_path)
+        self._seed = seed
+        self._shuffle_buffer = shuffle_buffer
+        self._num_workers = num_workers
+        self._on_bad_sample = on_bad_sample
+        self._on_long_response = on_long_response
+        self._limits = {"train": limit_train, "val": limit_val, "test": limit_test}
+        self._pin_memory = pin_memory
+        self._rank = rank
+        self._world_size = world_size
+        self._check()
+
+    def _check(self) -> None:
+        at_least = {
+            "batch_size": (self.batch_size, 1),
+            "eval_batch_size": (self.eval_batch_size, 1),
+            "seed": (self._seed, 0),
+            "shuffle_buffer": (self._shuffle_buffer, 0),
+            "num_workers": (self._num_workers, 0),
+            **{f"limit_{split}": (limit, 1) for split, limit in self._limits.items() if limit is not None},
+        }
+        for name, (value, least) in at_least.items():
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name, choice in (("on_bad_sample", self._on_bad_sample), ("on_long_response", self._on_long_response)):
+            if choice not in ("error", "skip"):
+                raise ValueError(f"{name} must be 'error' or 'skip', got {choice!r}")
+        if (self._rank is None) != (self._world_size is None):
+            raise ValueError(f"give both rank and world_size or neither, got {self._rank} and {self._world_size}")
+
+    @cached_property
+    def index(self) -> CorpusIndex:
+        """What the corpus folder holds."""
+        return CorpusIndex.load(self.root)
+
+    @cached_property
+    def _tokenizer_and_special(self) -> tuple[ReportTokenizer, SpecialTokens]:
+        return load_tokenizer(self._tokenizer_path)
+
+    @property
+    def tokenizer(self) -> ReportTokenizer:
+        """The tokenizer, with a mask token."""
+        return self._tokenizer_and_special[0]
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The ids that samplers and mathematics have to know."""
+        return self._tokenizer_and_special[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of the tokenizer, which the model's embeddings must at least have."""
+        return len(self.tokenizer)
+
+    @cached_property
+    def processor(self) -> ReportProcessor:
+        """From a study to tensors."""
+        return ReportProcessor(self.tokenizer, self.special, self.processor_config)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Finding labels of the corpus, the columns of ``Batch.labels_BF``."""
+        return self.index.labels
+
+    @cached_property
+    def judge(self) -> ReportJudge | None:
+        """Who can read the corpus's reports back, where there is one."""
+        return make_judge(self.index.corpus, self.processor_config.version)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the corpus's bytes, the vocabulary and how studies become tensors."""
+        vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
+        parts = f"{self.index.fingerprint}\n{vocabulary}\n{sorted(asdict(self.processor_config).items())}"
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read index and tokenizer, so that what is missing is said before training starts."""
+        _ = self.index, self.special
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the training stream: shuffled by (seed, epoch), endless, exactly resumable.
+
+        Raises:
+            ValueError: If the training split does not fill one batch of every rank.
+        """
+        batches = len(self._train_batches(self._train_order(0)))
+        if batches == 0:
+            world_size = self._place()[1]
+            raise ValueError(
+                f"{len(self._train_order(0).places)} training studies do not fill one batch of {self.batch_size} on "
+                f"{world_size} rank(s); use a smaller batch_size or a larger corpus"
+            )
+        return ResumableLoader(
+            self._train_stream, batches=batches, num_workers=self._num_workers, pin_memory=self._pin_memory
+        )
+
+    def val_dataloader(self) -> FixedLoader:
+        """Return the validation split in its order, with references."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> FixedLoader:
+        """Return the test split in its order, with references."""
+        return self._eval_loader("test")
+
+    def held_out_batches(self, split: EvalSplit, batch_size: int, limit: int) -> list[Batch]:
+        """Return the first ``limit`` studies of a split as batches, all of them on every rank."""
+        order = fixed_order(self._counts(split), limit)
+        batches = eval_batches(order.places, batch_size=batch_size, rank=0, world_size=1)
+        return list(self._stream(split, order, batches, references=True))
+
+    def images(self, split: str, keys: Iterable[str]) -> dict[str, Image.Image]:
+        """Return the first image of each of these studies, at its original size.
+
+        Raises:
+            ValueError: If the split has no such study.
+        """
+        wanted = set(keys)
+        found: dict[str, Image.Image] = {}
+        for shard in self.index.shards(split):
+            if len(found) == len(wanted):
+                break
+            for _, raw in read_samples(self.root, shard, range(shard.samples)):
+                if raw.key in wanted:
+                    found[raw.key] = decode_study(raw).images[0]
+        if missing := sorted(wanted - found.keys()):
+            raise ValueError(
+                f"split {split!r} of {self.root} has no study {missing[0]!r} ({len(missing)} missing in all)"
+            )
+        return found
+
+    def detokenize(self, tokens: Tensor) -> str:
+        """Text of response tokens, control tokens left out."""
+        return self.processor.detokenize(tokens)
+
+    def _counts(self, split: str) -> list[int]:
+        return [shard.samples for shard in self.index.shards(split)]
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size."""
+        if self._rank is not None and self._world_size is not None:
+            return self._rank, self._world_size
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if dist.is_available() and dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
+        return 0, 1
+
+    def _train_order(self, epoch: int) -> EpochOrder:
+        return shuffled_order(
+            self._counts("train"),
+            seed=self._seed,
+            epoch=epoch,
+            buffer=self._shuffle_buffer,
+            limit=self._limits["train"],
+        )
+
+    def _train_batches(self, order: EpochOrder) -> list[Places]:
+        rank, world_size = self._place()
+        return train_batches(order.places, batch_size=self.batch_size, rank=rank, world_size=world_size)
+
+    def _train_stream(self, epoch: int, done: int) -> BatchStream:
+        order = self._train_order(epoch)
+        return self._stream("train", order, self._train_batches(order)[done:], references=False)
+
+    def _eval_loader(self, split: EvalSplit) -> FixedLoader:
+        order = fixed_order(self._counts(split), self._limits[split])
+        rank, world_size = self._place()
+        batches = eval_batches(order.places, batch_size=self.eval_batch_size, rank=rank, world_size=world_size)
+        stream = self._stream(split, order, batches, references=True)
+        return FixedLoader(stream, num_workers=self._num_workers, pin_memory=self._pin_memory)
+
+    def _stream(self, split: str, order: EpochOrder, batches: list[Places], *, references: bool) -> BatchStream:
+        return BatchStream(
+            folder=self.root,
+            shards=self.index.shards(split),
+            order=order,
+            batches=batches,
+            process=self.processor,
+            collate=ReportCollator(self.special, self.labels, references=references),
+            on_bad_sample=self._on_bad_sample,
+            on_long_response=self._on_long_response,
+        )

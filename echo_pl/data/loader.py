@@ -1,0 +1,94 @@
+"""Loaders: one pass in fixed order, and endless epochs that can be left and taken up again at any batch.
+
+The state of the latter is two numbers, the same on every rank, which Lightning keeps in checkpoints by itself. Neither
+knows of shards. They wrap torch's DataLoader, so that Lightning neither replaces their sampler nor doubts their length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch.utils.data import DataLoader
+
+from echo_pl.data.stream import BatchStream
+from echo_pl.structs import Batch
+
+
+class FixedLoader:
+    """Yields the batches of one stream, the same each time.
+
+    Args:
+        stream: What to read.
+        num_workers: Processes that read and decode; 0: this one.
+        pin_memory: Whether batches are put in page-locked memory.
+    """
+
+    def __init__(self, stream: BatchStream, *, num_workers: int, pin_memory: bool) -> None:
+        self._batches = len(stream)
+        self._loader = DataLoader(stream, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+
+class ResumableLoader:
+    """Yields the batches of one epoch after the other, each time it is iterated.
+
+    Args:
+        make_stream: From (epoch, batches to leave out at its start) to the stream of the rest.
+        batches: Batches in one epoch. Lightning does not read ahead in a loader with a length, so the state is exact.
+        num_workers: Processes that read and decode; 0: this one.
+        pin_memory: Whether batches are put in page-locked memory.
+    """
+
+    def __init__(
+        self,
+        make_stream: Callable[[int, int], BatchStream],
+        *,
+        batches: int,
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self._make_stream = make_stream
+        self._batches = batches
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+        self._next_epoch = 0
+        self._epoch = 0
+        self._done = 0
+        self._skip = 0
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._epoch, self._done, self._skip = self._next_epoch, self._skip, 0
+        # counted now and not at the end: with a length, nobody reads an epoch until it is exhausted
+        self._next_epoch = self._epoch + 1
+        stream = self._make_stream(self._epoch, self._done)
+        for batch in FixedLoader(stream, num_workers=self._num_workers, pin_memory=self._pin_memory):
+            self._done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is: the epoch and the batches of it handed out, equal on every rank."""
+        return {"epoch": self._epoch, "batches_done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there the next time the loader is iterated.
+
+        Raises:
+            ValueError: If the state is from a loader with longer epochs, as after a change of data or batch size.
+        """
+        epoch, done = state["epoch"], state["batches_done"]
+        if done > self._batches:
+            raise ValueError(
+                f"the checkpoint is at batch {done} of its epoch, but an epoch now has {self._batches}; "
+                "resume with the same corpus and global batch size"
+            )
+        self._epoch, self._done = epoch, done
+        ended = done == self._batches
+        self._next_epoch, self._skip = (epoch + 1, 0) if ended else (epoch, done)

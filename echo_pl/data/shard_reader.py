@@ -1,0 +1,160 @@
+"""Reads studies back from WebDataset shards. Shards come from outside: they are data, never code.
+
+Members are told by name, only images and JSON are accepted, and only our own decoders touch them; what belongs to
+another rank or worker is passed over unread. Knows files and studies; nothing of order, batches or tensors.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from echo_pl.data.corpus_index import SCHEMA_VERSION, Shard, check_local
+from echo_pl.data.study import Study
+from echo_pl.data.webdataset_secure import base_plus_ext, group_by_keys
+from echo_pl.structs import ReportText
+
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg")
+MAX_MEMBER_BYTES = 256 * 2**20
+MAX_IMAGE_PIXELS = 100_000_000
+
+
+class ShardError(ValueError):
+    """A shard as a whole cannot be read or must not be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSample:
+    """One sample as it stands in its shard, undecoded."""
+
+    key: str
+    shard: str
+    fields: Mapping[str, bytes]
+    """Suffix (``0.png``, ``json``) to content."""
+
+
+def read_samples(folder: Path | str, shard: Shard, wanted: Collection[int]) -> Iterator[tuple[int, RawSample]]:
+    """Yield the wanted samples of one shard in their order, undecoded.
+
+    Args:
+        folder: The corpus folder.
+        shard: As its index describes it.
+        wanted: Places in the shard, from 0.
+
+    Raises:
+        ShardError: If the shard is missing, damaged, other than its index says, or holds anything but images and JSON.
+    """
+    path = check_local(folder) / shard.name
+    if not path.is_file():
+        raise ShardError(f"shard {path} is missing; copy it there, or make the corpus again")
+    if path.stat().st_size != shard.bytes:
+        raise ShardError(
+            f"shard {path} has {path.stat().st_size} bytes, its index says {shard.bytes}: it was cut off or changed; "
+            "copy it again, or make the corpus again"
+        )
+    chosen = sorted(wanted)
+    members = _members(path, shard, frozenset(chosen))
+    for place, sample in zip(chosen, group_by_keys(members), strict=True):
+        fields = {name: content for name, content in sample.items() if not name.startswith("__")}
+        yield place, RawSample(key=sample["__key__"], shard=shard.name, fields=fields)
+
+
+def _members(path: Path, shard: Shard, wanted: frozenset[int]) -> Iterator[dict[str, Any]]:
+    """Yield the wanted samples' members as WebDataset's grouping expects them; the others' content is not read."""
+    place, key = -1, None
+    names: set[str] = set()
+    try:
+        with tarfile.open(path, mode="r:") as tar:
+            for member in tar:
+                stem = _checked_stem(path, member)
+                if stem != key:
+                    place, key = place + 1, stem
+                    names.clear()
+                if member.name in names:
+                    raise ShardError(f"shard {path} holds {member.name!r} twice; make the corpus again")
+                names.add(member.name)
+                if place in wanted:
+                    content = tar.extractfile(member)
+                    assert content is not None  # _checked_stem lets regular files through only
+                    yield {"fname": member.name, "data": content.read(), "__url__": str(path)}
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ShardError(f"shard {path} is damaged ({error}); copy it again, or make the corpus again") from error
+    if place + 1 != shard.samples:
+        raise ShardError(
+            f"shard {path} holds {place + 1} samples, its index says {shard.samples}; make the corpus again"
+        )
+
+
+def _checked_stem(path: Path, member: tarfile.TarInfo) -> str:
+    stem, suffix = base_plus_ext(member.name)
+    allowed = suffix == "json" or (suffix is not None and suffix.lower().rsplit(".", 1)[-1] in IMAGE_SUFFIXES)
+    if not member.isreg() or not allowed or "/" in member.name or "\\" in member.name:
+        raise ShardError(
+            f"shard {path} holds {member.name!r}; only plain files named *.json, *.{', *.'.join(IMAGE_SUFFIXES)} are "
+            "accepted, as a shard must hold nothing but images and text. Do not use it unless you know who made it"
+        )
+    if member.size > MAX_MEMBER_BYTES:
+        raise ShardError(f"shard {path} holds {member.name!r} of {member.size} bytes, more than {MAX_MEMBER_BYTES}")
+    return str(stem)
+
+
+def decode_study(sample: RawSample) -> Study:
+    """Decode one sample.
+
+    Raises:
+        ValueError: If its JSON or one of its images cannot be decoded; the message names sample and shard.
+    """
+    where = f"sample {sample.key} of shard {sample.shard}"
+    try:
+        record = json.loads(sample.fields["json"])
+        version = record["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema version {version!r}, this program reads {SCHEMA_VERSION}")
+        raw = record["raw"]
+        return Study(
+            key=sample.key,
+            images=_decode_images(sample),
+            normalized=_report(record),
+            raw=None if raw is None else _report(raw),
+            labels=tuple(str(label) for label in record["labels"]),
+            meta={str(name): str(value) for name, value in record["meta"].items()},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where} lacks a field or has a wrong one: {error!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be decoded: {error}") from error
+
+
+def _report(record: Mapping[str, Any]) -> ReportText:
+    findings, impression = record["findings"], record["impression"]
+    if not isinstance(findings, str) or not isinstance(impression, str):
+        raise TypeError("findings and impression must be text")
+    return ReportText(findings=findings, impression=impression)
+
+
+def _decode_images(sample: RawSample) -> tuple[Image.Image, ...]:
+    names = sorted((name for name in sample.fields if name != "json"), key=_image_place)
+    return tuple(_decode_image(name, sample.fields[name]) for name in names)
+
+
+def _image_place(name: str) -> int:
+    head = name.split(".", 1)[0]
+    return int(head) if head.isdecimal() else 0
+
+
+def _decode_image(name: str, content: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_IMAGE_PIXELS}")
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {name}: {error}") from error
+    return image

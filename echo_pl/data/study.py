@@ -1,0 +1,53 @@
+"""One study as a corpus makes it and a shard keeps it: images, the report in two versions, labels.
+
+Knows nothing of files, tokens or tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from PIL import Image
+
+from echo_pl.structs import ReportText
+
+Version = Literal["normalized", "raw"]
+VERSIONS: tuple[Version, ...] = ("normalized", "raw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One chest X-ray study."""
+
+    key: str
+    """Unique in its corpus; letters, digits, ``-`` and ``_`` only (it names members of a tar file)."""
+    images: tuple[Image.Image, ...]
+    normalized: ReportText
+    """Every region mentioned, in order (METHOD.md 1)."""
+    raw: ReportText | None = None
+    """By exception, as a radiologist writes; where the corpus has it."""
+    labels: tuple[str, ...] = ()
+    """Positive finding labels."""
+    meta: Mapping[str, str] = field(default_factory=dict)
+    """Anything else worth keeping, as text: sizes of findings, view, age."""
+
+    def __post_init__(self) -> None:
+        if not self.key or not all(c.isascii() and (c.isalnum() or c in "-_") for c in self.key):
+            raise ValueError(f"key must be made of letters, digits, '-' and '_', got {self.key!r}")
+        if not self.images:
+            raise ValueError(f"study {self.key} has no image")
+
+    def report(self, version: Version) -> ReportText:
+        """Return the report in one version.
+
+        Raises:
+            ValueError: If the study has no such version, or its findings are empty.
+        """
+        report = self.normalized if version == "normalized" else self.raw
+        if report is None:
+            raise ValueError(f"study {self.key} has no {version} report")
+        if not report.findings.strip():
+            raise ValueError(f"study {self.key} has a {version} report without findings")
+        return report

@@ -1,0 +1,219 @@
+"""Who may attend to whom: one rule over token coordinates, and its views.
+
+METHOD.md 2, the attention table. Training, prefill, block steps and the fused step all ask the same rule: a cached key is a
+token with coordinates like any other. This file knows nothing of noise, of models or of caches. AR attention is the same rule
+at block size 1.
+
+Shapes: B batch (or 1, shared by the batch), T tokens, Q query and K key positions, P context, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+ContextAttention = Literal["causal", "block_causal", "full"]
+
+PADDING = -1
+CONTEXT = 0
+CLEAN = 1
+FIRST_NOISY = 2
+"""Copy numbers: noisy copy k of the response has ``FIRST_NOISY + k``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCoords:
+    """Where tokens stand: which copy, which block of it, and which place in the context (int64, (B, T) or (1, T))."""
+
+    copy_BT: Tensor
+    """PADDING, CONTEXT, CLEAN or FIRST_NOISY + k."""
+    block_BT: Tensor
+    """Block number: response blocks from 0; context blocks from 0 too (read only by ``block_causal``)."""
+    index_BT: Tensor
+    """Place within the context, for causality there; anything for response tokens."""
+
+    def __len__(self) -> int:
+        return self.copy_BT.shape[1]
+
+    def slice(self, start: int, stop: int) -> TokenCoords:
+        """Return the coordinates of tokens ``start:stop``, as views."""
+        return TokenCoords(
+            copy_BT=self.copy_BT[:, start:stop], block_BT=self.block_BT[:, start:stop], index_BT=self.index_BT[:, start:stop]
+        )
+
+    def rows(self, rows: Tensor) -> TokenCoords:
+        """Return the coordinates of these samples; a shared row stays shared."""
+        if self.copy_BT.shape[0] == 1:
+            return self
+        return TokenCoords(copy_BT=self.copy_BT[rows], block_BT=self.block_BT[rows], index_BT=self.index_BT[rows])
+
+
+def concatenate(*parts: TokenCoords) -> TokenCoords:
+    """Join coordinates along the tokens; shared rows are repeated where another part has its own."""
+    batch = max(part.copy_BT.shape[0] for part in parts)
+
+    def join(name: str) -> Tensor:
+        return torch.cat([getattr(part, name).expand(batch, -1) for part in parts], dim=1)
+
+    return TokenCoords(copy_BT=join("copy_BT"), block_BT=join("block_BT"), index_BT=join("index_BT"))
+
+
+def context_coords(lengths_B: Tensor, width: int, block_size: int) -> TokenCoords:
+    """Coordinates of contexts padded on the right to ``width`` tokens; one shared row when none is padded."""
+    index_1P = torch.arange(width, device=lengths_B.device)[None]
+    if bool((lengths_B == width).all()):
+        return TokenCoords(
+            copy_BT=torch.full_like(index_1P, CONTEXT), block_BT=index_1P // block_size, index_BT=index_1P
+        )
+    index_BP = index_1P.expand(len(lengths_B), -1)
+    copy_BP = torch.where(index_BP < lengths_B[:, None], CONTEXT, PADDING)
+    return TokenCoords(copy_BT=copy_BP, block_BT=index_BP // block_size, index_BT=index_BP)
+
+
+def response_coords(copy: int, start: int, length: int, block_size: int, device: torch.device) -> TokenCoords:
+    """Coordinates of one copy of response positions ``start .. start + length``, shared by the batch."""
+    index_1R = torch.arange(start, start + length, device=device)[None]
+    return TokenCoords(
+        copy_BT=torch.full_like(index_1R, copy), block_BT=index_1R // block_size, index_BT=index_1R
+    )
+
+
+def allowed(query: TokenCoords, key: TokenCoords, context_attention: ContextAttention) -> Tensor:
+    """The rule: bool (B or 1, Q, K), True where the query may attend to the key.
+
+    Padding sees only itself (a softmax needs one key) and is seen by nobody else.
+    """
+    q_copy, q_block, q_index = (x[:, :, None] for x in (query.copy_BT, query.block_BT, query.index_BT))
+    k_copy, k_block, k_index = (x[:, None, :] for x in (key.copy_BT, key.block_BT, key.index_BT))
+    return allowed_between(q_copy, q_block, q_index, k_copy, k_block, k_index, context_attention)
+
+
+def allowed_between(
+    q_copy: Tensor,
+    q_block: Tensor,
+    q_index: Tensor,
+    k_copy: Tensor,
+    k_block: Tensor,
+    k_index: Tensor,
+    context_attention: ContextAttention,
+) -> Tensor:
+    """The rule on bare coordinates that broadcast against each other (METHOD.md 2, row by row)."""
+    if context_attention == "causal":
+        within_context = k_index <= q_index
+    elif context_attention == "block_causal":
+        within_context = k_block <= q_block
+    else:
+        within_context = k_index >= 0
+    key_in_context = k_copy == CONTEXT
+    response_to_context = (q_copy >= CLEAN) & key_in_context
+    context_to_context = (q_copy == CONTEXT) & key_in_context & within_context
+    # xt sees clean blocks strictly before its own; x0 sees its own block as well.
+    reach = torch.where(q_copy == CLEAN, q_block, q_block - 1)
+    to_clean = (q_copy >= CLEAN) & (k_copy == CLEAN) & (k_block <= reach)
+    to_own_noisy_block = (q_copy >= FIRST_NOISY) & (k_copy == q_copy) & (k_block == q_block)
+    padding_to_itself = (q_copy == PADDING) & (k_copy == PADDING) & (k_index == q_index)
+    return response_to_context | context_to_context | to_clean | to_own_noisy_block | padding_to_itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRule:
+    """The rule applied to given queries and keys. All views say the same; tests hold them to it."""
+
+    query: TokenCoords
+    key: TokenCoords
+    context_attention: ContextAttention = "causal"
+    context_width: int | None = None
+    """When the queries are a whole sequence ``[context | response copies]``: the width P of its (padded) context.
+
+    Only then is there a split view.
+    """
+
+    def __post_init__(self) -> None:
+        if self.context_attention not in get_args(ContextAttention):
+            raise ValueError(
+                f"context_attention must be one of {get_args(ContextAttention)}, got {self.context_attention!r}"
+            )
+
+    @cached_property
+    def dense_BQK(self) -> Tensor:
+        """Bool (B or 1, Q, K): the reference view."""
+        return allowed(self.query, self.key, self.context_attention)
+
+    def mask_mod(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """The rule as a FlexAttention ``mask_mod(batch, head, q, k) -> bool``."""
+        query, key = self.query, self.key
+
+        def mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            bq = b if query.copy_BT.shape[0] > 1 else torch.zeros_like(b)
+            bk = b if key.copy_BT.shape[0] > 1 else torch.zeros_like(b)
+            return allowed_between(
+                query.copy_BT[bq, q],
+                query.block_BT[bq, q],
+                query.index_BT[bq, q],
+                key.copy_BT[bk, k],
+                key.block_BT[bk, k],
+                key.index_BT[bk, k],
+                self.context_attention,
+            )
+
+        return mod
+
+    @cached_property
+    def flex_mask(self) -> object:
+        """The rule as a ``torch.nn.attention.flex_attention.BlockMask``."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        batch = max(self.query.copy_BT.shape[0], self.key.copy_BT.shape[0])
+        return create_block_mask(
+            self.mask_mod(),
+            B=batch if batch > 1 else None,
+            H=None,
+            Q_LEN=len(self.query),
+            KV_LEN=len(self.key),
+            device=str(self.query.copy_BT.device),
+        )
+
+    @cached_property
+    def split(self) -> SplitView:
+        """The rule in pieces, for a whole training sequence.
+
+        Raises:
+            ValueError: the queries are not a whole ``[context | response copies]`` sequence.
+        """
+        if self.context_width is None:
+            raise ValueError(
+                "split attention needs a whole training sequence [context | response copies]; "
+                "decode steps use another backend (sdpa, flex or flash_attn)"
+            )
+        P = self.context_width
+        response_q = self.query.slice(P, len(self.query))
+        response_k = self.key.slice(P, len(self.key))
+        context_k = self.key.slice(0, P)
+        padded = bool((context_k.copy_BT == PADDING).any())
+        context_mask = None
+        if self.context_attention != "causal":
+            context_mask = allowed(self.query.slice(0, P), context_k, self.context_attention)
+        return SplitView(
+            context_width=P,
+            context_BPP=context_mask,
+            response_to_context_BK=(context_k.copy_BT == CONTEXT) if padded else None,
+            response_BQK=allowed(response_q, response_k, self.context_attention),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitView:
+    """Pieces of a training sequence's rule: no mask at all between response and an unpadded context."""
+
+    context_width: int
+    context_BPP: Tensor | None
+    """None: plain causal attention (padding comes last, so real context tokens never see it)."""
+    response_to_context_BK: Tensor | None
+    """None: every response token sees every context token; else the real context tokens of each sample."""
+    response_BQK: Tensor
+    """Response copies among themselves."""

@@ -1,0 +1,130 @@
+"""Losses of METHOD.md 1, 2 and 3 as pure functions of logits and targets. Knows nothing of models, sequences or trainers.
+
+Logits come as rows: M chosen positions of a batch, flattened, with what belongs to each row beside them.
+
+Shapes: M chosen positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LossWeight = Literal["elbo", "mean"]
+Divergence = Literal["forward_kl", "reverse_kl"]
+StepWeight = Literal["linear", "none"]
+
+
+def next_token_loss(logits_MV: Tensor, target_M: Tensor) -> Tensor:
+    """Cross-entropy of the next token, mean over positions (METHOD.md 1). Context positions are simply not among the rows."""
+    return F.cross_entropy(logits_MV.float(), target_M)
+
+
+def masked_diffusion_loss(
+    logits_MV: Tensor, target_M: Tensor, t_M: Tensor, weight: LossWeight, supervised: Tensor | int
+) -> Tensor:
+    """Cross-entropy of x0 at masked positions, same position, no shift (METHOD.md 2).
+
+    Args:
+        logits_MV: student logits at the masked xt positions.
+        target_M: the clean tokens there.
+        t_M: masking probability of each position's block.
+        weight: ``elbo`` weighs a position by 1/t and divides by the number of supervised positions (the linear-schedule
+            NELBO per token); ``mean`` is the plain mean over masked positions.
+        supervised: number of supervised positions over all noisy copies, masked or not (used by ``elbo``).
+
+    Raises:
+        ValueError: an unknown ``weight``.
+    """
+    loss_M = F.cross_entropy(logits_MV.float(), target_M, reduction="none")
+    if weight == "elbo":
+        return (loss_M / t_M).sum() / supervised
+    if weight == "mean":
+        return loss_M.mean()
+    raise ValueError(f"loss_weight must be one of {get_args(LossWeight)}, got {weight!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Every choice of METHOD.md 3, phase 2, that the paper leaves open, with our defaults."""
+
+    divergence: Divergence = "forward_kl"
+    step_weight: StepWeight = "linear"
+    """w(s) = s (later commits weigh more) or 1."""
+    eos_weight: float = 1.0
+    """lambda_eos, the weight of the eos cross-entropy."""
+    temperature: float = 1.0
+    """Softens (> 1) or sharpens (< 1) the student's and the teacher's distributions alike."""
+    target_temperature: float = 1.0
+    """Sharpens (< 1) or softens the stitched target alone; 0.3 did better than 1 in a small trial (METHOD.md 7)."""
+
+    def __post_init__(self) -> None:
+        if self.divergence not in get_args(Divergence):
+            raise ValueError(f"divergence must be one of {get_args(Divergence)}, got {self.divergence!r}")
+        if self.step_weight not in get_args(StepWeight):
+            raise ValueError(f"step_weight must be one of {get_args(StepWeight)}, got {self.step_weight!r}")
+        if self.eos_weight < 0:
+            raise ValueError(f"eos_weight must not be negative, got {self.eos_weight}")
+        if self.temperature <= 0 or self.target_temperature <= 0:
+            raise ValueError(
+                f"temperature and target_temperature must be positive, got {self.temperature} and {self.target_temperature}"
+            )
+
+
+def step_weights(commit_step_M: Tensor, kind: StepWeight) -> Tensor:
+    """w(s): the commit step itself, or ones."""
+    return commit_step_M.float() if kind == "linear" else torch.ones_like(commit_step_M, dtype=torch.float32)
+
+
+def divergence_rows(logits_MV: Tensor, target_MV: Tensor, kind: Divergence, temperature: float) -> Tensor:
+    """KL(P || p) (forward) or KL(p || P) (reverse) of every row, in nats; P is the target, p the student.
+
+    Entries that are zero in the target are floored at 1e-8 for the reverse direction, where they would be infinite.
+    """
+    log_p_MV = F.log_softmax(logits_MV.float() / temperature, dim=-1)
+    if kind == "forward_kl":
+        return F.kl_div(log_p_MV, target_MV, reduction="none").sum(-1)
+    return (log_p_MV.exp() * (log_p_MV - target_MV.clamp_min(1e-8).log())).sum(-1)
+
+
+def temper(probabilities_MV: Tensor, temperature: float) -> Tensor:
+    """Raise a distribution to the power 1/temperature and normalise it."""
+    if temperature == 1.0:
+        return probabilities_MV
+    powered = probabilities_MV.pow(1.0 / temperature)
+    return powered / powered.sum(-1, keepdim=True)
+
+
+def direct_conditional_loss(
+    logits_MV: Tensor, target_MV: Tensor, token_M: Tensor, commit_step_M: Tensor, eos: int, config: DistillationConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """DCD: ``sum_i w(s_i) KL(P_i || p_i) / sum_i w(s_i) + lambda_eos * mean_{i: token_i = eos} CE(p_i, eos)``.
+
+    Args:
+        logits_MV: student logits at the supervised positions, all of them masked in the student's input.
+        target_MV: stitched target P.
+        token_M: pseudo-labels.
+        commit_step_M: teacher's commit step of each position, from 1.
+        eos: id of the eos token.
+        config: the open choices.
+
+    Returns:
+        The loss, and its detached parts: ``kl`` (weighted) and ``eos_ce``.
+    """
+    target_MV = temper(target_MV.float(), config.target_temperature * config.temperature)
+    weight_M = step_weights(commit_step_M, config.step_weight)
+    divergence_M = divergence_rows(logits_MV, target_MV, config.divergence, config.temperature)
+    divergence = (weight_M * divergence_M).sum() / weight_M.sum()
+    is_eos_M = token_M == eos
+    # A batch without eos has no eos term; a zero that still hangs on the graph keeps every rank's backward alike.
+    eos_ce = F.cross_entropy(logits_MV.float(), token_M, reduction="none")[is_eos_M].sum() / is_eos_M.sum().clamp_min(1)
+    return divergence + config.eos_weight * eos_ce, {"kl": divergence.detach(), "eos_ce": eos_ce.detach()}
+
+
+def pseudo_label_loss(logits_MV: Tensor, token_M: Tensor) -> Tensor:
+    """Sequence-level distillation: cross-entropy of the teacher's tokens from the fully masked block (METHOD.md 3, ``ce``)."""
+    return F.cross_entropy(logits_MV.float(), token_M)

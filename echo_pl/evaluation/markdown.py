@@ -1,0 +1,48 @@
+"""``report.md``: the table, the plot and how to reproduce them. Knows rows and file names only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
+from echo_pl.evaluation.plot import quality_speed_figure
+from echo_pl.evaluation.rows import Row
+from echo_pl.evaluation.table import legend, markdown_table
+
+
+def write_report(
+    path: Path | str,
+    title: str,
+    rows: Sequence[Row],
+    *,
+    introduction: str = "",
+    notes: Sequence[str] = (),
+    seconds: Mapping[str, float] | None = None,
+    reproduce: str = "",
+) -> Path:
+    """Write the report, and its plot as ``<name>.png`` beside it; both atomically.
+
+    Args:
+        path: where the Markdown goes.
+        title: heading.
+        rows: rows of the comparison.
+        introduction: a paragraph under the title.
+        notes: what the figures say, one bullet each.
+        seconds: wall time per step of the run.
+        reproduce: the command that makes the report.
+    """
+    path = Path(path)
+    plot = path.with_suffix(".png")
+    buffer = io.BytesIO()
+    quality_speed_figure(rows).savefig(buffer, format="png", dpi=130)
+    write_bytes_atomic(plot, buffer.getvalue())
+    parts = [f"# {title}", introduction, markdown_table(rows), legend(), "\n".join(f"- {note}" for note in notes)]
+    parts.append(f"![Finding F1 and valid sentences over speed]({plot.name})")
+    if seconds:
+        lines = [f"| {step} | {value:.0f} |" for step, value in seconds.items()]
+        parts += ["## Wall time", "\n".join(["| step | seconds |", "| :-- | --: |", *lines])]
+    if reproduce:
+        parts += ["## How to reproduce", f"```sh\n{reproduce}\n```"]
+    return write_text_atomic(path, "\n\n".join(part for part in parts if part) + "\n")

@@ -1,0 +1,136 @@
+"""Clinical scores: which findings a report states, and whether its sentences could have been written at all.
+
+METHOD.md 5 and 7. Knows parsed reports by their attributes only; the judge that parses them lives in the data room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from echo_pl.metrics.text import MeanOverReports, paired
+from echo_pl.structs import ReportText
+
+
+class ParsedReport(Protocol):
+    """What a judge says about one report."""
+
+    @property
+    def findings(self) -> frozenset[str]:
+        """Labels of the findings the report states as present."""
+
+    @property
+    def sentences(self) -> tuple[tuple[str, bool], ...]:
+        """Each sentence, and whether the corpus could have held it."""
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether the whole report could have been written."""
+
+
+class Judge(Protocol):
+    """Reads a report back into findings and validity."""
+
+    def parse(self, report: ReportText) -> ParsedReport:
+        """Never raises: what cannot be read is invalid, not an error."""
+
+
+class FindingCounts(Metric):
+    """True positives, false positives and misses over sets of finding labels; the base of the three scores below."""
+
+    full_state_update = False
+    higher_is_better = True
+    hits: Tensor
+    extra: Tensor
+    missed: Tensor
+
+    def __init__(self, *, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
+        for name in ("hits", "extra", "missed"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, predictions: Sequence[frozenset[str]], references: Sequence[frozenset[str]]) -> None:
+        """Add reports as sets of labels; predictions and references in the same order.
+
+        Raises:
+            ValueError: the two sequences differ in length.
+        """
+        for predicted, wanted in paired(predictions, references):
+            self.hits += len(predicted & wanted)
+            self.extra += len(predicted - wanted)
+            self.missed += len(wanted - predicted)
+
+    def share(self, part: Tensor, whole: Tensor) -> Tensor:
+        """``part / whole``; without a whole 0, or 1 when there was nothing to find and nothing was claimed."""
+        if whole > 0:
+            return part.float() / whole
+        nothing_wrong = self.extra + self.missed == 0
+        return nothing_wrong.float()
+
+
+class FindingF1(FindingCounts):
+    """Micro F1 over all findings of all reports.
+
+    >>> metric = FindingF1()
+    >>> metric.update([frozenset({"nodule", "device"})], [frozenset({"nodule"})])
+    >>> metric.compute()
+    tensor(0.6667)
+    """
+
+    signature = "finding_f1|average:micro|positive findings only|v1"
+
+    def compute(self) -> Tensor:
+        """2 hits / (2 hits + extra + missed)."""
+        return self.share(2 * self.hits, 2 * self.hits + self.extra + self.missed)
+
+
+class FindingPrecision(FindingCounts):
+    """Share of the stated findings that the reference states too."""
+
+    signature = "finding_precision|average:micro|positive findings only|v1"
+
+    def compute(self) -> Tensor:
+        """Hits / (hits + extra)."""
+        return self.share(self.hits, self.hits + self.extra)
+
+
+class FindingRecall(FindingCounts):
+    """Share of the reference's findings that were stated."""
+
+    signature = "finding_recall|average:micro|positive findings only|v1"
+
+    def compute(self) -> Tensor:
+        """Hits / (hits + missed)."""
+        return self.share(self.hits, self.hits + self.missed)
+
+
+class ValidSentences(MeanOverReports):
+    """Share of all generated sentences that could have been written; a report without a sentence counts as one invalid.
+
+    (Here the mean runs over sentences, not reports.)
+    """
+
+    higher_is_better = True
+    signature = "valid_sentences|mean:sentences|empty report:one invalid sentence|v1"
+
+    def update(self, reports: Iterable[ParsedReport]) -> None:
+        """Add parsed reports."""
+        for report in reports:
+            for _, valid in report.sentences or (("", False),):
+                self.add(float(valid))
+
+
+class ValidReports(MeanOverReports):
+    """Share of reports that are well-formed as a whole."""
+
+    higher_is_better = True
+    signature = "valid_reports|mean:reports|v1"
+
+    def update(self, reports: Iterable[ParsedReport]) -> None:
+        """Add parsed reports."""
+        for report in reports:
+            self.add(float(report.well_formed))

@@ -1,0 +1,114 @@
+"""Run folders: their names, what they say of themselves, and how the next stage finds the one before.
+
+Knows files; nothing of models or training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+log = logging.getLogger(__name__)
+
+Status = Literal["running", "finished", "failed"]
+FINAL = "final.ckpt"
+LAST = "last.ckpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """``run.json`` of a run folder."""
+
+    stage: str
+    backbone: str
+    block_size: int | None
+    data: str
+    status: Status
+    time: str
+    """ISO time of the last change of status."""
+    start: str | None
+    chain: str
+    mlflow_run_id: str | None
+
+
+def now_text() -> str:
+    """The time, to the millisecond, as it sorts."""
+    return datetime.now().astimezone().isoformat(timespec="milliseconds")
+
+
+def write_info(folder: Path, info: RunInfo) -> None:
+    """Write ``run.json`` whole or not at all."""
+    temporary = folder / "run.json.part"
+    temporary.write_text(json.dumps(asdict(info), indent=1), encoding="utf-8")
+    os.replace(temporary, folder / "run.json")
+
+
+def read_info(folder: Path) -> RunInfo | None:
+    """The run's record, or None for a folder that is no run."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return RunInfo(**{field.name: content[field.name] for field in fields(RunInfo)})
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s is not readable and is left out: %s", path, error)
+        return None
+
+
+def newest(
+    outputs: Path, stages: tuple[str, ...], backbone: str, data: str, block_size: int | None = None
+) -> tuple[Path, RunInfo] | None:
+    """The newest finished run of one of these stages that fits, or None.
+
+    Args:
+        outputs: where runs are kept.
+        stages: stages in the order of preference; the first with a fitting run wins.
+        backbone: name of the backbone.
+        data: name of the data group.
+        block_size: wanted block size; None: any.
+    """
+    found = [(folder, info) for folder in sorted((outputs / "runs").glob("*")) if (info := read_info(folder))]
+    for stage in stages:
+        fitting = [
+            (folder, info)
+            for folder, info in found
+            if (info.stage, info.backbone, info.data, info.status) == (stage, backbone, data, "finished")
+            and (block_size is None or info.block_size == block_size)
+            and (folder / "checkpoints" / FINAL).is_file()
+        ]
+        if fitting:
+            return max(fitting, key=lambda pair: pair[1].time)
+    return None
+
+
+def newest_unfinished(outputs: Path, stage: str) -> Path | None:
+    """Checkpoint of the newest run of a stage that has one to resume from and did not finish, or None."""
+    found = [
+        (info.time, folder / "checkpoints" / LAST)
+        for folder in sorted((outputs / "runs").glob("*"))
+        if (info := read_info(folder)) and info.stage == stage and info.status != "finished"
+    ]
+    with_checkpoint = [(time, path) for time, path in found if path.is_file()]
+    return max(with_checkpoint)[1] if with_checkpoint else None
+
+
+def check_free_disk(folder: Path, least_gb: float) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        OSError: less than ``least_gb`` (10^9 bytes) is free.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < least_gb:
+        raise OSError(
+            f"only {free:.2f} GB free on the disk of {folder}, {least_gb:g} GB are asked for: make room, "
+            "choose another outputs=<folder>, or lower min_free_gb"
+        )

@@ -1,0 +1,156 @@
+"""Greedy autoregressive decoding over the same cache, with the same result record: the baseline of every speed figure.
+
+nfe is what METHOD.md 4 says: forwards after prefill. The first token comes out of prefill, so a report of n tokens and its eos
+takes n forwards, and tokens per forward are exactly 1.
+
+Shapes: B batch, A active samples, P context.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from echo_pl.backbone.kv_cache import BlockKVCache
+from echo_pl.backbone.vlm import VLM
+from echo_pl.diffusion.block_mask import CLEAN, AttentionRule, context_coords, response_coords
+from echo_pl.sampling.config import LoopStop, TokenChoice
+from echo_pl.sampling.forwards import NfeCounter
+from echo_pl.sampling.trajectory import Recorder
+from echo_pl.sampling.remasking import predict
+from echo_pl.sampling.repetition import in_loop
+from echo_pl.sampling.sampler import now
+from echo_pl.structs import Batch, DecodeResult, SpecialTokens
+
+
+class AutoregressiveSampler:
+    """Decodes reports token by token with an AR model. A RAD model is no AR model any more: give it the stage-1 weights."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        special: SpecialTokens,
+        max_response_tokens: int,
+        token_choice: TokenChoice | None = None,
+        loop_stop: LoopStop | None = None,
+    ) -> None:
+        """Bind a model to a limit (tokens, eos included)."""
+        if max_response_tokens < 1:
+            raise ValueError(f"max_response_tokens must be at least 1, got {max_response_tokens}")
+        self.vlm, self.special, self.max_response_tokens = vlm, special, max_response_tokens
+        self.token_choice = token_choice or TokenChoice()
+        self.loop_stop = loop_stop or LoopStop()
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, recorder: Recorder | None = None) -> DecodeResult:
+        """Decode the contexts of a batch; see :meth:`echo_pl.sampling.sampler.BlockSampler.generate`."""
+        device = batch.context_ids_BP.device
+        started = now(device)
+        decode = _Decode(self, batch)
+        logits_AV = decode.prefill(batch)
+        prefilled = now(device)
+        decode.run(logits_AV, recorder)
+        finished = now(device)
+        counter = decode.counter
+        return DecodeResult(
+            tokens=tuple(decode.tokens_BR[row, :length] for row, length in enumerate(decode.lengths_B.tolist())),
+            stopped_B=decode.stopped_B,
+            looped_B=decode.looped_B,
+            nfe_B=counter.nfe_B,
+            kv_write_nfe_B=counter.kv_write_nfe_B,
+            written_B=decode.lengths_B + decode.stopped_B,
+            forwards=counter.forwards,
+            prefill_seconds=prefilled - started,
+            decode_seconds=finished - prefilled,
+            block_size=1,
+        )
+
+
+class _Decode:
+    """State of one batch while it is decoded."""
+
+    def __init__(self, sampler: AutoregressiveSampler, batch: Batch) -> None:
+        self.s = sampler
+        B, P = batch.context_ids_BP.shape
+        self.device = batch.context_ids_BP.device
+        self.counter = NfeCounter(B)
+        self.rows_A = torch.arange(B)
+        self.cache = BlockKVCache(sampler.vlm.layers, B, P + sampler.max_response_tokens, self.device)
+        self.tokens_BR = torch.zeros(B, sampler.max_response_tokens, dtype=torch.long)
+        self.lengths_B = torch.zeros(B, dtype=torch.long)
+        self.stopped_B = torch.zeros(B, dtype=torch.bool)
+        self.looped_B = torch.zeros(B, dtype=torch.bool)
+        self.never = torch.tensor(sampler.special.never_sampled, device=self.device)
+        self.generator = torch.Generator().manual_seed(sampler.token_choice.seed)
+
+    def prefill(self, batch: Batch) -> Tensor:
+        """Write the contexts; logits (B, V) behind each one's last token."""
+        ids_BP, lengths_B = batch.context_ids_BP, batch.context_lengths_B
+        P = ids_BP.shape[1]
+        positions, self.behind_A = self.s.vlm.context_positions(ids_BP, lengths_B, batch.image_grid_thw)
+        coords = context_coords(lengths_B, P, 1)
+        self._padded = coords.copy_BT.shape[0] > 1
+        last_BP = torch.arange(P, device=self.device)[None] == lengths_B[:, None] - 1
+        logits_BV = self.s.vlm(
+            ids_BP,
+            positions,
+            AttentionRule(query=coords, key=self.cache.place(coords)),
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+            cache=self.cache,
+            select=last_BP,
+        )
+        self.cache.keep(P)
+        return logits_BV
+
+    def run(self, logits_AV: Tensor, recorder: Recorder | None) -> None:
+        """Token by token, until every sample has stopped or the limit is reached."""
+        history_AR = torch.zeros(len(self.rows_A), 0, dtype=torch.long, device=self.device)
+        for place in range(self.s.max_response_tokens):
+            prediction = predict(logits_AV[:, None], self.never, self.s.token_choice, self.generator)
+            token_A1 = prediction.token_AL
+            if recorder is not None:
+                recorder.on_commit(
+                    rows_A=self.rows_A,
+                    block=place,
+                    step=1,
+                    committed_AL=torch.ones_like(token_A1, dtype=torch.bool),
+                    token_AL=token_A1,
+                    log_probs_ALV=prediction.log_probs_ALV,
+                )
+            history_AR = torch.cat([history_AR, token_A1], dim=1)
+            going_A = self._take(token_A1[:, 0], history_AR, place)
+            if place + 1 == self.s.max_response_tokens or not bool(going_A.any()):
+                return
+            if not bool(going_A.all()):
+                going = going_A.nonzero()[:, 0].to(self.device)
+                self.rows_A, self.behind_A = self.rows_A[going_A], self.behind_A[going]
+                self.cache.keep_rows(going)
+                token_A1, history_AR = token_A1[going], history_AR[going]
+            logits_AV = self._step(token_A1, place)
+
+    def _take(self, token_A: Tensor, history_AR: Tensor, place: int) -> Tensor:
+        """Book one token per active sample; return who goes on (bool (A,), on the CPU)."""
+        token = token_A.cpu()
+        ended = token == self.s.special.eos
+        self.tokens_BR[self.rows_A, place] = token
+        self.lengths_B[self.rows_A] += ~ended
+        self.stopped_B[self.rows_A] |= ended
+        looped = torch.zeros_like(ended)
+        # A loop needs several tokens to show; looking every 16 keeps the check out of the step's time.
+        if (place + 1) % 16 == 0:
+            looped = in_loop(history_AR, self.s.loop_stop).cpu() & ~ended
+            self.looped_B[self.rows_A] |= looped
+        return ~(ended | looped)
+
+    def _step(self, token_A1: Tensor, place: int) -> Tensor:
+        """One forward of one token per active sample; logits (A, V)."""
+        self.counter.count(self.rows_A)
+        coords = response_coords(CLEAN, place, 1, 1, self.device)
+        key = self.cache.place(coords)
+        # Behind unpadded contexts a new token sees every key: no mask.
+        rule = AttentionRule(query=coords, key=key) if self._padded else None
+        positions = (self.behind_A + place)[None, :, None].expand(3, -1, -1)
+        logits_A1V = self.s.vlm(token_A1, positions, rule, cache=self.cache, select=1)
+        self.cache.keep(1)
+        return logits_A1V[:, 0]

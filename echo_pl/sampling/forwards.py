@@ -1,0 +1,173 @@
+"""The forwards of block decoding: prefill, denoise, write. With a vanilla or fused block KV cache, or none at all.
+
+Every forward after prefill passes through ``_count``; there is no other count of nfe. Knows coordinates, positions and caches;
+nothing of commit rules.
+
+Shapes: A active samples, B batch, P context, L block size, Q queries of one forward, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from echo_pl.backbone.kv_cache import BlockKVCache
+from echo_pl.backbone.vlm import VLM
+from echo_pl.diffusion.block_mask import (
+    CLEAN,
+    FIRST_NOISY,
+    AttentionRule,
+    TokenCoords,
+    concatenate,
+    context_coords,
+    response_coords,
+)
+from echo_pl.diffusion.sequence import BlockedContext
+from echo_pl.sampling.config import DecodeConfig
+from echo_pl.structs import Batch
+
+
+class NfeCounter:
+    """Counts forwards after prefill: batched ones, and per sample those in which it took part."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.forwards = 0
+        self.nfe_B = torch.zeros(batch_size, dtype=torch.long)
+        self.kv_write_nfe_B = torch.zeros(batch_size, dtype=torch.long)
+
+    def count(self, rows: Tensor, kv_write: bool = False) -> None:
+        """One forward, in which these samples (int64, on the CPU) took part."""
+        self.forwards += 1
+        self.nfe_B[rows] += 1
+        if kv_write:
+            self.kv_write_nfe_B[rows] += 1
+
+
+class CachedBlocks:
+    """Block decoding over a KV cache (METHOD.md 4). ``fused`` puts the write of a block off to the next one's first forward."""
+
+    def __init__(self, vlm: VLM, prompt: BlockedContext, batch: Batch, config: DecodeConfig, counter: NfeCounter) -> None:
+        """Prefill the contexts; nothing of this is counted."""
+        self.vlm, self.config, self.counter = vlm, config, counter
+        ids_BP = prompt.context_ids_BP
+        B, P = ids_BP.shape
+        L = config.block_size
+        self.rows_A = torch.arange(B)
+        positions, self.behind_A = vlm.context_positions(ids_BP, prompt.context_lengths_B, batch.image_grid_thw)
+        # + 3L: tail and last block of the absolute grid, and the two blocks of a fused step.
+        self.cache = BlockKVCache(vlm.layers, B, P + config.max_response_tokens + 3 * L, ids_BP.device)
+        coords = context_coords(prompt.context_lengths_B, P, L)
+        self._padded = coords.copy_BT.shape[0] > 1
+        rule = AttentionRule(query=coords, key=self.cache.place(coords), context_attention=config.context_attention)
+        vlm(
+            ids_BP,
+            positions,
+            rule,
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+            cache=self.cache,
+            select=0,
+        )
+        self.cache.keep(P)
+        self._pending_AL: Tensor | None = None
+
+    def denoise(self, canvas_AL: Tensor, block: int, working_A: Tensor) -> Tensor:
+        """One denoising forward of a block; returns logits (A, L, V). A pending block is written by the same forward."""
+        L = self.config.block_size
+        coords = response_coords(FIRST_NOISY, block * L, L, L, canvas_AL.device)
+        if self._pending_AL is None:
+            return self._forward(canvas_AL, coords, block * L, working_A, select=L, keep=0)
+        start = (block - 1) * L
+        coords = concatenate(response_coords(CLEAN, start, L, L, canvas_AL.device), coords)
+        ids = torch.cat([self._pending_AL, canvas_AL], dim=1)
+        self._pending_AL = None
+        return self._forward(ids, coords, start, working_A, select=L, keep=L)
+
+    def finish_block(self, final_AL: Tensor, block: int) -> None:
+        """Take a block's final tokens into the cache, now (vanilla) or with the next forward (fused)."""
+        if self.config.kv_cache == "fused":
+            self._pending_AL = final_AL
+            return
+        L = self.config.block_size
+        coords = response_coords(CLEAN, block * L, L, L, final_AL.device)
+        everyone = torch.ones(len(final_AL), dtype=torch.bool)
+        self._forward(final_AL, coords, block * L, everyone, select=0, keep=L, kv_write=True)
+
+    def keep_rows(self, rows_A: Tensor) -> None:
+        """Go on with these of the active samples; the others cost nothing from here on."""
+        self.rows_A = self.rows_A[rows_A.cpu()]
+        self.behind_A = self.behind_A[rows_A]
+        self.cache.keep_rows(rows_A)
+        if self._pending_AL is not None:
+            self._pending_AL = self._pending_AL[rows_A]
+
+    def _forward(
+        self,
+        ids_AQ: Tensor,
+        coords: TokenCoords,
+        offset: int,
+        working_A: Tensor,
+        *,
+        select: int,
+        keep: int,
+        kv_write: bool = False,
+    ) -> Tensor:
+        self.counter.count(self.rows_A[working_A], kv_write)
+        key = self.cache.place(coords)
+        # One block alone, behind unpadded contexts, sees every key there is: no mask to build or to apply.
+        all_visible = not self._padded and ids_AQ.shape[1] == self.config.block_size
+        rule = None
+        if not all_visible:
+            rule = AttentionRule(query=coords, key=key, context_attention=self.config.context_attention)
+        positions_AQ = self.behind_A[:, None] + offset + torch.arange(ids_AQ.shape[1], device=ids_AQ.device)[None]
+        logits = self.vlm(ids_AQ, positions_AQ.expand(3, -1, -1), rule, cache=self.cache, select=select)
+        self.cache.keep(keep)
+        return logits
+
+
+class UncachedBlocks:
+    """The reference: every forward computes context, finished blocks and the current block from scratch."""
+
+    def __init__(self, vlm: VLM, prompt: BlockedContext, batch: Batch, config: DecodeConfig, counter: NfeCounter) -> None:
+        """Remember the contexts; there is no prefill."""
+        self.vlm, self.config, self.counter = vlm, config, counter
+        self.rows_A = torch.arange(len(prompt.context_ids_BP))
+        self.ids_AT = prompt.context_ids_BP
+        self.lengths_A = prompt.context_lengths_B
+        self.positions, self.behind_A = vlm.context_positions(self.ids_AT, self.lengths_A, batch.image_grid_thw)
+        self._images_per_row = len(batch.image_grid_thw) // len(batch)
+        if self._images_per_row * len(batch) != len(batch.image_grid_thw):
+            raise ValueError("kv_cache=none decodes batches with the same number of images per study; use vanilla or fused")
+        self.grid = batch.image_grid_thw
+        self.pixels = list(batch.pixel_values.split(self.grid.prod(-1).tolist()))
+
+    def denoise(self, canvas_AL: Tensor, block: int, working_A: Tensor) -> Tensor:
+        """See :meth:`CachedBlocks.denoise`."""
+        self.counter.count(self.rows_A[working_A])
+        L, P, device = self.config.block_size, self.positions.shape[2], canvas_AL.device
+        coords = concatenate(
+            context_coords(self.lengths_A, P, L),
+            response_coords(CLEAN, 0, block * L, L, device),
+            response_coords(FIRST_NOISY, block * L, L, L, device),
+        )
+        response_AR = self.behind_A[:, None] + torch.arange((block + 1) * L, device=device)[None]
+        return self.vlm(
+            torch.cat([self.ids_AT, canvas_AL], dim=1),
+            torch.cat([self.positions, response_AR.expand(3, -1, -1)], dim=2),
+            AttentionRule(query=coords, key=coords, context_attention=self.config.context_attention, context_width=P),
+            pixel_values=torch.cat(self.pixels),
+            image_grid_thw=self.grid,
+            select=L,
+        )
+
+    def finish_block(self, final_AL: Tensor, block: int) -> None:
+        """See :meth:`CachedBlocks.finish_block`."""
+        self.ids_AT = torch.cat([self.ids_AT, final_AL], dim=1)
+
+    def keep_rows(self, rows_A: Tensor) -> None:
+        """See :meth:`CachedBlocks.keep_rows`."""
+        self.rows_A, self.ids_AT = self.rows_A[rows_A.cpu()], self.ids_AT[rows_A]
+        self.lengths_A, self.behind_A = self.lengths_A[rows_A], self.behind_A[rows_A]
+        self.positions = self.positions[:, rows_A]
+        images = (rows_A[:, None] * self._images_per_row + torch.arange(self._images_per_row, device=rows_A.device)).flatten()
+        self.grid, self.pixels = self.grid[images], [self.pixels[i] for i in images.tolist()]

@@ -1,0 +1,97 @@
+"""Commit rules: which open positions of a block are settled after a forward (METHOD.md 4, ``remasking``).
+
+Batched tensor code over samples and positions; knows probabilities, not models or caches.
+
+Shapes: A active samples, L block size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from echo_pl.sampling.config import DecodeConfig, TokenChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a forward says about every position of a block."""
+
+    token_AL: Tensor
+    confidence_AL: Tensor
+    """Probability of the chosen token under the untempered distribution; the largest one when greedy."""
+    log_probs_ALV: Tensor
+
+
+def predict(logits_ALV: Tensor, never_sampled: Tensor, choice: TokenChoice, generator: torch.Generator | None) -> Prediction:
+    """Turn logits into tokens and confidences; ids that are never sampled get probability 0."""
+    precise = logits_ALV.to(torch.promote_types(logits_ALV.dtype, torch.float32))
+    log_probs = precise.index_fill(-1, never_sampled, -torch.inf).log_softmax(-1)
+    if choice.temperature == 0:
+        confidence, token = log_probs.max(-1)
+    else:
+        token = draw(log_probs, choice, generator)
+        confidence = log_probs.gather(-1, token[..., None])[..., 0]
+    return Prediction(token_AL=token, confidence_AL=confidence.exp(), log_probs_ALV=log_probs)
+
+
+def draw(log_probs_ALV: Tensor, choice: TokenChoice, generator: torch.Generator | None) -> Tensor:
+    """Draw tokens with temperature, top-k and top-p."""
+    scaled = log_probs_ALV / choice.temperature
+    if choice.top_k:
+        floor = scaled.topk(min(choice.top_k, scaled.shape[-1]), dim=-1).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < floor, -torch.inf)
+    probs = scaled.softmax(-1)
+    if choice.top_p < 1.0:
+        ordered, index = probs.sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= choice.top_p
+        probs = torch.zeros_like(probs).scatter(-1, index, ordered.masked_fill(beyond, 0.0))
+    flat = torch.multinomial(probs.flatten(0, -2), 1, generator=generator)
+    return flat.view(probs.shape[:-1])
+
+
+def choose_commits(
+    prediction: Prediction, open_AL: Tensor, config: DecodeConfig, generator: torch.Generator | None
+) -> Tensor:
+    """Which open positions to commit now: bool (A, L). At least ``ceil(L / steps)`` of them, or all that are open.
+
+    Args:
+        prediction: of this forward.
+        open_AL: bool, still masked.
+        config: rule and thresholds.
+        generator: used by ``random`` only.
+    """
+    quota = math.ceil(config.block_size / config.steps)
+    if quota >= config.block_size:
+        return open_AL
+    confidence = prediction.confidence_AL
+    if config.remasking == "sequential":
+        place = torch.arange(config.block_size, device=open_AL.device, dtype=torch.float32)
+        return open_AL & (_rank(-place.expand_as(confidence), open_AL) < quota)
+    if config.remasking == "random":
+        score = torch.rand(confidence.shape, generator=generator).to(confidence.device)
+        return open_AL & (_rank(score, open_AL) < quota)
+    if config.remasking == "entropy_bounded":
+        return _entropy_bounded(prediction.log_probs_ALV, open_AL, config.entropy_bound, quota)
+    chosen = _rank(confidence, open_AL) < quota
+    if config.remasking == "low_confidence_dynamic":
+        chosen |= confidence >= config.confidence_threshold
+    return open_AL & chosen
+
+
+def _rank(score_AL: Tensor, open_AL: Tensor) -> Tensor:
+    """Place of every open position in the order of falling score (ties: leftmost first)."""
+    order = score_AL.masked_fill(~open_AL, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    return order.argsort(dim=-1)
+
+
+def _entropy_bounded(log_probs_ALV: Tensor, open_AL: Tensor, bound: float, quota: int) -> Tensor:
+    entropy = -(log_probs_ALV.exp() * log_probs_ALV.nan_to_num(neginf=0.0)).sum(-1)
+    rank = _rank(-entropy, open_AL)
+    by_rank = torch.zeros_like(entropy).scatter(-1, rank, entropy.masked_fill(~open_AL, 0.0))
+    # The joint error of a set is bounded by its entropies without the largest one, here the last one taken.
+    before = (by_rank.cumsum(-1) - by_rank).gather(-1, rank)
+    return open_AL & ((before <= bound) | (rank < quota))

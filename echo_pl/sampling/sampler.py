@@ -1,0 +1,177 @@
+"""Block-diffusion decoding (METHOD.md 4): blocks left to right, inside a block up to ``denoising_steps`` forwards.
+
+One loop for one step and many, vanilla and fused caches, one sample and a ragged batch. Knows the model only through
+:mod:`echo_pl.sampling.forwards`.
+
+Shapes: B batch, A active samples, L block size, N blocks, R response positions.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from echo_pl.backbone.vlm import VLM
+from echo_pl.diffusion.sequence import BlockedContext, block_context
+from echo_pl.sampling.config import DecodeConfig
+from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks
+from echo_pl.sampling.trajectory import Recorder
+from echo_pl.sampling.remasking import choose_commits, predict
+from echo_pl.sampling.repetition import in_loop
+from echo_pl.structs import Batch, DecodeResult, SpecialTokens
+
+
+def now(device: torch.device) -> float:
+    """Wall time in seconds, after everything queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """What has been decoded so far, for the whole batch."""
+
+    tokens_BR: Tensor
+    tail_B: Tensor
+    width: int = 0
+    """Positions decoded by the samples that are still active."""
+    stopped_B: Tensor = field(init=False)
+    looped_B: Tensor = field(init=False)
+    written_B: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        B = len(self.tokens_BR)
+        self.stopped_B = torch.zeros(B, dtype=torch.bool)
+        self.looped_B = torch.zeros(B, dtype=torch.bool)
+        self.written_B = torch.zeros(B, dtype=torch.long)
+
+    def texts(self, eos: int, limit: int) -> tuple[Tensor, ...]:
+        """Per sample: tokens behind the context tail and before the first eos, at most ``limit``."""
+        out = []
+        for row, (tail, written) in enumerate(zip(self.tail_B.tolist(), self.written_B.tolist(), strict=True)):
+            tokens = self.tokens_BR[row, tail : tail + min(written, limit)]
+            at_eos = (tokens == eos).nonzero()
+            out.append(tokens[: int(at_eos[0, 0])] if len(at_eos) else tokens)
+        return tuple(out)
+
+
+class BlockSampler:
+    """Decodes reports block by block with a diffusion model."""
+
+    def __init__(self, vlm: VLM, special: SpecialTokens, config: DecodeConfig) -> None:
+        """Bind a model to a way of decoding."""
+        self.vlm, self.special, self.config = vlm, special, config
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, recorder: Recorder | None = None) -> DecodeResult:
+        """Decode the contexts of a batch; its responses are not looked at.
+
+        Args:
+            batch: contexts, padded on the right, with their images.
+            recorder: sees every commit.
+
+        Returns:
+            Tokens, counts and times.
+        """
+        device, config = batch.context_ids_BP.device, self.config
+        prompt = block_context(batch.context_ids_BP, batch.context_lengths_B, config.layout, self.special.image)
+        counter = NfeCounter(len(batch))
+        driver = UncachedBlocks if config.kv_cache == "none" else CachedBlocks
+        started = now(device)
+        blocks = driver(self.vlm, prompt, batch, config, counter)
+        prefilled = now(device)
+        progress = self._decode(prompt, blocks, recorder)
+        finished = now(device)
+        return DecodeResult(
+            tokens=progress.texts(self.special.eos, config.max_response_tokens),
+            stopped_B=progress.stopped_B,
+            looped_B=progress.looped_B,
+            nfe_B=counter.nfe_B,
+            kv_write_nfe_B=counter.kv_write_nfe_B,
+            written_B=progress.written_B,
+            forwards=counter.forwards,
+            prefill_seconds=prefilled - started,
+            decode_seconds=finished - prefilled,
+            block_size=config.block_size,
+        )
+
+    def _decode(
+        self, prompt: BlockedContext, blocks: CachedBlocks | UncachedBlocks, recorder: Recorder | None
+    ) -> _Progress:
+        L, limit = self.config.block_size, self.config.max_response_tokens
+        # A tail takes room in the first block, so the absolute grid may need one block more for the same response.
+        N = limit // L + int(bool((prompt.tail_lengths_B > 0).any()))
+        B, device = len(prompt.context_ids_BP), prompt.context_ids_BP.device
+        generator = torch.Generator().manual_seed(self.config.token_choice.seed)
+        progress = _Progress(tokens_BR=torch.zeros(B, N * L, dtype=torch.long), tail_B=prompt.tail_lengths_B.cpu())
+        history_AR = torch.zeros(B, 0, dtype=torch.long, device=device)
+        for block in range(N):
+            canvas_AL, open_AL = self._open_block(prompt, blocks.rows_A, block, device)
+            final_AL = self._denoise_block(canvas_AL, open_AL, block, blocks, recorder, generator)
+            history_AR = torch.cat([history_AR, final_AL], dim=1)
+            rows_A = blocks.rows_A
+            ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
+            looped_A = in_loop(history_AR, self.config.loop_stop) & ~ended_A
+            # One host sync per block: who goes on?
+            ended, looped = torch.stack([ended_A, looped_A]).cpu()
+            progress.tokens_BR[rows_A, block * L : (block + 1) * L] = final_AL.cpu()
+            progress.written_B[rows_A] += open_AL.sum(-1).cpu()
+            progress.stopped_B[rows_A] |= ended
+            progress.looped_B[rows_A] |= looped
+            active = ~(ended | looped) & (progress.written_B[rows_A] < limit)
+            if block + 1 == N or not bool(active.any()):
+                break
+            if not bool(active.all()):
+                going = active.nonzero()[:, 0].to(device)
+                blocks.keep_rows(going)
+                final_AL, history_AR = final_AL[going], history_AR[going]
+            blocks.finish_block(final_AL, block)
+        return progress
+
+    def _open_block(
+        self, prompt: BlockedContext, rows_A: Tensor, block: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """A block of mask tokens and which of them are open; the first block may begin with the context tail."""
+        A, L = len(rows_A), self.config.block_size
+        canvas_AL = torch.full((A, L), self.special.mask, dtype=torch.long, device=device)
+        open_AL = torch.ones(A, L, dtype=torch.bool, device=device)
+        if block == 0 and prompt.tail_ids_BL.shape[1]:
+            in_tail = torch.arange(L, device=device)[None] < prompt.tail_lengths_B[:, None]
+            width = prompt.tail_ids_BL.shape[1]
+            canvas_AL[:, :width] = torch.where(in_tail[:, :width], prompt.tail_ids_BL, canvas_AL[:, :width])
+            open_AL &= ~in_tail
+        return canvas_AL, open_AL
+
+    def _denoise_block(
+        self,
+        canvas_AL: Tensor,
+        open_AL: Tensor,
+        block: int,
+        blocks: CachedBlocks | UncachedBlocks,
+        recorder: Recorder | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        never = torch.tensor(self.special.never_sampled, device=canvas_AL.device)
+        for step in range(1, self.config.steps + 1):
+            working_A = open_AL.any(-1).cpu()
+            if not bool(working_A.any()):
+                break
+            logits_ALV = blocks.denoise(canvas_AL, block, working_A)
+            prediction = predict(logits_ALV, never, self.config.token_choice, generator)
+            commit_AL = choose_commits(prediction, open_AL, self.config, generator)
+            canvas_AL = torch.where(commit_AL, prediction.token_AL, canvas_AL)
+            open_AL = open_AL & ~commit_AL
+            if recorder is not None:
+                recorder.on_commit(
+                    rows_A=blocks.rows_A,
+                    block=block,
+                    step=step,
+                    committed_AL=commit_AL,
+                    token_AL=prediction.token_AL,
+                    log_probs_ALV=prediction.log_probs_ALV,
+                )
+        return canvas_AL

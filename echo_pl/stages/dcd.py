@@ -1,0 +1,238 @@
+"""Stage 3: Direct Conditional Distillation of one step per block (METHOD.md 3, Algorithm 1), and the objectives beside it.
+
+Wires teacher trajectories, the fully masked RAD sequence and an objective. The frozen teacher is no submodule: it is in no
+checkpoint, and is built anew from the stage-2 checkpoint.
+
+Shapes: B batch, K masked copies, R response in whole blocks, M chosen positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict, weights_fingerprint
+from echo_pl.backbone.factory import BackboneFactory
+from echo_pl.backbone.vlm import VLM
+from echo_pl.diffusion.noise import sample_generator
+from echo_pl.diffusion.objectives import Objective, PseudoLabels, Rows
+from echo_pl.diffusion.sequence import block_context, block_response, rad_sequence
+from echo_pl.sampling.collect import store_identity, usable_trajectories
+from echo_pl.sampling.config import DecodeConfig
+from echo_pl.sampling.sampler import BlockSampler
+from echo_pl.sampling.trajectory_store import TrajectoryStore
+from echo_pl.stages.optimization import Optimization
+from echo_pl.stages.pseudo_labels import align, pseudo_labels
+from echo_pl.stages.validation import GenerationCheck, TextTools
+from echo_pl.structs import Batch, Trajectory
+
+
+class DCDModule(L.LightningModule):
+    """Distils a frozen block-diffusion teacher into a student that decodes a block in one forward."""
+
+    stage_name = "dcd"
+    previous_stages = ("rad",)
+
+    def __init__(
+        self,
+        *,
+        backbone: BackboneFactory,
+        text: TextTools,
+        optimization: Optimization,
+        lineage: StageRecord,
+        decode: DecodeConfig,
+        objective: Objective,
+        start: str,
+        trajectories: str | None = None,
+        seed: int = 0,
+        generation_batches: int = 1,
+    ) -> None:
+        """Take everything ready-made; student and teacher are built in ``configure_model``.
+
+        Args:
+            backbone: builds both models.
+            text: ids and texts.
+            optimization: optimizer and schedule.
+            lineage: written into every checkpoint.
+            decode: how the teacher decodes its trajectories; the student's validation is the same at one step.
+            objective: what the student is trained on.
+            start: the stage-2 checkpoint, teacher and start of the student.
+            trajectories: a folder of stored trajectories, or None to decode each training batch on the fly.
+            seed: of the objective's own masks, where it has any.
+            generation_batches: validation batches that are decoded and scored.
+
+        Raises:
+            ValueError: no start checkpoint.
+        """
+        super().__init__()
+        if not start:
+            raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
+        self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
+        self.decode, self.objective, self.start, self.seed = decode, objective, start, seed
+        self.trajectories_folder = trajectories
+        self.generation = GenerationCheck(text, generation_batches)
+        self.special = text.special
+        self.vlm: VLM | None = None
+        # Past nn.Module's registration, so that no checkpoint holds the teacher and no optimizer or DDP hook sees it.
+        object.__setattr__(self, "teacher", None)
+        self._store: TrajectoryStore | None = None
+        self.dropped = {"loops": 0, "endless": 0}
+        """Trajectories dropped so far, when decoded on the fly."""
+
+    def configure_model(self) -> None:
+        """Build the teacher and the student from the stage-2 checkpoint; read stored trajectories."""
+        if self.vlm is not None:
+            return
+        teacher = self._build()
+        teacher.requires_grad_(False)
+        teacher.eval()
+        object.__setattr__(self, "teacher", teacher)
+        student = self._build()
+        student.freeze_vision()
+        self.vlm = student
+        if self.trajectories_folder is not None:
+            store = TrajectoryStore(self.trajectories_folder)
+            store.check(
+                store_identity(
+                    self.decode, weights_fingerprint(teacher), self.text.fingerprint, self.objective.needs_targets
+                )
+            )
+            self._store = store
+
+    def _build(self) -> VLM:
+        vlm = self.backbone.build(self.text.special, self.text.vocab_size)
+        load_weights(vlm, self.start, self.previous_stages, self.decode.block_size)
+        return vlm
+
+    @property
+    def model(self) -> VLM:
+        """The student, once it has been built."""
+        assert self.vlm is not None, "configure_model has not run"
+        return self.vlm
+
+    @property
+    def block_size(self) -> int:
+        """L."""
+        return self.decode.block_size
+
+    @property
+    def sampler(self) -> BlockSampler:
+        """One step per block, with the fused cache."""
+        return self.make_sampler(self.model, denoising_steps=1, kv_cache="fused")
+
+    def make_sampler(self, vlm: VLM, **changes: Any) -> BlockSampler:
+        """A sampler like the teacher's, with some fields of its decode configuration changed."""
+        return BlockSampler(vlm, self.special, replace(self.decode, **changes))
+
+    def on_fit_start(self) -> None:
+        """The teacher follows the student's device; it is no submodule, so nobody else moves it."""
+        self.teacher.to(self.device)
+
+    def collect(self, batch: Batch) -> list[Trajectory | None]:
+        """Phase 1: the teacher's trajectories of a batch, stored or decoded now; None where there is no usable one."""
+        if self._store is not None:
+            return [self._store.get(key) for key in batch.keys]
+        with torch.random.fork_rng(devices=[]):
+            found, counts = usable_trajectories(self.make_sampler(self.teacher), batch, self.objective.needs_targets)
+        self.dropped["loops"] += counts.dropped_loops
+        self.dropped["endless"] += counts.dropped_endless
+        return found
+
+    def loss(self, batch: Batch, trajectories: list[Trajectory | None], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Phase 2: the student sees the pseudo-labels as x0 and the objective's masks as xt."""
+        special, layout = self.special, self.decode.layout
+        device = batch.context_ids_BP.device
+        tokens_BR, lengths_B = pseudo_labels(trajectories, special.eos, device)
+        prompt = block_context(batch.context_ids_BP, batch.context_lengths_B, layout, special.image)
+        blocked = block_response(prompt, tokens_BR, lengths_B, layout, special)
+        labels = align(trajectories, blocked, self.objective.needs_targets)
+        progress = self._progress()
+        masked_BKR = self.objective.student_masks(
+            labels, progress, [sample_generator(self.seed, key, epoch) for key in batch.keys]
+        )
+        masked_BKR = masked_BKR & blocked.maskable_BR[:, None]
+        chosen_BKR = masked_BKR & labels.supervised_BR[:, None]
+        clean_BKR = blocked.clean_ids_BR[:, None].expand_as(masked_BKR)
+        sequence = rad_sequence(blocked, torch.where(masked_BKR, special.mask, clean_BKR))
+        logits_MV = self.model(
+            sequence.input_ids_BT,
+            self.model.sequence_positions(sequence, batch.image_grid_thw),
+            sequence.rule,
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+            select=sequence.noisy_positions(chosen_BKR),
+        )
+        if not bool(chosen_BKR.any()):
+            # No usable trajectory in this batch: a zero on the graph, so that every rank still has a backward.
+            return sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad), {}  # type: ignore[return-value]
+        return self.objective.loss(self._rows(logits_MV, labels, chosen_BKR), progress)
+
+    def _rows(self, logits_MV: Tensor, labels: PseudoLabels, chosen_BKR: Tensor) -> Rows:
+        sample_M, copy_M, place_M = chosen_BKR.nonzero(as_tuple=True)
+        target_BRV = labels.target_BRV
+        return Rows(
+            logits_MV=logits_MV,
+            token_M=labels.token_BR[sample_M, place_M],
+            commit_step_M=labels.commit_step_BR[sample_M, place_M],
+            copy_M=copy_M,
+            eos=self.special.eos,
+            target_MV=None if target_BRV is None else target_BRV[sample_M, place_M],
+        )
+
+    def _progress(self) -> float:
+        total = self.trainer.estimated_stepping_batches
+        return min(1.0, self.global_step / max(1.0, float(total)))
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Phase 1, then phase 2."""
+        trajectories = self.collect(batch)
+        loss, parts = self.loss(batch, trajectories, self.current_epoch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch))
+        used = sum(t is not None for t in trajectories)
+        self.log("train/usable_trajectories", used / len(batch), batch_size=len(batch))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to collect texts."""
+        self.generation.start()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """One-step loss on the references (cross-entropy of fully masked blocks), and generation on the first batches."""
+        self.log("val/loss", self._reference_loss(batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.generation.update(self.sampler, batch, batch_index)
+
+    def _reference_loss(self, batch: Batch) -> Tensor:
+        special, layout = self.special, self.decode.layout
+        prompt = block_context(batch.context_ids_BP, batch.context_lengths_B, layout, special.image)
+        blocked = block_response(prompt, batch.response_ids_BR, batch.response_lengths_B, layout, special)
+        masked_BR = blocked.maskable_BR
+        sequence = rad_sequence(blocked, torch.where(masked_BR, special.mask, blocked.clean_ids_BR)[:, None])
+        chosen_BR = masked_BR & blocked.supervised_BR
+        logits_MV = self.model(
+            sequence.input_ids_BT,
+            self.model.sequence_positions(sequence, batch.image_grid_thw),
+            sequence.rule,
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+            select=sequence.noisy_positions(chosen_BR[:, None]),
+        )
+        return torch.nn.functional.cross_entropy(logits_MV.float(), blocked.clean_ids_BR[chosen_BR])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the generated reports."""
+        self.log_dict(self.generation.compute(), prog_bar=False)
+        if self._store is None:
+            self.log_dict({f"train/dropped_{kind}": float(count) for kind, count in self.dropped.items()})
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """See :class:`Optimization`."""
+        return self.optimization.configure(self, self.trainer.estimated_stepping_batches)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say where the checkpoint comes from."""
+        checkpoint[RECORD_KEY] = record_dict(self.lineage)

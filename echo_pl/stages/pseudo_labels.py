@@ -1,0 +1,53 @@
+"""From a list of teacher trajectories to padded tensors on the block grid of a batch.
+
+Shapes: B batch, R response in whole blocks, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from echo_pl.diffusion.objectives import PseudoLabels
+from echo_pl.diffusion.sequence import BlockedResponse
+from echo_pl.structs import Trajectory
+
+
+def pseudo_labels(trajectories: list[Trajectory | None], eos: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded pseudo-label tokens (B, R) and their lengths (B,); a sample without a trajectory is one eos."""
+    rows = [torch.tensor([eos]) if t is None else t.token_R for t in trajectories]
+    tokens_BR = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=eos)
+    return tokens_BR.to(device), torch.tensor([len(row) for row in rows], device=device)
+
+
+def align(trajectories: list[Trajectory | None], blocked: BlockedResponse, with_targets: bool) -> PseudoLabels:
+    """Put commit steps and targets beside the tokens of a blocked response (behind its context tail).
+
+    Raises:
+        ValueError: targets are needed and a trajectory has none.
+    """
+    B, R = blocked.clean_ids_BR.shape
+    device = blocked.clean_ids_BR.device
+    tails = blocked.prompt.tail_lengths_B.tolist()
+    commit_step_BR = torch.zeros(B, R, dtype=torch.long)
+    supervised_BR = torch.zeros(B, R, dtype=torch.bool)
+    target_BRV: Tensor | None = None
+    for row, trajectory in enumerate(trajectories):
+        if trajectory is None:
+            continue
+        place = slice(tails[row], tails[row] + len(trajectory.token_R))
+        commit_step_BR[row, place] = trajectory.commit_step_R
+        supervised_BR[row, place] = True
+        if with_targets:
+            if trajectory.target_RV is None:
+                raise ValueError(f"the trajectory of {trajectory.key} has no distributions, and this objective needs them")
+            if target_BRV is None:
+                target_BRV = torch.zeros(B, R, trajectory.target_RV.shape[-1])
+            target_BRV[row, place] = trajectory.target_RV.float()
+    return PseudoLabels(
+        token_BR=blocked.clean_ids_BR,
+        commit_step_BR=commit_step_BR.to(device),
+        supervised_BR=supervised_BR.to(device),
+        block_size=blocked.layout.block_size,
+        target_BRV=None if target_BRV is None else target_BRV.to(device),
+    )

@@ -1,0 +1,61 @@
+"""What every stage that writes reports validates with: decoding a small fixed set and scoring the texts.
+
+Used by the stages by composition. Knows samplers and metrics; nothing of losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from echo_pl.metrics.clinical import Judge
+from echo_pl.metrics.suite import ReportSuite
+from echo_pl.sampling.autoregressive import AutoregressiveSampler
+from echo_pl.sampling.sampler import BlockSampler
+from echo_pl.structs import Batch, ReportText, SpecialTokens
+
+LOGGED = ("finding_f1", "valid_sentences", "rouge_l", "duplicate_word_rate", "stopped", "tpf", "nfe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTools:
+    """What a stage has to know of its data: ids, and the way from ids to a judged text. Ready-made by the data room."""
+
+    special: SpecialTokens
+    vocab_size: int
+    labels: tuple[str, ...]
+    to_report: Callable[[Tensor], ReportText]
+    """Token ids before eos -> report."""
+    judge: Judge | None
+    fingerprint: str
+    """Of the data; kept in checkpoints."""
+
+
+class GenerationCheck:
+    """Decodes the first ``batches`` validation batches of an epoch and scores them."""
+
+    def __init__(self, text: TextTools, batches: int) -> None:
+        if batches < 0:
+            raise ValueError(f"generation_batches must not be negative, got {batches}")
+        self.text, self.batches = text, batches
+        self._suite: ReportSuite | None = None
+
+    def start(self) -> None:
+        """Begin an epoch."""
+        self._suite = ReportSuite(self.text.judge)
+
+    def update(self, sampler: BlockSampler | AutoregressiveSampler, batch: Batch, batch_index: int) -> None:
+        """Decode one batch, if it is among the first."""
+        if self._suite is None or batch_index >= self.batches:
+            return
+        result = sampler.generate(batch)
+        self._suite.update([result], [self.text.to_report(tokens) for tokens in result.tokens], batch.references)
+
+    def compute(self) -> dict[str, float]:
+        """``val/...`` scores of the epoch; empty when nothing was decoded."""
+        if self._suite is None or self.batches == 0:
+            return {}
+        scores = self._suite.compute()
+        return {f"val/{name}": scores[name] for name in LOGGED if name in scores}

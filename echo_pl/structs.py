@@ -1,0 +1,123 @@
+"""What travels between rooms: frozen records of tensors, and nothing that computes on them.
+
+Shape suffixes, used in the whole package: B batch, P context length, R response length, N blocks, L block size,
+V vocabulary, K noisy copies (or key positions after Q), Q query positions, H heads, D head size, E width, F findings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """The token ids that the mathematics and the samplers have to know."""
+
+    pad: int
+    eos: int
+    mask: int
+    image: int
+    never_sampled: tuple[int, ...]
+    """Ids no decoder may emit and no target distribution may hold: pad, mask, image and the other control tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportText:
+    """A report in its two fields, as in the official evaluation JSON."""
+
+    findings: str
+    impression: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One collated batch of studies, ready for a stage.
+
+    Contexts are padded on the right; so are responses, whose true length includes the eos token. ``response_ids_BR`` is padded
+    with the eos id (the eos fill of METHOD.md 2); whole blocks are made of it by :mod:`echo_pl.diffusion.sequence`.
+    """
+
+    keys: tuple[str, ...]
+    """Sample keys, unique in a corpus: they seed the noise and name a sample in messages."""
+    context_ids_BP: Tensor
+    context_lengths_B: Tensor
+    response_ids_BR: Tensor
+    response_lengths_B: Tensor
+    pixel_values: Tensor
+    """(patches of all images, channels * temporal * patch * patch), the layout of the Qwen2.5-VL image processor."""
+    image_grid_thw: Tensor
+    """(images, 3): patches in time, height and width, images in the order of their placeholders."""
+    labels_BF: Tensor | None = None
+    """Finding labels as 0/1 floats, where the corpus has them (vision warm-up, label-based scores)."""
+    references: tuple[ReportText, ...] = ()
+    """The reference reports as text, where generation will be scored."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
+        """Return the batch with every tensor on ``device``."""
+        moved = {
+            field.name: value.to(device, **kwargs)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory (called by the DataLoader)."""
+        pinned = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **pinned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One decode, position by position: METHOD.md 3, phase 1. Positions are counted from the first response token.
+
+    It covers whole blocks (R = N * L), up to and including the block of the first eos.
+    """
+
+    key: str
+    block_size: int
+    token_R: Tensor
+    """Committed token of every position (pseudo-labels)."""
+    commit_step_R: Tensor
+    """Step within its block (from 1) at which a position was committed."""
+    confidence_R: Tensor
+    """Largest probability of the position at its commit step."""
+    target_RV: Tensor | None = None
+    """Stitched target: the whole distribution of each position *at its commit step*; only when asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeResult:
+    """What any decoder returns, for a batch of prompts."""
+
+    tokens: tuple[Tensor, ...]
+    """Per sample: token ids before the first eos (eos not included), 1-D int64 on the CPU."""
+    stopped_B: Tensor
+    """bool: the sample ended with eos. False: it ran into the limit or into a repetition loop."""
+    looped_B: Tensor
+    """bool: stopped because of a repetition loop."""
+    nfe_B: Tensor
+    """int: forwards after prefill in which the sample took part, KV writes included (METHOD.md 4)."""
+    kv_write_nfe_B: Tensor
+    """int: the part of ``nfe_B`` that did nothing but write keys and values (vanilla block cache)."""
+    written_B: Tensor
+    """int: positions decoded, those after eos included (the count of published tables)."""
+    forwards: int
+    """Batched forwards after prefill; equals ``nfe_B`` at batch 1."""
+    prefill_seconds: float
+    decode_seconds: float
+    """Wall time of everything after prefill, for the whole batch."""
+    block_size: int
+    """1 for autoregressive decoding."""
+
+    @property
+    def lengths_B(self) -> Tensor:
+        """Tokens before eos, per sample."""
+        return torch.tensor([len(tokens) for tokens in self.tokens])

@@ -1,0 +1,37 @@
+"""The tool that makes a corpus folder."""
+
+from __future__ import annotations
+
+import pytest
+
+from echo_pl.data.tokenizer import load_tokenizer
+from echo_pl.tools.make_corpus import main, make_synthetic
+
+SMALL = ["synthetic", "--train", "12", "--val", "2", "--test", "2", "--shard-size", "5"]
+
+
+def test_makes_finds_and_refuses(tmp_path, capsys):
+    out = tmp_path / "corpus"
+    assert main([*SMALL, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "12 train, 2 val, 2 test studies in 5 shards" in said
+    assert str(out) in said
+    before = (out / "tokenizer" / "tokenizer.json").stat().st_mtime_ns
+    assert main([*SMALL, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == said
+    assert (out / "tokenizer" / "tokenizer.json").stat().st_mtime_ns == before
+    assert main([*SMALL, "--out", str(out), "--seed", "1"]) == 1
+    assert "already holds another corpus" in capsys.readouterr().err
+
+
+def test_a_missing_tokenizer_is_made_again(tmp_path):
+    out = make_synthetic(tmp_path, train=8, val=1, test=1, progress=False)
+    (out / "tokenizer" / "tokenizer_config.json").unlink()
+    make_synthetic(tmp_path, train=8, val=1, test=1, progress=False)
+    assert load_tokenizer(out / "tokenizer")[1].eos == 2
+
+
+@pytest.mark.parametrize(("option", "value"), [("--size", "8"), ("--train", "0"), ("--vocab-size", "100")])
+def test_bad_arguments_are_said_in_one_line(tmp_path, capsys, option, value):
+    assert main([*SMALL, "--val", "0", "--test", "0", "--out", str(tmp_path), option, value]) == 1
+    assert capsys.readouterr().err.strip().count("\n") <= 1
