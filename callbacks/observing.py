@@ -56,9 +56,7 @@ def report_data(trainer: Trainer) -> ReportData:
     """
     data: ReportData | None = trainer.datamodule  # type: ignore[attr-defined]
     if data is None:
-        raise ValueError(
-            "this callback decodes held-out studies: start the trainer with datamodule=..., not with loaders"
-        )
+        raise ValueError("this callback decodes held-out studies: start the trainer with datamodule=..., not with loaders")
     return data
 
 

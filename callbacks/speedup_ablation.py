@@ -98,9 +98,7 @@ class SpeedupAblation(Callback):
     def _run(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
         module = cast(DiffusionModule, pl_module)
         if module.stage_name not in STAGES:
-            rank_zero_warn(
-                f"SpeedupAblation has nothing to compare in stage {module.stage_name!r}: it decodes no blocks"
-            )
+            rank_zero_warn(f"SpeedupAblation has nothing to compare in stage {module.stage_name!r}: it decodes no blocks")
             return
         # Every rank decodes all studies, since a sharded model needs all ranks for its forwards; rank 0 writes.
         with observing(trainer, pl_module):

@@ -5,18 +5,16 @@ An observer (see :mod:`callbacks.observing`). Knows only what the trainer knows.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
 from callbacks.observing import mlflow_runs
+from echo_pl.evaluation.memory import peak_memory_gb
 
 
 class StageSummary(Callback):
@@ -61,16 +59,6 @@ def summary_lines(trainer: Trainer, seconds: float) -> dict[str, str]:
     return lines
 
 
-def peak_memory_gb() -> float:
-    """Largest memory this process has had, in GB (10^9 bytes): on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
 def _group(metrics: Mapping[str, float], prefix: str, label: str) -> dict[str, str]:
-    chosen = [
-        f"{name.removeprefix(prefix)} {value:.4g}" for name, value in sorted(metrics.items()) if name.startswith(prefix)
-    ]
+    chosen = [f"{name.removeprefix(prefix)} {value:.4g}" for name, value in sorted(metrics.items()) if name.startswith(prefix)]
     return {label: "  ".join(chosen)} if chosen else {}

@@ -29,9 +29,7 @@ class TrajectoryLogger(Callback):
 
     def __init__(self, *, num_samples: int = 4, every_n_validations: int = 1, split: str = "val") -> None:
         if num_samples < 1 or every_n_validations < 1:
-            raise ValueError(
-                f"num_samples and every_n_validations must be positive, got {num_samples} and {every_n_validations}"
-            )
+            raise ValueError(f"num_samples and every_n_validations must be positive, got {num_samples} and {every_n_validations}")
         self.num_samples = num_samples
         self.every_n_validations = every_n_validations
         self.split = split

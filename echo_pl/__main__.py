@@ -9,6 +9,8 @@ import errno
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -33,18 +35,25 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
-@hydra.main(version_base="1.3", config_path=str(EXPERIMENTS), config_name="config")
-def _run(config: DictConfig) -> None:
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    from echo_pl.run import run
-
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn errors a person can act on into one message and exit status 2."""
     try:
-        run(config)
+        yield
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get(TRACEBACK):
             raise
         print(f"echo-pl: {explain(error)}\n(set {TRACEBACK}=1 to see where)", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@hydra.main(version_base="1.3", config_path=str(EXPERIMENTS), config_name="config")
+def _run(config: DictConfig) -> None:
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    from echo_pl.run import run  # after Hydra has answered --help: importing torch takes seconds
+
+    with reported():
+        run(config)
 
 
 def main() -> None:

@@ -6,45 +6,72 @@ The only place where the rooms meet. Callbacks come by ``_target_``; nothing her
 from __future__ import annotations
 
 import logging
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import DictConfig, OmegaConf
 
 from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
+from echo_pl.baseline import ancestor
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.response import parse_response
-from echo_pl.runs import (
-    FINAL,
-    LAST,
-    RunInfo,
-    check_free_disk,
-    newest,
-    newest_unfinished,
-    now_text,
-    read_info,
-    write_info,
-)
+from echo_pl.lineage import backbone_name, data_name, make_lineage, resolve_resume, resolve_start, run_folder
+from echo_pl.runs import FINAL, LAST, RunInfo, check_free_disk, now_text, write_info
 from echo_pl.stages.validation import TextTools
 
 log = logging.getLogger(__name__)
 
 ROOT_KEYS = frozenset(
-    "stage backbone data trainer callbacks task block_size max_response_tokens grid context_attention seed threads run_name "
-    "outputs data_root start resume min_free_gb mlflow run".split()
+    [
+        "stage",
+        "backbone",
+        "data",
+        "trainer",
+        "callbacks",
+        "task",
+        "block_size",
+        "max_response_tokens",
+        "grid",
+        "context_attention",
+        "seed",
+        "threads",
+        "run_name",
+        "outputs",
+        "data_root",
+        "start",
+        "resume",
+        "min_free_gb",
+        "mlflow",
+        "run",
+    ]
 )
 """Every key of ``experiments/config.yaml``; a YAML file with another one at the root is refused."""
 
-BEFORE = {"warmup": (), "pretrain": ("warmup",), "rad": ("pretrain",), "dcd": ("rad",)}
+STAGE_KEYS = frozenset(
+    [
+        "name",
+        "max_steps",
+        "batch_size",
+        "eval_batch_size",
+        "limit_train",
+        "validate_every",
+        "accumulate",
+        "gradient_clip",
+        "checkpoint_every",
+        "module",
+    ]
+)
+TASKS = ("fit", "validate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +79,10 @@ class RunOutcome:
     """What a run leaves behind."""
 
     folder: Path
-    checkpoint: Path | None
+    checkpoint: Path
+    """The final one; for ``task=validate`` the one that was validated."""
     metrics: dict[str, float]
     seconds: float
-    module: L.LightningModule
-    data: ReportDataModule
 
 
 def run(config: DictConfig) -> RunOutcome:
@@ -68,196 +94,60 @@ def run(config: DictConfig) -> RunOutcome:
         OSError: too little free disk.
     """
     check_keys(config)
-    outputs = Path(config.outputs)
-    check_free_disk(outputs, config.min_free_gb)
+    check_free_disk(Path(config.outputs), config.min_free_gb)
+    quieten()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: ReportDataModule = instantiate(config.data, _convert_="all")
     data.setup()
-    resume = resolve_resume(config, outputs)
-    start, before = resolve_start(config, outputs, resume)
-    folder = run_folder(config, outputs, resume)
+    resume = resolve_resume(config)
+    start, before = resolve_start(config, resume)
+    folder = run_folder(config, resume)
     chain = before.chain if before is not None and before.chain else folder.name
     logger = make_logger(config, folder, resume)
-    lineage = make_lineage(config, data, start, chain, logger)
-    fill_run_node(config, folder, chain, None if before is None else before.mlflow_run_id)
-    # Partial first: Hydra would turn frozen records among the arguments into dictionaries.
-    make_module = instantiate(config.stage.module, _partial_=True, _convert_="all")
-    module: L.LightningModule = make_module(
-        backbone=instantiate(config.backbone.factory, _convert_="all"),
-        text=text_tools(data),
-        lineage=lineage,
-        start=None if start is None else str(start),
-    )
-    callbacks = [instantiate(entry, _convert_="all") for entry in (config.callbacks or {}).values() if entry]
-    checkpointing = ModelCheckpoint(
-        folder / "checkpoints", filename="last", every_n_train_steps=config.stage.checkpoint_every, save_top_k=1,
-        enable_version_counter=False,
-    )  # fmt: skip
-    make_trainer = instantiate(config.trainer, _partial_=True, _convert_="all")
-    trainer: L.Trainer = make_trainer(
-        default_root_dir=str(folder),
-        logger=logger if logger is not None else False,
-        callbacks=[*callbacks, checkpointing],
-    )
-    info = RunInfo(
-        stage=config.stage.name,
-        backbone=backbone_name(config),
-        block_size=lineage.block_size,
-        data=data_name(config),
-        status="running",
-        time=now_text(),
-        start=None if start is None else str(start),
-        chain=chain,
-        mlflow_run_id=lineage.mlflow_run_id,
-    )
-    began = datetime.now()
+    lineage = make_lineage(config, data.fingerprint, start, chain, None if logger is None else logger.run_id)
+    fill_run_node(config, folder, lineage, before)
+    stage = make_stage(config, data, lineage)
+    trainer = make_trainer(config, folder, logger)
     if config.task == "validate":
-        metrics = trainer.validate(module, datamodule=data, ckpt_path=None if resume is None else str(resume), verbose=True)
-        seconds = (datetime.now() - began).total_seconds()
-        return RunOutcome(
-            folder=folder, checkpoint=resume, metrics=dict(metrics[0]), seconds=seconds, module=module, data=data
-        )
-    if trainer.is_global_zero:
-        log.info("%s writes to %s", config.stage.name, folder)
-    with recorded(folder, info, trainer):
-        trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume))
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        final = folder / "checkpoints" / FINAL
-        trainer.save_checkpoint(final)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    seconds = (datetime.now() - began).total_seconds()
-    return RunOutcome(folder=folder, checkpoint=final, metrics=metrics, seconds=seconds, module=module, data=data)
+        return validate(trainer, stage, data, folder, resume or start)
+    return fit(trainer, stage, data, folder, resume, run_info(config, lineage))
 
 
 def check_keys(config: DictConfig) -> None:
-    """Refuse keys that nothing reads, and tasks that do not exist."""
-    unknown = sorted(set(map(str, config)) - ROOT_KEYS)
-    if unknown:
-        raise ValueError(f"unknown configuration key {unknown[0]!r}; keys at the root are {', '.join(sorted(ROOT_KEYS))}")
-    if config.task not in ("fit", "validate"):
-        raise ValueError(f"task must be fit or validate, got {config.task!r}")
-    known = {"name", "max_steps", "batch_size", "eval_batch_size", "limit_train", "validate_every", "accumulate"}
-    known |= {"gradient_clip", "checkpoint_every", "module"}
-    unknown = sorted(set(map(str, config.stage)) - known)
-    if unknown:
-        raise ValueError(f"unknown configuration key stage.{unknown[0]}; keys of a stage are {', '.join(sorted(known))}")
+    """Refuse keys that nothing reads, and tasks that do not exist.
+
+    Raises:
+        ValueError: naming the key and those that exist.
+    """
+    for node, known, name in ((config, ROOT_KEYS, ""), (config.stage, STAGE_KEYS, "stage.")):
+        unknown = sorted(set(map(str, node)) - known)
+        if unknown:
+            raise ValueError(f"unknown configuration key {name}{unknown[0]}; there are {', '.join(sorted(known))}")
+    if config.task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {config.task!r}")
 
 
-def backbone_name(config: DictConfig) -> str:
-    """Name of the backbone: the factory's, by class, with what makes weights fit or not."""
-    factory = config.backbone.factory
-    return str(factory._target_).rsplit(".", 1)[-1]
+def quieten() -> None:
+    """Silence what a user can do nothing about."""
+    for noisy in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of a deprecated torch name
+    warnings.filterwarnings("ignore", message=".*Your `IterableDataset` has `__len__` defined.*")  # ours is exact
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
-def data_name(config: DictConfig) -> str:
-    """The corpus folder's name."""
-    return Path(config.data.root).name
-
-
-def resolve_resume(config: DictConfig, outputs: Path) -> Path | None:
-    """The checkpoint to continue from, if any."""
-    if config.resume is None:
-        return None
-    if config.resume != "auto":
-        return Path(config.resume)
-    found = newest_unfinished(outputs, config.stage.name)
-    if found is None:
-        raise FileNotFoundError(f"no unfinished run of stage {config.stage.name} under {outputs}/runs to resume")
-    log.info("resuming from %s", found)
-    return found
-
-
-def resolve_start(config: DictConfig, outputs: Path, resume: Path | None) -> tuple[Path | None, StageRecord | None]:
-    """The checkpoint of the stage before and its record; says which one ``auto`` found."""
-    stage = config.stage.name
-    if resume is not None:
-        record, _ = read_checkpoint(resume)
-        if record.stage != stage:
-            raise ValueError(f"{resume} is a checkpoint of stage {record.stage!r}; it cannot resume stage {stage!r}")
-        start = None if record.start is None else Path(record.start)
-        return start, None if start is None else read_checkpoint(start)[0]
-    if config.start is None or not BEFORE[stage]:
-        return None, None
-    if config.start != "auto":
-        return Path(config.start), read_checkpoint(config.start)[0]
-    if stage == "pretrain" and not config.backbone.needs_warmup:
-        return None, None
-    wanted_block = config.block_size if stage == "dcd" else None
-    found = newest(outputs, BEFORE[stage], backbone_name(config), data_name(config), wanted_block)
-    if found is None:
-        block = "" if wanted_block is None else f" with block_size {wanted_block}"
-        raise FileNotFoundError(
-            f"stage {stage} starts from a finished {BEFORE[stage][0]} run{block} on data {data_name(config)!r}, and there is "
-            f"none under {outputs}/runs; run `echo-pl stage={BEFORE[stage][0]}` first, or give start=<checkpoint>"
-        )
-    folder, info = found
-    path = folder / "checkpoints" / FINAL
-    log.info("starting from %s (stage %s, %s)", path, info.stage, info.time)
-    return path, read_checkpoint(path)[0]
-
-
-def run_folder(config: DictConfig, outputs: Path, resume: Path | None) -> Path:
-    """Where this run writes; the old folder when it resumes a run of this place."""
-    if resume is not None and read_info(resume.parent.parent) is not None:
-        return resume.parent.parent
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    block = "" if config.stage.name in ("warmup", "pretrain") else f"-L{config.block_size}"
-    folder = outputs / "runs" / (config.run_name or f"{config.stage.name}{block}-{stamp}")
-    if folder.exists() and read_info(folder) is not None and config.run_name is None:
-        folder = folder.with_name(f"{folder.name}-{datetime.now().microsecond:06d}")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def make_logger(config: DictConfig, folder: Path, resume: Path | None) -> MLFlowLogger | None:
-    """MLflow on a local database unless told otherwise; a resumed run goes on in its own MLflow run."""
-    if config.mlflow is None:
-        return None
-    uri = config.mlflow.tracking_uri or f"sqlite:///{(Path(config.outputs) / 'mlflow.db').resolve()}"
-    run_id = None
-    if resume is not None:
-        run_id = read_checkpoint(resume)[0].mlflow_run_id
-    return MLFlowLogger(
-        experiment_name=config.mlflow.experiment,
-        tracking_uri=uri,
-        run_name=folder.name,
-        run_id=run_id,
-        artifact_location=None if config.mlflow.tracking_uri else str((Path(config.outputs) / "mlartifacts").resolve()),
+def make_stage(config: DictConfig, data: ReportDataModule, lineage: StageRecord) -> L.LightningModule:
+    """Build the stage; its models come later, in ``configure_model``."""
+    # Partial first: Hydra would turn frozen records among the arguments into dictionaries.
+    build = instantiate(config.stage.module, _partial_=True, _convert_="all")
+    return build(
+        backbone=instantiate(config.backbone.factory, _convert_="all"),
+        text=text_tools(data),
+        lineage=lineage,
+        start=lineage.start,
     )
-
-
-def make_lineage(
-    config: DictConfig, data: ReportDataModule, start: Path | None, chain: str, logger: MLFlowLogger | None
-) -> StageRecord:
-    """What every checkpoint of this run will say of itself."""
-    diffusion = config.stage.name in ("rad", "dcd")
-    return StageRecord(
-        stage=config.stage.name,
-        backbone=backbone_name(config),
-        block_size=config.block_size if diffusion else None,
-        grid=config.grid,
-        context_attention=config.context_attention,
-        data_fingerprint=data.fingerprint,
-        start=None if start is None else str(start),
-        chain=chain,
-        mlflow_run_id=None if logger is None else logger.run_id,
-    )
-
-
-def fill_run_node(config: DictConfig, folder: Path, chain: str, parent_run_id: str | None) -> None:
-    """Give callbacks what is known only now, and write the resolved configuration beside the checkpoints."""
-    path = folder / "config.yaml"
-    config.run = {
-        "name": folder.name,
-        "folder": str(folder),
-        "config_path": str(path),
-        "chain": chain,
-        "parent_run_id": parent_run_id,
-    }
-    path.write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
 
 
 def text_tools(data: ReportDataModule) -> TextTools:
@@ -270,6 +160,103 @@ def text_tools(data: ReportDataModule) -> TextTools:
         judge=data.judge,
         fingerprint=data.fingerprint,
     )
+
+
+def make_trainer(config: DictConfig, folder: Path, logger: MLFlowLogger | None) -> L.Trainer:
+    """Build callbacks and trainer."""
+    callbacks: list[Callback] = [instantiate(c, _convert_="all") for c in (config.callbacks or {}).values() if c]
+    callbacks.append(
+        ModelCheckpoint(
+            folder / "checkpoints",
+            filename=Path(LAST).stem,
+            every_n_train_steps=config.stage.checkpoint_every,
+            enable_version_counter=False,
+        )
+    )
+    if config.trainer.enable_progress_bar:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    build = instantiate(config.trainer, _partial_=True, _convert_="all")
+    return build(default_root_dir=str(folder), logger=logger if logger is not None else False, callbacks=callbacks)
+
+
+def make_logger(config: DictConfig, folder: Path, resume: Path | None) -> MLFlowLogger | None:
+    """MLflow on a local database unless told otherwise; a resumed run goes on in its own MLflow run."""
+    if config.mlflow is None:
+        return None
+    local = config.mlflow.tracking_uri is None
+    outputs = Path(config.outputs).resolve()
+    return MLFlowLogger(
+        experiment_name=config.mlflow.experiment,
+        tracking_uri=f"sqlite:///{outputs / 'mlflow.db'}" if local else config.mlflow.tracking_uri,
+        run_name=folder.name,
+        run_id=None if resume is None else read_checkpoint(resume)[0].mlflow_run_id,
+        artifact_location=str(outputs / "mlartifacts") if local else None,
+    )
+
+
+def fill_run_node(config: DictConfig, folder: Path, lineage: StageRecord, before: StageRecord | None) -> None:
+    """Give callbacks what is known only now, and write the resolved configuration beside the checkpoints."""
+    path = folder / "config.yaml"
+    config.run = {
+        "name": folder.name,
+        "folder": str(folder),
+        "config_path": str(path),
+        "chain": lineage.chain,
+        "parent_run_id": None if before is None else before.mlflow_run_id,
+        "ar_checkpoint": ancestor(lineage.start, before, "pretrain"),
+    }
+    path.write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+
+
+def run_info(config: DictConfig, lineage: StageRecord) -> RunInfo:
+    """The record of the run folder, before it starts."""
+    return RunInfo(
+        stage=lineage.stage,
+        backbone=backbone_name(config),
+        block_size=lineage.block_size,
+        data=data_name(config),
+        status="running",
+        time=now_text(),
+        start=lineage.start,
+        chain=lineage.chain,
+        mlflow_run_id=lineage.mlflow_run_id,
+    )
+
+
+def fit(
+    trainer: L.Trainer,
+    stage: L.LightningModule,
+    data: ReportDataModule,
+    folder: Path,
+    resume: Path | None,
+    info: RunInfo,
+) -> RunOutcome:
+    """Train to the end and write the final checkpoint."""
+    began = time.monotonic()
+    final = folder / "checkpoints" / FINAL
+    log.info("stage %s writes to %s", info.stage, folder)
+    with recorded(folder, info, trainer):
+        trainer.fit(stage, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=False)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        trainer.save_checkpoint(final)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return RunOutcome(folder=folder, checkpoint=final, metrics=metrics, seconds=time.monotonic() - began)
+
+
+def validate(
+    trainer: L.Trainer, stage: L.LightningModule, data: ReportDataModule, folder: Path, checkpoint: Path | None
+) -> RunOutcome:
+    """Validate a checkpoint of this stage, given as ``resume``.
+
+    Raises:
+        ValueError: none was given.
+    """
+    if checkpoint is None:
+        raise ValueError("task=validate needs the checkpoint to validate: give resume=<checkpoint>")
+    began = time.monotonic()
+    (metrics,) = trainer.validate(stage, datamodule=data, ckpt_path=str(checkpoint), verbose=True, weights_only=False)
+    return RunOutcome(folder=folder, checkpoint=checkpoint, metrics=dict(metrics), seconds=time.monotonic() - began)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Batch:
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """Return the batch with every tensor on ``device``."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, **kwargs)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -70,7 +70,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory (called by the DataLoader)."""
-        pinned = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        pinned: dict[str, Any] = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         return replace(self, **pinned)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.vlm import VLM
@@ -27,6 +31,38 @@ def small_vlm(dtype: torch.dtype = torch.float32, seed: int = 0, train_attention
                 parameter.mul_(4.0)
         vlm.network.lm_head.weight.mul_(sharp)
     return vlm
+
+
+def decoding_vlm() -> VLM:
+    """A float64 model with norms in float64 whose reports differ: some stop early, some never, confidences are of all sizes."""
+    vlm = exact_norms(small_vlm(torch.float64, seed=3, sharp=20.0))
+    with torch.no_grad():
+        vlm.network.lm_head.weight[SPECIAL.eos] *= 1.6
+    return vlm
+
+
+def exact_norms(vlm: VLM) -> VLM:
+    """Let every RMS norm compute in the model's own precision, in place.
+
+    The library's norm rounds to float32 inside, so that even a float64 model is exact to 1e-7 only; with this one a float64
+    comparison may ask for 1e-10.
+    """
+
+    def in_own_precision(norm: nn.Module, hidden: Tensor) -> Tensor:
+        variance = hidden.pow(2).mean(-1, keepdim=True)
+        return norm.weight * hidden * torch.rsqrt(variance + norm.variance_epsilon)
+
+    for module in vlm.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = in_own_precision.__get__(module)
+    return vlm
+
+
+def stock_network(vlm: VLM) -> Qwen2_5_VLForConditionalGeneration:
+    """A copy of the network under the library's own attention: what our attention entry is compared with."""
+    network = copy.deepcopy(vlm.network)
+    network.set_attn_implementation("sdpa")
+    return network
 
 
 def make_batch(

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 
 from echo_pl.backbone.split_attention import merged_attention
@@ -130,8 +131,6 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule | None, scale: fl
         raise ValueError(f"attention backend 'flex' has no dropout, got {dropout}; use 'sdpa'")
     if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
         raise ValueError("FlexAttention has no backward on a CPU: train with attention backend 'split' or 'sdpa'")
-    from torch.nn.attention.flex_attention import flex_attention
-
     return flex_attention(q, k, v, block_mask=rule.flex_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 

@@ -55,9 +55,7 @@ def read_checkpoint(path: str | Path) -> tuple[StageRecord, dict[str, Any]]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise ValueError(
-            f"{file} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}"
-        ) from error
+        raise ValueError(f"{file} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}") from error
     record = content.get(RECORD_KEY) if isinstance(content, dict) else None
     if not isinstance(record, dict) or "state_dict" not in content:
         raise ValueError(f"{file} is not a checkpoint of echo_pl: it has no {RECORD_KEY!r} record")

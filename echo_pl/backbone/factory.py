@@ -6,9 +6,10 @@ Knows configurations and weights; nothing of training.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -38,18 +39,18 @@ def check_attention(train_attention: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyBackbone:
-    """The stock class with about 1.4 million random weights: the laptop path is the 7B path."""
+    """The stock class with about 1.2 million random weights: the laptop path is the 7B path."""
 
     name: str = "tiny"
     width: int = 128
     layers: int = 4
-    heads: int = 4
-    key_heads: int = 2
+    heads: int = 2
+    key_heads: int = 1
     mlp_width: int = 384
-    vision_width: int = 96
-    vision_layers: int = 3
+    vision_width: int = 64
+    vision_layers: int = 2
     vision_heads: int = 4
-    vision_mlp_width: int = 256
+    vision_mlp_width: int = 128
     patch_size: int = 8
     """Pixels; a 64 x 64 image gives (64 / 8 / 2)^2 = 16 image tokens."""
     train_attention: AttentionBackend = "split"
@@ -136,16 +137,17 @@ class PretrainedBackbone:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
             raise FileNotFoundError(f"no model folder at {self.path}; give backbone.path=<folder or hub id>")
         path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
-        network, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, dtype=getattr(torch, self.dtype), output_loading_info=True
         )
+        network, info = loaded
         refuse_unmatched(info["missing_keys"], info["unexpected_keys"], path)
         return finish(network, special, vocab_size, self.train_attention, self.gradient_checkpointing)
 
 
-def refuse_unmatched(missing: object, unexpected: object, source: str) -> None:
+def refuse_unmatched(missing: Iterable[str], unexpected: Iterable[str], source: str) -> None:
     """Raise ValueError when a checkpoint and a model do not have the same weights."""
-    missing_list, unexpected_list = sorted(missing), sorted(unexpected)  # type: ignore[call-overload]
+    missing_list, unexpected_list = sorted(missing), sorted(unexpected)
     if missing_list or unexpected_list:
         raise ValueError(
             f"{source} does not fit the model: {len(missing_list)} weights missing {missing_list[:3]}, "
@@ -161,7 +163,7 @@ def finish(
     gradient_checkpointing: bool,
 ) -> VLM:
     """Make room for added tokens, switch checkpointing on, wrap."""
-    rows = network.get_input_embeddings().weight.shape[0]
+    rows = network.model.language_model.embed_tokens.num_embeddings
     if vocab_size > rows:
         log.warning("vocabulary grows from %d to %d rows: the tokenizer has added tokens", rows, vocab_size)
         network.resize_token_embeddings(vocab_size)

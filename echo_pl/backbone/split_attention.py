@@ -64,7 +64,15 @@ def _one_call(query: Tensor, first: Part, second: Part, scale: float) -> Tensor:
 class _MergedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k1: Tensor, v1: Tensor, b1: Tensor | None, k2: Tensor, v2: Tensor, b2: Tensor | None, scale: float
+        ctx: Any,
+        q: Tensor,
+        k1: Tensor,
+        v1: Tensor,
+        b1: Tensor | None,
+        k2: Tensor,
+        v2: Tensor,
+        b2: Tensor | None,
+        scale: float,
     ) -> Tensor:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out1, lse1 = kernel(q, k1, v1, 0.0, False, attn_mask=b1, scale=scale)

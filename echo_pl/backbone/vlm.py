@@ -24,7 +24,10 @@ class VLM(nn.Module):
     """A ``Qwen2_5_VLForConditionalGeneration`` that takes attention as a rule and positions as given."""
 
     def __init__(
-        self, network: Qwen2_5_VLForConditionalGeneration, special: SpecialTokens, train_attention: AttentionBackend = "sdpa"
+        self,
+        network: Qwen2_5_VLForConditionalGeneration,
+        special: SpecialTokens,
+        train_attention: AttentionBackend = "sdpa",
     ) -> None:
         """Wrap a network.
 
@@ -37,7 +40,7 @@ class VLM(nn.Module):
             ValueError: the network and the tokenizer disagree on the image token or the vocabulary.
         """
         super().__init__()
-        rows = network.get_input_embeddings().weight.shape[0]
+        rows = network.model.language_model.embed_tokens.num_embeddings
         highest = max(special.pad, special.eos, special.mask, special.image, *special.never_sampled)
         if highest >= rows:
             raise ValueError(f"token id {highest} of the tokenizer is outside the model's vocabulary of {rows}")
@@ -55,12 +58,17 @@ class VLM(nn.Module):
     @property
     def layers(self) -> int:
         """Number of decoder layers."""
-        return self.network.config.text_config.num_hidden_layers
+        return len(self.network.model.language_model.layers)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.network.get_input_embeddings().weight.device
+        return self.network.model.language_model.embed_tokens.weight.device
+
+    @property
+    def width(self) -> int:
+        """E, the width of the language model and of projected image tokens."""
+        return self.network.model.language_model.embed_tokens.embedding_dim
 
     def freeze_vision(self) -> None:
         """Take the vision tower and its projector (the merger inside it) out of training: stages 2 and 3."""
@@ -73,9 +81,7 @@ class VLM(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             return visual(pixel_values.type(visual.dtype), grid_thw=image_grid_thw).pooler_output
 
-    def context_positions(
-        self, context_ids_BP: Tensor, lengths_B: Tensor, image_grid_thw: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def context_positions(self, context_ids_BP: Tensor, lengths_B: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
         """M-RoPE positions of right-padded contexts.
 
         Returns:
@@ -97,9 +103,7 @@ class VLM(nn.Module):
     def sequence_positions(self, sequence: TrainingSequence, image_grid_thw: Tensor) -> Tensor:
         """(3, B, T) positions of a training sequence: every copy of a response token has the same."""
         P = sequence.context_width
-        positions, behind_B = self.context_positions(
-            sequence.input_ids_BT[:, :P], sequence.context_lengths_B, image_grid_thw
-        )
+        positions, behind_B = self.context_positions(sequence.input_ids_BT[:, :P], sequence.context_lengths_B, image_grid_thw)
         response_BT = behind_B[:, None] + sequence.response_offset_T[None]
         return torch.cat([positions, response_BT.expand(3, -1, -1)], dim=2)
 

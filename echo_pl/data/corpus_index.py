@@ -109,9 +109,7 @@ class CorpusIndex:
             raise ValueError(f"{path} is damaged ({error}); delete the folder and make the corpus again") from error
         version = record.get("schema_version") if isinstance(record, dict) else None
         if version != SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} has schema version {version!r}, this program reads {SCHEMA_VERSION}; make the corpus again"
-            )
+            raise ValueError(f"{path} has schema version {version!r}, this program reads {SCHEMA_VERSION}; make the corpus again")
         try:
             return cls._from_record(record)
         except (KeyError, TypeError, AttributeError) as error:

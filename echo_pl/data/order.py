@@ -34,9 +34,7 @@ def fixed_order(counts: Sequence[int], limit: int | None = None) -> EpochOrder:
     return EpochOrder(shards=tuple(range(len(counts))), starts=starts, places=places[:limit])
 
 
-def shuffled_order(
-    counts: Sequence[int], *, seed: int, epoch: int, buffer: int, limit: int | None = None
-) -> EpochOrder:
+def shuffled_order(counts: Sequence[int], *, seed: int, epoch: int, buffer: int, limit: int | None = None) -> EpochOrder:
     """Shuffle the shards, then the studies, each by at most ``buffer`` places, so that reading goes on in order.
 
     Args:
@@ -55,9 +53,7 @@ def shuffled_order(
         in_split = np.concatenate([np.arange(firsts[s], firsts[s] + counts[s]) for s in shards])
         places = places[in_split < limit]
     moved = np.arange(len(places)) + rng.random(len(places)) * buffer
-    return EpochOrder(
-        shards=tuple(int(s) for s in shards), starts=starts, places=places[np.argsort(moved, kind="stable")]
-    )
+    return EpochOrder(shards=tuple(int(s) for s in shards), starts=starts, places=places[np.argsort(moved, kind="stable")])
 
 
 def train_batches(places: Places, *, batch_size: int, rank: int, world_size: int) -> list[Places]:
@@ -84,9 +80,7 @@ def eval_batches(places: Places, *, batch_size: int, rank: int, world_size: int)
         ValueError: If there are fewer studies than ranks.
     """
     if len(places) < world_size:
-        raise ValueError(
-            f"{len(places)} studies cannot be shared out to {world_size} ranks; raise the limit of the split"
-        )
+        raise ValueError(f"{len(places)} studies cannot be shared out to {world_size} ranks; raise the limit of the split")
     step = batch_size * world_size
     cuts = list(range(step, len(places), step))
     if cuts and len(places) - cuts[-1] < world_size:

@@ -34,9 +34,7 @@ FORMS: dict[Language, ReportForm] = {
         space=" ",
     ),
     "zh": ReportForm(
-        instruction=(
-            "这是一组胸部X光图像，请生成一份医学报告，包括所见和结论。以以下格式返回报告：所见：{} 结论：{}。"
-        ),
+        instruction=("这是一组胸部X光图像，请生成一份医学报告，包括所见和结论。以以下格式返回报告：所见：{} 结论：{}。"),
         findings="所见：",
         impression="结论：",
         space="",

@@ -87,9 +87,7 @@ def _members(path: Path, shard: Shard, wanted: frozenset[int]) -> Iterator[dict[
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ShardError(f"shard {path} is damaged ({error}); copy it again, or make the corpus again") from error
     if place + 1 != shard.samples:
-        raise ShardError(
-            f"shard {path} holds {place + 1} samples, its index says {shard.samples}; make the corpus again"
-        )
+        raise ShardError(f"shard {path} holds {place + 1} samples, its index says {shard.samples}; make the corpus again")
 
 
 def _checked_stem(path: Path, member: tarfile.TarInfo) -> str:

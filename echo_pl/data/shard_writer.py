@@ -77,9 +77,7 @@ def write_corpus(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        shards = {
-            split: _write_split(partial, split, splits[split], counts[split], shard_size, on_study) for split in counts
-        }
+        shards = {split: _write_split(partial, split, splits[split], counts[split], shard_size, on_study) for split in counts}
     except OSError as error:
         raise OSError(error.errno, f"cannot write shards to {target}: {error.strerror}; free some space") from error
     for split_shards in shards.values():

@@ -40,6 +40,8 @@ class BatchStream(IterableDataset[Batch]):
         on_bad_sample: ``skip`` leaves out, with a warning, a sample that cannot be decoded; its batch is then smaller.
             A damaged shard is always an error.
         on_long_response: The same for a response with too many tokens.
+        cache: Finished samples by key, kept from pass to pass; None: every pass decodes anew.
+        cache_size: Most samples the cache may hold.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class BatchStream(IterableDataset[Batch]):
         collate: Callable[[Sequence[Sample]], Batch],
         on_bad_sample: OnBad = "error",
         on_long_response: OnBad = "error",
+        cache: dict[str, Sample] | None = None,
+        cache_size: int = 0,
     ) -> None:
         super().__init__()
         self._folder = folder
@@ -63,6 +67,8 @@ class BatchStream(IterableDataset[Batch]):
         self._collate = collate
         self._skip_bad = on_bad_sample == "skip"
         self._skip_long = on_long_response == "skip"
+        self._cache = {} if cache is None else cache
+        self._cache_size = 0 if cache is None else cache_size
         self.skipped = 0
         """Samples left out so far, by this process."""
 
@@ -98,8 +104,13 @@ class BatchStream(IterableDataset[Batch]):
                     yield int(self._starts[number]) + place, raw
 
     def _decode(self, raw: RawSample) -> Sample | None:
+        if (known := self._cache.get(raw.key)) is not None:
+            return known
         try:
-            return self._process(decode_study(raw))
+            sample = self._process(decode_study(raw))
+            if len(self._cache) < self._cache_size:
+                self._cache[raw.key] = sample
+            return sample
         except ShardError:
             raise
         except LongResponseError as error:

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 ContextAttention = Literal["causal", "block_causal", "full"]
 
@@ -43,7 +44,9 @@ class TokenCoords:
     def slice(self, start: int, stop: int) -> TokenCoords:
         """Return the coordinates of tokens ``start:stop``, as views."""
         return TokenCoords(
-            copy_BT=self.copy_BT[:, start:stop], block_BT=self.block_BT[:, start:stop], index_BT=self.index_BT[:, start:stop]
+            copy_BT=self.copy_BT[:, start:stop],
+            block_BT=self.block_BT[:, start:stop],
+            index_BT=self.index_BT[:, start:stop],
         )
 
     def rows(self, rows: Tensor) -> TokenCoords:
@@ -67,9 +70,7 @@ def context_coords(lengths_B: Tensor, width: int, block_size: int) -> TokenCoord
     """Coordinates of contexts padded on the right to ``width`` tokens; one shared row when none is padded."""
     index_1P = torch.arange(width, device=lengths_B.device)[None]
     if bool((lengths_B == width).all()):
-        return TokenCoords(
-            copy_BT=torch.full_like(index_1P, CONTEXT), block_BT=index_1P // block_size, index_BT=index_1P
-        )
+        return TokenCoords(copy_BT=torch.full_like(index_1P, CONTEXT), block_BT=index_1P // block_size, index_BT=index_1P)
     index_BP = index_1P.expand(len(lengths_B), -1)
     copy_BP = torch.where(index_BP < lengths_B[:, None], CONTEXT, PADDING)
     return TokenCoords(copy_BT=copy_BP, block_BT=index_BP // block_size, index_BT=index_BP)
@@ -78,9 +79,7 @@ def context_coords(lengths_B: Tensor, width: int, block_size: int) -> TokenCoord
 def response_coords(copy: int, start: int, length: int, block_size: int, device: torch.device) -> TokenCoords:
     """Coordinates of one copy of response positions ``start .. start + length``, shared by the batch."""
     index_1R = torch.arange(start, start + length, device=device)[None]
-    return TokenCoords(
-        copy_BT=torch.full_like(index_1R, copy), block_BT=index_1R // block_size, index_BT=index_1R
-    )
+    return TokenCoords(copy_BT=torch.full_like(index_1R, copy), block_BT=index_1R // block_size, index_BT=index_1R)
 
 
 def allowed(query: TokenCoords, key: TokenCoords, context_attention: ContextAttention) -> Tensor:
@@ -135,9 +134,7 @@ class AttentionRule:
 
     def __post_init__(self) -> None:
         if self.context_attention not in get_args(ContextAttention):
-            raise ValueError(
-                f"context_attention must be one of {get_args(ContextAttention)}, got {self.context_attention!r}"
-            )
+            raise ValueError(f"context_attention must be one of {get_args(ContextAttention)}, got {self.context_attention!r}")
 
     @cached_property
     def dense_BQK(self) -> Tensor:
@@ -164,10 +161,8 @@ class AttentionRule:
         return mod
 
     @cached_property
-    def flex_mask(self) -> object:
+    def flex_mask(self) -> BlockMask:
         """The rule as a ``torch.nn.attention.flex_attention.BlockMask``."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
         batch = max(self.query.copy_BT.shape[0], self.key.copy_BT.shape[0])
         return create_block_mask(
             self.mask_mod(),

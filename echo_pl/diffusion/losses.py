@@ -24,9 +24,7 @@ def next_token_loss(logits_MV: Tensor, target_M: Tensor) -> Tensor:
     return F.cross_entropy(logits_MV.float(), target_M)
 
 
-def masked_diffusion_loss(
-    logits_MV: Tensor, target_M: Tensor, t_M: Tensor, weight: LossWeight, supervised: Tensor | int
-) -> Tensor:
+def masked_diffusion_loss(logits_MV: Tensor, target_M: Tensor, t_M: Tensor, weight: LossWeight, supervised: Tensor | int) -> Tensor:
     """Cross-entropy of x0 at masked positions, same position, no shift (METHOD.md 2).
 
     Args:

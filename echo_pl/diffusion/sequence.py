@@ -45,9 +45,7 @@ class BlockLayout:
         if self.grid not in get_args(Grid):
             raise ValueError(f"grid must be one of {get_args(Grid)}, got {self.grid!r}")
         if self.context_attention not in get_args(ContextAttention):
-            raise ValueError(
-                f"context_attention must be one of {get_args(ContextAttention)}, got {self.context_attention!r}"
-            )
+            raise ValueError(f"context_attention must be one of {get_args(ContextAttention)}, got {self.context_attention!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,11 @@ def block_context(ids_BP: Tensor, lengths_B: Tensor, layout: BlockLayout, image_
 
 
 def block_response(
-    prompt: BlockedContext, response_ids_BR: Tensor, response_lengths_B: Tensor, layout: BlockLayout, special: SpecialTokens
+    prompt: BlockedContext,
+    response_ids_BR: Tensor,
+    response_lengths_B: Tensor,
+    layout: BlockLayout,
+    special: SpecialTokens,
 ) -> BlockedResponse:
     """Cut right-padded responses (length counts their eos) into whole blocks, filled with eos."""
     L = layout.block_size
@@ -181,14 +183,10 @@ def rad_sequence(blocked: BlockedResponse, noisy_ids_BKR: Tensor) -> TrainingSeq
     )
 
 
-def autoregressive_sequence(
-    context_ids_BP: Tensor, context_lengths_B: Tensor, response_ids_BR: Tensor
-) -> TrainingSequence:
+def autoregressive_sequence(context_ids_BP: Tensor, context_lengths_B: Tensor, response_ids_BR: Tensor) -> TrainingSequence:
     """Build ``[context | response]`` under causal attention: blocks of one clean token."""
     P, R = context_ids_BP.shape[1], response_ids_BR.shape[1]
-    coords = concatenate(
-        context_coords(context_lengths_B, P, 1), response_coords(CLEAN, 0, R, 1, response_ids_BR.device)
-    )
+    coords = concatenate(context_coords(context_lengths_B, P, 1), response_coords(CLEAN, 0, R, 1, response_ids_BR.device))
     return TrainingSequence(
         input_ids_BT=torch.cat([context_ids_BP, response_ids_BR], dim=1),
         context_lengths_B=context_lengths_B,

@@ -65,9 +65,7 @@ def shown_studies(
     Raises:
         ValueError: a study that a method did not decode.
     """
-    written = {
-        item.setting.label: dict(zip(item.outcome.keys, item.outcome.reports, strict=True)) for item in evaluated
-    }
+    written = {item.setting.label: dict(zip(item.outcome.keys, item.outcome.reports, strict=True)) for item in evaluated}
     studies = []
     for key, reference in references.items():
         for label, reports in written.items():
@@ -140,10 +138,7 @@ def _study(study: ShownStudy, judge: Judge | None) -> str:
         if shown.trajectory is not None:
             fragment = trajectory_fragment(dict(shown.trajectory), with_reference=False)
             reports.append(f"<details open><summary>how it was decoded</summary>{fragment}</details>")
-    return (
-        f'<h2>{html.escape(study.key)}</h2><div class="study"><aside>{picture}</aside>'
-        f"<div>{''.join(reports)}</div></div>"
-    )
+    return f'<h2>{html.escape(study.key)}</h2><div class="study"><aside>{picture}</aside><div>{"".join(reports)}</div></div>'
 
 
 def _report(label: str, report: ReportText, judge: Judge | None, reference: ReportText | None) -> str:

@@ -69,9 +69,7 @@ class Setting:
     def slug(self) -> str:
         """The same in the characters of a metric name, e.g. ``distilled-dcd-L8-fused-b1``."""
         size = None if self.method == "ar" else f"L{self.block_size}"
-        return "-".join(
-            part for part in (self.method, self.objective, size, self.kv_cache, f"b{self.batch_size}") if part
-        )
+        return "-".join(part for part in (self.method, self.objective, size, self.kv_cache, f"b{self.batch_size}") if part)
 
 
 def make_row(setting: Setting, scores: Mapping[str, float]) -> Row:

@@ -55,9 +55,7 @@ COLUMNS = (
 def cells(rows: Iterable[Row]) -> list[list[str]]:
     """The body of the table as strings, one list per row, in the order of :data:`COLUMNS`."""
     rows = list(rows)
-    extended: list[dict[str, Any]] = [
-        row | {"over_ar": ratio} for row, ratio in zip(rows, speed_over_ar(rows), strict=True)
-    ]
+    extended: list[dict[str, Any]] = [row | {"over_ar": ratio} for row, ratio in zip(rows, speed_over_ar(rows), strict=True)]
     return [[column.cell(row) for column in COLUMNS] for row in extended]
 
 
@@ -87,7 +85,6 @@ def _headings() -> list[str]:
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     padded = (
-        cell.ljust(width) if column.left else cell.rjust(width)
-        for cell, width, column in zip(line, widths, COLUMNS, strict=True)
+        cell.ljust(width) if column.left else cell.rjust(width) for cell, width, column in zip(line, widths, COLUMNS, strict=True)
     )
     return "  ".join(padded).rstrip()

@@ -129,9 +129,7 @@ def _token(token: dict[str, Any], last: int) -> str:
 
 
 def _legend(last: int, *, steps: bool, low: bool) -> str:
-    swatches = "".join(
-        f'<span class="token" style="background:{_colour(step, last)}">{step}</span>' for step in range(1, last + 1)
-    )
+    swatches = "".join(f'<span class="token" style="background:{_colour(step, last)}">{step}</span>' for step in range(1, last + 1))
     lines = [f"committed at step {swatches}"] if steps else []
     if low:
         lines.append(f'<span class="token low">dashed</span> confidence under {LOW_CONFIDENCE:g}')

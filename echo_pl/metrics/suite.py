@@ -48,9 +48,7 @@ class ReportSuite(nn.Module):
         """The variant of every score, for a report's small print."""
         return {name: str(metric.signature) for name, metric in self.metrics.items()}
 
-    def update(
-        self, results: Sequence[DecodeResult], predictions: Sequence[ReportText], references: Sequence[ReportText]
-    ) -> None:
+    def update(self, results: Sequence[DecodeResult], predictions: Sequence[ReportText], references: Sequence[ReportText]) -> None:
         """Add reports, in the same order in all three arguments.
 
         Raises:

@@ -16,10 +16,10 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import CLEAN, AttentionRule, context_coords, response_coords
 from echo_pl.sampling.config import LoopStop, TokenChoice
 from echo_pl.sampling.forwards import NfeCounter
-from echo_pl.sampling.trajectory import Recorder
 from echo_pl.sampling.remasking import predict
 from echo_pl.sampling.repetition import in_loop
 from echo_pl.sampling.sampler import now
+from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
 

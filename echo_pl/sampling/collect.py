@@ -29,9 +29,7 @@ def usable_trajectories(
     usable = result.stopped_B.tolist()
     trajectories = [t if ok else None for t, ok in zip(recorder.trajectories(batch.keys), usable, strict=True)]
     loops = int(result.looped_B.sum())
-    return trajectories, CollectionCounts(
-        kept=sum(usable), dropped_loops=loops, dropped_endless=len(usable) - sum(usable) - loops
-    )
+    return trajectories, CollectionCounts(kept=sum(usable), dropped_loops=loops, dropped_endless=len(usable) - sum(usable) - loops)
 
 
 def store_identity(config: DecodeConfig, teacher: str, data: str, distributions: bool) -> StoreIdentity:
@@ -44,6 +42,9 @@ def store_identity(config: DecodeConfig, teacher: str, data: str, distributions:
         denoising_steps=config.steps,
         remasking=config.remasking,
         distributions=distributions,
+        entropy_bound=config.entropy_bound,
+        grid=config.grid,
+        context_attention=config.context_attention,
     )
 
 

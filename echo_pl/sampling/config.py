@@ -78,9 +78,7 @@ class DecodeConfig:
                 f"got {self.max_response_tokens}"
             )
         if self.denoising_steps is not None and not 1 <= self.denoising_steps <= self.block_size:
-            raise ValueError(
-                f"denoising_steps must be between 1 and block_size {self.block_size}, got {self.denoising_steps}"
-            )
+            raise ValueError(f"denoising_steps must be between 1 and block_size {self.block_size}, got {self.denoising_steps}")
         if self.remasking not in get_args(Remasking):
             raise ValueError(f"remasking must be one of {get_args(Remasking)}, got {self.remasking!r}")
         if self.kv_cache not in get_args(KVCacheMode):

@@ -53,16 +53,14 @@ def draw(log_probs_ALV: Tensor, choice: TokenChoice, generator: torch.Generator 
     return flat.view(probs.shape[:-1])
 
 
-def choose_commits(
-    prediction: Prediction, open_AL: Tensor, config: DecodeConfig, generator: torch.Generator | None
-) -> Tensor:
+def choose_commits(prediction: Prediction, open_AL: Tensor, config: DecodeConfig, random_order_AL: Tensor | None = None) -> Tensor:
     """Which open positions to commit now: bool (A, L). At least ``ceil(L / steps)`` of them, or all that are open.
 
     Args:
         prediction: of this forward.
         open_AL: bool, still masked.
         config: rule and thresholds.
-        generator: used by ``random`` only.
+        random_order_AL: a score for every position, highest first; ``random`` needs it, nobody else reads it.
     """
     quota = math.ceil(config.block_size / config.steps)
     if quota >= config.block_size:
@@ -72,8 +70,8 @@ def choose_commits(
         place = torch.arange(config.block_size, device=open_AL.device, dtype=torch.float32)
         return open_AL & (_rank(-place.expand_as(confidence), open_AL) < quota)
     if config.remasking == "random":
-        score = torch.rand(confidence.shape, generator=generator).to(confidence.device)
-        return open_AL & (_rank(score, open_AL) < quota)
+        assert random_order_AL is not None, "random remasking needs an order"
+        return open_AL & (_rank(random_order_AL, open_AL) < quota)
     if config.remasking == "entropy_bounded":
         return _entropy_bounded(prediction.log_probs_ALV, open_AL, config.entropy_bound, quota)
     chosen = _rank(confidence, open_AL) < quota

@@ -9,18 +9,20 @@ Shapes: B batch, A active samples, L block size, N blocks, R response positions.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from echo_pl.backbone.vlm import VLM
+from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.sequence import BlockedContext, block_context
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks
-from echo_pl.sampling.trajectory import Recorder
 from echo_pl.sampling.remasking import choose_commits, predict
 from echo_pl.sampling.repetition import in_loop
+from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
 
@@ -37,26 +39,24 @@ class _Progress:
 
     tokens_BR: Tensor
     tail_B: Tensor
-    width: int = 0
-    """Positions decoded by the samples that are still active."""
-    stopped_B: Tensor = field(init=False)
     looped_B: Tensor = field(init=False)
     written_B: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         B = len(self.tokens_BR)
-        self.stopped_B = torch.zeros(B, dtype=torch.bool)
         self.looped_B = torch.zeros(B, dtype=torch.bool)
         self.written_B = torch.zeros(B, dtype=torch.long)
 
-    def texts(self, eos: int, limit: int) -> tuple[Tensor, ...]:
-        """Per sample: tokens behind the context tail and before the first eos, at most ``limit``."""
+    def reports(self, eos: int, limit: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Per sample: tokens behind the context tail and before the first eos, at most ``limit``; and whether eos came."""
         out = []
+        stopped_B = torch.zeros(len(self.tokens_BR), dtype=torch.bool)
         for row, (tail, written) in enumerate(zip(self.tail_B.tolist(), self.written_B.tolist(), strict=True)):
             tokens = self.tokens_BR[row, tail : tail + min(written, limit)]
             at_eos = (tokens == eos).nonzero()
+            stopped_B[row] = len(at_eos) > 0
             out.append(tokens[: int(at_eos[0, 0])] if len(at_eos) else tokens)
-        return tuple(out)
+        return tuple(out), stopped_B
 
 
 class BlockSampler:
@@ -84,11 +84,12 @@ class BlockSampler:
         started = now(device)
         blocks = driver(self.vlm, prompt, batch, config, counter)
         prefilled = now(device)
-        progress = self._decode(prompt, blocks, recorder)
+        progress = self._decode(prompt, batch.keys, blocks, recorder)
         finished = now(device)
+        tokens, stopped_B = progress.reports(self.special.eos, config.max_response_tokens)
         return DecodeResult(
-            tokens=progress.texts(self.special.eos, config.max_response_tokens),
-            stopped_B=progress.stopped_B,
+            tokens=tokens,
+            stopped_B=stopped_B,
             looped_B=progress.looped_B,
             nfe_B=counter.nfe_B,
             kv_write_nfe_B=counter.kv_write_nfe_B,
@@ -100,18 +101,20 @@ class BlockSampler:
         )
 
     def _decode(
-        self, prompt: BlockedContext, blocks: CachedBlocks | UncachedBlocks, recorder: Recorder | None
+        self, prompt: BlockedContext, keys: Sequence[str], blocks: CachedBlocks | UncachedBlocks, recorder: Recorder | None
     ) -> _Progress:
         L, limit = self.config.block_size, self.config.max_response_tokens
         # A tail takes room in the first block, so the absolute grid may need one block more for the same response.
         N = limit // L + int(bool((prompt.tail_lengths_B > 0).any()))
         B, device = len(prompt.context_ids_BP), prompt.context_ids_BP.device
         generator = torch.Generator().manual_seed(self.config.token_choice.seed)
+        order_BR = self._random_order(keys, N * L) if self.config.remasking == "random" else None
         progress = _Progress(tokens_BR=torch.zeros(B, N * L, dtype=torch.long), tail_B=prompt.tail_lengths_B.cpu())
         history_AR = torch.zeros(B, 0, dtype=torch.long, device=device)
         for block in range(N):
             canvas_AL, open_AL = self._open_block(prompt, blocks.rows_A, block, device)
-            final_AL = self._denoise_block(canvas_AL, open_AL, block, blocks, recorder, generator)
+            order_AL = None if order_BR is None else order_BR[blocks.rows_A, block * L : (block + 1) * L].to(device)
+            final_AL = self._denoise_block(canvas_AL, open_AL, order_AL, block, blocks, recorder, generator)
             history_AR = torch.cat([history_AR, final_AL], dim=1)
             rows_A = blocks.rows_A
             ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
@@ -120,7 +123,6 @@ class BlockSampler:
             ended, looped = torch.stack([ended_A, looped_A]).cpu()
             progress.tokens_BR[rows_A, block * L : (block + 1) * L] = final_AL.cpu()
             progress.written_B[rows_A] += open_AL.sum(-1).cpu()
-            progress.stopped_B[rows_A] |= ended
             progress.looped_B[rows_A] |= looped
             active = ~(ended | looped) & (progress.written_B[rows_A] < limit)
             if block + 1 == N or not bool(active.any()):
@@ -132,9 +134,12 @@ class BlockSampler:
             blocks.finish_block(final_AL, block)
         return progress
 
-    def _open_block(
-        self, prompt: BlockedContext, rows_A: Tensor, block: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    def _random_order(self, keys: Sequence[str], positions: int) -> Tensor:
+        """Scores (B, R) that belong to a sample and not to its batch."""
+        seed = self.config.token_choice.seed
+        return torch.stack([torch.rand(positions, generator=sample_generator(seed, key, 0)) for key in keys])
+
+    def _open_block(self, prompt: BlockedContext, rows_A: Tensor, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """A block of mask tokens and which of them are open; the first block may begin with the context tail."""
         A, L = len(rows_A), self.config.block_size
         canvas_AL = torch.full((A, L), self.special.mask, dtype=torch.long, device=device)
@@ -150,6 +155,7 @@ class BlockSampler:
         self,
         canvas_AL: Tensor,
         open_AL: Tensor,
+        order_AL: Tensor | None,
         block: int,
         blocks: CachedBlocks | UncachedBlocks,
         recorder: Recorder | None,
@@ -162,7 +168,7 @@ class BlockSampler:
                 break
             logits_ALV = blocks.denoise(canvas_AL, block, working_A)
             prediction = predict(logits_ALV, never, self.config.token_choice, generator)
-            commit_AL = choose_commits(prediction, open_AL, self.config, generator)
+            commit_AL = choose_commits(prediction, open_AL, self.config, order_AL)
             canvas_AL = torch.where(commit_AL, prediction.token_AL, canvas_AL)
             open_AL = open_AL & ~commit_AL
             if recorder is not None:

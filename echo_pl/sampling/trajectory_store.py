@@ -34,6 +34,9 @@ class StoreIdentity:
     denoising_steps: int
     remasking: str
     distributions: bool
+    entropy_bound: float = 0.5
+    grid: str = "response"
+    context_attention: str = "causal"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,18 +113,24 @@ class TrajectoryStore:
         if not index_path.is_file():
             raise FileNotFoundError(
                 f"no trajectories in {self.folder}; collect them with `python -m echo_pl.tools.collect_trajectories`, "
-                "or leave stage.trajectories unset to decode on the fly"
+                "or leave stage.module.trajectories unset to decode on the fly"
             )
-        index = json.loads(index_path.read_text(encoding="utf-8"))
-        if index.get("schema_version") != SCHEMA_VERSION:
+        try:
+            index = json.loads(index_path.read_text(encoding="utf-8"))
+            version = index["schema_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{index_path} cannot be read: {error}; collect the trajectories anew") from error
+        if version != SCHEMA_VERSION:
             raise ValueError(
-                f"{index_path} has schema version {index.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
-                "collect the trajectories anew"
+                f"{index_path} has schema version {version}, this program reads {SCHEMA_VERSION}; collect the trajectories anew"
             )
-        known = {field.name for field in fields(StoreIdentity)}
-        self.identity = StoreIdentity(**{k: v for k, v in index["identity"].items() if k in known})
-        self.counts = CollectionCounts(**index["counts"])
-        self._by_key = {t.key: t for part in index["parts"] for t in self._read(part["file"], part["keys"])}
+        try:
+            self.identity = StoreIdentity(**index["identity"])
+            self.counts = CollectionCounts(**index["counts"])
+            parts = [(part["file"], part["keys"]) for part in index["parts"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{index_path} is incomplete: {error}; collect the trajectories anew") from error
+        self._by_key = {t.key: t for name, keys in parts for t in self._read(name, keys)}
 
     def _read(self, name: str, keys: Sequence[str]) -> Iterable[Trajectory]:
         try:
@@ -162,5 +171,5 @@ class TrajectoryStore:
             if have != want:
                 raise ValueError(
                     f"the trajectories in {self.folder} have {field.name} {have!r}, this run needs {want!r}; "
-                    "collect them anew or point stage.trajectories elsewhere"
+                    "collect them anew or point stage.module.trajectories elsewhere"
                 )

@@ -1,7 +1,7 @@
-"""Stage 3: Direct Conditional Distillation of one step per block (METHOD.md 3, Algorithm 1), and the objectives beside it.
+"""Stage 3: Direct Conditional Distillation of one step per block (METHOD.md 3, Algorithm 1), or another objective.
 
-Wires teacher trajectories, the fully masked RAD sequence and an objective. The frozen teacher is no submodule: it is in no
-checkpoint, and is built anew from the stage-2 checkpoint.
+Wires teacher trajectories, the RAD sequence of masked pseudo-labels and an objective. The frozen teacher is no
+submodule: it is in no checkpoint, and is built anew from the stage-2 checkpoint.
 
 Shapes: B batch, K masked copies, R response in whole blocks, M chosen positions, V vocabulary.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict, weights_fingerprint
@@ -20,7 +21,7 @@ from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.objectives import Objective, PseudoLabels, Rows
-from echo_pl.diffusion.sequence import block_context, block_response, rad_sequence
+from echo_pl.diffusion.sequence import BlockedResponse, block_context, block_response, rad_sequence
 from echo_pl.sampling.collect import store_identity, usable_trajectories
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
@@ -36,6 +37,8 @@ class DCDModule(L.LightningModule):
 
     stage_name = "dcd"
     previous_stages = ("rad",)
+    teacher: VLM
+    """The frozen stage-2 model, once ``configure_model`` has run."""
 
     def __init__(
         self,
@@ -97,9 +100,7 @@ class DCDModule(L.LightningModule):
         if self.trajectories_folder is not None:
             store = TrajectoryStore(self.trajectories_folder)
             store.check(
-                store_identity(
-                    self.decode, weights_fingerprint(teacher), self.text.fingerprint, self.objective.needs_targets
-                )
+                store_identity(self.decode, weights_fingerprint(teacher), self.text.fingerprint, self.objective.needs_targets)
             )
             self._store = store
 
@@ -151,25 +152,34 @@ class DCDModule(L.LightningModule):
         blocked = block_response(prompt, tokens_BR, lengths_B, layout, special)
         labels = align(trajectories, blocked, self.objective.needs_targets)
         progress = self._progress()
-        masked_BKR = self.objective.student_masks(
-            labels, progress, [sample_generator(self.seed, key, epoch) for key in batch.keys]
-        )
-        masked_BKR = masked_BKR & blocked.maskable_BR[:, None]
+        maskable_B1R = blocked.maskable_BR[:, None]
+        masked_BKR = maskable_B1R & self.objective.student_masks(labels, progress, self._generators(batch, epoch))
         chosen_BKR = masked_BKR & labels.supervised_BR[:, None]
+        logits_MV = self._predict(self.model, batch, blocked, masked_BKR, chosen_BKR)
+        rows = self._rows(logits_MV, labels, chosen_BKR)
+        teacher_BKR = self.objective.teacher_masks(labels, progress, self._generators(batch, epoch))
+        if teacher_BKR is not None:
+            rows = self._teacher_rows(rows, batch, blocked, teacher_BKR & maskable_B1R, chosen_BKR)
+        if not bool(chosen_BKR.any()):
+            # No usable trajectory in this batch: a zero on the graph, so that every rank still has a backward.
+            return sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad), {}  # type: ignore[return-value]
+        return self.objective.loss(rows, progress)
+
+    def _generators(self, batch: Batch, epoch: int) -> list[torch.Generator]:
+        return [sample_generator(self.seed, key, epoch) for key in batch.keys]
+
+    def _predict(self, vlm: VLM, batch: Batch, blocked: BlockedResponse, masked_BKR: Tensor, chosen_BKR: Tensor) -> Tensor:
+        """Logits (M, V) at the chosen positions of masked copies, all copies in one forward."""
         clean_BKR = blocked.clean_ids_BR[:, None].expand_as(masked_BKR)
-        sequence = rad_sequence(blocked, torch.where(masked_BKR, special.mask, clean_BKR))
-        logits_MV = self.model(
+        sequence = rad_sequence(blocked, torch.where(masked_BKR, self.special.mask, clean_BKR))
+        return vlm(
             sequence.input_ids_BT,
-            self.model.sequence_positions(sequence, batch.image_grid_thw),
+            vlm.sequence_positions(sequence, batch.image_grid_thw),
             sequence.rule,
             pixel_values=batch.pixel_values,
             image_grid_thw=batch.image_grid_thw,
             select=sequence.noisy_positions(chosen_BKR),
         )
-        if not bool(chosen_BKR.any()):
-            # No usable trajectory in this batch: a zero on the graph, so that every rank still has a backward.
-            return sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad), {}  # type: ignore[return-value]
-        return self.objective.loss(self._rows(logits_MV, labels, chosen_BKR), progress)
 
     def _rows(self, logits_MV: Tensor, labels: PseudoLabels, chosen_BKR: Tensor) -> Rows:
         sample_M, copy_M, place_M = chosen_BKR.nonzero(as_tuple=True)
@@ -178,9 +188,22 @@ class DCDModule(L.LightningModule):
             logits_MV=logits_MV,
             token_M=labels.token_BR[sample_M, place_M],
             commit_step_M=labels.commit_step_BR[sample_M, place_M],
+            sample_M=sample_M,
             copy_M=copy_M,
+            block_M=place_M // labels.block_size,
             eos=self.special.eos,
             target_MV=None if target_BRV is None else target_BRV[sample_M, place_M],
+        )
+
+    def _teacher_rows(self, rows: Rows, batch: Batch, blocked: BlockedResponse, masked_BKR: Tensor, chosen_BKR: Tensor) -> Rows:
+        """Add what the frozen teacher predicts at the same positions, seeing its own masks."""
+        with torch.no_grad():
+            logits_MV = self._predict(self.teacher, batch, blocked, masked_BKR, chosen_BKR)
+        never = torch.tensor(self.special.never_sampled, device=logits_MV.device)
+        return replace(
+            rows,
+            reference_logits_MV=logits_MV.index_fill(-1, never, -torch.inf),
+            reference_masked_M=masked_BKR[chosen_BKR],
         )
 
     def _progress(self) -> float:
@@ -202,7 +225,7 @@ class DCDModule(L.LightningModule):
         self.generation.start()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """One-step loss on the references (cross-entropy of fully masked blocks), and generation on the first batches."""
+        """One-step loss on the references (cross-entropy of fully masked blocks); generation on the first batches."""
         self.log("val/loss", self._reference_loss(batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.generation.update(self.sampler, batch, batch_index)
 
@@ -211,16 +234,8 @@ class DCDModule(L.LightningModule):
         prompt = block_context(batch.context_ids_BP, batch.context_lengths_B, layout, special.image)
         blocked = block_response(prompt, batch.response_ids_BR, batch.response_lengths_B, layout, special)
         masked_BR = blocked.maskable_BR
-        sequence = rad_sequence(blocked, torch.where(masked_BR, special.mask, blocked.clean_ids_BR)[:, None])
         chosen_BR = masked_BR & blocked.supervised_BR
-        logits_MV = self.model(
-            sequence.input_ids_BT,
-            self.model.sequence_positions(sequence, batch.image_grid_thw),
-            sequence.rule,
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
-            select=sequence.noisy_positions(chosen_BR[:, None]),
-        )
+        logits_MV = self._predict(self.model, batch, blocked, masked_BR[:, None], chosen_BR[:, None])
         return torch.nn.functional.cross_entropy(logits_MV.float(), blocked.clean_ids_BR[chosen_BR])
 
     def on_validation_epoch_end(self) -> None:
@@ -229,7 +244,7 @@ class DCDModule(L.LightningModule):
         if self._store is None:
             self.log_dict({f"train/dropped_{kind}": float(count) for kind, count in self.dropped.items()})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """See :class:`Optimization`."""
         return self.optimization.configure(self, self.trainer.estimated_stepping_batches)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
 Schedule = Literal["cosine", "constant"]
@@ -47,7 +48,7 @@ class Optimization:
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
         return self.final_share + (1.0 - self.final_share) * cosine
 
-    def configure(self, module: nn.Module, total_steps: int | float) -> dict[str, Any]:
+    def configure(self, module: nn.Module, total_steps: int | float) -> OptimizerLRSchedulerConfig:
         """Return what ``LightningModule.configure_optimizers`` returns, over the parameters that are trained."""
         trained = [p for p in module.parameters() if p.requires_grad]
         groups = [
@@ -57,4 +58,7 @@ class Optimization:
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, self.beta2), foreach=True)
         steps = int(total_steps) if math.isfinite(total_steps) else 1
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"},
+        }

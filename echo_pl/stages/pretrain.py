@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict
@@ -117,7 +118,7 @@ class NormalizedPretrain(L.LightningModule):
         """Log the scores of the generated reports."""
         self.log_dict(self.generation.compute(), prog_bar=False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """See :class:`Optimization`."""
         return self.optimization.configure(self, self.trainer.estimated_stepping_batches)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict
@@ -117,9 +118,7 @@ class RADModule(L.LightningModule):
             select=sequence.noisy_positions(chosen_BKR),
         )
         supervised = int(blocked.supervised_BR.sum()) * self.noise.noise_copies
-        return masked_diffusion_loss(
-            logits_MV, clean_BKR[chosen_BKR], noise.t_BKR[chosen_BKR], self.loss_weight, supervised
-        )
+        return masked_diffusion_loss(logits_MV, clean_BKR[chosen_BKR], noise.t_BKR[chosen_BKR], self.loss_weight, supervised)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step."""
@@ -140,7 +139,7 @@ class RADModule(L.LightningModule):
         """Log the scores of the generated reports."""
         self.log_dict(self.generation.compute(), prog_bar=False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """See :class:`Optimization`."""
         return self.optimization.configure(self, self.trainer.estimated_stepping_batches)
 

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics.classification import MultilabelF1Score
 
@@ -57,14 +58,14 @@ class VisionWarmup(L.LightningModule):
             self.vlm = self.backbone.build(self.text.special, self.text.vocab_size)
             self.vlm.requires_grad_(False)
             self.vlm.network.model.visual.requires_grad_(True)
-            width = self.vlm.network.config.text_config.hidden_size
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                self.classifier = nn.Linear(width, len(self.text.labels))
+                self.classifier = nn.Linear(self.vlm.width, len(self.text.labels))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, F) of the findings, from the mean over each study's image tokens."""
-        assert self.vlm is not None and self.classifier is not None
+        assert self.vlm is not None, "configure_model has not run"
+        assert self.classifier is not None, "configure_model has not run"
         features = self.vlm.vision_features(batch.pixel_values, batch.image_grid_thw)
         tokens_B = (batch.context_ids_BP == self.text.special.image).sum(-1)
         row = torch.repeat_interleave(torch.arange(len(batch), device=features.device), tokens_B)
@@ -91,7 +92,7 @@ class VisionWarmup(L.LightningModule):
         self.f1(logits_BF.sigmoid(), batch.labels_BF.int())
         self.log("val/label_f1", self.f1, prog_bar=True, batch_size=len(batch))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """See :class:`Optimization`."""
         return self.optimization.configure(self, self.trainer.estimated_stepping_batches)
 

@@ -162,9 +162,7 @@ def _texts(out: Path, index: CorpusIndex) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="make_corpus", description="Make a corpus folder: shards, index and tokenizer."
-    )
+    parser = argparse.ArgumentParser(prog="make_corpus", description="Make a corpus folder: shards, index and tokenizer.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     synthetic = kinds.add_parser("synthetic", help="draw images and write reports from latent findings")
     synthetic.add_argument("--train", type=int, default=6000, help="training studies")
@@ -193,9 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         if args.kind == "synthetic":
-            out = make_synthetic(
-                args.out, train=args.train, val=args.val, test=args.test, image_size=args.size, **shared
-            )
+            out = make_synthetic(args.out, train=args.train, val=args.val, test=args.test, image_size=args.size, **shared)
         else:
             out = make_nih(args.source, args.out, **shared)
     except (ValueError, OSError) as error:

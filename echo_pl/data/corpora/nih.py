@@ -98,15 +98,11 @@ class NIHCorpus:
         test_share: float = 0.15,
     ) -> None:
         if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
-            raise ValueError(
-                f"val_share and test_share must be positive and sum to less than 1, got {val_share}, {test_share}"
-            )
+            raise ValueError(f"val_share and test_share must be positive and sum to less than 1, got {val_share}, {test_share}")
         self._source = Path(source)
         manifest = self._source / "manifest.jsonl"
         if not manifest.is_file():
-            raise FileNotFoundError(
-                f"no NIH images in {source}: a folder with manifest.jsonl and images/ is expected there"
-            )
+            raise FileNotFoundError(f"no NIH images in {source}: a folder with manifest.jsonl and images/ is expected there")
         content = manifest.read_bytes()
         self._digest = hashlib.sha256(content).hexdigest()[:16]
         self._seed = seed
@@ -156,9 +152,7 @@ class NIHCorpus:
                 image.load()
                 picture = image.convert("L")
         except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(
-                f"image {path} cannot be read: {error}; repair it or take its line out of the manifest"
-            ) from error
+            raise ValueError(f"image {path} cannot be read: {error}; repair it or take its line out of the manifest") from error
         return Study(
             key=Path(row.image).stem,
             images=(picture,),
@@ -200,14 +194,10 @@ def _read_row(manifest: Path, number: int, line: str) -> _Row:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"line {number} of {manifest} is damaged: {error!r}") from error
     if unknown := [label for label in row.labels if label not in _TERMS]:
-        raise ValueError(
-            f"line {number} of {manifest} has label {unknown[0]!r}, known are {NO_FINDING!r} and {list(_TERMS)}"
-        )
+        raise ValueError(f"line {number} of {manifest} has label {unknown[0]!r}, known are {NO_FINDING!r} and {list(_TERMS)}")
     if Path(row.image).name != row.image:
         raise ValueError(f"line {number} of {manifest} names a file outside images/: {row.image!r}")
-    return _Row(
-        image=row.image, labels=tuple(label.lower() for label in row.labels), patient=row.patient, meta=row.meta
-    )
+    return _Row(image=row.image, labels=tuple(label.lower() for label in row.labels), patient=row.patient, meta=row.meta)
 
 
 def nih_judge(version: Version = "normalized") -> GrammarJudge:

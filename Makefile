@@ -1,0 +1,63 @@
+# echo_pl: every target makes the environment it needs. `make help` lists them.
+# ARGS="block_size=4 ..." reaches the configuration of a run; see experiments/config.yaml for the keys.
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+ARGS   ?=
+REAL_DATA ?= ../shared/data/nih_64
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DATA   := outputs/data/synthetic/index.json
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 test lint mlflow clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+install: $(READY) ## create the environment: torch for the CPU first, then the package, editable
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: $(READY) ## the whole story: corpus, three stages, held-out table -> outputs/demo (ARGS="block_size=4")
+	$(BIN)/python -m echo_pl.tools.demo $(ARGS)
+
+demo-real: $(READY) ## the same on real X-rays in REAL_DATA=<folder> -> outputs/demo-real
+	$(BIN)/python -m echo_pl.tools.demo --data nih --source $(REAL_DATA) $(ARGS)
+
+data: $(DATA) ## make the synthetic corpus in outputs/data
+
+$(DATA): $(READY)
+	$(BIN)/python -m echo_pl.tools.make_corpus synthetic --out outputs/data/synthetic
+
+warmup: $(DATA) ## warm the tiny vision tower up on finding labels (before stage 1)
+	$(BIN)/echo-pl stage=warmup $(ARGS)
+
+stage1: $(DATA) ## stage 1, NormalizedPretrain (ARGS="stage.max_steps=2000 ..."); warms up first if nothing has
+	@ls outputs/runs/warmup*/checkpoints/final.ckpt >/dev/null 2>&1 || $(MAKE) warmup ARGS=
+	$(BIN)/echo-pl stage=pretrain $(ARGS)
+
+stage2: $(DATA) ## stage 2, RADModule, from the newest stage 1 (ARGS="block_size=8")
+	$(BIN)/echo-pl stage=rad $(ARGS)
+
+stage3: $(DATA) ## stage 3, DCDModule, from the newest stage 2 (ARGS="block_size=8 ablation=ce")
+	$(BIN)/echo-pl stage=dcd $(ARGS)
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+mlflow: $(READY) ## browse the runs at http://127.0.0.1:5000 (MLFLOW_DB=outputs/demo/mlflow.db for the demo's)
+	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(or $(MLFLOW_DB),outputs/mlflow.db)) --host 127.0.0.1 --port 5000
+
+clean: ## remove environment, outputs and caches
+	rm -rf $(VENV) outputs multirun build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""``dcd``, and with other options ``sdtt``: stitched conditional targets, from the fully masked block (METHOD.md 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from echo_pl.diffusion.losses import DistillationConfig, direct_conditional_loss
+from echo_pl.diffusion.objectives.masks import fully_masked
+from echo_pl.diffusion.objectives.protocol import Objective, PseudoLabels, Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectConditional(Objective):
+    """``dcd``: KL to the stitched conditional targets, later commits weigh more, plus the eos term.
+
+    ``sdtt`` is the same on trajectories of k random-order steps, without weights and without the eos term.
+    """
+
+    config: DistillationConfig = field(default_factory=DistillationConfig)
+    name: str = "dcd"
+    needs_targets: bool = True
+
+    def student_masks(self, labels: PseudoLabels, progress: float, generators: Sequence[torch.Generator]) -> Tensor:
+        """Everything."""
+        return fully_masked(labels)
+
+    def loss(self, rows: Rows, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :func:`echo_pl.diffusion.losses.direct_conditional_loss`."""
+        assert rows.target_MV is not None, "dcd needs trajectories with distributions"
+        return direct_conditional_loss(rows.logits_MV, rows.target_MV, rows.token_M, rows.commit_step_M, rows.eos, self.config)

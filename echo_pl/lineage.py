@@ -1,0 +1,131 @@
+"""Which checkpoint a run starts from or resumes, where it writes, and what its own checkpoints will say of that.
+
+Knows the configuration and run folders; builds no model.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
+from echo_pl.runs import FINAL, newest, newest_unfinished, read_info
+
+log = logging.getLogger(__name__)
+
+BEFORE: dict[str, tuple[str, ...]] = {"warmup": (), "pretrain": ("warmup",), "rad": ("pretrain",), "dcd": ("rad",)}
+"""The stage whose checkpoint a stage starts from."""
+
+
+def backbone_name(config: DictConfig) -> str:
+    """Class name of the backbone's factory: weights of one class may fit, those of another cannot."""
+    return str(config.backbone.factory._target_).rsplit(".", 1)[-1]
+
+
+def data_name(config: DictConfig) -> str:
+    """Name of the corpus folder."""
+    return Path(config.data.root).name
+
+
+def resolve_resume(config: DictConfig) -> Path | None:
+    """The checkpoint to continue from, if any.
+
+    Raises:
+        FileNotFoundError: ``resume=auto`` and no unfinished run of this stage has a checkpoint.
+    """
+    if config.resume is None:
+        return None
+    if config.resume != "auto":
+        return Path(config.resume)
+    outputs = Path(config.outputs)
+    found = newest_unfinished(outputs, config.stage.name)
+    if found is None:
+        raise FileNotFoundError(
+            f"no unfinished run of stage {config.stage.name} with a checkpoint under {outputs}/runs; "
+            "give resume=<checkpoint>, or leave resume out to start anew"
+        )
+    log.info("resuming from %s", found)
+    return found
+
+
+def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None, StageRecord | None]:
+    """The checkpoint of the stage before, and its record; says which one ``auto`` found.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read, or ``resume`` belongs to another stage.
+    """
+    stage = config.stage.name
+    if resume is not None:
+        record, _ = read_checkpoint(resume)
+        if record.stage != stage:
+            raise ValueError(f"{resume} is a checkpoint of stage {record.stage!r}; it cannot resume stage {stage!r}")
+        path = None if record.start is None else Path(record.start)
+    elif config.start is None or not BEFORE[stage]:
+        path = None
+    elif config.start != "auto":
+        path = Path(config.start)
+    elif stage == "pretrain" and not config.backbone.needs_warmup:
+        path = None
+    else:
+        path = find_start(config)
+    return path, None if path is None else read_checkpoint(path)[0]
+
+
+def find_start(config: DictConfig) -> Path:
+    """Newest finished run of the stage before with the same backbone and data (and block size, for stage 3).
+
+    Raises:
+        FileNotFoundError: no such run; the message names the command that makes one.
+    """
+    stage, outputs = config.stage.name, Path(config.outputs)
+    block_size = config.block_size if stage == "dcd" else None
+    found = newest(outputs, BEFORE[stage], backbone_name(config), data_name(config), block_size)
+    if found is None:
+        block = "" if block_size is None else f" block_size={block_size}"
+        raise FileNotFoundError(
+            f"stage {stage} starts from a finished run of stage {BEFORE[stage][0]} on data {data_name(config)!r}, and there is "
+            f"none under {outputs}/runs; run `echo-pl stage={BEFORE[stage][0]}{block}` first, or give start=<checkpoint>"
+        )
+    folder, info = found
+    log.info("starting from %s (stage %s, %s)", folder / "checkpoints" / FINAL, info.stage, info.time)
+    return folder / "checkpoints" / FINAL
+
+
+def run_folder(config: DictConfig, resume: Path | None) -> Path:
+    """Where this run writes: the old folder when it resumes a run, else a new one.
+
+    Raises:
+        FileExistsError: ``run_name`` names a finished run.
+    """
+    if resume is not None and read_info(resume.parent.parent) is not None:
+        return resume.parent.parent
+    now = datetime.now()
+    block = "" if config.stage.name in ("warmup", "pretrain") else f"-L{config.block_size}"
+    name = config.run_name or f"{config.stage.name}{block}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
+    folder = Path(config.outputs) / "runs" / name
+    info = read_info(folder)
+    if info is not None and info.status == "finished":
+        raise FileExistsError(f"{folder} is a finished run; give another run_name, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def make_lineage(
+    config: DictConfig, data_fingerprint: str, start: Path | None, chain: str, mlflow_run_id: str | None
+) -> StageRecord:
+    """What every checkpoint of this run will say of itself."""
+    return StageRecord(
+        stage=config.stage.name,
+        backbone=backbone_name(config),
+        block_size=config.block_size if config.stage.name in ("rad", "dcd") else None,
+        grid=config.grid,
+        context_attention=config.context_attention,
+        data_fingerprint=data_fingerprint,
+        start=None if start is None else str(start),
+        chain=chain,
+        mlflow_run_id=mlflow_run_id,
+    )

@@ -1,0 +1,147 @@
+"""The whole story in one command: a corpus, three stages, and the table that shows why the method exists.
+
+    python -m echo_pl.tools.demo                         # synthetic chest X-rays, block size 8
+    python -m echo_pl.tools.demo block_size=4
+    python -m echo_pl.tools.demo --data nih --source <folder of nih_64>
+
+corpus -> shards -> vision warm-up -> stage 1 (AR) -> stage 2 (RAD) -> trajectories -> stage 3 (dcd, ce) -> held-out studies.
+Writes summary.json, report.md and index.html to outputs/demo (outputs/demo-real for real images).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from echo_pl.__main__ import reported
+from echo_pl.evaluation.files import write_text_atomic
+from echo_pl.run import run
+from echo_pl.tools.collect_trajectories import collect_trajectories
+from echo_pl.tools.compose import compose_config
+from echo_pl.tools.demo_evaluation import Checkpoints, evaluate_demo
+from echo_pl.tools.make_corpus import make_nih, make_synthetic
+
+OBJECTIVES = ("dcd", "ce")
+
+
+@dataclass(kw_only=True)
+class Demo:
+    """One demo: where it writes, what it is told, what it has measured."""
+
+    data: str
+    source: Path | None
+    folder: Path
+    data_root: Path
+    studies: int
+    trajectories: int
+    overrides: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Announce a step and note its wall time."""
+        print(f"\n== {step} ==", flush=True)
+        started = time.monotonic()
+        yield
+        self.seconds[step] = round(time.monotonic() - started, 1)
+        print(f"== {step}: {self.seconds[step]:.0f} s", flush=True)
+
+    def compose(self, *overrides: str) -> DictConfig:
+        """The configuration of one step."""
+        common = [f"data={self.data}", f"outputs={self.folder}", f"data_root={self.data_root}"]
+        return compose_config([*common, *overrides, *self.overrides])
+
+    def make_corpus(self) -> None:
+        """Make the corpus, or find it made."""
+        out = self.data_root / self.data
+        if self.source is not None:
+            make_nih(self.source, out)
+        else:
+            make_synthetic(out)
+
+    def train(self, step: str, *overrides: str) -> Path:
+        """Run one stage and return its checkpoint."""
+        with self.timed(step):
+            outcome = run(self.compose(*overrides, f"run_name={step}"))
+        return outcome.checkpoint
+
+    def everything(self) -> None:
+        """All steps in order."""
+        shutil.rmtree(self.folder / "runs", ignore_errors=True)
+        shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
+        with self.timed("corpus"):
+            self.make_corpus()
+        self.train("warmup", "stage=warmup")
+        ar = self.train("stage1", "stage=pretrain")
+        base = self.train("stage2", "stage=rad")
+        with self.timed("trajectories"):
+            config = self.compose("stage=dcd", f"stage.limit_train={self.trajectories}", "stage.batch_size=48")
+            store, counts = collect_trajectories(config, self.folder / "trajectories")
+            print(f"{counts.kept} kept, dropped: {counts.dropped_loops} loops, {counts.dropped_endless} endless")
+        distilled = {}
+        for objective in OBJECTIVES:
+            choice = [] if objective == "dcd" else [f"ablation={objective}"]
+            stored = [f"stage.module.trajectories={store}", f"stage.limit_train={self.trajectories}"]
+            distilled[objective] = self.train(f"stage3-{objective}", "stage=dcd", *choice, *stored)
+        checkpoints = Checkpoints(ar=ar, base=base, distilled=distilled)
+        with self.timed("evaluation"):
+            results = evaluate_demo(self.compose("stage=rad"), checkpoints, self.studies)
+        summary = results.write(self.folder, self.seconds, self.title, self.command)
+        write_text_atomic(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        print(f"\nread {self.folder / 'report.md'}, look at {self.folder / 'index.html'}")
+
+    @property
+    def title(self) -> str:
+        """Heading of the report."""
+        corpus = "real chest X-rays (NIH ChestX-ray14, 64 x 64)" if self.data == "nih" else "the synthetic corpus"
+        return f"echo_pl demo on {corpus}"
+
+    @property
+    def command(self) -> str:
+        """How to get these figures again."""
+        target = "demo-real" if self.data == "nih" else "demo"
+        return f'make {target} ARGS="{" ".join(self.overrides)}"' if self.overrides else f"make {target}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("synthetic", "nih"), default="synthetic", help="corpus (default synthetic)")
+    parser.add_argument("--source", type=Path, help="with --data nih: the folder with images/ and manifest.jsonl")
+    parser.add_argument("--out", type=Path, help="where to write (default outputs/demo or outputs/demo-real)")
+    parser.add_argument("--data-root", type=Path, default=Path("outputs/data"), help="where corpora are kept")
+    parser.add_argument("--studies", type=int, default=320, help="held-out studies to evaluate (default 320)")
+    parser.add_argument("--trajectories", type=int, default=2400, help="training studies the teacher decodes")
+    parser.add_argument("overrides", nargs="*", help="configuration for every stage, as for echo-pl: block_size=4 ...")
+    args = parser.parse_args()
+    if args.data == "nih" and (args.source is None or not (args.source / "manifest.jsonl").is_file()):
+        print(
+            f"demo-real is skipped: there is no manifest.jsonl in {args.source}. It needs real images: a folder with "
+            "images/ and manifest.jsonl (docs/data.md), given as --source <folder> or make demo-real REAL_DATA=<folder>."
+        )
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = args.out or Path("outputs/demo-real" if args.data == "nih" else "outputs/demo")
+    with reported():
+        Demo(
+            data=args.data,
+            source=args.source,
+            folder=folder,
+            data_root=args.data_root,
+            studies=args.studies,
+            trajectories=args.trajectories,
+            overrides=args.overrides,
+        ).everything()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Attention backends against each other, against the library's own attention under a dense mask, and against the definition.
+
+Tolerances. float64 with norms in float64: 1e-10, a thousand times the rounding of sums this long. float32: 1e-5 of the largest
+value, some hundred roundings of 6e-8.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from models import SPECIAL, exact_norms, make_batch, small_vlm, stock_network
+from torch import Tensor
+
+from echo_pl.backbone.attention import NAME, AttentionCall, echo_attention
+from echo_pl.backbone.split_attention import merged_attention
+from echo_pl.backbone.vlm import VLM
+from echo_pl.diffusion.block_mask import CLEAN, FIRST_NOISY, AttentionRule, concatenate, context_coords, response_coords
+from echo_pl.diffusion.sequence import (
+    BlockLayout,
+    TrainingSequence,
+    autoregressive_sequence,
+    block_context,
+    block_response,
+    rad_sequence,
+)
+from echo_pl.structs import Batch
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+MODES = [("response", "causal"), ("response", "full"), ("absolute", "block_causal")]
+
+
+@pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def vlm(request) -> VLM:
+    vlm = small_vlm(request.param)
+    return exact_norms(vlm) if request.param == torch.float64 else vlm
+
+
+def made_batch(vlm: VLM, contexts: list[int]) -> Batch:
+    return make_batch(contexts, [10, 12, 7], dtype=next(vlm.parameters()).dtype)
+
+
+def rad(batch: Batch, grid: str, context_attention: str, copies: int = 2) -> TrainingSequence:
+    layout = BlockLayout(block_size=4, grid=grid, context_attention=context_attention)
+    prompt = block_context(batch.context_ids_BP, batch.context_lengths_B, layout, SPECIAL.image)
+    blocked = block_response(prompt, batch.response_ids_BR, batch.response_lengths_B, layout, SPECIAL)
+    clean = blocked.clean_ids_BR[:, None].expand(-1, copies, -1)
+    masked = torch.rand(clean.shape, generator=torch.Generator().manual_seed(3)) < 0.5
+    return rad_sequence(blocked, torch.where(masked, SPECIAL.mask, clean))
+
+
+def logits(vlm: VLM, sequence: TrainingSequence, batch: Batch, backend: str) -> Tensor:
+    vlm.train_attention = backend
+    positions = vlm.sequence_positions(sequence, batch.image_grid_thw)
+    out = vlm(
+        sequence.input_ids_BT, positions, sequence.rule, pixel_values=batch.pixel_values, image_grid_thw=batch.image_grid_thw
+    )
+    return out[real_tokens(sequence)]
+
+
+def real_tokens(sequence: TrainingSequence) -> Tensor:
+    """bool (B, T): not padding."""
+    T = sequence.input_ids_BT.shape[1]
+    place = torch.arange(T)[None]
+    return (place < sequence.context_lengths_B[:, None]) | (place >= sequence.context_width)
+
+
+def assert_close(one: Tensor, other: Tensor) -> None:
+    tolerance = TOLERANCE[one.dtype] * float(other.detach().abs().max())
+    assert float((one - other).detach().abs().max()) <= tolerance
+
+
+@pytest.mark.parametrize("contexts", [[9, 12, 11], [12, 12, 12]], ids=["ragged", "even"])
+@pytest.mark.parametrize(("grid", "mode"), MODES)
+def test_the_library_s_own_attention_under_the_dense_mask_agrees(vlm, grid, mode, contexts):
+    batch = made_batch(vlm, contexts)
+    sequence = rad(batch, grid, mode)
+    stock = stock_network(vlm)
+    with torch.no_grad():
+        ours = logits(vlm, sequence, batch, "sdpa")
+        mask = sequence.rule.dense_BQK.expand(3, -1, -1)[:, None]
+        theirs = stock(
+            input_ids=sequence.input_ids_BT,
+            position_ids=vlm.sequence_positions(sequence, batch.image_grid_thw),
+            attention_mask={"full_attention": mask},
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+            use_cache=False,
+        ).logits[real_tokens(sequence)]
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", ["split", "flex"])
+@pytest.mark.parametrize("contexts", [[9, 12, 11], [12, 12, 12]], ids=["ragged", "even"])
+@pytest.mark.parametrize(("grid", "mode"), MODES)
+def test_split_and_flex_are_sdpa(vlm, grid, mode, contexts, backend):
+    batch = made_batch(vlm, contexts)
+    sequence = rad(batch, grid, mode)
+    with torch.no_grad():
+        assert_close(logits(vlm, sequence, batch, backend), logits(vlm, sequence, batch, "sdpa"))
+
+
+@pytest.mark.parametrize("backend", ["split", "flex"])
+def test_split_and_flex_are_sdpa_for_autoregressive_sequences(vlm, backend):
+    batch = made_batch(vlm, [9, 12, 11])
+    sequence = autoregressive_sequence(batch.context_ids_BP, batch.context_lengths_B, batch.response_ids_BR)
+    with torch.no_grad():
+        assert_close(logits(vlm, sequence, batch, backend), logits(vlm, sequence, batch, "sdpa"))
+
+
+@pytest.mark.parametrize(("grid", "mode"), MODES)
+def test_gradients_of_split_are_those_of_sdpa(vlm, grid, mode):
+    batch = made_batch(vlm, [9, 12, 11])
+    sequence = rad(batch, grid, mode)
+    gradients = []
+    for backend in ("sdpa", "split"):
+        vlm.zero_grad()
+        out = logits(vlm, sequence, batch, backend)
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        (out * weight).mean().backward()
+        gradients.append({name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None})
+    vlm.zero_grad()
+    reference, split = gradients
+    assert reference.keys() == split.keys()
+    assert any("visual" in name for name in reference)
+    largest = max(float(g.abs().max()) for g in reference.values())
+    for name in reference:
+        difference = float((reference[name] - split[name]).abs().max())
+        assert difference <= TOLERANCE[reference[name].dtype] * largest, name
+
+
+def random_qkv(Q: int, K: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Four query heads over two key heads."""
+    generator = torch.Generator().manual_seed(Q + K)
+    shapes = (2, 4, Q, 16), (2, 2, K, 16), (2, 2, K, 16)
+    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+
+
+def definition(q: Tensor, k: Tensor, v: Tensor, mask_BQK: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v with -inf where forbidden; (B, Q, H, D)."""
+    groups = q.shape[1] // k.shape[1]
+    heads = []
+    for head in range(q.shape[1]):
+        keys, values = k[:, head // groups], v[:, head // groups]
+        scores = q[:, head] @ keys.transpose(1, 2) / math.sqrt(q.shape[-1])
+        heads.append(torch.softmax(scores.masked_fill(~mask_BQK, -torch.inf), -1) @ values)
+    return torch.stack(heads, dim=2)
+
+
+def long_rule() -> AttentionRule:
+    """Three FlexAttention tiles wide, ragged."""
+    lengths = torch.tensor([101, 140])
+    coords = concatenate(
+        context_coords(lengths, 140, 8),
+        response_coords(FIRST_NOISY, 0, 96, 8, lengths.device),
+        response_coords(CLEAN, 0, 96, 8, lengths.device),
+    )
+    return AttentionRule(query=coords, key=coords, context_width=140)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "split", "flex"])
+def test_attention_is_the_masked_softmax_of_its_definition(backend):
+    rule = long_rule()
+    q, k, v = random_qkv(332, 332)
+    out, weights = echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=rule, backend=backend))
+    assert weights is None
+    real = rule.query.copy_BT >= 0
+    assert_close(out[real], definition(q, k, v, rule.dense_BQK)[real])
+
+
+@pytest.mark.parametrize("Q", [1, 8])
+def test_few_queries_over_many_cached_keys(Q):
+    """The path that folds grouped heads into the queries."""
+    lengths = torch.tensor([5, 9])
+    query = response_coords(FIRST_NOISY, 8, Q, 8, lengths.device)
+    key = concatenate(context_coords(lengths, 9, 8), response_coords(CLEAN, 0, 8, 8, lengths.device), query)
+    rule = AttentionRule(query=query, key=key)
+    q, k, v = random_qkv(Q, 17 + Q)
+    out, _ = echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=rule))
+    assert_close(out, definition(q, k, v, rule.dense_BQK))
+    everything, _ = echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=None))
+    assert_close(everything, definition(q, k, v, torch.ones(2, Q, 17 + Q, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "split", "flex"])
+def test_no_rule_means_that_everyone_sees_everyone(backend):
+    q, k, v = random_qkv(6, 6)
+    out, _ = echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=None, backend=backend))
+    assert_close(out, definition(q, k, v, torch.ones(2, 6, 6, dtype=torch.bool)))
+
+
+def test_bf16_on_a_cpu_is_computed_in_float32():
+    q, k, v = random_qkv(332, 332, torch.bfloat16)
+    call = AttentionCall(rule=long_rule(), backend="split")
+    out, _ = echo_attention(torch.nn.Identity(), q, k, v, call)
+    precise, _ = echo_attention(torch.nn.Identity(), q.float(), k.float(), v.float(), call)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, precise.bfloat16())
+
+
+def test_merged_attention_has_the_gradients_of_its_definition():
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    q, k1, v1, k2, v2 = random(2, 2, 3, 8), *(random(2, 2, n, 8) for n in (5, 5, 4, 4))
+    padding = torch.tensor([[True] * 5, [True, True, True, False, False]])[:, None, None]
+    mask = torch.rand(2, 1, 3, 4, generator=generator) < 0.6
+    mask[..., 0] = True
+
+    def merged(*tensors: Tensor) -> Tensor:
+        q, k1, v1, k2, v2 = tensors
+        return merged_attention(q, (k1, v1, padding), (k2, v2, mask), 0.3)
+
+    whole = torch.cat([padding.expand(-1, -1, 3, -1), mask], -1)
+    scores = (q @ torch.cat([k1, k2], 2).transpose(2, 3) * 0.3).masked_fill(~whole, -torch.inf)
+    assert_close(merged(q, k1, v1, k2, v2), scores.softmax(-1) @ torch.cat([v1, v2], 2))
+    assert torch.autograd.gradcheck(merged, (q, k1, v1, k2, v2))
+
+
+def test_backends_refuse_what_they_cannot_do():
+    q, k, v = random_qkv(332, 332)
+    rule = long_rule()
+    with pytest.raises(ValueError, match="attention backend must be one of .* got 'flash'"):
+        AttentionCall(rule=rule, backend="flash")
+    for backend in ("split", "flex"):
+        with pytest.raises(ValueError, match=f"'{backend}' has no dropout, got 0.1"):
+            echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=rule, backend=backend), dropout=0.1)
+    with pytest.raises(ValueError, match="no backward on a CPU"):
+        echo_attention(torch.nn.Identity(), q.requires_grad_(), k, v, AttentionCall(rule=rule, backend="flex"))
+
+
+def test_only_the_text_layers_use_our_entry(vlm):
+    config = vlm.network.config
+    assert config.text_config._attn_implementation == NAME
+    assert config.vision_config._attn_implementation == "sdpa"

@@ -1,0 +1,138 @@
+"""Every view of the attention rule says what METHOD.md's table says, as written once more in ``tests/method.py``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from method import allowed_QK, context_tokens, rad_tokens, response_tokens
+from models import SPECIAL, make_batch
+from torch import Tensor
+
+from echo_pl.diffusion.block_mask import (
+    CLEAN,
+    FIRST_NOISY,
+    PADDING,
+    AttentionRule,
+    concatenate,
+    context_coords,
+    response_coords,
+)
+from echo_pl.diffusion.sequence import (
+    BlockLayout,
+    autoregressive_sequence,
+    block_context,
+    block_response,
+    rad_sequence,
+)
+
+MODES = ["causal", "block_causal", "full"]
+CONTEXTS, RESPONSES = [9, 14, 11], [10, 13, 7]
+
+
+def rad_rule(grid: str, context_attention: str, copies: int, block_size: int) -> tuple[AttentionRule, Tensor]:
+    """A RAD sequence's rule, and the table's matrices for it (B, T, T)."""
+    batch = make_batch(CONTEXTS, RESPONSES)
+    layout = BlockLayout(block_size=block_size, grid=grid, context_attention=context_attention)
+    prompt = block_context(batch.context_ids_BP, batch.context_lengths_B, layout, SPECIAL.image)
+    blocked = block_response(prompt, batch.response_ids_BR, batch.response_lengths_B, layout, SPECIAL)
+    R = blocked.clean_ids_BR.shape[1]
+    sequence = rad_sequence(blocked, blocked.clean_ids_BR[:, None].expand(-1, copies, -1))
+    kept = [p if grid == "response" else p // block_size * block_size for p in CONTEXTS]
+    rows = [rad_tokens(p, max(kept), R, block_size, copies) for p in kept]
+    return sequence.rule, torch.stack([allowed_QK(row, row, context_attention) for row in rows])
+
+
+CASES = [
+    (grid, mode, copies, block_size)
+    for grid in ("response", "absolute")
+    for mode in MODES
+    for copies, block_size in ((1, 4), (3, 4), (2, 1), (1, 6))
+]
+
+
+@pytest.mark.parametrize(("grid", "mode", "copies", "block_size"), CASES)
+def test_dense_view_is_the_table(grid, mode, copies, block_size):
+    rule, table = rad_rule(grid, mode, copies, block_size)
+    assert torch.equal(rule.dense_BQK.expand(len(table), -1, -1), table)
+
+
+@pytest.mark.parametrize(("grid", "mode", "copies", "block_size"), CASES)
+def test_split_view_put_together_is_the_table(grid, mode, copies, block_size):
+    rule, table = rad_rule(grid, mode, copies, block_size)
+    view, P = rule.split, rule.split.context_width
+    together = torch.zeros_like(table)
+    causal = torch.ones(P, P, dtype=torch.bool).tril()
+    together[:, :P, :P] = causal if view.context_BPP is None else view.context_BPP
+    padding = view.response_to_context_BK
+    together[:, P:, :P] = True if padding is None else padding[:, None]
+    together[:, P:, P:] = view.response_BQK
+    # What padding queries see does not matter: nobody sees them.
+    real = rule.query.copy_BT.expand(len(table), -1) != PADDING
+    assert torch.equal(together[real], table[real])
+
+
+@pytest.mark.parametrize(("grid", "mode", "copies", "block_size"), CASES)
+def test_flex_view_is_the_table(grid, mode, copies, block_size):
+    from torch.nn.attention.flex_attention import create_mask
+
+    rule, table = rad_rule(grid, mode, copies, block_size)
+    mask = create_mask(rule.mask_mod(), B=len(table), H=1, Q_LEN=table.shape[1], KV_LEN=table.shape[2], device="cpu")
+    assert torch.equal(mask[:, 0], table)
+
+
+def test_flex_blocks_leave_nothing_out():
+    """Tiles of 128 x 128: those with an allowed pair are computed, those without are skipped."""
+    lengths = torch.tensor([150, 300])
+    rule = AttentionRule(
+        query=(coords := concatenate(
+            context_coords(lengths, 300, 8),
+            response_coords(FIRST_NOISY, 0, 160, 8, lengths.device),
+            response_coords(CLEAN, 0, 160, 8, lengths.device),
+        )),
+        key=coords,
+    )  # fmt: skip
+    table = torch.stack([allowed_QK(row, row, "causal") for row in (rad_tokens(p, 300, 160, 8, 1) for p in (150, 300))])
+    T, tiles = table.shape[1], -(-table.shape[1] // 128)
+    padded = torch.zeros(2, tiles * 128, tiles * 128, dtype=torch.bool)
+    padded[:, :T, :T] = table
+    tiled = padded.view(2, tiles, 128, tiles, 128).any(dim=(2, 4))
+    assert torch.equal(rule.flex_mask.to_dense()[:, 0].bool(), tiled)
+    assert not bool(tiled.all())
+
+
+def test_autoregressive_rule_is_causal():
+    batch = make_batch([6, 9], [5, 4])
+    rule = autoregressive_sequence(batch.context_ids_BP, batch.context_lengths_B, batch.response_ids_BR).rule
+    for row, length in enumerate([6, 9]):
+        real = [*range(length), *range(9, 14)]
+        dense = rule.dense_BQK[row][real][:, real]
+        assert torch.equal(dense, torch.ones(len(real), len(real), dtype=torch.bool).tril())
+        assert not bool(rule.dense_BQK[row][real][:, length:9].any())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rules_of_decode_steps_are_rows_of_the_table(mode):
+    """A fused step asks for [clean block 1 | noisy block 2] against the cache [context | clean block 0] and itself."""
+    lengths, P, L = torch.tensor([5, 7]), 7, 4
+    step = concatenate(
+        response_coords(CLEAN, L, L, L, lengths.device), response_coords(FIRST_NOISY, 2 * L, L, L, lengths.device)
+    )
+    cached = concatenate(context_coords(lengths, P, L), response_coords(CLEAN, 0, L, L, lengths.device))
+    rule = AttentionRule(query=step, key=concatenate(cached, step), context_attention=mode)
+    clean, noisy = response_tokens("x0", 12, L), response_tokens("xt", 12, L)
+    queries = clean[L : 2 * L] + noisy[2 * L :]
+    for row, length in enumerate([5, 7]):
+        keys = context_tokens(length, P, L) + clean[:L] + queries
+        assert torch.equal(rule.dense_BQK[row], allowed_QK(queries, keys, mode))
+
+
+def test_a_rule_of_decode_steps_has_no_split_view():
+    coords = response_coords(CLEAN, 0, 4, 4, torch.device("cpu"))
+    with pytest.raises(ValueError, match="split attention needs a whole training sequence"):
+        _ = AttentionRule(query=coords, key=coords).split
+
+
+def test_an_unknown_context_attention_is_refused():
+    coords = response_coords(CLEAN, 0, 4, 4, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"context_attention must be one of .* got 'diagonal'"):
+        AttentionRule(query=coords, key=coords, context_attention="diagonal")

@@ -1,0 +1,153 @@
+"""When decoding stops, what is cut, and what is counted: scripted predictions, so that every number can be told by eye."""
+
+from __future__ import annotations
+
+import pytest
+from scripted import SPECIAL, ScriptedVLM, contexts
+
+from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, LoopStop, TrajectoryRecorder
+from echo_pl.structs import DecodeResult
+
+E = SPECIAL.eos
+WORDS = list(range(10, 110))
+L = 4
+
+
+def decode(scripts: list[list[int]], limit: int = 16, context: list[int] | None = None, **options) -> DecodeResult:
+    config = DecodeConfig(**{"block_size": L, "max_response_tokens": limit, "denoising_steps": 1, **options})
+    return BlockSampler(ScriptedVLM(scripts), SPECIAL, config).generate(contexts(context or [5] * len(scripts)))
+
+
+@pytest.mark.parametrize(("kv_cache", "writes"), [("fused", 0), ("vanilla", 1), ("none", 0)])
+def test_stops_in_the_block_of_the_first_eos_and_cuts_there(kv_cache, writes):
+    result = decode([[*WORDS[:5], E, 90, 91, *WORDS[:8]]], kv_cache=kv_cache)
+    assert result.tokens[0].tolist() == WORDS[:5]
+    assert result.stopped_B.tolist() == [True]
+    assert result.looped_B.tolist() == [False]
+    assert result.written_B.tolist() == [8], "published tables count the tokens after eos"
+    assert result.nfe_B.tolist() == [2 + writes]
+    assert result.kv_write_nfe_B.tolist() == [writes]
+    assert result.lengths_B.tolist() == [5]
+    assert result.block_size == L
+
+
+def test_eos_at_once_is_an_empty_report():
+    result = decode([[E, *WORDS[:3]]])
+    assert result.tokens[0].tolist() == []
+    assert result.stopped_B.tolist() == [True]
+    assert result.nfe_B.tolist() == [1]
+
+
+def test_the_limit_is_reported_as_not_stopped():
+    result = decode([WORDS], limit=12)
+    assert result.tokens[0].tolist() == WORDS[:12]
+    assert result.stopped_B.tolist() == [False]
+    assert result.looped_B.tolist() == [False]
+    assert result.written_B.tolist() == [12]
+    assert result.nfe_B.tolist() == [3]
+
+
+def test_an_eos_in_the_last_place_still_counts():
+    result = decode([[*WORDS[:11], E]], limit=12)
+    assert result.tokens[0].tolist() == WORDS[:11]
+    assert result.stopped_B.tolist() == [True]
+
+
+def test_samples_of_a_batch_stop_on_their_own():
+    scripts = [[*WORDS[:6], E, E], [E] * 4, WORDS, [*WORDS[:8], E]]
+    result = decode(scripts, limit=16, context=[5, 7, 3, 6])
+    assert [tokens.tolist() for tokens in result.tokens] == [WORDS[:6], [], WORDS[:16], WORDS[:8]]
+    assert result.stopped_B.tolist() == [True, True, False, True]
+    assert result.nfe_B.tolist() == [2, 1, 4, 3]
+    assert result.forwards == 4
+
+
+def test_a_repetition_loop_is_stopped_and_said():
+    loop = [10, 11, *[12, 13] * 20]
+    result = decode([loop, WORDS], limit=40)
+    # Sixteen tokens of period two end with the fifth block.
+    assert result.looped_B.tolist() == [True, False]
+    assert result.stopped_B.tolist() == [False, False]
+    assert result.tokens[0].tolist() == loop[:20]
+    assert result.nfe_B[0] == 5
+    unstopped = decode([loop], limit=40, loop_stop=LoopStop(enabled=False))
+    assert unstopped.looped_B.tolist() == [False]
+    assert unstopped.nfe_B.tolist() == [10]
+
+
+def test_eos_wins_over_a_loop():
+    result = decode([[10, 10, 10, 10] * 4 + [10, E]], limit=40, loop_stop=LoopStop(min_tokens=18, min_repeats=4))
+    assert result.stopped_B.tolist() == [True]
+    assert result.looped_B.tolist() == [False]
+
+
+def test_an_eos_among_the_context_tail_does_not_end_a_report():
+    """Absolute grid: the first block begins with context tokens, which may be anything (a chat template ends turns with eos)."""
+    batch = contexts([6])
+    batch.context_ids_BP[0, 4:] = E
+    config = DecodeConfig(block_size=L, max_response_tokens=8, denoising_steps=1, grid="absolute")
+    vlm = ScriptedVLM([[0, 0, *WORDS[:3], E]])  # places are counted from the grid's block, two of them tail
+    result = BlockSampler(vlm, SPECIAL, config).generate(batch)
+    assert result.tokens[0].tolist() == WORDS[:3]
+    assert result.stopped_B.tolist() == [True]
+    assert result.written_B.tolist() == [6]
+
+
+def test_absolute_grid_keeps_the_limit_however_long_the_tail():
+    config = DecodeConfig(block_size=L, max_response_tokens=8, denoising_steps=1, grid="absolute")
+    scripts = [[0, 0, *WORDS], WORDS, [0, 0, 0, *WORDS]]
+    result = BlockSampler(ScriptedVLM(scripts), SPECIAL, config).generate(contexts([6, 8, 7]))
+    assert [tokens.tolist() for tokens in result.tokens] == [WORDS[:8]] * 3
+    assert result.stopped_B.tolist() == [False] * 3
+
+
+def test_absolute_grid_does_not_count_an_eos_beyond_the_limit():
+    """Two tail places push the last block over the limit; what it says there is cut, an eos as well."""
+    config = DecodeConfig(block_size=L, max_response_tokens=8, denoising_steps=1, grid="absolute")
+    result = BlockSampler(ScriptedVLM([[0, 0, *WORDS[:9], E]]), SPECIAL, config).generate(contexts([6]))
+    assert result.tokens[0].tolist() == WORDS[:8]
+    assert result.stopped_B.tolist() == [False]
+
+
+def autoregressive(scripts: list[list[int]], limit: int, **options) -> DecodeResult:
+    vlm = ScriptedVLM(scripts, shift=1)
+    return AutoregressiveSampler(vlm, SPECIAL, limit, **options).generate(contexts([5, 3, 4][: len(scripts)]))
+
+
+def test_autoregressive_decoding_stops_at_eos():
+    result = autoregressive([[*WORDS[:4], E, 90], [E], WORDS], limit=10)
+    assert [tokens.tolist() for tokens in result.tokens] == [WORDS[:4], [], WORDS[:10]]
+    assert result.stopped_B.tolist() == [True, True, False]
+    assert result.nfe_B.tolist() == [4, 0, 9]
+    assert result.written_B.tolist() == [5, 1, 10]
+    assert result.forwards == 9
+
+
+def test_autoregressive_decoding_stops_in_a_loop():
+    loop = [10, 11, *[12] * 60]
+    result = autoregressive([loop, WORDS], limit=50)
+    assert result.looped_B.tolist() == [True, False]
+    assert result.stopped_B.tolist() == [False, False]
+    assert result.tokens[0].tolist() == loop[: len(result.tokens[0])]
+    # Sixteen equal tokens end at place 18; the decoder looks every sixteen.
+    assert len(result.tokens[0]) == 32
+
+
+def test_static_commits_go_from_sure_to_unsure():
+    """Confidences rise from right to left, so two steps commit the right half first."""
+    vlm = ScriptedVLM([[*WORDS[:3], E]], margin=[3.0, 4.0, 5.0, 6.0])
+    config = DecodeConfig(block_size=L, max_response_tokens=4, denoising_steps=2, remasking="low_confidence_static")
+    recorder = TrajectoryRecorder()
+    result = BlockSampler(vlm, SPECIAL, config).generate(contexts([5]), recorder)
+    assert recorder.trajectories(["study-0"])[0].commit_step_R.tolist() == [2, 2, 1, 1]
+    assert result.tokens[0].tolist() == WORDS[:3]
+    assert result.nfe_B.tolist() == [2]
+
+
+def test_dynamic_commits_everything_that_is_sure_enough():
+    margin = [9.0, 1.0, 9.0, 2.0]
+    vlm = ScriptedVLM([[*WORDS[:3], E]], margin=margin)
+    config = DecodeConfig(block_size=L, max_response_tokens=4, confidence_threshold=0.9)
+    recorder = TrajectoryRecorder()
+    BlockSampler(vlm, SPECIAL, config).generate(contexts([5]), recorder)
+    assert recorder.trajectories(["study-0"])[0].commit_step_R.tolist() == [1, 3, 1, 2]
