@@ -135,7 +135,7 @@ class PretrainedBackbone:
             ValueError: it is not a Qwen2.5-VL model, or keys do not match.
         """
         if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
-            raise FileNotFoundError(f"no model folder at {self.path}; give backbone.path=<folder or hub id>")
+            raise FileNotFoundError(f"no model folder at {self.path}; give backbone.factory.path=<folder or hub id>")
         path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, dtype=getattr(torch, self.dtype), output_loading_info=True

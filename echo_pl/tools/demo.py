@@ -11,6 +11,7 @@ Writes summary.json, report.md and index.html to outputs/demo (outputs/demo-real
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import shutil
@@ -71,8 +72,9 @@ class Demo:
     def train(self, step: str, *overrides: str) -> Path:
         """Run one stage and return its checkpoint."""
         with self.timed(step):
-            outcome = run(self.compose(*overrides, f"run_name={step}"))
-        return outcome.checkpoint
+            checkpoint = run(self.compose(*overrides, f"run_name={step}")).checkpoint
+        gc.collect()  # trainer and stage refer to each other; their memory is wanted by the next step
+        return checkpoint
 
     def everything(self) -> None:
         """All steps in order."""
