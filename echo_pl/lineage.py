@@ -63,6 +63,7 @@ def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None,
         record, _ = read_checkpoint(resume)
         if record.stage != stage:
             raise ValueError(f"{resume} is a checkpoint of stage {record.stage!r}; it cannot resume stage {stage!r}")
+        refuse_other_layout(config, record, resume)
         path = None if record.start is None else Path(record.start)
     elif config.start is None or not BEFORE[stage]:
         path = None
@@ -73,6 +74,16 @@ def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None,
     else:
         path = find_start(config)
     return path, None if path is None else read_checkpoint(path)[0]
+
+
+def refuse_other_layout(config: DictConfig, record: StageRecord, resume: Path) -> None:
+    """Raise ValueError when a diffusion run would go on with other blocks than it began with."""
+    if record.block_size is None:
+        return
+    for name in ("block_size", "grid", "context_attention"):
+        had = getattr(record, name)
+        if had != config[name]:
+            raise ValueError(f"{resume} was trained with {name} {had}, asked for is {config[name]}; give {name}={had} to resume it")
 
 
 def find_start(config: DictConfig) -> Path:

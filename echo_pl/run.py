@@ -5,6 +5,7 @@ The only place where the rooms meet. Callbacks come by ``_target_``; nothing her
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 import warnings
@@ -71,6 +72,8 @@ STAGE_KEYS = frozenset(
         "module",
     ]
 )
+BACKBONE_KEYS = frozenset(["needs_warmup", "factory"])
+MLFLOW_KEYS = frozenset(["tracking_uri", "experiment"])
 TASKS = ("fit", "validate")
 
 
@@ -121,7 +124,13 @@ def check_keys(config: DictConfig) -> None:
     Raises:
         ValueError: naming the key and those that exist.
     """
-    for node, known, name in ((config, ROOT_KEYS, ""), (config.stage, STAGE_KEYS, "stage.")):
+    nodes = [
+        (config, ROOT_KEYS, ""),
+        (config.stage, STAGE_KEYS, "stage."),
+        (config.backbone, BACKBONE_KEYS, "backbone."),
+        (config.mlflow or {}, MLFLOW_KEYS, "mlflow."),
+    ]
+    for node, known, name in nodes:
         unknown = sorted(set(map(str, node)) - known)
         if unknown:
             raise ValueError(f"unknown configuration key {name}{unknown[0]}; there are {', '.join(sorted(known))}")
@@ -140,14 +149,29 @@ def quieten() -> None:
 
 def make_stage(config: DictConfig, data: ReportDataModule, lineage: StageRecord) -> L.LightningModule:
     """Build the stage; its models come later, in ``configure_model``."""
-    # Partial first: Hydra would turn frozen records among the arguments into dictionaries.
-    build = instantiate(config.stage.module, _partial_=True, _convert_="all")
-    return build(
+    stage: L.LightningModule = build(
+        config.stage.module,
         backbone=instantiate(config.backbone.factory, _convert_="all"),
         text=text_tools(data),
         lineage=lineage,
         start=lineage.start,
     )
+    return stage
+
+
+def build(node: DictConfig, **ready: Any) -> Any:
+    """Call the ``_target_`` of a node with its own keys and with arguments that are ready-made.
+
+    Raises:
+        ValueError: a key that the target does not know, or one that it lacks.
+    """
+    # Partial first: Hydra would turn frozen records among the arguments into dictionaries.
+    partial = instantiate(node, _partial_=True, _convert_="all")
+    try:
+        inspect.signature(partial.func).bind(**partial.keywords, **ready)
+    except TypeError as error:
+        raise ValueError(f"{node._target_} {error}") from error
+    return partial(**ready)
 
 
 def text_tools(data: ReportDataModule) -> TextTools:
@@ -175,8 +199,13 @@ def make_trainer(config: DictConfig, folder: Path, logger: MLFlowLogger | None) 
     )
     if config.trainer.enable_progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    build = instantiate(config.trainer, _partial_=True, _convert_="all")
-    return build(default_root_dir=str(folder), logger=logger if logger is not None else False, callbacks=callbacks)
+    trainer: L.Trainer = build(
+        config.trainer,
+        default_root_dir=str(folder),
+        logger=logger if logger is not None else False,
+        callbacks=callbacks,
+    )
+    return trainer
 
 
 def make_logger(config: DictConfig, folder: Path, resume: Path | None) -> MLFlowLogger | None:
@@ -250,10 +279,16 @@ def validate(
     """Validate a checkpoint of this stage, given as ``resume``.
 
     Raises:
-        ValueError: none was given.
+        ValueError: none was given, or one of another stage.
     """
     if checkpoint is None:
         raise ValueError("task=validate needs the checkpoint to validate: give resume=<checkpoint>")
+    about, _ = read_checkpoint(checkpoint)
+    if about.stage != stage.stage_name:
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of stage {about.stage!r}; task=validate of stage {stage.stage_name!r} needs one of "
+            "its own: give resume=<checkpoint>"
+        )
     began = time.monotonic()
     (metrics,) = trainer.validate(stage, datamodule=data, ckpt_path=str(checkpoint), verbose=True, weights_only=False)
     return RunOutcome(folder=folder, checkpoint=checkpoint, metrics=dict(metrics), seconds=time.monotonic() - began)

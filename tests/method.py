@@ -46,8 +46,7 @@ def sees(query: Token, key: Token, context_attention: str) -> bool:
 def context_tokens(length: int, width: int, block_size: int) -> list[Token]:
     """A context of ``length`` tokens, padded on the right to ``width``."""
     return [
-        Token(kind="context" if place < length else "padding", block=place // block_size, place=place)
-        for place in range(width)
+        Token(kind="context" if place < length else "padding", block=place // block_size, place=place) for place in range(width)
     ]
 
 

@@ -65,9 +65,7 @@ def stock_network(vlm: VLM) -> Qwen2_5_VLForConditionalGeneration:
     return network
 
 
-def make_batch(
-    context_lengths: list[int], response_lengths: list[int], seed: int = 0, dtype: torch.dtype = torch.float32
-) -> Batch:
+def make_batch(context_lengths: list[int], response_lengths: list[int], seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
     """Random contexts (one 2x2-token image each, right-padded) and responses that end in eos."""
     generator = torch.Generator().manual_seed(seed)
 

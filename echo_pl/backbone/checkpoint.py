@@ -57,13 +57,20 @@ def read_checkpoint(path: str | Path) -> tuple[StageRecord, dict[str, Any]]:
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}") from error
     record = content.get(RECORD_KEY) if isinstance(content, dict) else None
-    if not isinstance(record, dict) or "state_dict" not in content:
+    if not isinstance(record, dict) or not {"stage", "backbone"} <= record.keys() or "state_dict" not in content:
         raise ValueError(f"{file} is not a checkpoint of echo_pl: it has no {RECORD_KEY!r} record")
     known = {field.name for field in fields(StageRecord)}
     return StageRecord(**{name: value for name, value in record.items() if name in known}), content
 
 
-def load_weights(vlm: VLM, path: str | Path, expected_stages: tuple[str, ...], block_size: int | None = None) -> StageRecord:
+def load_weights(
+    vlm: VLM,
+    path: str | Path,
+    expected_stages: tuple[str, ...],
+    block_size: int | None = None,
+    grid: str | None = None,
+    context_attention: str | None = None,
+) -> StageRecord:
     """Load the model of a checkpoint into ``vlm``: every weight, or an error.
 
     Args:
@@ -71,13 +78,15 @@ def load_weights(vlm: VLM, path: str | Path, expected_stages: tuple[str, ...], b
         path: a checkpoint written by a stage.
         expected_stages: stages it may come from.
         block_size: the block size it must have been trained with; None: any.
+        grid: the block grid likewise.
+        context_attention: likewise.
 
     Returns:
         The checkpoint's record.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a foreign checkpoint, another stage, another block size, or weights that do not match.
+        ValueError: a foreign checkpoint, another stage, another block layout, or weights that do not match.
     """
     record, content = read_checkpoint(path)
     if record.stage not in expected_stages:
@@ -85,11 +94,12 @@ def load_weights(vlm: VLM, path: str | Path, expected_stages: tuple[str, ...], b
             f"{path} is a checkpoint of stage {record.stage!r}, needed is one of {' or '.join(map(repr, expected_stages))}; "
             "give start=<path>"
         )
-    if block_size is not None and record.block_size != block_size:
-        raise ValueError(
-            f"{path} was trained with block_size {record.block_size}, asked for is {block_size}; "
-            f"give block_size={record.block_size}, or another start"
-        )
+    for name, wanted in (("block_size", block_size), ("grid", grid), ("context_attention", context_attention)):
+        trained = getattr(record, name)
+        if wanted is not None and trained != wanted:
+            raise ValueError(
+                f"{path} was trained with {name} {trained}, asked for is {wanted}; give {name}={trained}, or another start"
+            )
     prefix = "vlm."
     weights = {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
     own = vlm.state_dict()

@@ -17,6 +17,7 @@ from torch import Tensor
 LossWeight = Literal["elbo", "mean"]
 Divergence = Literal["forward_kl", "reverse_kl"]
 StepWeight = Literal["linear", "none"]
+WeightNorm = Literal["weights", "positions"]
 
 
 def next_token_loss(logits_MV: Tensor, target_M: Tensor) -> Tensor:
@@ -53,6 +54,8 @@ class DistillationConfig:
     divergence: Divergence = "forward_kl"
     step_weight: StepWeight = "linear"
     """w(s) = s (later commits weigh more) or 1."""
+    weight_norm: WeightNorm = "weights"
+    """Divide the weighted sum by the sum of weights (as the method writes it) or by the number of positions."""
     eos_weight: float = 1.0
     """lambda_eos, the weight of the eos cross-entropy."""
     temperature: float = 1.0
@@ -65,6 +68,8 @@ class DistillationConfig:
             raise ValueError(f"divergence must be one of {get_args(Divergence)}, got {self.divergence!r}")
         if self.step_weight not in get_args(StepWeight):
             raise ValueError(f"step_weight must be one of {get_args(StepWeight)}, got {self.step_weight!r}")
+        if self.weight_norm not in get_args(WeightNorm):
+            raise ValueError(f"weight_norm must be one of {get_args(WeightNorm)}, got {self.weight_norm!r}")
         if self.eos_weight < 0:
             raise ValueError(f"eos_weight must not be negative, got {self.eos_weight}")
         if self.temperature <= 0 or self.target_temperature <= 0:
@@ -116,7 +121,8 @@ def direct_conditional_loss(
     target_MV = temper(target_MV.float(), config.target_temperature * config.temperature)
     weight_M = step_weights(commit_step_M, config.step_weight)
     divergence_M = divergence_rows(logits_MV, target_MV, config.divergence, config.temperature)
-    divergence = (weight_M * divergence_M).sum() / weight_M.sum()
+    norm = weight_M.sum() if config.weight_norm == "weights" else len(weight_M)
+    divergence = (weight_M * divergence_M).sum() / norm
     is_eos_M = token_M == eos
     # A batch without eos has no eos term; a zero that still hangs on the graph keeps every rank's backward alike.
     eos_ce = F.cross_entropy(logits_MV.float(), token_M, reduction="none")[is_eos_M].sum() / is_eos_M.sum().clamp_min(1)

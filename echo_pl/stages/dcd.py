@@ -106,7 +106,8 @@ class DCDModule(L.LightningModule):
 
     def _build(self) -> VLM:
         vlm = self.backbone.build(self.text.special, self.text.vocab_size)
-        load_weights(vlm, self.start, self.previous_stages, self.decode.block_size)
+        layout = self.decode.layout
+        load_weights(vlm, self.start, self.previous_stages, layout.block_size, layout.grid, layout.context_attention)
         return vlm
 
     @property

@@ -49,7 +49,13 @@ class Optimization:
         return self.final_share + (1.0 - self.final_share) * cosine
 
     def configure(self, module: nn.Module, total_steps: int | float) -> OptimizerLRSchedulerConfig:
-        """Return what ``LightningModule.configure_optimizers`` returns, over the parameters that are trained."""
+        """Return what ``LightningModule.configure_optimizers`` returns, over the parameters that are trained.
+
+        Raises:
+            ValueError: a cosine over a training without an end.
+        """
+        if self.schedule == "cosine" and not math.isfinite(total_steps):
+            raise ValueError("schedule cosine needs an end to anneal to: give max_steps, or schedule=constant")
         trained = [p for p in module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.weight_decay},

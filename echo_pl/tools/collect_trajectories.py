@@ -46,7 +46,7 @@ def collect_trajectories(config: DictConfig, out: Path, distributions: bool = Tr
         raise ValueError("trajectories come from a stage-2 checkpoint: give start=<path>")
     factory = instantiate(config.backbone.factory, _convert_="all")
     teacher = factory.build(data.special, data.vocab_size).eval().requires_grad_(False)
-    load_weights(teacher, start, ("rad",), config.block_size)
+    load_weights(teacher, start, ("rad",), config.block_size, config.grid, config.context_attention)
     decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
     sampler = BlockSampler(teacher, data.special, replace(decode, kv_cache="fused"))
     identity = store_identity(decode, weights_fingerprint(teacher), data.fingerprint, distributions)

@@ -55,9 +55,7 @@ def rad(batch: Batch, grid: str, context_attention: str, copies: int = 2) -> Tra
 def logits(vlm: VLM, sequence: TrainingSequence, batch: Batch, backend: str) -> Tensor:
     vlm.train_attention = backend
     positions = vlm.sequence_positions(sequence, batch.image_grid_thw)
-    out = vlm(
-        sequence.input_ids_BT, positions, sequence.rule, pixel_values=batch.pixel_values, image_grid_thw=batch.image_grid_thw
-    )
+    out = vlm(sequence.input_ids_BT, positions, sequence.rule, pixel_values=batch.pixel_values, image_grid_thw=batch.image_grid_thw)
     return out[real_tokens(sequence)]
 
 
@@ -225,7 +223,7 @@ def test_merged_attention_has_the_gradients_of_its_definition():
 def test_backends_refuse_what_they_cannot_do():
     q, k, v = random_qkv(332, 332)
     rule = long_rule()
-    with pytest.raises(ValueError, match="attention backend must be one of .* got 'flash'"):
+    with pytest.raises(ValueError, match=r"attention backend must be one of .* got 'flash'"):
         AttentionCall(rule=rule, backend="flash")
     for backend in ("split", "flex"):
         with pytest.raises(ValueError, match=f"'{backend}' has no dropout, got 0.1"):

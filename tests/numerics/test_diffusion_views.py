@@ -114,9 +114,7 @@ def test_autoregressive_rule_is_causal():
 def test_rules_of_decode_steps_are_rows_of_the_table(mode):
     """A fused step asks for [clean block 1 | noisy block 2] against the cache [context | clean block 0] and itself."""
     lengths, P, L = torch.tensor([5, 7]), 7, 4
-    step = concatenate(
-        response_coords(CLEAN, L, L, L, lengths.device), response_coords(FIRST_NOISY, 2 * L, L, L, lengths.device)
-    )
+    step = concatenate(response_coords(CLEAN, L, L, L, lengths.device), response_coords(FIRST_NOISY, 2 * L, L, L, lengths.device))
     cached = concatenate(context_coords(lengths, P, L), response_coords(CLEAN, 0, L, L, lengths.device))
     rule = AttentionRule(query=step, key=concatenate(cached, step), context_attention=mode)
     clean, noisy = response_tokens("x0", 12, L), response_tokens("xt", 12, L)

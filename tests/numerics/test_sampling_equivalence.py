@@ -19,8 +19,8 @@ from echo_pl.structs import Batch, DecodeResult, Trajectory
 L, LIMIT = 4, 20
 CONTEXTS = [9, 12, 11, 14]
 LAYOUTS = [(grid, mode) for grid in ("response", "absolute") for mode in ("causal", "block_causal", "full")]
-RULES = ["low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded"]
-WAYS = [("low_confidence_dynamic", 1), *((rule, steps) for rule in [*RULES, "random"] for steps in (2, L))]
+RULES = ["low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded", "random"]
+WAYS = [("low_confidence_dynamic", 1), *((rule, steps) for rule in RULES for steps in (2, L))]
 
 
 @dataclass(frozen=True)

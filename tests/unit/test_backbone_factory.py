@@ -88,13 +88,15 @@ def test_a_folder_that_is_not_there_is_named_with_the_key_that_names_it(path):
 
 
 def test_an_unknown_dtype_is_refused():
-    with pytest.raises(ValueError, match="dtype must be .* got 'int8'"):
+    with pytest.raises(ValueError, match=r"dtype must be .* got 'int8'"):
         PretrainedBackbone(path="/nowhere", dtype="int8")
 
 
 def test_unmatched_weights_are_an_error_that_names_some():
     refuse_unmatched([], [], "model")
-    with pytest.raises(ValueError, match=r"m.ckpt does not fit the model: 1 weights missing \['a'\], 2 without a place \['b', 'c'\]"):
+    with pytest.raises(
+        ValueError, match=r"m.ckpt does not fit the model: 1 weights missing \['a'\], 2 without a place \['b', 'c'\]"
+    ):
         refuse_unmatched({"a"}, {"c", "b"}, "m.ckpt")
 
 

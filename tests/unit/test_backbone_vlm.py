@@ -99,9 +99,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(backend):
     for checkpointing in (False, True):
         options = {"width": 32, "layers": 2, "heads": 2, "key_heads": 1, "mlp_width": 32, "vision_width": 32}
         options |= {"vision_layers": 1, "vision_heads": 2, "vision_mlp_width": 32}
-        vlm = TinyBackbone(train_attention=backend, gradient_checkpointing=checkpointing, **options).build(
-            SPECIAL, VOCABULARY
-        )
+        vlm = TinyBackbone(train_attention=backend, gradient_checkpointing=checkpointing, **options).build(SPECIAL, VOCABULARY)
         vlm.freeze_vision()
         vlm.train()
         layers = vlm.network.model.language_model.layers

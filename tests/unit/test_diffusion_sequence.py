@@ -66,7 +66,7 @@ def test_absolute_grid_is_the_whole_text_cut_from_position_zero(lengths):
 
 def test_absolute_grid_refuses_an_image_in_the_first_response_block():
     batch = make_batch([IMAGE_TOKENS + 2], [6])  # one word, four image tokens, one word: the block from 4 holds an image token
-    with pytest.raises(ValueError, match="block_size 4 does not fit the absolute grid.*grid=response"):
+    with pytest.raises(ValueError, match=r"block_size 4 does not fit the absolute grid.*grid=response"):
         block(batch, grid="absolute")
     block(batch, grid="absolute", block_size=2)  # blocks of two leave the image alone
 
@@ -96,9 +96,7 @@ def test_the_autoregressive_sequence_has_one_copy():
     assert sequence.response_offset_T.tolist() == list(range(6))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("block_size", 0), ("grid", "relative"), ("context_attention", "diagonal")]
-)
+@pytest.mark.parametrize(("name", "value"), [("block_size", 0), ("grid", "relative"), ("context_attention", "diagonal")])
 def test_unknown_layouts_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}.*{value}"):
         BlockLayout(**{"block_size": 4, name: value})

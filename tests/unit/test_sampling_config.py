@@ -29,7 +29,7 @@ def test_decode_config_names_what_is_wrong(name, value):
 
 
 def test_a_limit_that_is_no_multiple_of_the_block_size_names_the_block_size():
-    with pytest.raises(ValueError, match="block_size 5 does not fit the grid: max_response_tokens .* got 16"):
+    with pytest.raises(ValueError, match=r"block_size 5 does not fit the grid: max_response_tokens .* got 16"):
         DecodeConfig(block_size=5, max_response_tokens=16)
 
 

@@ -47,9 +47,7 @@ def check(tokens: tuple[torch.Tensor, ...], recorder: TrajectoryRecorder, batch:
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize(("kv_cache", "steps"), [("none", 2), ("vanilla", 1), ("fused", 1), ("fused", 4)])
 def test_block_sampler(pushed, batch, kv_cache, steps, choice):
-    config = DecodeConfig(
-        block_size=4, max_response_tokens=12, denoising_steps=steps, kv_cache=kv_cache, token_choice=choice
-    )
+    config = DecodeConfig(block_size=4, max_response_tokens=12, denoising_steps=steps, kv_cache=kv_cache, token_choice=choice)
     recorder = TrajectoryRecorder(distributions=True)
     result = BlockSampler(pushed, SPECIAL, config).generate(batch, recorder)
     check(result.tokens, recorder, batch)

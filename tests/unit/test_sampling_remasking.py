@@ -72,22 +72,20 @@ def expected(logits: Tensor, open_AL: Tensor, remasking: str, quota: int, tau: f
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, None])
-@pytest.mark.parametrize(
-    "remasking", ["low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded"]
-)
+@pytest.mark.parametrize("remasking", ["low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded"])
 def test_commit_rules_are_those_of_the_method(logits, open_AL, remasking, steps):
     decode = config(remasking=remasking, denoising_steps=steps, entropy_bound=0.8)
     quota = math.ceil(L / (steps or L))
     assert commits(logits, open_AL, decode) == expected(logits, open_AL, remasking, quota, 0.7, 0.8)
 
 
-def test_the_random_rule_takes_its_quota_anywhere(logits, open_AL):
-    chosen = commits(logits, open_AL, config(remasking="random", denoising_steps=4))
-    for row, places in zip(open_AL.tolist(), chosen, strict=True):
-        is_open = {i for i in range(L) if row[i]}
-        assert places <= is_open
-        assert len(places) == min(2, len(is_open))
-    assert len({place for places in chosen for place in places}) == L
+def test_the_random_rule_goes_by_the_given_order(logits, open_AL):
+    order = torch.rand(A, L, generator=torch.Generator().manual_seed(3))
+    prediction = predict(logits, NEVER, TokenChoice(), None)
+    chosen = choose_commits(prediction, open_AL, config(remasking="random", denoising_steps=4), order)
+    for a in range(A):
+        U = [i for i in range(L) if open_AL[a, i]]
+        assert set(chosen[a].nonzero()[:, 0].tolist()) == set(sorted(U, key=lambda i: -float(order[a, i]))[:2])
 
 
 @pytest.mark.parametrize(
@@ -99,8 +97,9 @@ def test_one_step_commits_the_whole_block(logits, open_AL, remasking):
 
 
 def test_equal_confidences_go_left_to_right():
-    even = torch.zeros(1, L, V)
-    assert commits(even, torch.ones(1, L, dtype=torch.bool), config(remasking="low_confidence_static"))[0] == {0}
+    even = torch.zeros(A, L, V)
+    decode = config(remasking="low_confidence_static", denoising_steps=4)
+    assert commits(even, torch.ones(A, L, dtype=torch.bool), decode) == [{0, 1}] * A
 
 
 def test_the_confidence_is_the_largest_probability_among_tokens_that_may_be_sampled(logits):

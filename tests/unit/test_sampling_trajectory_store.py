@@ -94,7 +94,7 @@ def test_a_torn_part_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"part-00001.safetensors cannot be read: .*collect the trajectories anew"):
         TrajectoryStore(tmp_path / "store")
     part.unlink()
-    with pytest.raises(ValueError, match="part-00001.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"part-00001.safetensors cannot be read"):
         TrajectoryStore(tmp_path / "store")
 
 

@@ -1,0 +1,185 @@
+"""Every YAML under experiments/ composes and builds what it names; one block size reaches every place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from echo_pl.__main__ import EXPERIMENTS
+from echo_pl.backbone.factory import PretrainedBackbone, TinyBackbone
+from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.diffusion.objectives import DirectConditional
+from echo_pl.lineage import BEFORE, make_lineage
+from echo_pl.run import check_keys, make_stage, make_trainer
+from echo_pl.tools.compose import compose_config
+from echo_pl.tools.make_corpus import make_synthetic
+
+GROUPS = {
+    folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+    for folder in sorted(EXPERIMENTS.iterdir())
+    if folder.is_dir() and list(folder.glob("*.yaml"))
+}
+# Found by no glob here: pieces that only other files name.
+PIECES = {"ablation/base/no_objective.yaml", "config.yaml"}
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_synthetic(folder / "synthetic", train=8, val=4, test=4, seed=2, shard_size=8, progress=False)
+    return folder
+
+
+def build(config: DictConfig, data_root: Path) -> L.LightningModule:
+    check_keys(config)
+    data: ReportDataModule = instantiate(config.data, _convert_="all")
+    data.setup()
+    start = None if config.stage.name == "warmup" else Path("before.ckpt")
+    return make_stage(config, data, make_lineage(config, data.fingerprint, start, "chain", None))
+
+
+def compose(data_root: Path, *overrides: str) -> DictConfig:
+    return compose_config([f"data_root={data_root}", *overrides])
+
+
+def test_every_file_is_in_a_group_that_is_tested():
+    files = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml")}
+    assert files == PIECES | {f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names}
+    assert set(GROUPS) == {"stage", "backbone", "data", "trainer", "callbacks", "ablation"}
+    assert set(GROUPS["stage"]) == set(BEFORE)
+
+
+@pytest.mark.parametrize("stage", GROUPS["stage"])
+def test_every_stage_composes_and_builds(data_root, stage):
+    module = build(compose(data_root, f"stage={stage}"), data_root)
+    assert module.stage_name == stage
+    assert module.optimization.schedule == "cosine"
+
+
+@pytest.mark.parametrize("ablation", GROUPS["ablation"])
+def test_every_ablation_composes_and_builds(data_root, ablation):
+    module = build(compose(data_root, "stage=dcd", f"ablation={ablation}"), data_root)
+    assert module.objective.name == ablation
+    plain = build(compose(data_root, "stage=dcd"), data_root)
+    assert type(plain.objective) is DirectConditional
+    assert (module.objective, module.decode) != (plain.objective, plain.decode)
+
+
+@pytest.mark.parametrize("ablation", GROUPS["ablation"])
+def test_ablations_hold_only_the_difference(ablation):
+    lines = [
+        line
+        for line in (EXPERIMENTS / "ablation" / f"{ablation}.yaml").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert len(lines) <= 7
+
+
+def test_the_tiny_backbone_s_defaults_are_those_of_its_class(data_root):
+    assert instantiate(compose(data_root).backbone.factory, _convert_="all") == TinyBackbone(train_attention="sdpa")
+
+
+def test_the_7b_backbone_asks_for_its_path_and_takes_it(data_root):
+    with pytest.raises(MissingMandatoryValue, match=r"backbone\.factory\.path"):
+        OmegaConf.to_container(compose(data_root, "backbone=qwen2_5_vl_7b"), resolve=True, throw_on_missing=True)
+    config = compose(data_root, "backbone=qwen2_5_vl_7b", "backbone.factory.path=/models/lingshu")
+    check_keys(config)
+    factory = instantiate(config.backbone.factory, _convert_="all")
+    assert factory == PretrainedBackbone(path="/models/lingshu")
+    assert config.backbone.needs_warmup is False
+
+
+@pytest.mark.parametrize("name", GROUPS["data"])
+def test_every_corpus_configuration_builds(data_root, name):
+    config = compose(data_root, f"data={name}")
+    data = instantiate(config.data, _convert_="all")
+    assert isinstance(data, ReportDataModule)
+    assert data.root == data_root / name
+
+
+@pytest.mark.parametrize("name", GROUPS["callbacks"])
+def test_every_set_of_callbacks_builds(data_root, tmp_path, name):
+    config = compose(data_root, f"callbacks={name}")
+    fill(config)
+    callbacks = [instantiate(entry, _convert_="all") for entry in (config.callbacks or {}).values()]
+    assert all(isinstance(callback, L.Callback) for callback in callbacks)
+    assert bool(callbacks) == (name != "none")
+
+
+@pytest.mark.parametrize("accelerator", GROUPS["trainer"])
+def test_every_trainer_composes_and_the_cpu_one_builds(data_root, tmp_path, accelerator):
+    config = compose(data_root, f"trainer={accelerator}", "callbacks=none", "stage.max_steps=7", "stage.accumulate=3")
+    assert config.trainer.accelerator == accelerator
+    if accelerator == "cpu":
+        trainer = make_trainer(config, tmp_path, None)
+        assert (trainer.max_steps, trainer.accumulate_grad_batches) == (7, 3)
+        assert trainer.precision == "bf16-mixed"
+
+
+def fill(config: DictConfig) -> None:
+    """What only a run knows."""
+    config.run = dict.fromkeys(config.run, "x")
+
+
+def places_of(node: Any, key: str, at: str = "") -> dict[str, Any]:
+    """Every place of a resolved configuration where a key stands."""
+    if not isinstance(node, dict):
+        return {}
+    own = {f"{at}{name}": value for name, value in node.items() if name == key}
+    return own | {place: v for name, value in node.items() for place, v in places_of(value, key, f"{at}{name}.").items()}
+
+
+@pytest.mark.parametrize("stage", ["rad", "dcd"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("block_size", 4), ("max_response_tokens", 64), ("grid", "absolute"), ("context_attention", "full")]
+)
+def test_what_is_given_once_reaches_every_place(data_root, stage, key, value):
+    config = compose(data_root, f"stage={stage}", f"{key}={value}", "callbacks=speedup")
+    fill(config)
+    places = places_of(OmegaConf.to_container(config, resolve=True), key)
+    assert f"stage.module.decode.{key}" in places
+    assert set(places.values()) == {value}
+    module = build(config, data_root)
+    assert getattr(module.decode, key) == value
+    if key == "max_response_tokens":
+        assert config.data.max_response_tokens == 64
+    else:
+        assert getattr(module.lineage, key) == value
+
+
+def test_the_seed_reaches_noise_order_and_weights(data_root):
+    config = compose(data_root, "seed=7")
+    seeds = places_of(OmegaConf.to_container(config, resolve=False), "seed")
+    resolved = {place: OmegaConf.select(config, place) for place in seeds}
+    assert set(resolved) == {"seed", "data.seed", "backbone.factory.seed", "stage.module.noise.seed"}
+    assert set(resolved.values()) == {7}
+
+
+def test_a_block_size_that_does_not_divide_the_limit_is_named(data_root):
+    with pytest.raises(InstantiationException, match=r"block_size 7 does not fit the grid: max_response_tokens .* got 128"):
+        build(compose(data_root, "block_size=7"), data_root)
+
+
+@pytest.mark.parametrize("override", ["blok_size=4", "stage.module.decode.blok_size=4", "stage.max_step=3"])
+def test_a_misspelt_key_on_the_command_line_is_refused(data_root, override):
+    with pytest.raises(ConfigCompositionException) as caught:
+        compose(data_root, override)
+    assert override.split("=")[0].split(".")[-1] in str(caught.value.__cause__ or caught.value)
+
+
+def test_a_stage_that_does_not_exist_is_refused_with_those_that_do(data_root):
+    with pytest.raises(MissingConfigException, match=r"stage/pretain") as caught:
+        compose(data_root, "stage=pretain")
+    assert "pretrain" in str(caught.value)
+
+
+def test_an_unknown_task_is_refused(data_root):
+    with pytest.raises(ValueError, match=r"task must be one of .* got 'train'"):
+        check_keys(compose(data_root, "task=train"))

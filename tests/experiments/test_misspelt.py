@@ -1,0 +1,77 @@
+"""A misspelt key in a YAML file: one message that names it, exit status 2, and nothing trained."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from echo_pl.__main__ import EXPERIMENTS, TRACEBACK, reported
+from echo_pl.run import run
+from echo_pl.tools.make_corpus import make_synthetic
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_synthetic(folder / "synthetic", train=8, val=4, test=4, seed=2, shard_size=8, progress=False)
+    return folder
+
+
+TYPOS = [
+    ("config.yaml", "max_response_tokens: 128", "max_respons_tokens: 128\nmax_response_tokens: 128", "max_respons_tokens"),
+    ("config.yaml", "  experiment: echo_pl", "  experiment: echo_pl\n  experimet: x", "mlflow.experimet"),
+    ("stage/rad.yaml", "gradient_clip:", "gradient_klip: 2.0\ngradient_clip:", "stage.gradient_klip"),
+    ("stage/rad.yaml", "  loss_weight: elbo", "  los_weight: elbo", "los_weight"),
+    ("stage/rad.yaml", "    confidence_threshold: 0.9", "    confidence_treshold: 0.9", "confidence_treshold"),
+    ("stage/rad.yaml", "    t_min: 0.05", "    tmin: 0.05", "tmin"),
+    ("stage/rad.yaml", "    warmup_steps:", "    warm_up_steps:", "warm_up_steps"),
+    ("data/synthetic.yaml", "shuffle_buffer:", "shufle_buffer:", "shufle_buffer"),
+    ("backbone/tiny.yaml", "  mlp_width:", "  mlp_widht:", "mlp_widht"),
+    ("backbone/tiny.yaml", "needs_warmup:", "neds_warmup: true\nneeds_warmup:", "backbone.neds_warmup"),
+    ("trainer/cpu.yaml", "precision:", "precission:", "precission"),
+    ("callbacks/default.yaml", "  num_samples:", "  num_sample:", "num_sample"),
+]
+
+
+@pytest.mark.parametrize(("file", "line", "typo", "named"), TYPOS, ids=[typo[3] for typo in TYPOS])
+def test_a_misspelt_key_in_a_file_is_named(data_root, tmp_path, capsys, monkeypatch, file, line, typo, named):
+    monkeypatch.delenv(TRACEBACK, raising=False)
+    experiments = tmp_path / "experiments"
+    shutil.copytree(EXPERIMENTS, experiments)
+    path = experiments / file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(line) == 1
+    path.write_text(text.replace(line, typo), encoding="utf-8")
+    own = ["threads=1", "start=null", "min_free_gb=0", "mlflow.tracking_uri=null"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(experiments)):
+        config = compose("config", [f"data_root={data_root}", f"outputs={tmp_path / 'outputs'}", *own])
+    if not named.startswith("mlflow."):
+        config.mlflow = None
+    with pytest.raises(SystemExit) as ended, reported():
+        run(config)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert len(said.strip().splitlines()) == 2, "one message, and how to see more"
+    assert not list((tmp_path / "outputs").rglob("*.ckpt"))
+
+
+def test_the_command_refuses_a_misspelt_key():
+    command = [sys.executable, "-m", "echo_pl", "blok_size=4"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=EXPERIMENTS.parent, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "blok_size" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_lists_the_groups():
+    command = [sys.executable, "-m", "echo_pl", "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=EXPERIMENTS.parent, timeout=120, check=False)
+    assert ended.returncode == 0
+    for word in ("stage: dcd, pretrain, rad, warmup", "echo-pl stage=rad block_size=8", "backbone: qwen2_5_vl_7b, tiny"):
+        assert word in ended.stdout

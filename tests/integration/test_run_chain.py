@@ -1,0 +1,174 @@
+"""Whole runs from composed configurations: the chain of stages finds its way, is cut off, resumed, validated and recorded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow.entities import Run
+from omegaconf import OmegaConf
+
+from echo_pl.backbone.checkpoint import read_checkpoint
+from echo_pl.run import RunOutcome, run
+from echo_pl.runs import read_info
+from echo_pl.tools.compose import compose_config
+from echo_pl.tools.make_corpus import make_synthetic
+
+SMALL = [
+    "threads=1",
+    "min_free_gb=0",
+    "trainer.enable_progress_bar=false",
+    "trainer.precision=32-true",
+    "stage.batch_size=4",
+    "stage.eval_batch_size=4",
+    "stage.max_steps=4",
+    "stage.validate_every=2",
+    "stage.checkpoint_every=1",
+    "data.limit_val=4",
+    "data.limit_train=12",
+    "backbone.factory.width=32",
+    "backbone.factory.layers=2",
+    "backbone.factory.heads=2",
+    "backbone.factory.key_heads=1",
+    "backbone.factory.mlp_width=48",
+    "backbone.factory.vision_width=32",
+    "backbone.factory.vision_layers=1",
+]
+QUIET = ["mlflow=null", "callbacks=none"]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_synthetic(folder / "synthetic", train=16, val=4, test=4, seed=2, shard_size=8, progress=False)
+    return folder
+
+
+def start_run(data_root: Path, outputs: Path, *overrides: str) -> RunOutcome:
+    return run(compose_config([f"data_root={data_root}", f"outputs={outputs}", *SMALL, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def chain(data_root, tmp_path_factory) -> dict[str, RunOutcome]:
+    """All four stages, each left to find the one before it."""
+    outputs = tmp_path_factory.mktemp("chain")
+    stages = ("warmup", "pretrain", "rad", "dcd")
+    return {stage: start_run(data_root, outputs, f"stage={stage}", *QUIET) for stage in stages}
+
+
+def test_every_stage_starts_from_the_newest_one_before_it(chain):
+    before = None
+    for stage, outcome in chain.items():
+        record, content = read_checkpoint(outcome.checkpoint)
+        info = read_info(outcome.folder)
+        assert (record.stage, info.stage, info.status) == (stage, stage, "finished")
+        assert record.start == info.start == (None if before is None else str(before))
+        assert record.chain == info.chain == chain["warmup"].folder.name
+        assert record.block_size == info.block_size == (8 if stage in ("rad", "dcd") else None)
+        assert content["global_step"] == 4
+        assert outcome.metrics["val/loss"] > 0
+        before = outcome.checkpoint
+
+
+def test_the_resolved_configuration_is_kept_beside_the_checkpoints(chain):
+    folder = chain["dcd"].folder
+    config = OmegaConf.load(folder / "config.yaml")
+    assert config.stage.module.decode.block_size == 8
+    assert config.run.folder == str(folder)
+    assert config.run.ar_checkpoint == str(chain["pretrain"].checkpoint)
+    assert "${" not in (folder / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_what_was_found_is_said(data_root, chain, caplog):
+    with caplog.at_level(logging.INFO):
+        start_run(data_root, outputs_of(chain), "stage=rad", "stage.max_steps=1", *QUIET)
+    assert f"starting from {chain['pretrain'].checkpoint} (stage pretrain" in caplog.text
+
+
+def outputs_of(chain: dict[str, RunOutcome]) -> Path:
+    return chain["rad"].folder.parent.parent
+
+
+def test_a_stage_without_the_one_before_it_names_the_command(data_root, tmp_path, chain):
+    with pytest.raises(FileNotFoundError, match=r"run `echo-pl stage=pretrain` first, or give start=<checkpoint>"):
+        start_run(data_root, tmp_path, "stage=rad", *QUIET)
+    with pytest.raises(FileNotFoundError, match=r"run `echo-pl stage=rad block_size=4` first"):
+        start_run(data_root, outputs_of(chain), "stage=dcd", "block_size=4", *QUIET)
+    with pytest.raises(FileNotFoundError, match=r"no unfinished run of stage dcd with a checkpoint under"):
+        start_run(data_root, tmp_path, "stage=dcd", "resume=auto", *QUIET)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at nowhere.ckpt"):
+        start_run(data_root, tmp_path, "stage=rad", "start=nowhere.ckpt", *QUIET)
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_was(data_root, tmp_path):
+    """Four steps, or a power cut in the third and the rest: the same weights bit by bit, in the same folder."""
+    own = ["stage=pretrain", "start=null", "mlflow=null", "callbacks=none"]
+    whole = start_run(data_root, tmp_path / "whole", *own)
+    with pytest.raises(ConnectionError):
+        start_run(data_root, tmp_path / "cut", *own, "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}")
+    (folder,) = (tmp_path / "cut" / "runs").iterdir()
+    assert read_info(folder).status == "failed"
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")[1]["global_step"] == 2
+    rest = start_run(data_root, tmp_path / "cut", *own, "resume=auto")
+    assert rest.folder == folder
+    assert read_info(folder).status == "finished"
+    one, other = (read_checkpoint(outcome.checkpoint)[1]["state_dict"] for outcome in (whole, rest))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(FileNotFoundError, match="no unfinished run of stage pretrain"):
+        start_run(data_root, tmp_path / "cut", *own, "resume=auto")
+
+
+def test_a_resume_that_does_not_fit_is_refused(data_root, chain):
+    outputs, last = outputs_of(chain), chain["rad"].checkpoint
+    with pytest.raises(ValueError, match=r"is a checkpoint of stage 'rad'; it cannot resume stage 'dcd'"):
+        start_run(data_root, outputs, "stage=dcd", f"resume={last}", *QUIET)
+    for override, name, had in (
+        ("block_size=4", "block_size", 8),
+        ("grid=absolute", "grid", "response"),
+        ("context_attention=full", "context_attention", "causal"),
+    ):
+        with pytest.raises(ValueError, match=rf"was trained with {name} {had}, .*give {name}={had} to resume it"):
+            start_run(data_root, outputs, "stage=rad", override, f"resume={last}", *QUIET)
+
+
+def test_a_checkpoint_is_validated_as_it_was_at_the_end_of_its_run(data_root, chain):
+    outputs = outputs_of(chain)
+    for stage in ("pretrain", "rad", "dcd"):
+        own = [f"stage={stage}", "task=validate", f"resume={chain[stage].checkpoint}"]
+        outcome = start_run(data_root, outputs, *own, *QUIET)
+        assert outcome.metrics["val/loss"] == chain[stage].metrics["val/loss"]
+        assert outcome.metrics["val/nfe"] == chain[stage].metrics["val/nfe"]
+
+
+def test_validating_the_checkpoint_of_another_stage_is_refused(data_root, chain):
+    with pytest.raises(ValueError, match=r"is a checkpoint of stage 'pretrain'; task=validate of stage 'rad' needs one of its own"):
+        start_run(data_root, outputs_of(chain), "stage=rad", "task=validate", *QUIET)
+
+
+def test_a_finished_run_is_not_written_over(data_root, chain):
+    with pytest.raises(FileExistsError, match="is a finished run; give another run_name"):
+        start_run(data_root, outputs_of(chain), "stage=rad", f"run_name={chain['rad'].folder.name}", *QUIET)
+
+
+def test_stages_are_linked_in_mlflow(data_root, tmp_path):
+    """The local database: metrics, configuration, data and the chain, stage after stage."""
+    observers = ["callbacks.trajectories=null"]
+    first = start_run(data_root, tmp_path, "stage=pretrain", "start=null", *observers)
+    second = start_run(data_root, tmp_path, "stage=rad", "trainer.log_every_n_steps=1", *observers)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    parent, child = (client.get_run(read_checkpoint(o.checkpoint)[0].mlflow_run_id) for o in (first, second))
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert {name_of(parent), name_of(child)} == {first.folder.name, second.folder.name}
+    assert child.data.metrics["train/loss"] == pytest.approx(second.metrics["train/loss"])
+    assert child.data.metrics["val/loss"] == pytest.approx(second.metrics["val/loss"])
+    for one in (parent, child):
+        assert first.folder.name in one.data.tags.values(), "both say their chain"
+        assert one.info.status == "FINISHED"
+        assert any(artifact.path for artifact in client.list_artifacts(one.info.run_id))
+
+
+def name_of(one: Run) -> str:
+    return str(one.info.run_name)

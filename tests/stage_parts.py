@@ -1,0 +1,151 @@
+"""Very small stages on a very small corpus, put together as ``echo_pl.run`` does: for tests of hand-over and training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, record_dict
+from echo_pl.backbone.factory import TinyBackbone
+from echo_pl.backbone.vlm import VLM
+from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.data.response import parse_response
+from echo_pl.diffusion.noise import NoiseConfig
+from echo_pl.diffusion.objectives import DirectConditional
+from echo_pl.sampling import DecodeConfig
+from echo_pl.stages.dcd import DCDModule
+from echo_pl.stages.optimization import Optimization
+from echo_pl.stages.pretrain import NormalizedPretrain
+from echo_pl.stages.rad import RADModule
+from echo_pl.stages.validation import TextTools
+from echo_pl.stages.warmup import VisionWarmup
+from echo_pl.structs import SpecialTokens
+
+BLOCK_SIZE = 8
+LIMIT = 128
+BACKBONE = TinyBackbone(
+    width=32, layers=2, heads=2, key_heads=1, mlp_width=48, vision_width=32, vision_layers=1, vision_heads=2,
+    vision_mlp_width=32, train_attention="sdpa",
+)  # fmt: skip
+OPTIMIZATION = Optimization(learning_rate=1e-3, warmup_steps=2)
+DECODE = DecodeConfig(block_size=BLOCK_SIZE, max_response_tokens=LIMIT)
+
+
+def report_data(root: Path, **options: Any) -> ReportDataModule:
+    """Three batches of four studies an epoch."""
+    return ReportDataModule(
+        root=root,
+        **{"batch_size": 4, "max_response_tokens": LIMIT, "limit_train": 12, "limit_val": 4, "shuffle_buffer": 8, **options},
+    )
+
+
+def text_tools(data: ReportDataModule) -> TextTools:
+    """The data room's part of a stage."""
+    return TextTools(
+        special=data.special,
+        vocab_size=data.vocab_size,
+        labels=data.labels,
+        to_report=lambda tokens: parse_response(data.detokenize(tokens)),
+        judge=data.judge,
+        fingerprint=data.fingerprint,
+    )
+
+
+def record(stage: str, **changes: Any) -> StageRecord:
+    """What a checkpoint of a stage says of itself."""
+    block_size = BLOCK_SIZE if stage in ("rad", "dcd") else None
+    return StageRecord(**{"stage": stage, "backbone": "tiny", "block_size": block_size, "chain": "test", **changes})
+
+
+def parts(stage: str, text: TextTools, start: Path | None) -> dict[str, Any]:
+    """Arguments that every stage has."""
+    return {
+        "backbone": BACKBONE,
+        "text": text,
+        "optimization": OPTIMIZATION,
+        "lineage": record(stage, start=None if start is None else str(start)),
+        "start": None if start is None else str(start),
+    }
+
+
+def warmup(text: TextTools, **options: Any) -> VisionWarmup:
+    return VisionWarmup(**{**parts("warmup", text, None), **options})
+
+
+def pretrain(text: TextTools, start: Path | None = None, **options: Any) -> NormalizedPretrain:
+    return NormalizedPretrain(**{**parts("pretrain", text, start), "max_response_tokens": LIMIT, **options})
+
+
+def rad(text: TextTools, start: Path | None = None, **options: Any) -> RADModule:
+    own = {"decode": DECODE, "noise": NoiseConfig()}
+    return RADModule(**{**parts("rad", text, start), **own, **options})
+
+
+def dcd(text: TextTools, start: Path | None, **options: Any) -> DCDModule:
+    own = {"decode": replace(DECODE, denoising_steps=2), "objective": DirectConditional()}
+    return DCDModule(**{**parts("dcd", text, start), **own, **options})
+
+
+def lively(vlm: VLM, special: SpecialTokens, eos_scale: float = 4.0) -> VLM:
+    """Larger weights, so that contexts matter, and reports that sometimes end."""
+    with torch.no_grad():
+        for name, parameter in vlm.network.named_parameters():
+            if "layers" in name and parameter.dim() == 2:
+                parameter.mul_(4.0)
+        vlm.network.lm_head.weight.mul_(10.0)
+        vlm.network.lm_head.weight[special.eos] *= eos_scale
+    return vlm
+
+
+def write_checkpoint(path: Path, vlm: VLM, about: StageRecord) -> Path:
+    """A checkpoint as a stage writes it, without a trainer."""
+    weights = {f"vlm.{name}": value for name, value in vlm.state_dict().items()}
+    torch.save({"state_dict": weights, RECORD_KEY: record_dict(about)}, path)
+    return path
+
+
+class Losses(L.Callback):
+    """The training loss of every batch, bit by bit."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+def trainer(folder: Path, steps: int, *callbacks: L.Callback, checkpoints: int | None = None, **options: Any) -> L.Trainer:
+    """A quiet trainer; ``checkpoints``: write ``step=<n>.ckpt`` every so many steps."""
+    more = []
+    if checkpoints is not None:
+        more = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=checkpoints, save_top_k=-1)]
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": -1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "use_distributed_sampler": False,
+        "gradient_clip_val": 1.0,
+        "enable_checkpointing": bool(more),
+    }
+    return L.Trainer(default_root_dir=folder, max_steps=steps, callbacks=[*callbacks, *more], **{**defaults, **options})
+
+
+class CutOff(L.Callback):
+    """A power cut in this optimizer step, before its checkpoint is written."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.at:
+            raise ConnectionError("the power is gone")
