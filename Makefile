@@ -38,7 +38,7 @@ warmup: $(DATA) ## warm the tiny vision tower up on finding labels (before stage
 	$(BIN)/echo-pl stage=warmup $(ARGS)
 
 stage1: $(DATA) ## stage 1, NormalizedPretrain (ARGS="stage.max_steps=2000 ..."); warms up first if nothing has
-	@ls outputs/runs/warmup*/checkpoints/final.ckpt >/dev/null 2>&1 || $(MAKE) warmup ARGS=
+	$(BIN)/python -m echo_pl.tools.warmup_once $(ARGS)
 	$(BIN)/echo-pl stage=pretrain $(ARGS)
 
 stage2: $(DATA) ## stage 2, RADModule, from the newest stage 1 (ARGS="block_size=8")

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 
 from callbacks.observing import ReportModule, mlflow_runs, observing, report_data
 from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
@@ -26,10 +28,25 @@ STAGES = ("rad", "dcd")
 """Stages that decode blocks."""
 
 
+class Autoregressive(Sampler, Protocol):
+    """The AR baseline, which owns its model."""
+
+    vlm: nn.Module
+
+
+class Named(Protocol):
+    """A distillation objective, as far as rows are concerned."""
+
+    @property
+    def name(self) -> str:
+        """Its name in rows."""
+
+
 class DiffusionModule(ReportModule, Protocol):
-    """A stage with a block-diffusion model; of a ``dcd`` stage also ``teacher`` is used."""
+    """A stage with a block-diffusion model; of a ``dcd`` stage also ``teacher`` and ``objective`` are used."""
 
     teacher: Any
+    objective: Named
     block_size: int
 
     def make_sampler(self, vlm: Any, **changes: Any) -> Sampler:
@@ -39,7 +56,7 @@ class DiffusionModule(ReportModule, Protocol):
 class SpeedupAblation(Callback):
     """Runs every method over block and batch sizes on the same held-out studies, in turns.
 
-    Writes ``speedup/<fit|test>.{json,png}`` under the run's folder and, to MLflow, the same as a table, a figure and
+    Writes ``speedup/fit.{json,png}`` under the run's folder and, to MLflow, the same as a table, a figure and
     metrics ``speedup/<method>/<score>``. A RAD stage has only the base methods; other stages have none.
 
     Args:
@@ -48,8 +65,8 @@ class SpeedupAblation(Callback):
         studies: held-out studies per method.
         split: ``val`` or ``test``.
         autoregressive: makes the AR baseline, from the stage-1 checkpoint (after RAD the weights are no longer
-            autoregressive). Called at the end only, so that its weights take no memory before; ``None``: no AR row.
-        objective: what a ``dcd`` stage was distilled with.
+            autoregressive). Called at the end only, so that its weights take no memory before. ``None``, or returning
+            None where the chain has no such checkpoint: no AR row.
         progress: whether to show a progress bar.
     """
 
@@ -60,8 +77,7 @@ class SpeedupAblation(Callback):
         batch_sizes: Sequence[int] = (1,),
         studies: int = 64,
         split: str = "test",
-        autoregressive: Callable[[], Sampler] | None = None,
-        objective: str = "dcd",
+        autoregressive: Callable[[], Autoregressive | None] | None = None,
         progress: bool = True,
     ) -> None:
         if not block_sizes or not batch_sizes or min(*block_sizes, *batch_sizes, studies) < 1:
@@ -74,7 +90,6 @@ class SpeedupAblation(Callback):
         self.studies = studies
         self.split = split
         self.autoregressive = autoregressive
-        self.objective = objective
         self.progress = progress
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,13 +104,6 @@ class SpeedupAblation(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the ablation on the weights the fit ended with."""
-        self._run(trainer, pl_module, "fit")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the ablation on the weights under test."""
-        self._run(trainer, pl_module, "test")
-
-    def _run(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
         module = cast(DiffusionModule, pl_module)
         if module.stage_name not in STAGES:
             rank_zero_warn(f"SpeedupAblation has nothing to compare in stage {module.stage_name!r}: it decodes no blocks")
@@ -108,7 +116,7 @@ class SpeedupAblation(Callback):
                 for size in self.batch_sizes
             }
             evaluated = evaluate_methods(
-                list(self._methods(module, ar=self.autoregressive() if self.autoregressive is not None else None)),
+                list(self._methods(module, ar=self._baseline(pl_module.device))),
                 batches,
                 data.detokenize,
                 data.judge,
@@ -116,7 +124,18 @@ class SpeedupAblation(Callback):
                 progress=self.progress and trainer.is_global_zero,
             )
             if trainer.is_global_zero:
-                self._write(trainer, evaluated, module.block_size, when)
+                self._write(trainer, evaluated, module.block_size)
+
+    def _baseline(self, device: torch.device) -> Sampler | None:
+        """The AR sampler, on the device of the batches."""
+        if self.autoregressive is None:
+            return None
+        sampler = self.autoregressive()
+        if sampler is None:
+            rank_zero_warn("SpeedupAblation has no AR row: this chain has no stage-1 checkpoint to decode with")
+            return None
+        sampler.vlm.to(device)
+        return sampler
 
     def _methods(self, module: DiffusionModule, ar: Sampler | None) -> Iterator[Method]:
         """The methods that the stage's models allow, AR first."""
@@ -125,8 +144,10 @@ class SpeedupAblation(Callback):
             if ar is not None:
                 yield Method(setting=Setting(method="ar", batch_size=batch), sampler=ar)
             for size in self.block_sizes:
-                several = {"block_size": size, "denoising_steps": size}
-                one = {"block_size": size, "denoising_steps": 1, "kv_cache": "fused"}
+                # Of the decode rule a run collects with, only the threshold is kept: a random order is no way to decode.
+                common = {"block_size": size, "remasking": "low_confidence_dynamic"}
+                several = common | {"denoising_steps": size}
+                one = common | {"denoising_steps": 1, "kv_cache": "fused"}
                 base = Setting(method="base", block_size=size, kv_cache="vanilla", batch_size=batch)
                 yield Method(setting=base, sampler=module.make_sampler(teacher, **several, kv_cache="vanilla"))
                 base = replace(base, kv_cache="fused")
@@ -134,10 +155,10 @@ class SpeedupAblation(Callback):
                 base = replace(base, method="base_one_step")
                 yield Method(setting=base, sampler=module.make_sampler(teacher, **one))
                 if module.stage_name == "dcd":
-                    student = replace(base, method="distilled", objective=self.objective)
+                    student = replace(base, method="distilled", objective=module.objective.name)
                     yield Method(setting=student, sampler=module.make_sampler(module.vlm, **one))
 
-    def _write(self, trainer: Trainer, evaluated: Sequence[EvaluatedMethod], trained: int, when: str) -> None:
+    def _write(self, trainer: Trainer, evaluated: Sequence[EvaluatedMethod], trained: int) -> None:
         rows = [item.row for item in evaluated]
         noted = [row | {"note": _note(row, trained)} for row in rows]
         rank_zero_info(f"\n{text_table(rows)}\n")
@@ -145,12 +166,13 @@ class SpeedupAblation(Callback):
         figure = quality_speed_figure(rows)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=130)
-        write_bytes_atomic(folder / f"{when}.png", picture.getvalue())
-        write_text_atomic(folder / f"{when}.json", json.dumps({"rows": noted}, indent=1))
+        write_bytes_atomic(folder / "fit.png", picture.getvalue())
+        content = {"rows": noted, "signatures": evaluated[0].outcome.signatures}
+        write_text_atomic(folder / "fit.json", json.dumps(content, indent=1))
         for client, run_id in mlflow_runs(trainer):
             columns = {name: [row[name] for row in noted] for name in noted[0]}
-            client.log_table(run_id, columns, f"speedup/{when}.json")
-            client.log_figure(run_id, figure, f"speedup/{when}.png")
+            client.log_table(run_id, columns, "speedup/fit.json")
+            client.log_figure(run_id, figure, "speedup/fit.png")
             for item in evaluated:
                 for name in SCORES:
                     if item.row[name] is not None:

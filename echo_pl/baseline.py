@@ -30,15 +30,29 @@ def ancestor(start: str | None, record: StageRecord | None, stage: str) -> str |
 
 
 def autoregressive_baseline(
-    *, checkpoint: str, backbone: BackboneFactory, tokenizer_path: str, max_response_tokens: int
-) -> AutoregressiveSampler:
-    """Build the sampler from a stage-1 checkpoint.
+    *,
+    checkpoint: str | None,
+    backbone: BackboneFactory,
+    corpus: str,
+    max_response_tokens: int,
+    tokenizer_path: str | None = None,
+) -> AutoregressiveSampler | None:
+    """Build the sampler from a stage-1 checkpoint; None without one.
+
+    Args:
+        checkpoint: of stage ``pretrain``, or None where the chain has none (a backbone that was AR from the start).
+        backbone: builds the model.
+        corpus: corpus folder, whose tokenizer is used unless ``tokenizer_path`` says otherwise.
+        max_response_tokens: limit of the decode.
+        tokenizer_path: a saved tokenizer.
 
     Raises:
         FileNotFoundError: no checkpoint or tokenizer there.
         ValueError: it is of another stage, or does not fit the backbone.
     """
-    tokenizer, special = load_tokenizer(tokenizer_path)
+    if checkpoint is None:
+        return None
+    tokenizer, special = load_tokenizer(tokenizer_path or Path(corpus) / "tokenizer")
     vlm = backbone.build(special, len(tokenizer)).eval().requires_grad_(False)
     load_weights(vlm, checkpoint, ("pretrain",))
     return AutoregressiveSampler(vlm, special, max_response_tokens)

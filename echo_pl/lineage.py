@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from omegaconf import DictConfig
 
@@ -18,6 +19,38 @@ log = logging.getLogger(__name__)
 
 BEFORE: dict[str, tuple[str, ...]] = {"warmup": (), "pretrain": ("warmup",), "rad": ("pretrain",), "dcd": ("rad",)}
 """The stage whose checkpoint a stage starts from."""
+
+
+class DataIdentity(Protocol):
+    """What of the data a checkpoint must be matched with."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of corpus, vocabulary and processing."""
+
+    @property
+    def vocabulary_fingerprint(self) -> str:
+        """Of what the token ids mean."""
+
+
+def refuse_other_data(data: DataIdentity, resume: Path | None, start: Path | None, before: StageRecord | None) -> None:
+    """Refuse weights that were trained on token ids of another meaning, and a resume on other data.
+
+    Raises:
+        ValueError: naming both fingerprints.
+    """
+    if resume is not None:
+        had = read_checkpoint(resume)[0].data_fingerprint
+        if had != data.fingerprint:
+            raise ValueError(
+                f"{resume} was trained on data with fingerprint {had}, this run has {data.fingerprint}; resume with the same "
+                "corpus, tokenizer and processor settings, or start a new run with start="
+            )
+    if before is not None and before.vocabulary != data.vocabulary_fingerprint:
+        raise ValueError(
+            f"{start} was trained with vocabulary {before.vocabulary}, this run has {data.vocabulary_fingerprint}: its token ids "
+            "mean other tokens; give data.tokenizer_path=<its tokenizer>, or another start="
+        )
 
 
 def backbone_name(config: DictConfig) -> str:
@@ -41,7 +74,7 @@ def resolve_resume(config: DictConfig) -> Path | None:
     if config.resume != "auto":
         return Path(config.resume)
     outputs = Path(config.outputs)
-    found = newest_unfinished(outputs, config.stage.name)
+    found = newest_unfinished(outputs, config.stage.name, backbone_name(config), data_name(config))
     if found is None:
         raise FileNotFoundError(
             f"no unfinished run of stage {config.stage.name} with a checkpoint under {outputs}/runs; "
@@ -54,26 +87,47 @@ def resolve_resume(config: DictConfig) -> Path | None:
 def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None, StageRecord | None]:
     """The checkpoint of the stage before, and its record; says which one ``auto`` found.
 
+    A resumed run keeps the start it had, unless ``start=<path>`` says where that checkpoint is now.
+
     Raises:
         FileNotFoundError: there is none.
         ValueError: it cannot be read, or ``resume`` belongs to another stage.
     """
     stage = config.stage.name
+    given = config.start is not None and config.start != "auto"
     if resume is not None:
         record, _ = read_checkpoint(resume)
         if record.stage != stage:
             raise ValueError(f"{resume} is a checkpoint of stage {record.stage!r}; it cannot resume stage {stage!r}")
         refuse_other_layout(config, record, resume)
-        path = None if record.start is None else Path(record.start)
-    elif config.start is None or not BEFORE[stage]:
-        path = None
-    elif config.start != "auto":
+        if not given:
+            return kept_start(record, resume)
+    if config.start is None or not BEFORE[stage]:
+        return None, None
+    if given:
         path = Path(config.start)
     elif stage == "pretrain" and not config.backbone.needs_warmup:
-        path = None
+        return None, None
     else:
         path = find_start(config)
-    return path, None if path is None else read_checkpoint(path)[0]
+    return path, read_checkpoint(path)[0]
+
+
+def kept_start(record: StageRecord, resume: Path) -> tuple[Path | None, StageRecord | None]:
+    """The start of a resumed run. Only a teacher is needed again; other stages have all weights in ``resume`` itself.
+
+    Raises:
+        FileNotFoundError: stage 3's teacher is gone.
+    """
+    if record.start is None:
+        return None, None
+    path = Path(record.start)
+    if path.is_file():
+        return path, read_checkpoint(path)[0]
+    if record.stage == "dcd":
+        raise FileNotFoundError(f"{resume} has its teacher at {path}, which is gone; say where it is now: start=<checkpoint>")
+    log.warning("%s started from %s, which is gone; it is not needed to resume", resume, path)
+    return None, None
 
 
 def refuse_other_layout(config: DictConfig, record: StageRecord, resume: Path) -> None:
@@ -107,7 +161,7 @@ def find_start(config: DictConfig) -> Path:
 
 
 def run_folder(config: DictConfig, resume: Path | None) -> Path:
-    """Where this run writes: the old folder when it resumes a run, else a new one.
+    """Where this run will write: the old folder when it resumes a run, else a new name. Makes nothing.
 
     Raises:
         FileExistsError: ``run_name`` names a finished run.
@@ -121,22 +175,19 @@ def run_folder(config: DictConfig, resume: Path | None) -> Path:
     info = read_info(folder)
     if info is not None and info.status == "finished":
         raise FileExistsError(f"{folder} is a finished run; give another run_name, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def make_lineage(
-    config: DictConfig, data_fingerprint: str, start: Path | None, chain: str, mlflow_run_id: str | None
-) -> StageRecord:
-    """What every checkpoint of this run will say of itself."""
+def make_lineage(config: DictConfig, data: DataIdentity, start: Path | None, chain: str) -> StageRecord:
+    """What every checkpoint of this run will say of itself; the MLflow run is added once it exists."""
     return StageRecord(
         stage=config.stage.name,
         backbone=backbone_name(config),
         block_size=config.block_size if config.stage.name in ("rad", "dcd") else None,
         grid=config.grid,
         context_attention=config.context_attention,
-        data_fingerprint=data_fingerprint,
-        start=None if start is None else str(start),
+        data_fingerprint=data.fingerprint,
+        start=None if start is None else str(start.resolve()),
         chain=chain,
-        mlflow_run_id=mlflow_run_id,
+        vocabulary=data.vocabulary_fingerprint,
     )

@@ -88,12 +88,14 @@ def newest(
     return None
 
 
-def newest_unfinished(outputs: Path, stage: str) -> Path | None:
-    """Checkpoint of the newest run of a stage that has one to resume from and did not finish, or None."""
+def newest_unfinished(outputs: Path, stage: str, backbone: str, data: str) -> Path | None:
+    """Checkpoint of the newest fitting run that has one to resume from and did not finish, or None."""
     found = [
         (info.time, folder / "checkpoints" / LAST)
         for folder in sorted((outputs / "runs").glob("*"))
-        if (info := read_info(folder)) and info.stage == stage and info.status != "finished"
+        if (info := read_info(folder))
+        and (info.stage, info.backbone, info.data) == (stage, backbone, data)
+        and info.status != "finished"
     ]
     with_checkpoint = [(time, path) for time, path in found if path.is_file()]
     return max(with_checkpoint)[1] if with_checkpoint else None

@@ -1,7 +1,8 @@
 """Attention behind one entry: the transformers layers call ``echo_attention``, which takes a rule instead of a mask tensor.
 
-Backends, all of the same result: ``sdpa`` (dense mask, the reference), ``split`` (context and response apart, for training),
-``flex`` (FlexAttention; on a CPU forward only). Knows the rule's views; nothing of noise, stages or decoding.
+Backends, all of the same result: ``sdpa`` (dense mask, the reference), ``split`` (context and response apart, for training on a
+CPU), ``flex`` (FlexAttention: compiled on a GPU; on a CPU eager and forward only). Knows the rule's views; nothing of noise,
+stages or decoding.
 
 Shapes: B batch, H query heads, G query heads per key head, Q/K positions, D head size, P context.
 """
@@ -9,7 +10,9 @@ Shapes: B batch, H query heads, G query heads per key head, Q/K positions, D hea
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -131,7 +134,14 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule | None, scale: fl
         raise ValueError(f"attention backend 'flex' has no dropout, got {dropout}; use 'sdpa'")
     if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
         raise ValueError("FlexAttention has no backward on a CPU: train with attention backend 'split' or 'sdpa'")
-    return flex_attention(q, k, v, block_mask=rule.flex_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    kernel: Any = flex_attention if q.device.type == "cpu" else compiled_flex_attention()
+    return kernel(q, k, v, block_mask=rule.flex_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+@cache
+def compiled_flex_attention() -> Callable[..., Tensor]:
+    """``flex_attention`` as a fused kernel, compiled at its first call; uncompiled it would hold all scores in memory."""
+    return torch.compile(flex_attention)
 
 
 _BACKENDS = {"sdpa": _sdpa, "split": _split, "flex": _flex}

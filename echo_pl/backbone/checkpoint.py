@@ -32,6 +32,8 @@ class StageRecord:
     grid: str = "response"
     context_attention: str = "causal"
     data_fingerprint: str = ""
+    vocabulary: str = ""
+    """Fingerprint of the tokenizer's vocabulary: what the token ids mean."""
     start: str | None = None
     """The checkpoint it started from."""
     chain: str = ""
@@ -51,7 +53,9 @@ def read_checkpoint(path: str | Path) -> tuple[StageRecord, dict[str, Any]]:
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint at {file}; give start=<checkpoint of the stage before>, or run that stage")
+        raise FileNotFoundError(
+            f"no checkpoint at {file}; give start=<checkpoint of the stage before> or resume=<checkpoint of this stage>"
+        )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:

@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 class BackboneFactory(Protocol):
     """Builds the model once the tokenizer is known."""
 
-    name: str
-
     def build(self, special: SpecialTokens, vocab_size: int) -> VLM:
         """Return a model whose vocabulary holds every token of the tokenizer."""
         ...
@@ -41,7 +39,6 @@ def check_attention(train_attention: str) -> None:
 class TinyBackbone:
     """The stock class with about 1.2 million random weights: the laptop path is the 7B path."""
 
-    name: str = "tiny"
     width: int = 128
     layers: int = 4
     heads: int = 2
@@ -117,8 +114,8 @@ class PretrainedBackbone:
     """Qwen2.5-VL weights (Lingshu-7B among them) from a folder, or from an id that the user named."""
 
     path: str
-    name: str = "qwen2_5_vl_7b"
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
+    """Of the weights in memory: float32 to train (a step of 1e-5 rounds away in bfloat16), any to decode."""
     train_attention: AttentionBackend = "split"
     gradient_checkpointing: bool = True
 

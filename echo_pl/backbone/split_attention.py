@@ -2,13 +2,18 @@
 
 Each part runs through the fused CPU kernel, which also returns the log-sum-exp of its scores. The backward of such a kernel needs
 only (out, log-sum-exp) of the *whole* softmax to give the part's exact gradients, so each part's backward is called with the
-merged ones. Knows nothing of rules or models. On other devices the parts are one masked call.
+merged ones. Knows nothing of rules or models.
+
+Only the CPU has this kernel. On any other device nothing is split: the parts are joined and go through one call under a dense
+mask, of the same result but without the saving, and a warning says so once.
 
 Shapes: B batch, H heads, Q queries, K keys of a part, D head size.
 """
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,9 +25,9 @@ Part = tuple[Tensor, Tensor, Tensor | None]
 
 
 def merged_attention(query: Tensor, first: Part, second: Part, scale: float) -> Tensor:
-    """softmax(q [k1 k2]^T * scale) [v1 v2], without joining the two parts' keys or masks.
+    """softmax(q [k1 k2]^T * scale) [v1 v2], on a CPU without joining the two parts' keys or masks.
 
-    Every query must be allowed at least one key of each part.
+    Every query must be allowed at least one key of each part. Off the CPU: one masked call, and a warning.
 
     Args:
         query: (B, H, Q, D), float32 or float64.
@@ -34,6 +39,7 @@ def merged_attention(query: Tensor, first: Part, second: Part, scale: float) -> 
         (B, H, Q, D).
     """
     if query.device.type != "cpu":
+        _warn_of_one_call(query.device.type)
         return _one_call(query, first, second, scale)
     bias1, bias2 = _bias(first[2], query), _bias(second[2], query)
     return _MergedAttention.apply(query, first[0], first[1], bias1, second[0], second[1], bias2, scale)
@@ -45,6 +51,14 @@ def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
     bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
     bias.masked_fill_(~mask, -torch.inf)
     return bias.expand(-1, -1, query.shape[2], -1)
+
+
+@cache
+def _warn_of_one_call(device: str) -> None:
+    warnings.warn(
+        f"attention backend 'split' splits on a CPU only; on {device} it is one call under a dense mask, as 'sdpa' is: try 'flex'",
+        stacklevel=2,
+    )
 
 
 def _one_call(query: Tensor, first: Part, second: Part, scale: float) -> Tensor:

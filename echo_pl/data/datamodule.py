@@ -190,10 +190,15 @@ class ReportDataModule(L.LightningDataModule):
         return make_judge(self.index.corpus, self.processor_config.version)
 
     @cached_property
+    def vocabulary_fingerprint(self) -> str:
+        """Hash of what every token id means."""
+        vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the corpus's bytes, the vocabulary and how studies become tensors."""
-        vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
-        parts = f"{self.index.fingerprint}\n{vocabulary}\n{sorted(asdict(self.processor_config).items())}"
+        parts = f"{self.index.fingerprint}\n{self.vocabulary_fingerprint}\n{sorted(asdict(self.processor_config).items())}"
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def setup(self, stage: str | None = None) -> None:
@@ -222,6 +227,13 @@ class ReportDataModule(L.LightningDataModule):
     def test_dataloader(self) -> FixedLoader:
         """Return the test split in its order, with references."""
         return self._eval_loader("test")
+
+    def train_batches_once(self, batch_size: int) -> FixedLoader:
+        """Return every study that training visits, once, in the order of the shards; the last batch may be smaller."""
+        order = fixed_order(self._counts("train"), self._limits["train"])
+        batches = eval_batches(order.places, batch_size=batch_size, rank=0, world_size=1)
+        stream = self._stream("train", order, batches, references=False)
+        return FixedLoader(stream, num_workers=self._num_workers, pin_memory=self._pin_memory)
 
     def held_out_batches(self, split: EvalSplit, batch_size: int, limit: int) -> list[Batch]:
         """Return the first ``limit`` studies of a split as batches, all of them on every rank."""

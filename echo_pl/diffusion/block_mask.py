@@ -183,7 +183,7 @@ class AttentionRule:
         if self.context_width is None:
             raise ValueError(
                 "split attention needs a whole training sequence [context | response copies]; "
-                "decode steps use another backend (sdpa, flex or flash_attn)"
+                "decode steps use another backend (sdpa or flex)"
             )
         P = self.context_width
         response_q = self.query.slice(P, len(self.query))

@@ -19,7 +19,8 @@ h1 { font-size: 1.7rem; line-height: 1.25; font-weight: 600; letter-spacing: -0.
 h2 { font-size: 1.15rem; font-weight: 600; margin: 3rem 0 0.8rem; padding-top: 1rem;
   border-top: 1px solid var(--line); }
 h3 { font-size: 0.95rem; font-weight: 600; margin: 1.4rem 0 0.3rem; }
-p { max-width: 46rem; margin: 0.4rem 0; } pre { background: var(--panel); padding: 0.8rem 1rem; overflow-x: auto;
+p { max-width: 46rem; margin: 0.4rem 0; overflow-wrap: anywhere; }
+pre { background: var(--panel); padding: 0.8rem 1rem; overflow-x: auto;
   border-radius: 4px; font-size: 0.85rem; } .soft { color: var(--soft); font-size: 0.85rem; }
 .wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: 0.82rem; font-variant-numeric: tabular-nums; }

@@ -41,6 +41,8 @@ class MethodScores:
     """What one sampler did on the held-out studies, in their order."""
 
     scores: dict[str, float]
+    signatures: dict[str, str]
+    """Which variant of every score it is."""
     keys: tuple[str, ...]
     texts: tuple[str, ...]
     """Responses as they were decoded."""
@@ -175,6 +177,7 @@ class _Run:
         suite.update(self.results, reports, list(_references(self.batches)))
         return MethodScores(
             scores=suite.compute(),
+            signatures=suite.signatures,
             keys=tuple(key for batch in self.batches for key in batch.keys),
             texts=tuple(texts),
             reports=tuple(reports),

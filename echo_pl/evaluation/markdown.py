@@ -9,7 +9,7 @@ from pathlib import Path
 from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import Row
-from echo_pl.evaluation.table import legend, markdown_table
+from echo_pl.evaluation.table import legend, markdown_table, small_print
 
 
 def write_report(
@@ -19,6 +19,7 @@ def write_report(
     *,
     introduction: str = "",
     notes: Sequence[str] = (),
+    signatures: Mapping[str, str] | None = None,
     seconds: Mapping[str, float] | None = None,
     reproduce: str = "",
 ) -> Path:
@@ -30,6 +31,7 @@ def write_report(
         rows: rows of the comparison.
         introduction: a paragraph under the title.
         notes: what the figures say, one bullet each.
+        signatures: the variant of every score, for the small print.
         seconds: wall time per step of the run.
         reproduce: the command that makes the report.
     """
@@ -38,7 +40,8 @@ def write_report(
     buffer = io.BytesIO()
     quality_speed_figure(rows).savefig(buffer, format="png", dpi=130)
     write_bytes_atomic(plot, buffer.getvalue())
-    parts = [f"# {title}", introduction, markdown_table(rows), legend(), "\n".join(f"- {note}" for note in notes)]
+    variants = f"<sub>{small_print(signatures)}</sub>" if signatures else ""
+    parts = [f"# {title}", introduction, markdown_table(rows), legend(), variants, "\n".join(f"- {note}" for note in notes)]
     parts.append(f"![Finding F1 and valid sentences over speed]({plot.name})")
     if seconds:
         lines = [f"| {step} | {value:.0f} |" for step, value in seconds.items()]

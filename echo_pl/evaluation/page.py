@@ -22,7 +22,7 @@ from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.harness import EvaluatedMethod
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import Row
-from echo_pl.evaluation.table import COLUMNS, cells, legend
+from echo_pl.evaluation.table import COLUMNS, cells, legend, small_print
 from echo_pl.evaluation.trajectory_html import trajectory_fragment
 from echo_pl.metrics.clinical import Judge
 from echo_pl.structs import ReportText
@@ -86,6 +86,7 @@ def render_page(
     judge: Judge | None,
     *,
     introduction: str = "",
+    signatures: Mapping[str, str] | None = None,
     reproduce: str = "",
 ) -> str:
     """The page as HTML text.
@@ -96,12 +97,15 @@ def render_page(
         studies: held-out studies to show in full.
         judge: says which sentences are invalid and which findings a report states; ``None`` leaves both out.
         introduction: a paragraph under the title.
+        signatures: the variant of every score, for the small print.
         reproduce: the command that makes this page.
     """
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if introduction:
         parts.append(f"<p>{html.escape(introduction)}</p>")
     parts.append(f'<h2>Figures</h2><div class="wide">{_table(rows)}</div><p class="soft">{html.escape(legend())}</p>')
+    if signatures:
+        parts.append(f'<p class="soft">{html.escape(small_print(signatures))}</p>')
     parts.append(
         f'<h2>Quality against speed</h2><img class="plot" '
         f'alt="Finding F1 and valid sentences over speed" src="{_figure_uri(quality_speed_figure(rows))}">'

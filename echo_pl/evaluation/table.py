@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from echo_pl.evaluation.rows import Row, method_label, speed_over_ar
@@ -32,7 +32,11 @@ COLUMNS = (
     Column("L", "block size", _text("block_size")),
     Column("KV cache", "how a finished block gets into the cache", _text("kv_cache"), left=True),
     Column("batch", "studies decoded at once", _text("batch_size")),
-    Column("finding F1", "micro F1 of the findings, read back from the text", _number("finding_f1", 3)),
+    Column(
+        "finding F1",
+        "micro F1 of the findings, side or lobe counted but not size, read back from the text",
+        _number("finding_f1", 3),
+    ),
     Column("valid sent.", "share of sentences that could have been written", _number("valid_sentences", 3)),
     Column("valid rep.", "share of reports that are wholly valid", _number("valid_reports", 3)),
     Column("ROUGE-L", "F-measure against the reference", _number("rouge_l", 3)),
@@ -77,6 +81,11 @@ def markdown_table(rows: Iterable[Row]) -> str:
 def legend() -> str:
     """One sentence per heading that is not plain."""
     return "; ".join(f"{column.heading}: {column.meaning}" for column in COLUMNS[4:]) + "."
+
+
+def small_print(signatures: Mapping[str, str]) -> str:
+    """Which variant of every score the table shows."""
+    return f"Score variants: {'; '.join(signatures.values())}."
 
 
 def _headings() -> list[str]:

@@ -39,11 +39,18 @@ class Judge(Protocol):
         """Never raises: what cannot be read is invalid, not an error."""
 
 
-class FindingCounts(Metric):
-    """True positives, false positives and misses over sets of finding labels; the base of the three scores below."""
+class FindingF1(Metric):
+    """Micro F1 over all findings of all reports, from sets of finding labels. How fine a label is, the judge decides.
+
+    >>> metric = FindingF1()
+    >>> metric.update([frozenset({"nodule", "device"})], [frozenset({"nodule"})])
+    >>> metric.compute()
+    tensor(0.6667)
+    """
 
     full_state_update = False
     higher_is_better = True
+    signature = "finding_f1|average:micro|positive findings only|v1"
     hits: Tensor
     extra: Tensor
     missed: Tensor
@@ -64,48 +71,10 @@ class FindingCounts(Metric):
             self.extra += len(predicted - wanted)
             self.missed += len(wanted - predicted)
 
-    def share(self, part: Tensor, whole: Tensor) -> Tensor:
-        """``part / whole``; without a whole 0, or 1 when there was nothing to find and nothing was claimed."""
-        if whole > 0:
-            return part.float() / whole
-        nothing_wrong = self.extra + self.missed == 0
-        return nothing_wrong.float()
-
-
-class FindingF1(FindingCounts):
-    """Micro F1 over all findings of all reports.
-
-    >>> metric = FindingF1()
-    >>> metric.update([frozenset({"nodule", "device"})], [frozenset({"nodule"})])
-    >>> metric.compute()
-    tensor(0.6667)
-    """
-
-    signature = "finding_f1|average:micro|positive findings only|v1"
-
     def compute(self) -> Tensor:
-        """2 hits / (2 hits + extra + missed)."""
-        return self.share(2 * self.hits, 2 * self.hits + self.extra + self.missed)
-
-
-class FindingPrecision(FindingCounts):
-    """Share of the stated findings that the reference states too."""
-
-    signature = "finding_precision|average:micro|positive findings only|v1"
-
-    def compute(self) -> Tensor:
-        """Hits / (hits + extra)."""
-        return self.share(self.hits, self.hits + self.extra)
-
-
-class FindingRecall(FindingCounts):
-    """Share of the reference's findings that were stated."""
-
-    signature = "finding_recall|average:micro|positive findings only|v1"
-
-    def compute(self) -> Tensor:
-        """Hits / (hits + missed)."""
-        return self.share(self.hits, self.hits + self.missed)
+        """2 hits / (2 hits + extra + missed); 1 when there was nothing to find and nothing was claimed."""
+        whole = 2 * self.hits + self.extra + self.missed
+        return 2 * self.hits / whole if whole > 0 else torch.ones_like(whole, dtype=torch.float32)
 
 
 class ValidSentences(MeanOverReports):

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from torch import nn
 from torchmetrics import Metric
 
-from echo_pl.metrics.clinical import FindingF1, FindingPrecision, FindingRecall, Judge, ValidReports, ValidSentences
+from echo_pl.metrics.clinical import FindingF1, Judge, ValidReports, ValidSentences
 from echo_pl.metrics.efficiency import Efficiency
 from echo_pl.metrics.text import DuplicateWordRate, RepetitionRate, RougeL, paired
 from echo_pl.structs import DecodeResult, ReportText
+
+CLINICAL = ("finding_f1", "valid_sentences", "valid_reports")
+"""Scores that need a judge."""
 
 
 class ReportSuite(nn.Module):
@@ -33,15 +36,14 @@ class ReportSuite(nn.Module):
         self.repetition_rate = RepetitionRate(sync_on_compute=sync_on_compute)
         self.efficiency = Efficiency(sync_on_compute=sync_on_compute)
         self.finding_f1 = FindingF1(sync_on_compute=sync_on_compute)
-        self.finding_precision = FindingPrecision(sync_on_compute=sync_on_compute)
-        self.finding_recall = FindingRecall(sync_on_compute=sync_on_compute)
         self.valid_sentences = ValidSentences(sync_on_compute=sync_on_compute)
         self.valid_reports = ValidReports(sync_on_compute=sync_on_compute)
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """The metrics by name."""
-        return {name: child for name, child in self.named_children() if isinstance(child, Metric)}
+        """The metrics that ``compute`` asks, by name."""
+        absent = CLINICAL if self.judge is None else ()
+        return {name: child for name, child in self.named_children() if isinstance(child, Metric) and name not in absent}
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -70,8 +72,7 @@ class ReportSuite(nn.Module):
         parsed = [judge.parse(prediction) for prediction, _ in pairs]
         predicted = [report.findings for report in parsed]
         wanted = [judge.parse(reference).findings for _, reference in pairs]
-        for metric in (self.finding_f1, self.finding_precision, self.finding_recall):
-            metric.update(predicted, wanted)
+        self.finding_f1.update(predicted, wanted)
         self.valid_sentences.update(parsed)
         self.valid_reports.update(parsed)
 
@@ -87,8 +88,6 @@ class ReportSuite(nn.Module):
             return scores
         return scores | {
             "finding_f1": float(self.finding_f1.compute()),
-            "finding_precision": float(self.finding_precision.compute()),
-            "finding_recall": float(self.finding_recall.compute()),
             "valid_sentences": float(self.valid_sentences.compute()),
             "valid_reports": float(self.valid_reports.compute()),
         }

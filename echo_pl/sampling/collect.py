@@ -33,7 +33,10 @@ def usable_trajectories(
 
 
 def store_identity(config: DecodeConfig, teacher: str, data: str, distributions: bool) -> StoreIdentity:
-    """What trajectories decoded this way belong to. The KV cache mode is left out: it changes no token."""
+    """What trajectories decoded this way belong to.
+
+    Left out are the KV cache mode, which changes no token, and the seed: another draw from the same teacher is as good.
+    """
     return StoreIdentity(
         teacher_fingerprint=teacher,
         data_fingerprint=data,
@@ -45,6 +48,9 @@ def store_identity(config: DecodeConfig, teacher: str, data: str, distributions:
         entropy_bound=config.entropy_bound,
         grid=config.grid,
         context_attention=config.context_attention,
+        temperature=config.token_choice.temperature,
+        top_k=config.token_choice.top_k,
+        top_p=config.token_choice.top_p,
     )
 
 
@@ -61,6 +67,7 @@ def collect(
     for batch in batches:
         trajectories, counts = usable_trajectories(sampler, batch, identity.distributions)
         writer.add([t for t in trajectories if t is not None])
+        writer.drop([key for key, t in zip(batch.keys, trajectories, strict=True) if t is None])
         total = replace(
             total,
             kept=total.kept + counts.kept,

@@ -57,8 +57,11 @@ class TrajectoryRecorder:
 
     def trajectories(self, keys: Sequence[str]) -> list[Trajectory]:
         """One trajectory per sample of the decoded batch, in its order."""
-        parts = [[self._block_rows(entries, row) for entries in self._ordered()] for row in range(len(keys))]
-        return [self._assemble(key, blocks) for key, blocks in zip(keys, parts, strict=True)]
+        blocks = self._ordered()
+        parts = [[self._block_rows(entries, row) for entries in blocks] for row in range(len(keys))]
+        # As wide as it was recorded: after a context tail, what is left of a first block is shorter than a block.
+        width = blocks[0][0][2].shape[1] if blocks else 0
+        return [self._assemble(key, width, blocks) for key, blocks in zip(keys, parts, strict=True)]
 
     def _ordered(self) -> list[list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor | None]]]:
         return [self._blocks[block] for block in sorted(self._blocks)]
@@ -89,14 +92,15 @@ class TrajectoryRecorder:
             return None
         return token[done], when[done], sure[done], None if target is None else target[done]
 
-    def _assemble(self, key: str, blocks: list[tuple[Tensor, Tensor, Tensor, Tensor | None] | None]) -> Trajectory:
+    @staticmethod
+    def _assemble(key: str, block_size: int, blocks: list[tuple[Tensor, Tensor, Tensor, Tensor | None] | None]) -> Trajectory:
         present = [block for block in blocks if block is not None]
         if not present:
             raise ValueError(f"nothing was recorded for sample {key}: pass the recorder to generate() first")
         targets = [block[3] for block in present if block[3] is not None]
         return Trajectory(
             key=key,
-            block_size=max(len(block[0]) for block in present),
+            block_size=block_size,
             token_R=torch.cat([block[0] for block in present]),
             commit_step_R=torch.cat([block[1] for block in present]),
             confidence_R=torch.cat([block[2] for block in present]),

@@ -1,7 +1,8 @@
 """Trajectories on disk: collected once from a frozen teacher, read by stage 3 as often as it likes.
 
 A folder of safetensors parts (numbers only, nothing that runs) and an ``index.json`` that says which teacher, which decoding and
-which data they belong to. Written to a temporary folder and renamed, so that a torn collection is never read.
+which data they belong to, and which samples were dropped. Written to a temporary folder and renamed, so that a torn collection
+is never read.
 
 Shapes: R positions of one trajectory, T positions of a part, V vocabulary.
 """
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from echo_pl.structs import Trajectory
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,9 @@ class StoreIdentity:
     entropy_bound: float = 0.5
     grid: str = "response"
     context_attention: str = "causal"
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,11 @@ class TrajectoryWriter:
         self._work.mkdir(parents=True)
         self.identity = identity
         self._parts: list[dict[str, object]] = []
+        self._dropped: list[str] = []
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Note samples that were decoded and have no usable trajectory."""
+        self._dropped.extend(keys)
 
     def add(self, trajectories: Sequence[Trajectory]) -> None:
         """Write one part. Distributions are stored as float16."""
@@ -91,6 +100,7 @@ class TrajectoryWriter:
             "schema_version": SCHEMA_VERSION,
             "identity": asdict(self.identity),
             "counts": asdict(counts),
+            "dropped": self._dropped,
             "parts": self._parts,
         }
         (self._work / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
@@ -127,6 +137,7 @@ class TrajectoryStore:
         try:
             self.identity = StoreIdentity(**index["identity"])
             self.counts = CollectionCounts(**index["counts"])
+            self._dropped = frozenset(index["dropped"])
             parts = [(part["file"], part["keys"]) for part in index["parts"]]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{index_path} is incomplete: {error}; collect the trajectories anew") from error
@@ -155,8 +166,18 @@ class TrajectoryStore:
         return len(self._by_key)
 
     def get(self, key: str) -> Trajectory | None:
-        """The trajectory of a sample; None if it was dropped or never collected."""
-        return self._by_key.get(key)
+        """The trajectory of a sample; None if it was decoded and dropped.
+
+        Raises:
+            ValueError: the sample was never decoded.
+        """
+        trajectory = self._by_key.get(key)
+        if trajectory is None and key not in self._dropped:
+            raise ValueError(
+                f"no trajectory of sample {key!r} was ever collected in {self.folder} ({len(self._by_key) + len(self._dropped)} "
+                "studies were decoded); train on those with stage.limit_train=<the --studies of the collection>, or collect more"
+            )
+        return trajectory
 
     def check(self, wanted: StoreIdentity) -> None:
         """Refuse a collection that belongs to another teacher, other data or another way of decoding.

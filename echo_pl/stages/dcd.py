@@ -25,11 +25,14 @@ from echo_pl.diffusion.sequence import BlockedResponse, block_context, block_res
 from echo_pl.sampling.collect import store_identity, usable_trajectories
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
-from echo_pl.sampling.trajectory_store import TrajectoryStore
+from echo_pl.sampling.trajectory_store import CollectionCounts, TrajectoryStore
 from echo_pl.stages.optimization import Optimization
 from echo_pl.stages.pseudo_labels import align, pseudo_labels
 from echo_pl.stages.validation import GenerationCheck, TextTools
 from echo_pl.structs import Batch, Trajectory
+
+DROPPED_KEY = "dropped_trajectories"
+"""Where a checkpoint keeps the counts of trajectories dropped so far."""
 
 
 class DCDModule(L.LightningModule):
@@ -84,7 +87,7 @@ class DCDModule(L.LightningModule):
         object.__setattr__(self, "teacher", None)
         self._store: TrajectoryStore | None = None
         self.dropped = {"loops": 0, "endless": 0}
-        """Trajectories dropped so far, when decoded on the fly."""
+        """Trajectories dropped so far on all ranks, when decoded on the fly."""
 
     def configure_model(self) -> None:
         """Build the teacher and the student from the stage-2 checkpoint; read stored trajectories."""
@@ -135,14 +138,25 @@ class DCDModule(L.LightningModule):
         self.teacher.to(self.device)
 
     def collect(self, batch: Batch) -> list[Trajectory | None]:
-        """Phase 1: the teacher's trajectories of a batch, stored or decoded now; None where there is no usable one."""
+        """Phase 1: the teacher's trajectories of a batch, stored or decoded now; None where there is no usable one.
+
+        Raises:
+            ValueError: the store has never seen a sample.
+        """
         if self._store is not None:
             return [self._store.get(key) for key in batch.keys]
-        with torch.random.fork_rng(devices=[]):
+        # Autocast is for training: decoded in the weights' own dtype, trajectories are those that a collection stores.
+        with torch.random.fork_rng(devices=[]), torch.autocast(self.device.type, enabled=False):
             found, counts = usable_trajectories(self.make_sampler(self.teacher), batch, self.objective.needs_targets)
-        self.dropped["loops"] += counts.dropped_loops
-        self.dropped["endless"] += counts.dropped_endless
+        self._count(counts)
         return found
+
+    def _count(self, counts: CollectionCounts) -> None:
+        dropped = torch.tensor([counts.dropped_loops, counts.dropped_endless], device=self.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(dropped)
+        loops, endless = dropped.tolist()
+        self.dropped = {"loops": self.dropped["loops"] + loops, "endless": self.dropped["endless"] + endless}
 
     def loss(self, batch: Batch, trajectories: list[Trajectory | None], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Phase 2: the student sees the pseudo-labels as x0 and the objective's masks as xt."""
@@ -219,11 +233,20 @@ class DCDModule(L.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch))
         used = sum(t is not None for t in trajectories)
         self.log("train/usable_trajectories", used / len(batch), batch_size=len(batch))
+        self.log_dict(self._drop_scores(), batch_size=len(batch))
         return loss
+
+    def _drop_scores(self) -> dict[str, float]:
+        """Dropped trajectories: so far, or of the whole collection."""
+        if self._store is None:
+            loops, endless = self.dropped["loops"], self.dropped["endless"]
+        else:
+            loops, endless = self._store.counts.dropped_loops, self._store.counts.dropped_endless
+        return {"train/dropped_loops": float(loops), "train/dropped_endless": float(endless)}
 
     def on_validation_epoch_start(self) -> None:
         """Begin to collect texts."""
-        self.generation.start()
+        self.generation.start(self.device)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """One-step loss on the references (cross-entropy of fully masked blocks); generation on the first batches."""
@@ -242,13 +265,16 @@ class DCDModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the generated reports."""
         self.log_dict(self.generation.compute(), prog_bar=False)
-        if self._store is None:
-            self.log_dict({f"train/dropped_{kind}": float(count) for kind, count in self.dropped.items()})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """See :class:`Optimization`."""
         return self.optimization.configure(self, self.trainer.estimated_stepping_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say where the checkpoint comes from."""
+        """Say where the checkpoint comes from, and how many trajectories were dropped until now."""
         checkpoint[RECORD_KEY] = record_dict(self.lineage)
+        checkpoint[DROPPED_KEY] = dict(self.dropped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting dropped trajectories where the run was."""
+        self.dropped = dict(checkpoint[DROPPED_KEY])

@@ -107,7 +107,7 @@ class NormalizedPretrain(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin to collect texts."""
-        self.generation.start()
+        self.generation.start(self.device)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Loss on every batch, generation on the first ones."""

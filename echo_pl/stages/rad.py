@@ -128,7 +128,7 @@ class RADModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin to collect texts."""
-        self.generation.start()
+        self.generation.start(self.device)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Loss on every batch (always the same noise), generation on the first ones."""

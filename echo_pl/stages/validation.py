@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from echo_pl.metrics.clinical import Judge
@@ -16,7 +17,11 @@ from echo_pl.sampling.autoregressive import AutoregressiveSampler
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.structs import Batch, ReportText, SpecialTokens
 
-LOGGED = ("finding_f1", "valid_sentences", "rouge_l", "duplicate_word_rate", "stopped", "tpf", "nfe")
+LOGGED = {
+    "val": ("finding_f1", "valid_sentences", "rouge_l", "duplicate_word_rate", "stopped", "looped"),
+    "speed": ("tpf", "nfe", "tps"),
+}
+"""What is logged of the suite's scores, by the group it is logged in; ``tps`` is of one rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +47,9 @@ class GenerationCheck:
         self.text, self.batches = text, batches
         self._suite: ReportSuite | None = None
 
-    def start(self) -> None:
-        """Begin an epoch."""
-        self._suite = ReportSuite(self.text.judge)
+    def start(self, device: torch.device) -> None:
+        """Begin an epoch. The sums are kept on ``device``, the module's, since ranks add them up there."""
+        self._suite = ReportSuite(self.text.judge).to(device)
 
     def update(self, sampler: BlockSampler | AutoregressiveSampler, batch: Batch, batch_index: int) -> None:
         """Decode one batch, if it is among the first."""
@@ -54,8 +59,8 @@ class GenerationCheck:
         self._suite.update([result], [self.text.to_report(tokens) for tokens in result.tokens], batch.references)
 
     def compute(self) -> dict[str, float]:
-        """``val/...`` scores of the epoch; empty when nothing was decoded."""
+        """``val/...`` and ``speed/...`` scores of the epoch; empty when nothing was decoded."""
         if self._suite is None or self.batches == 0:
             return {}
         scores = self._suite.compute()
-        return {f"val/{name}": scores[name] for name in LOGGED if name in scores}
+        return {f"{group}/{name}": scores[name] for group, names in LOGGED.items() for name in names if name in scores}

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from echo_pl.__main__ import reported
 from echo_pl.backbone.checkpoint import load_weights, weights_fingerprint
-from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.lineage import resolve_start
+from echo_pl.lineage import refuse_other_data, resolve_start
+from echo_pl.run import prepare
 from echo_pl.sampling.collect import collect, store_identity
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
@@ -38,20 +38,21 @@ def collect_trajectories(config: DictConfig, out: Path, distributions: bool = Tr
     Raises:
         FileExistsError: ``out`` exists.
         FileNotFoundError: no stage-2 run to start from.
+        ValueError: an unknown key in the configuration, no start checkpoint, or one with another vocabulary.
     """
-    data: ReportDataModule = instantiate(config.data, _convert_="all")
-    data.setup()
-    start, _ = resolve_start(config, None)
+    data = prepare(config)
+    start, before = resolve_start(config, None)
     if start is None:
         raise ValueError("trajectories come from a stage-2 checkpoint: give start=<path>")
+    refuse_other_data(data, None, start, before)
     factory = instantiate(config.backbone.factory, _convert_="all")
     teacher = factory.build(data.special, data.vocab_size).eval().requires_grad_(False)
     load_weights(teacher, start, ("rad",), config.block_size, config.grid, config.context_attention)
     decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
     sampler = BlockSampler(teacher, data.special, replace(decode, kv_cache="fused"))
     identity = store_identity(decode, weights_fingerprint(teacher), data.fingerprint, distributions)
-    loader = data.train_dataloader()
-    return collect(sampler, tqdm(loader, total=len(loader), desc="trajectories", unit="batch"), out, identity)
+    batches = data.train_batches_once(config.stage.batch_size)
+    return collect(sampler, tqdm(batches, total=len(batches), desc="trajectories", unit="batch"), out, identity)
 
 
 def main() -> None:

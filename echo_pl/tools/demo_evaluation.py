@@ -50,6 +50,7 @@ class DemoResults:
     def write(self, folder: Path, seconds: Mapping[str, float], title: str, command: str) -> dict[str, Any]:
         """Print the table, write report.md and index.html, and return the content of summary.json."""
         rows = [item.row for item in self.evaluated]
+        signatures = self.evaluated[0].outcome.signatures
         print("\n" + text_table(rows))
         notes = [
             winner(rows),
@@ -63,19 +64,23 @@ class DemoResults:
             rows,
             introduction=notes[0],
             notes=notes[1:],
+            signatures=signatures,
             seconds=dict(seconds),
             reproduce=command,
         )
         shown = [item for item in self.evaluated if item.setting.batch_size == 1]
         references = dict(list(_references(self.data).items())[:SHOWN])
         studies = shown_studies(shown, references, self.data.images("test", list(references)), self.trajectories)
-        page = render_page(title, rows, studies, self.data.judge, introduction=" ".join(notes), reproduce=command)
+        page = render_page(
+            title, rows, studies, self.data.judge, introduction=" ".join(notes), signatures=signatures, reproduce=command
+        )
         write_page(folder / "index.html", page)
         return {
             "rows": rows,
             "seconds": dict(seconds),
             "peak_memory_gb": round(peak_memory_gb(), 2),
             "threads": self.threads,
+            "signatures": signatures,
         }
 
 

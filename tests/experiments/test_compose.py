@@ -13,11 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from echo_pl.__main__ import EXPERIMENTS
+from echo_pl.assemble import make_stage, make_trainer
 from echo_pl.backbone.factory import PretrainedBackbone, TinyBackbone
+from echo_pl.config_keys import check_keys
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.lineage import BEFORE, make_lineage
-from echo_pl.run import check_keys, make_stage, make_trainer
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 
@@ -27,7 +28,7 @@ GROUPS = {
     if folder.is_dir() and list(folder.glob("*.yaml"))
 }
 # Found by no glob here: pieces that only other files name.
-PIECES = {"ablation/base/no_objective.yaml", "config.yaml"}
+PIECES = {"ablation/base/no_objective.yaml", "stage/base/shared.yaml", "stage/base/decode.yaml", "config.yaml"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def build(config: DictConfig, data_root: Path) -> L.LightningModule:
     data: ReportDataModule = instantiate(config.data, _convert_="all")
     data.setup()
     start = None if config.stage.name == "warmup" else Path("before.ckpt")
-    return make_stage(config, data, make_lineage(config, data.fingerprint, start, "chain", None))
+    return make_stage(config, data, make_lineage(config, data, start, "chain"))
 
 
 def compose(data_root: Path, *overrides: str) -> DictConfig:
@@ -154,11 +155,17 @@ def test_what_is_given_once_reaches_every_place(data_root, stage, key, value):
         assert getattr(module.lineage, key) == value
 
 
-def test_the_seed_reaches_noise_order_and_weights(data_root):
+def test_the_seed_reaches_noise_order_weights_and_draws(data_root):
     config = compose(data_root, "seed=7")
     seeds = places_of(OmegaConf.to_container(config, resolve=False), "seed")
     resolved = {place: OmegaConf.select(config, place) for place in seeds}
-    assert set(resolved) == {"seed", "data.seed", "backbone.factory.seed", "stage.module.noise.seed"}
+    assert set(resolved) == {
+        "seed",
+        "data.seed",
+        "backbone.factory.seed",
+        "stage.module.noise.seed",
+        "stage.module.decode.token_choice.seed",
+    }
     assert set(resolved.values()) == {7}
 
 

@@ -25,9 +25,9 @@ def data_root(tmp_path_factory) -> Path:
 TYPOS = [
     ("config.yaml", "max_response_tokens: 128", "max_respons_tokens: 128\nmax_response_tokens: 128", "max_respons_tokens"),
     ("config.yaml", "  experiment: echo_pl", "  experiment: echo_pl\n  experimet: x", "mlflow.experimet"),
-    ("stage/rad.yaml", "gradient_clip:", "gradient_klip: 2.0\ngradient_clip:", "stage.gradient_klip"),
+    ("stage/base/shared.yaml", "gradient_clip:", "gradient_klip: 2.0\ngradient_clip:", "stage.gradient_klip"),
     ("stage/rad.yaml", "  loss_weight: elbo", "  los_weight: elbo", "los_weight"),
-    ("stage/rad.yaml", "    confidence_threshold: 0.9", "    confidence_treshold: 0.9", "confidence_treshold"),
+    ("stage/base/decode.yaml", "confidence_threshold: 0.9", "confidence_treshold: 0.9", "confidence_treshold"),
     ("stage/rad.yaml", "    t_min: 0.05", "    tmin: 0.05", "tmin"),
     ("stage/rad.yaml", "    warmup_steps:", "    warm_up_steps:", "warm_up_steps"),
     ("data/synthetic.yaml", "shuffle_buffer:", "shufle_buffer:", "shufle_buffer"),

@@ -7,12 +7,15 @@ value, some hundred roundings of 6e-8.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from models import SPECIAL, exact_norms, make_batch, small_vlm, stock_network
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
+from echo_pl.backbone import attention, split_attention
 from echo_pl.backbone.attention import NAME, AttentionCall, echo_attention
 from echo_pl.backbone.split_attention import merged_attention
 from echo_pl.backbone.vlm import VLM
@@ -169,18 +172,20 @@ def test_attention_is_the_masked_softmax_of_its_definition(backend):
     assert_close(out[real], definition(q, k, v, rule.dense_BQK)[real])
 
 
-@pytest.mark.parametrize("Q", [1, 8])
-def test_few_queries_over_many_cached_keys(Q):
-    """The path that folds grouped heads into the queries."""
-    lengths = torch.tensor([5, 9])
-    query = response_coords(FIRST_NOISY, 8, Q, 8, lengths.device)
-    key = concatenate(context_coords(lengths, 9, 8), response_coords(CLEAN, 0, 8, 8, lengths.device), query)
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_few_queries_over_many_cached_keys(blocks):
+    """The path that folds grouped heads into the queries: a block step, and a fused one whose two blocks see different keys."""
+    lengths = torch.tensor([21, 30])
+    query = response_coords(FIRST_NOISY, 8, 4, 4, lengths.device)
+    if blocks == 2:
+        query = concatenate(response_coords(CLEAN, 4, 4, 4, lengths.device), query)
+    key = concatenate(context_coords(lengths, 30, 4), response_coords(CLEAN, 0, 4, 4, lengths.device), query)
     rule = AttentionRule(query=query, key=key)
-    q, k, v = random_qkv(Q, 17 + Q)
+    q, k, v = random_qkv(len(query), len(key))
     out, _ = echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=rule))
     assert_close(out, definition(q, k, v, rule.dense_BQK))
     everything, _ = echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=None))
-    assert_close(everything, definition(q, k, v, torch.ones(2, Q, 17 + Q, dtype=torch.bool)))
+    assert_close(everything, definition(q, k, v, torch.ones(2, len(query), len(key), dtype=torch.bool)))
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "split", "flex"])
@@ -236,3 +241,50 @@ def test_only_the_text_layers_use_our_entry(vlm):
     config = vlm.network.config
     assert config.text_config._attn_implementation == NAME
     assert config.vision_config._attn_implementation == "sdpa"
+
+
+def test_off_the_cpu_split_is_one_masked_call_and_says_so_once():
+    """The meta device stands for any that is not the CPU."""
+    split_attention._warn_of_one_call.cache_clear()
+    q, k, v = (tensor.to("meta") for tensor in random_qkv(8, 20))
+    part = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    mask = torch.ones(2, 1, 8, 20, dtype=torch.bool, device="meta")
+    with pytest.warns(UserWarning, match="'split' splits on a CPU only; on meta it is one call") as caught:
+        shapes = {merged_attention(q, (*part, None), (*part, mask), 0.25).shape for _ in range(2)}
+    assert shapes == {(2, 4, 8, 16)}
+    assert len(caught) == 1
+    split_attention._warn_of_one_call.cache_clear()
+
+
+def test_the_one_masked_call_is_what_split_merges():
+    view = long_rule().split
+    q, k, v = random_qkv(332, 332)
+    k, v, P = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), view.context_width
+    parts = (
+        (k[:, :, :P], v[:, :, :P], view.response_to_context_BK[:, None, None]),
+        (k[:, :, P:], v[:, :, P:], view.response_BQK[:, None]),
+    )
+    unmasked = ((*parts[0][:2], None), parts[1])
+    for first, second in (parts, unmasked):
+        merged = merged_attention(q[:, :, P:], first, second, 0.25)
+        assert_close(split_attention._one_call(q[:, :, P:], first, second, 0.25), merged)
+
+
+def test_flex_is_eager_on_a_cpu_and_compiled_elsewhere(monkeypatch):
+    eager = []
+
+    def counted(*tensors: Tensor, **options: Any) -> Tensor:
+        eager.append(options["enable_gqa"])
+        return flex_attention(*tensors, **options)
+
+    def refused() -> None:
+        raise AssertionError("nothing is compiled for a CPU")
+
+    monkeypatch.setattr(attention, "flex_attention", counted)
+    monkeypatch.setattr(attention, "compiled_flex_attention", refused)
+    q, k, v = random_qkv(332, 332)
+    call = AttentionCall(rule=long_rule(), backend="flex")
+    echo_attention(torch.nn.Identity(), q, k, v, call)
+    assert eager == [True]
+    with pytest.raises(AssertionError, match="nothing is compiled"):
+        attention._flex(*(tensor.to("meta") for tensor in (q, k, v)), call.rule, 0.25, 0.0)

@@ -280,9 +280,7 @@ def test_masks_keep_to_what_is_supervised_and_reach_every_block(objective: Objec
         assert torch.equal(some, labels.supervised_BR.unflatten(1, (-1, L)).any(-1))
 
 
-@pytest.mark.parametrize(
-    "objective", [o for o in WITH_MASKS if isinstance(o, CertaintyForcing | TrajectoryOrder)], ids=repr
-)
+@pytest.mark.parametrize("objective", [o for o in WITH_MASKS if isinstance(o, CertaintyForcing | TrajectoryOrder)], ids=repr)
 def test_two_copies_are_complementary(objective: Objective):
     labels = make_labels([5, 3, 4], tail=[0, 5, 0])
     masks = objective.student_masks(labels, 0.4, generators(KEYS[:3]))

@@ -130,9 +130,7 @@ def test_a_step_reaches_the_student_and_not_the_teacher(objective: Objective, mo
 
 
 @pytest.mark.parametrize("objective", [CertaintyForcing(), NestedConsistency()], ids=lambda o: o.name)
-def test_a_batch_without_usable_trajectories_has_a_zero_loss_and_a_backward(
-    objective: Objective, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_batch_without_usable_trajectories_has_a_zero_loss_and_a_backward(objective: Objective, monkeypatch: pytest.MonkeyPatch):
     stage = make_stage(objective, monkeypatch)
     loss, _ = stage.loss(make_batch([11, 14], [5, 5]), [None, None], epoch=0)
     assert loss.item() == 0

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,17 @@ class TinyStage(LightningModule):
         self.vlm = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.frozen = nn.Dropout(0.5).eval()
         self.teacher = "teacher"
+        self.decoded_with: list[dict[str, Any]] = []
         self.sampler = self.make_sampler(self.vlm)
+        self.objective = SimpleNamespace(name="ce")
         self.losses: list[float] = []
 
-    def make_sampler(self, vlm: Any, *, block_size: int = 8, denoising_steps: int = 1, kv_cache: str = "fused") -> Any:
+    def make_sampler(
+        self, vlm: Any, *, block_size: int = 8, denoising_steps: int = 1, kv_cache: str = "fused", remasking: str = "random"
+    ) -> Any:
         if block_size == 7:
             raise ValueError("block_size 7 does not fit the grid")
+        self.decoded_with.append({"steps": denoising_steps, "remasking": remasking})
         stage = self
 
         class Forwarding(FakeSampler):
@@ -92,9 +98,16 @@ class TinyStage(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.1)
 
 
-def fit(
-    folder: Path, callbacks: list[Callback], *, stage: str = "dcd", loggers: Any = False, epochs: int = 2
-) -> Trainer:
+class FakeBaseline(FakeSampler):
+    """An AR decoder; says where its model was put."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.devices: list[torch.device] = []
+        self.vlm = SimpleNamespace(to=self.devices.append)
+
+
+def fit(folder: Path, callbacks: list[Callback], *, stage: str = "dcd", loggers: Any = False, epochs: int = 2) -> Trainer:
     torch.manual_seed(0), random.seed(0), np.random.seed(0)
     trainer = Trainer(
         default_root_dir=folder,
@@ -132,9 +145,7 @@ def observed(mlflow_logger: MLFlowLogger, tmp_path_factory: pytest.TempPathFacto
     observers = [
         RunRecord(config={"block_size": 8}, stage="dcd", chain="chain-1", parent_run_id="parent-1"),
         TrajectoryLogger(num_samples=2),
-        SpeedupAblation(
-            block_sizes=[8, 4], batch_sizes=[1, 2], studies=3, autoregressive=lambda: FakeSampler(1), progress=False
-        ),
+        SpeedupAblation(block_sizes=[8, 4], batch_sizes=[1, 2], studies=3, autoregressive=FakeBaseline, progress=False),
         StageSummary(),
     ]
     return fit(folder, observers, loggers=mlflow_logger), folder
@@ -199,7 +210,9 @@ def test_every_second_validation_and_no_warm_up(tmp_path: Path) -> None:
 
 
 def test_speedup_rows(observed: tuple[Trainer, Path]) -> None:
-    rows = json.loads((observed[1] / "speedup" / "fit.json").read_text())["rows"]
+    content = json.loads((observed[1] / "speedup" / "fit.json").read_text())
+    rows = content["rows"]
+    assert content["signatures"]["rouge_l"].startswith("rouge_l|")
     # per batch size: AR, and for two block sizes base vanilla, base fused, base one step, distilled
     assert len(rows) == 2 * (1 + 2 * 4)
     methods = [(row["method"], row["block_size"], row["kv_cache"]) for row in rows[:5]]
@@ -213,6 +226,34 @@ def test_speedup_rows(observed: tuple[Trainer, Path]) -> None:
     assert rows[3]["valid_sentences"] < rows[4]["valid_sentences"] == 1.0
     assert {row["note"] for row in rows if row["block_size"] == 4} == {"trained with block size 8"}
     assert {row["note"] for row in rows if row["block_size"] != 4} == {""}
+
+
+def test_speedup_rows_bear_the_objective_of_the_stage(observed: tuple[Trainer, Path]) -> None:
+    rows = json.loads((observed[1] / "speedup" / "fit.json").read_text())["rows"]
+    assert {row["objective"] for row in rows if row["method"] == "distilled"} == {"ce"}
+
+
+def test_rows_do_not_decode_in_the_random_order_that_a_run_may_collect_in(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, [SpeedupAblation(block_sizes=[8], studies=2, progress=False)], epochs=1)
+    own, *rows = trainer.lightning_module.decoded_with
+    assert own["remasking"] == "random"
+    assert {row["steps"] for row in rows} == {1, 8}
+    assert {row["remasking"] for row in rows} == {"low_confidence_dynamic"}
+
+
+def test_the_ar_model_is_moved_to_the_module_s_device(tmp_path: Path) -> None:
+    baseline = FakeBaseline()
+    ablation = SpeedupAblation(block_sizes=[8], studies=2, autoregressive=lambda: baseline, progress=False)
+    fit(tmp_path, [ablation], epochs=1)
+    assert baseline.devices == [torch.device("cpu")]
+
+
+def test_a_chain_without_stage_1_has_no_ar_row_and_says_so(tmp_path: Path) -> None:
+    ablation = SpeedupAblation(block_sizes=[8], studies=2, autoregressive=lambda: None, progress=False)
+    with pytest.warns(UserWarning, match="no AR row: this chain has no stage-1 checkpoint"):
+        fit(tmp_path, [ablation], epochs=1)
+    rows = json.loads((tmp_path / "speedup" / "fit.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["base", "base", "base_one_step", "distilled"]
 
 
 def test_a_block_size_that_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
@@ -253,7 +294,7 @@ def test_mlflow_has_the_record(observed: tuple[Trainer, Path], mlflow_logger: ML
     assert run.data.tags["echo_pl.chain"] == "chain-1"
     assert run.data.tags["mlflow.parentRunId"] == "parent-1"
     assert run.data.tags["echo_pl.dataset_fingerprint"] == "f00d"
-    assert run.data.metrics["speedup/distilled-dcd-L8-fused-b1/valid_sentences"] == 1.0
+    assert run.data.metrics["speedup/distilled-ce-L8-fused-b1/valid_sentences"] == 1.0
     names = {item.path for folder in ("", "trajectories", "speedup") for item in client.list_artifacts(run_id, folder)}
     assert {"config.yaml", "environment.json", "trajectories/step-000008.html", "speedup/fit.png"} <= names
     table = client.load_table(observed[0].logger.experiment_id, "speedup/fit.json", run_ids=[run_id])

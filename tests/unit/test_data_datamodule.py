@@ -72,9 +72,7 @@ def test_workers_change_nothing(root, workers):
     alone, helped = module(root).train_dataloader(), module(root, num_workers=workers).train_dataloader()
     for one, other in zip(alone, helped, strict=True):
         assert same(one, other)
-    assert keys(module(root, num_workers=workers, limit_val=5).val_dataloader()) == keys(
-        module(root, limit_val=5).val_dataloader()
-    )
+    assert keys(module(root, num_workers=workers, limit_val=5).val_dataloader()) == keys(module(root, limit_val=5).val_dataloader())
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -210,8 +208,7 @@ def test_raw_version(root):
     batch = data.held_out_batches("val", 10, 10)[0]
     assert all(data.judge.parse(reference).well_formed for reference in batch.references)
     assert (
-        batch.response_lengths_B.float().mean()
-        < module(root).held_out_batches("val", 10, 10)[0].response_lengths_B.float().mean()
+        batch.response_lengths_B.float().mean() < module(root).held_out_batches("val", 10, 10)[0].response_lengths_B.float().mean()
     )
 
 
@@ -290,9 +287,7 @@ def test_errors_of_a_worker_name_the_sample(root, tmp_path):
 
 
 def test_a_missing_corpus_says_how_to_make_it(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"no index.json in .*python -m echo_pl.tools.make_corpus synthetic --out"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no index.json in .*python -m echo_pl.tools.make_corpus synthetic --out"):
         module(tmp_path / "none").setup()
 
 

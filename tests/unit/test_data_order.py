@@ -42,10 +42,7 @@ def test_limit_keeps_the_first_studies_of_the_split():
 def test_ranks_share_the_same_global_batches(world_size):
     places = shuffled_order(COUNTS, seed=0, epoch=0, buffer=50).places
     whole = train_batches(places, batch_size=8, rank=0, world_size=1)
-    parts = [
-        train_batches(places, batch_size=8 // world_size, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
+    parts = [train_batches(places, batch_size=8 // world_size, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert [len(part) for part in parts] == [len(whole)] * world_size == [12] * world_size
     for number, batch in enumerate(whole):
         assert np.concatenate([part[number] for part in parts]).tolist() == batch.tolist()
@@ -56,9 +53,7 @@ def test_ranks_share_the_same_global_batches(world_size):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_evaluation_leaves_nothing_out(count, batch_size, world_size):
     places = fixed_order([count]).places
-    parts = [
-        eval_batches(places, batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
-    ]
+    parts = [eval_batches(places, batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert len({len(part) for part in parts}) == 1
     assert all(len(batch) for part in parts for batch in part)
     assert sorted(np.concatenate([batch for part in parts for batch in part])) == list(range(count))

@@ -57,11 +57,7 @@ def test_what_was_written_is_read(made):
     index = CorpusIndex.load(made)
     assert [shard.samples for shard in index.shards("train")] == [5, 5, 2]
     assert (index.count("train"), index.count("val")) == (12, 3)
-    read_back = [
-        decode_study(raw)
-        for shard in index.shards("train")
-        for _, raw in read_samples(made, shard, range(shard.samples))
-    ]
+    read_back = [decode_study(raw) for shard in index.shards("train") for _, raw in read_samples(made, shard, range(shard.samples))]
     for study, original in zip(read_back, CORPUS.studies("train", 12), strict=True):
         assert replace(study, images=original.images) == original
         assert study.images[0].tobytes() == original.images[0].tobytes()
@@ -73,9 +69,7 @@ def test_only_the_wanted_samples_are_read(made):
 
 
 def test_any_webdataset_reader_can_read_them(made):
-    program = (
-        "import sys, webdataset as wds\nprint(*[s['__key__'] for s in wds.WebDataset(sys.argv[1], shardshuffle=False)])"
-    )
+    program = "import sys, webdataset as wds\nprint(*[s['__key__'] for s in wds.WebDataset(sys.argv[1], shardshuffle=False)])"
     environment = {name: value for name, value in os.environ.items() if name != "WDS_SECURE"}
     done = subprocess.run(
         [sys.executable, "-c", program, str(made / "val-000000.tar")], capture_output=True, text=True, env=environment
@@ -126,9 +120,7 @@ def test_no_room_on_the_disk(tmp_path, monkeypatch):
 
 def test_wrong_counts(tmp_path):
     with pytest.raises(ValueError, match="split train yielded 3 studies, 4 were announced"):
-        write_corpus(
-            tmp_path, {"train": CORPUS.studies("train", 3)}, counts={"train": 4}, corpus="x", options={}, labels=()
-        )
+        write_corpus(tmp_path, {"train": CORPUS.studies("train", 3)}, counts={"train": 4}, corpus="x", options={}, labels=())
 
 
 def cut_off(path: Path) -> None:

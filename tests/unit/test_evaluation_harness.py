@@ -23,6 +23,7 @@ def test_scores_texts_and_warm_up() -> None:
     assert outcome.reports[0] == REPORTS[0]
     assert outcome.scores["studies"] == 5
     assert outcome.scores["rouge_l"] == 1.0
+    assert outcome.signatures["finding_f1"].startswith("finding_f1|average:micro")
     # The warm-up decodes the first batch, and neither its reports nor its seconds count.
     assert sampler.seen[:3] == [("study-0", "study-1")] * 3
     assert len(outcome.results) == 3
@@ -44,9 +45,7 @@ def test_methods_take_turns_over_the_same_studies() -> None:
     one, four = Noting("one", block_size=1), Noting("four")
     methods = [Method(setting=AR, sampler=one), Method(setting=replace(FUSED, batch_size=4), sampler=four)]
     prompts = {1: batches(8, 1), 4: batches(8, 4)}
-    evaluated = evaluate_methods(
-        methods, prompts, detokenize, FakeJudge(), warmup=0, studies_per_round=4, progress=False
-    )
+    evaluated = evaluate_methods(methods, prompts, detokenize, FakeJudge(), warmup=0, studies_per_round=4, progress=False)
     assert order == ["one"] * 4 + ["four"] * 4 + ["one"] * 4 + ["four"] * 4
     assert keys(one.seen) == keys(four.seen)
     assert evaluated[0].outcome.texts == evaluated[1].outcome.texts

@@ -14,7 +14,7 @@ from echo_pl.evaluation.markdown import write_report
 from echo_pl.evaluation.page import render_page, shown_studies, write_page
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import Setting
-from echo_pl.evaluation.table import COLUMNS, markdown_table, text_table
+from echo_pl.evaluation.table import COLUMNS, legend, markdown_table, text_table
 from echo_pl.evaluation.trajectory_html import trajectory_record
 from echo_pl.sampling import TrajectoryRecorder
 from echo_pl.structs import ReportText
@@ -44,6 +44,21 @@ def test_markdown_table_has_every_column(evaluated: list[EvaluatedMethod]) -> No
     lines = markdown_table(rows).splitlines()
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
     assert "–" in lines[2]
+
+
+def test_the_legend_says_what_a_finding_is() -> None:
+    assert "finding F1: micro F1 of the findings, side or lobe counted but not size" in legend()
+
+
+def test_every_score_of_the_table_has_its_variant_in_the_small_print(evaluated: list[EvaluatedMethod], tmp_path) -> None:
+    rows, signatures = [item.row for item in evaluated], evaluated[0].outcome.signatures
+    page = render_page("t", rows, [], None, signatures=signatures)
+    report = write_report(tmp_path / "report.md", "t", rows, signatures=signatures).read_text()
+    for name in ("finding_f1", "valid_sentences", "valid_reports", "rouge_l", "duplicate_word_rate", "efficiency"):
+        assert f"{name}|" in signatures[name]
+        assert signatures[name] in page
+        assert signatures[name] in report
+    assert "Score variants" not in render_page("t", rows, [], None)
 
 
 def test_plot_labels_every_point(evaluated: list[EvaluatedMethod]) -> None:
@@ -92,9 +107,7 @@ def test_page_without_a_judge_escapes_reports(evaluated: list[EvaluatedMethod]) 
 
 
 def test_report_and_its_plot(evaluated: list[EvaluatedMethod], tmp_path) -> None:
-    path = write_report(
-        tmp_path / "report.md", "Title", [item.row for item in evaluated], notes=["one"], seconds={"rad": 12.3}
-    )
+    path = write_report(tmp_path / "report.md", "Title", [item.row for item in evaluated], notes=["one"], seconds={"rad": 12.3})
     text = path.read_text()
     assert "](report.png)" in text
     assert "| rad | 12 |" in text

@@ -92,9 +92,7 @@ def test_everything_is_escaped() -> None:
 
 
 def test_tokens_say_step_and_confidence_and_low_ones_are_marked() -> None:
-    shown = trajectory(
-        [*tokenize("the lungs are"), SPECIAL.eos, SPECIAL.eos, SPECIAL.eos], 3, [0.9, 0.3, 0.8, 0.4, 0.1, 0.9]
-    )
+    shown = trajectory([*tokenize("the lungs are"), SPECIAL.eos, SPECIAL.eos, SPECIAL.eos], 3, [0.9, 0.3, 0.8, 0.4, 0.1, 0.9])
     parser = parse(trajectory_fragment(trajectory_record(shown, detokenize, SPECIAL, REPORTS[0])))
     assert parser.tokens[1]["title"] == "block 1 · step 2 · confidence 0.30"
     low = ["low" in token["class"].split() for token in parser.tokens]

@@ -7,9 +7,7 @@ from echo_pl.metrics.efficiency import Efficiency
 from echo_pl.structs import DecodeResult
 
 
-def result(
-    lengths: list[int], nfe: list[int], kv_writes: list[int], written: list[int], seconds: float
-) -> DecodeResult:
+def result(lengths: list[int], nfe: list[int], kv_writes: list[int], written: list[int], seconds: float) -> DecodeResult:
     none = torch.zeros(len(lengths), dtype=torch.bool)
     return DecodeResult(
         tokens=tuple(torch.zeros(length, dtype=torch.long) for length in lengths),

@@ -11,7 +11,7 @@ def test_perfect_reports() -> None:
     suite = ReportSuite(FakeJudge())
     suite.update([FakeSampler().generate(make_batch([0, 1, 2]))], REPORTS, REPORTS)
     scores = suite.compute()
-    for name in ("finding_f1", "finding_precision", "finding_recall", "valid_sentences", "valid_reports", "rouge_l"):
+    for name in ("finding_f1", "valid_sentences", "valid_reports", "rouge_l"):
         assert scores[name] == 1.0
     assert scores["duplicate_word_rate"] == 0.0
     assert scores["stopped"] == 1.0
@@ -23,13 +23,15 @@ def test_empty_report_scores_zero_and_counts() -> None:
     suite.update([FakeSampler().generate(make_batch([0, 1]))], [empty, REPORTS[1]], REPORTS[:2])
     scores = suite.compute()
     assert scores["rouge_l"] == scores["valid_reports"] == 0.5
-    assert scores["finding_recall"] == 0.5
+    assert scores["finding_f1"] == pytest.approx(2 / 3)  # one found, one missed
 
 
 def test_without_a_judge_there_are_no_clinical_scores() -> None:
     suite = ReportSuite(None)
     suite.update([FakeSampler().generate(make_batch([0]))], REPORTS[:1], REPORTS[:1])
-    assert "finding_f1" not in suite.compute()
+    clinical = {"finding_f1", "valid_sentences", "valid_reports"}
+    assert not clinical & (suite.compute().keys() | suite.signatures.keys())
+    assert clinical < ReportSuite(FakeJudge()).signatures.keys()
 
 
 def test_reset_and_signatures() -> None:

@@ -90,8 +90,8 @@ def test_what_did_not_finish_can_be_resumed(tmp_path):
     newer = make(tmp_path, "killed", files=(LAST,), status="running", time="2026-01-02T00:00:00")
     make(tmp_path, "nothing-yet", files=(), status="failed", time="2026-01-03T00:00:00")
     make(tmp_path, "other-stage", files=(LAST,), status="failed", stage="dcd", time="2026-01-04T00:00:00")
-    assert newest_unfinished(tmp_path, "rad") == newer / "checkpoints" / LAST
-    assert newest_unfinished(tmp_path, "pretrain") is None
+    assert newest_unfinished(tmp_path, "rad", "Tiny", "synthetic") == newer / "checkpoints" / LAST
+    assert newest_unfinished(tmp_path, "pretrain", "Tiny", "synthetic") is None
 
 
 def test_too_little_disk_is_refused_before_anything_begins(tmp_path, monkeypatch):

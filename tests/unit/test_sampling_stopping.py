@@ -99,6 +99,8 @@ def test_absolute_grid_keeps_the_limit_however_long_the_tail():
     result = BlockSampler(ScriptedVLM(scripts), SPECIAL, config).generate(contexts([6, 8, 7]))
     assert [tokens.tolist() for tokens in result.tokens] == [WORDS[:8]] * 3
     assert result.stopped_B.tolist() == [False] * 3
+    # Tails of 2, 0 and 3: only those with a tail need a third block.
+    assert result.nfe_B.tolist() == [3, 2, 3]
 
 
 def test_absolute_grid_does_not_count_an_eos_beyond_the_limit():

@@ -10,8 +10,9 @@ import pytest
 import torch
 from scripted import SPECIAL, ScriptedVLM, contexts
 
-from echo_pl.sampling import BlockSampler, DecodeConfig
+from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
 from echo_pl.sampling.collect import collect, store_identity, usable_trajectories
+from echo_pl.sampling.config import TokenChoice
 from echo_pl.sampling.trajectory_store import CollectionCounts, StoreIdentity, TrajectoryStore, TrajectoryWriter
 from echo_pl.structs import Trajectory
 
@@ -46,6 +47,8 @@ def write(folder: Path, identity: StoreIdentity = IDENTITY) -> list[Trajectory]:
     writer.add(trajectories[:2])
     writer.add([])
     writer.add(trajectories[2:])
+    writer.drop(["dropped-1"])
+    writer.drop(["dropped-2", "dropped-3"])
     writer.finish(CollectionCounts(kept=3, dropped_loops=1, dropped_endless=2))
     return trajectories
 
@@ -58,7 +61,9 @@ def test_what_was_written_is_read_back(tmp_path, distributions):
     assert len(store) == 3
     assert store.identity == identity
     assert store.counts == CollectionCounts(kept=3, dropped_loops=1, dropped_endless=2)
-    assert store.get("study-9") is None
+    assert [store.get(f"dropped-{n}") for n in (1, 2, 3)] == [None, None, None]
+    with pytest.raises(ValueError, match=r"no trajectory of sample 'study-9' was ever collected .* \(6 studies .*limit_train"):
+        store.get("study-9")
     for one in written:
         other = store.get(one.key)
         assert other.key == one.key
@@ -102,7 +107,9 @@ def test_a_torn_index_is_named(tmp_path):
     write(tmp_path / "store")
     index = tmp_path / "store" / "index.json"
     text = index.read_text(encoding="utf-8")
-    for torn in (text[:40], "[]", json.dumps({"schema_version": 1})):
+    whole = json.loads(text)
+    without = {name: value for name, value in whole.items() if name != "dropped"}
+    for torn in (text[:40], "[]", json.dumps({"schema_version": whole["schema_version"]}), json.dumps(without)):
         index.write_text(torn, encoding="utf-8")
         with pytest.raises(ValueError, match=r"index.json.*collect the trajectories anew"):
             TrajectoryStore(tmp_path / "store")
@@ -113,7 +120,7 @@ def test_another_schema_version_is_refused(tmp_path):
     index = tmp_path / "store" / "index.json"
     content = json.loads(index.read_text(encoding="utf-8"))
     index.write_text(json.dumps({**content, "schema_version": 99}), encoding="utf-8")
-    with pytest.raises(ValueError, match="schema version 99, this program reads 1"):
+    with pytest.raises(ValueError, match="schema version 99, this program reads 2"):
         TrajectoryStore(tmp_path / "store")
 
 
@@ -171,7 +178,24 @@ def test_collecting_writes_what_decoding_on_the_fly_gives(tmp_path):
         stored = store.get(key)
         assert torch.equal(stored.token_R, direct[0].token_R)
         assert torch.allclose(stored.target_RV.float(), direct[0].target_RV, atol=5e-4)
-    assert store.get("study-1") is None
+    assert [store.get(key) for key in ("study-1", "study-2", "b", "c")] == [None] * 4
+    with pytest.raises(ValueError, match="'study-3' was ever collected"):
+        store.get("study-3")
+
+
+def test_a_response_that_ends_in_the_short_block_behind_a_context_tail_keeps_its_block_size():
+    recorder = TrajectoryRecorder()
+    recorder.on_commit(
+        rows_A=torch.tensor([0, 1]),
+        block=0,
+        step=1,
+        committed_AL=torch.tensor([[False, False, False, True], [True] * 4]),
+        token_AL=torch.tensor([[9, 9, 9, E], [10, 11, 12, E]]),
+        log_probs_ALV=torch.zeros(2, 4, 20),
+    )
+    short, whole = recorder.trajectories(["a", "b"])
+    assert short.token_R.tolist() == [E]
+    assert short.block_size == whole.block_size == 4
 
 
 def test_the_cache_mode_is_no_part_of_the_identity_but_the_rest_is():
@@ -186,5 +210,8 @@ def test_the_cache_mode_is_no_part_of_the_identity_but_the_rest_is():
         {"grid": "absolute"},
         {"context_attention": "full"},
         {"remasking": "entropy_bounded", "entropy_bound": 0.1},
+        {"token_choice": TokenChoice(temperature=0.5)},
+        {"token_choice": TokenChoice(top_k=3)},
+        {"token_choice": TokenChoice(top_p=0.5)},
     ):
         assert store_identity(replace(config, **changes), "t", "d", True) != identity, changes

@@ -94,7 +94,7 @@ class ReportGrammar:
         max_findings: Most findings in one study, which bounds the length of a report.
     """
 
-    def __init__(self, findings: Iterable[Finding], *, wording: Wording = "peaked", max_findings: int = 5) -> None:
+    def __init__(self, findings: Iterable[Finding], *, wording: Wording = "peaked", max_findings: int = 3) -> None:
         if wording not in ("peaked", "even"):
             raise ValueError(f"wording must be 'peaked' or 'even', got {wording!r}")
         if max_findings < 1:

@@ -38,7 +38,7 @@ class SyntheticCorpus:
 
     name = "synthetic"
 
-    def __init__(self, *, seed: int = 0, image_size: int = 64, wording: Wording = "peaked", max_findings: int = 5) -> None:
+    def __init__(self, *, seed: int = 0, image_size: int = 64, wording: Wording = "peaked", max_findings: int = 3) -> None:
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
         if image_size < 32:

@@ -1,0 +1,100 @@
+"""From a configuration to the parts of a run: stage, trainer, logger. Builds them; starts nothing and writes nothing.
+
+Callbacks come by ``_target_``; nothing here imports them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import MLFlowLogger
+from omegaconf import DictConfig
+
+from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
+from echo_pl.config_keys import build
+from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.data.response import parse_response
+from echo_pl.runs import FINAL, LAST
+from echo_pl.stages.validation import TextTools
+
+
+class FinalCheckpoint(Checkpoint):
+    """Writes ``final.ckpt`` as soon as training ends, before any observer has its say at the end of the fit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save (Lightning writes to a temporary name and renames)."""
+        trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the checkpoint is or will be, as other checkpoint callbacks say it."""
+        return {"last_model_path": str(self.path)}
+
+
+def make_stage(config: DictConfig, data: ReportDataModule, lineage: StageRecord) -> L.LightningModule:
+    """Build the stage; its models come later, in ``configure_model``."""
+    stage: L.LightningModule = build(
+        config.stage.module,
+        backbone=instantiate(config.backbone.factory, _convert_="all"),
+        text=text_tools(data),
+        lineage=lineage,
+        start=lineage.start,
+    )
+    return stage
+
+
+def text_tools(data: ReportDataModule) -> TextTools:
+    """What stages need of the data room, ready-made."""
+    return TextTools(
+        special=data.special,
+        vocab_size=data.vocab_size,
+        labels=data.labels,
+        to_report=lambda tokens: parse_response(data.detokenize(tokens)),
+        judge=data.judge,
+        fingerprint=data.fingerprint,
+    )
+
+
+def make_trainer(config: DictConfig, folder: Path, logger: MLFlowLogger | None) -> L.Trainer:
+    """Build callbacks and trainer."""
+    checkpoints = folder / "checkpoints"
+    callbacks: list[Callback] = [FinalCheckpoint(checkpoints / FINAL)]
+    callbacks += [instantiate(entry, _convert_="all") for entry in (config.callbacks or {}).values() if entry]
+    callbacks.append(
+        ModelCheckpoint(
+            checkpoints,
+            filename=Path(LAST).stem,
+            every_n_train_steps=config.stage.checkpoint_every,
+            enable_version_counter=False,
+        )
+    )
+    if config.trainer.enable_progress_bar:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    trainer: L.Trainer = build(
+        config.trainer,
+        default_root_dir=str(folder),
+        logger=logger if logger is not None else False,
+        callbacks=callbacks,
+    )
+    return trainer
+
+
+def make_logger(config: DictConfig, folder: Path, resume: Path | None) -> MLFlowLogger | None:
+    """MLflow on a local database unless told otherwise; a resumed run goes on in its own MLflow run."""
+    if config.mlflow is None:
+        return None
+    local = config.mlflow.tracking_uri is None
+    outputs = Path(config.outputs).resolve()
+    return MLFlowLogger(
+        experiment_name=config.mlflow.experiment,
+        tracking_uri=f"sqlite:///{outputs / 'mlflow.db'}" if local else config.mlflow.tracking_uri,
+        run_name=folder.name,
+        run_id=None if resume is None else read_checkpoint(resume)[0].mlflow_run_id,
+        artifact_location=str(outputs / "mlartifacts") if local else None,
+    )

@@ -1,0 +1,50 @@
+"""Which configuration keys exist, and building objects from configuration nodes so that a wrong key is named.
+
+Hydra refuses misspelt keys on the command line; these checks do the same for keys that come from YAML files.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+ROOT = """stage backbone data trainer callbacks task block_size max_response_tokens grid context_attention seed threads run_name
+outputs data_root start resume min_free_gb mlflow run"""
+STAGE = "name max_steps batch_size eval_batch_size limit_train validate_every accumulate gradient_clip checkpoint_every module"
+KEYS = {"": ROOT, "stage": STAGE, "backbone": "needs_warmup factory", "mlflow": "tracking_uri experiment"}
+"""Keys by node; nodes with a ``_target_`` are checked by what they build."""
+TASKS = ("fit", "validate")
+
+
+def check_keys(config: DictConfig) -> None:
+    """Refuse keys that nothing reads, and tasks that do not exist.
+
+    Raises:
+        ValueError: naming the key and those that exist.
+    """
+    for name, keys in KEYS.items():
+        node = config[name] if name else config
+        unknown = sorted(set(map(str, node or {})) - set(keys.split()))
+        if unknown:
+            key = f"{name}.{unknown[0]}" if name else unknown[0]
+            raise ValueError(f"unknown configuration key {key}; there are {', '.join(sorted(keys.split()))}")
+    if config.task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {config.task!r}")
+
+
+def build(node: DictConfig, **ready: Any) -> Any:
+    """Call the ``_target_`` of a node with its own keys and with arguments that are ready-made.
+
+    Raises:
+        ValueError: a key that the target does not know, or one that it lacks.
+    """
+    # Partial first: Hydra would turn frozen records among the arguments into dictionaries.
+    partial = instantiate(node, _partial_=True, _convert_="all")
+    try:
+        inspect.signature(partial.func).bind(**partial.keywords, **ready)
+    except TypeError as error:
+        raise ValueError(f"{node._target_} {error}") from error
+    return partial(**ready)

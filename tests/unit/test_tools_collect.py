@@ -1,0 +1,138 @@
+"""Collecting trajectories to disk: every study that training will ask for, and the same as decoded on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig, open_dict
+from stage_parts import BACKBONE, DECODE, dcd, lively, record, report_data, text_tools, write_checkpoint
+
+from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.diffusion.objectives import SequenceLevel
+from echo_pl.sampling.trajectory_store import TrajectoryStore
+from echo_pl.stages.dcd import DCDModule
+from echo_pl.tools.collect_trajectories import collect_trajectories
+from echo_pl.tools.compose import compose_config
+from echo_pl.tools.make_corpus import make_synthetic
+
+STUDIES, AT_ONCE = 11, 4
+TINY = ("width", "layers", "heads", "key_heads", "mlp_width", "vision_width", "vision_layers", "vision_heads", "vision_mlp_width")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A corpus and a teacher: random weights, whose reports sometimes end."""
+    folder = tmp_path_factory.mktemp("collect")
+    make_synthetic(folder / "data" / "synthetic", train=20, val=2, test=2, seed=1, shard_size=8, progress=False)
+    data = corpus(folder)
+    vlm = lively(replace(BACKBONE, seed=8).build(data.special, data.vocab_size), data.special, eos_scale=2.0)
+    write_checkpoint(folder / "rad.ckpt", vlm, record("rad", vocabulary=data.vocabulary_fingerprint))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(folder) -> TrajectoryStore:
+    path, counts = collect_trajectories(config(folder), folder / "store")
+    store = TrajectoryStore(path)
+    assert store.counts == counts
+    return store
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    yield
+    torch.set_num_threads(1)
+
+
+def corpus(folder: Path, **options) -> ReportDataModule:
+    return report_data(folder / "data" / "synthetic", **{"limit_train": STUDIES, **options})
+
+
+def config(folder: Path, *overrides: str) -> DictConfig:
+    small = [f"backbone.factory.{name}={getattr(BACKBONE, name)}" for name in TINY]
+    sizes = [f"stage.limit_train={STUDIES}", f"stage.batch_size={AT_ONCE}", "stage.module.decode.denoising_steps=2"]
+    places = [f"data_root={folder / 'data'}", f"outputs={folder}", f"start={folder / 'rad.ckpt'}", "min_free_gb=0", "threads=1"]
+    return compose_config(["stage=dcd", *small, *sizes, *places, *overrides])
+
+
+def stage(folder: Path, **options) -> DCDModule:
+    """The stage that the configuration above would build."""
+    module = dcd(text_tools(corpus(folder)), folder / "rad.ckpt", decode=replace(DECODE, denoising_steps=2), **options)
+    module.configure_model()
+    return module
+
+
+def test_every_study_that_training_visits_is_decoded_the_last_partial_batch_too(folder, store):
+    counts = store.counts
+    assert counts.kept + counts.dropped_loops + counts.dropped_endless == STUDIES
+    assert 0 < counts.kept == len(store) < STUDIES, "the example must have both"
+    data = corpus(folder, batch_size=1, shuffle_buffer=50, seed=5)
+    visited = [key for batch in data.train_dataloader() for key in batch.keys]
+    assert len(visited) == STUDIES
+    assert sum(store.get(key) is not None for key in visited) == counts.kept
+
+
+def test_one_pass_is_in_the_order_of_the_shards_and_leaves_nothing_out(folder):
+    batches = list(corpus(folder).train_batches_once(AT_ONCE))
+    assert [len(batch) for batch in batches] == [4, 4, 3]
+    keys = [key for batch in batches for key in batch.keys]
+    assert len(set(keys)) == STUDIES
+    assert keys == [key for batch in corpus(folder).train_batches_once(STUDIES) for key in batch.keys]
+    assert len(corpus(folder, limit_train=None).train_batches_once(7)) == 3
+
+
+def test_a_study_beyond_the_collection_is_refused_and_not_taken_for_a_dropped_one(folder, store):
+    beyond = list(corpus(folder, limit_train=STUDIES + 1).train_batches_once(1))[-1]
+    module = stage(folder, trajectories=str(store.folder), objective=SequenceLevel())
+    with pytest.raises(ValueError, match=rf"no trajectory of sample '{beyond.keys[0]}' .* \(11 studies .*stage.limit_train"):
+        module.collect(beyond)
+
+
+def test_on_the_fly_under_autocast_is_what_was_stored(folder, store):
+    module = stage(folder)
+    for batch in corpus(folder).train_batches_once(AT_ONCE):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = module.collect(batch)
+        for key, trajectory in zip(batch.keys, found, strict=True):
+            stored = store.get(key)
+            assert (stored is None) == (trajectory is None)
+            if trajectory is not None:
+                assert torch.equal(trajectory.token_R, stored.token_R)
+                assert torch.equal(trajectory.commit_step_R, stored.commit_step_R)
+                assert torch.equal(trajectory.target_RV.half(), stored.target_RV)
+    counts = {"loops": store.counts.dropped_loops, "endless": store.counts.dropped_endless}
+    assert module.dropped == counts
+
+
+def test_dropped_trajectories_are_logged_in_both_modes_and_counted_on_after_a_resume(folder, store, monkeypatch):
+    wanted = {"train/dropped_loops": store.counts.dropped_loops, "train/dropped_endless": store.counts.dropped_endless}
+    first, *rest = corpus(folder).train_batches_once(AT_ONCE)
+    cut_off = stage(folder)
+    cut_off.collect(first)
+    checkpoint: dict = {}
+    cut_off.on_save_checkpoint(checkpoint)
+    resumed = stage(folder)
+    resumed.on_load_checkpoint(checkpoint)
+    for module, batches in ((resumed, rest), (stage(folder, trajectories=str(store.folder)), [first])):
+        logged: dict[str, float] = {}
+        monkeypatch.setattr(module, "log_dict", lambda scores, logged=logged, **_: logged.update(scores))
+        monkeypatch.setattr(module, "log", lambda *_, **__: None)
+        monkeypatch.setattr(module, "loss", lambda *_: (torch.zeros(()), {}))
+        for index, batch in enumerate(batches):
+            module.training_step(batch, index)
+        assert logged == wanted
+
+
+def test_threads_are_set_and_unknown_keys_refused(folder):
+    with pytest.raises(FileExistsError):
+        collect_trajectories(config(folder, "threads=2"), folder)
+    assert torch.get_num_threads() == 2
+    wrong = config(folder)
+    with open_dict(wrong):
+        wrong.stage.limit_tain = 3
+    with pytest.raises(ValueError, match=r"unknown configuration key stage.limit_tain"):
+        collect_trajectories(wrong, folder / "never")
