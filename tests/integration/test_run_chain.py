@@ -140,7 +140,7 @@ def test_a_checkpoint_is_validated_as_it_was_at_the_end_of_its_run(data_root, ch
         own = [f"stage={stage}", "task=validate", f"resume={chain[stage].checkpoint}"]
         outcome = start_run(data_root, outputs, *own, *QUIET)
         assert outcome.metrics["val/loss"] == chain[stage].metrics["val/loss"]
-        assert outcome.metrics["val/nfe"] == chain[stage].metrics["val/nfe"]
+        assert outcome.metrics["speed/nfe"] == chain[stage].metrics["speed/nfe"]
 
 
 def test_validating_the_checkpoint_of_another_stage_is_refused(data_root, chain):
