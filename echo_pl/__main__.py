@@ -6,7 +6,6 @@ Tools stand beside it: ``python -m echo_pl.tools.<name> --help``.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -49,7 +48,6 @@ def reported() -> Iterator[None]:
 
 @hydra.main(version_base="1.3", config_path=str(EXPERIMENTS), config_name="config")
 def _run(config: DictConfig) -> None:
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     from echo_pl.run import run  # after Hydra has answered --help: importing torch takes seconds
 
     with reported():

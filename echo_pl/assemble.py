@@ -30,7 +30,7 @@ class FinalCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save (Lightning writes to a temporary name and renames)."""
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the checkpoint is or will be, as other checkpoint callbacks say it."""

@@ -97,9 +97,15 @@ def quieten() -> None:
     """Silence what a user can do nothing about."""
     for noisy in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of a deprecated torch name
     warnings.filterwarnings("ignore", message=".*Your `IterableDataset` has `__len__` defined.*")  # ours is exact
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop Lightning's advertisement and its list of devices that are not there."""
+    return not record.getMessage().startswith(("💡 Tip", "GPU available", "TPU available"))
 
 
 def open_mlflow_run(logger: MLFlowLogger | None) -> str | None:
