@@ -145,9 +145,26 @@ def test_a_checkpoint_is_validated_as_it_was_at_the_end_of_its_run(data_root, ch
         assert outcome.metrics["speed/nfe"] == chain[stage].metrics["speed/nfe"]
 
 
-def test_validating_the_checkpoint_of_another_stage_is_refused(data_root, chain):
-    with pytest.raises(ValueError, match=r"is a checkpoint of stage 'pretrain'; task=validate of stage 'rad' needs one of its own"):
-        start_run(data_root, outputs_of(chain), "stage=rad", "task=validate", *QUIET)
+def test_validating_needs_a_checkpoint_of_the_stage(data_root, chain):
+    outputs = outputs_of(chain)
+    with pytest.raises(ValueError, match=r"task=validate needs the checkpoint to validate: give resume=<checkpoint>"):
+        start_run(data_root, outputs, "stage=rad", "task=validate", *QUIET)
+    other = f"resume={chain['pretrain'].checkpoint}"
+    with pytest.raises(ValueError, match=r"is a checkpoint of stage 'pretrain'; it cannot resume stage 'rad'"):
+        start_run(data_root, outputs, "stage=rad", "task=validate", other, *QUIET)
+
+
+def test_validating_touches_nothing(data_root, chain):
+    folder = chain["pretrain"].folder
+
+    def contents() -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before, runs = contents(), sorted(folder.parent.iterdir())
+    own = ["stage=pretrain", "task=validate", f"resume={chain['pretrain'].checkpoint}"]
+    start_run(data_root, outputs_of(chain), *own, *QUIET)
+    assert contents() == before
+    assert sorted(folder.parent.iterdir()) == runs
 
 
 def test_a_finished_run_is_not_written_over(data_root, chain):
@@ -167,7 +184,7 @@ def test_stages_are_linked_in_mlflow(data_root, tmp_path):
     assert child.data.metrics["train/loss"] == pytest.approx(second.metrics["train/loss"])
     assert child.data.metrics["val/loss"] == pytest.approx(second.metrics["val/loss"])
     for one in (parent, child):
-        assert any(value.startswith(f"{first.folder.name}-") for value in one.data.tags.values()), "both say their chain"
+        assert one.data.tags["echo_pl.chain"] == read_info(first.folder).chain
         assert one.info.status == "FINISHED"
         assert any(artifact.path for artifact in client.list_artifacts(one.info.run_id))
 
