@@ -172,6 +172,7 @@ def test_a_finished_run_is_not_written_over(data_root, chain):
         start_run(data_root, outputs_of(chain), "stage=rad", f"run_name={chain['rad'].folder.name}", *QUIET)
 
 
+@pytest.mark.filterwarnings("ignore:.*noload")
 def test_stages_are_linked_in_mlflow(data_root, tmp_path):
     """The local database: metrics, configuration, data and the chain, stage after stage."""
     observers = ["callbacks.trajectories=null"]
