@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Never
 
 from tqdm import tqdm
 
@@ -126,11 +127,11 @@ def make_nih(
     return Path(out)
 
 
-def _bar(total: int, progress: bool) -> tqdm[None]:
+def _bar(total: int, progress: bool) -> tqdm[Never]:
     return tqdm(total=total, unit="study", desc="corpus", disable=not progress, leave=False)
 
 
-def _advance(bar: tqdm[None]) -> Callable[[Study], None]:
+def _advance(bar: tqdm[Never]) -> Callable[[Study], None]:
     def advance(study: Study) -> None:
         bar.update()
 
