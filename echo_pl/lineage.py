@@ -10,9 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
+from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint, refuse_other_stage
 from echo_pl.runs import FINAL, newest, newest_unfinished, read_info
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None,
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it cannot be read, or ``resume`` belongs to another stage.
+        ValueError: it cannot be read, belongs to another stage or block layout, or ``resume`` does.
     """
     stage = config.stage.name
     given = config.start is not None and config.start != "auto"
@@ -110,7 +111,11 @@ def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None,
         return None, None
     else:
         path = find_start(config)
-    return path, read_checkpoint(path)[0]
+    record = read_checkpoint(path)[0]
+    # Said here, before there is a run folder; the stage would say it when it loads the weights.
+    layout = (config.block_size, config.grid, config.context_attention) if stage == "dcd" else ()
+    refuse_other_stage(record, path, get_class(config.stage.module._target_).previous_stages, *layout)
+    return path, record
 
 
 def kept_start(record: StageRecord, resume: Path) -> tuple[Path | None, StageRecord | None]:

@@ -93,17 +93,7 @@ def load_weights(
         ValueError: a foreign checkpoint, another stage, another block layout, or weights that do not match.
     """
     record, content = read_checkpoint(path)
-    if record.stage not in expected_stages:
-        raise ValueError(
-            f"{path} is a checkpoint of stage {record.stage!r}, needed is one of {' or '.join(map(repr, expected_stages))}; "
-            "give start=<path>"
-        )
-    for name, wanted in (("block_size", block_size), ("grid", grid), ("context_attention", context_attention)):
-        trained = getattr(record, name)
-        if wanted is not None and trained != wanted:
-            raise ValueError(
-                f"{path} was trained with {name} {trained}, asked for is {wanted}; give {name}={trained}, or another start"
-            )
+    refuse_other_stage(record, path, expected_stages, block_size, grid, context_attention)
     prefix = "vlm."
     weights = {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
     own = vlm.state_dict()
@@ -117,6 +107,28 @@ def load_weights(
         )
     vlm.load_state_dict(weights)
     return record
+
+
+def refuse_other_stage(
+    record: StageRecord,
+    path: str | Path,
+    expected_stages: tuple[str, ...],
+    block_size: int | None = None,
+    grid: str | None = None,
+    context_attention: str | None = None,
+) -> None:
+    """Raise ValueError when a checkpoint is of another stage or block layout than those of :func:`load_weights`."""
+    if record.stage not in expected_stages:
+        raise ValueError(
+            f"{path} is a checkpoint of stage {record.stage!r}, needed is one of {' or '.join(map(repr, expected_stages))}; "
+            "give start=<path>"
+        )
+    for name, wanted in (("block_size", block_size), ("grid", grid), ("context_attention", context_attention)):
+        trained = getattr(record, name)
+        if wanted is not None and trained != wanted:
+            raise ValueError(
+                f"{path} was trained with {name} {trained}, asked for is {wanted}; give {name}={trained}, or another start"
+            )
 
 
 def record_dict(record: StageRecord) -> dict[str, Any]:

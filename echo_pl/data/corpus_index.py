@@ -39,12 +39,17 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
+    characters: tuple[int, ...] = ()
+    """Length of each study's normalized report; empty in an index that was made without."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "characters", tuple(self.characters))  # a list when it comes from JSON
         if Path(self.name).name != self.name or ":" in self.name or not self.name.endswith(".tar"):
             raise ValueError(f"a shard must be a plain *.tar file beside its index, got {self.name!r}")
         if self.samples < 1 or self.bytes < 1:
             raise ValueError(f"shard {self.name} is empty: {self.samples} samples in {self.bytes} bytes")
+        if self.characters and len(self.characters) != self.samples:
+            raise ValueError(f"shard {self.name} has {self.samples} samples but the lengths of {len(self.characters)} reports")
 
 
 @dataclass(frozen=True, kw_only=True)

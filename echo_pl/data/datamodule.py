@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
+import numpy as np
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
@@ -23,7 +24,7 @@ from echo_pl.data.corpora import make_judge
 from echo_pl.data.corpus_index import CorpusIndex, check_local
 from echo_pl.data.judge import ReportJudge
 from echo_pl.data.loader import FixedLoader, ResumableLoader
-from echo_pl.data.order import EpochOrder, Places, eval_batches, fixed_order, shuffled_order, train_batches
+from echo_pl.data.order import EpochOrder, Places, eval_batches, fixed_order, group_by_length, shuffled_order, train_batches
 from echo_pl.data.processor import ProcessorConfig, ReportProcessor, Sample, Template
 from echo_pl.data.shard_reader import decode_study, read_samples
 from echo_pl.data.stream import BatchStream, OnBad
@@ -44,6 +45,8 @@ class ReportDataModule(L.LightningDataModule):
         eval_batch_size: Studies of one rank in one validation or test step; None: ``batch_size``.
         seed: Seed of the training order.
         shuffle_buffer: How many places a study may move from its place in the shuffled shards.
+        length_window: Global batches whose studies are sorted by the length of their reports and dealt out anew, so that
+            batches are padded less; 0: batches as they come.
         num_workers: Processes that read and decode, per rank; the batches do not depend on it.
         version: Which report is the response, ``normalized`` or ``raw``.
         language: Language of the instruction and of the response's headings, ``en`` or ``zh``.
@@ -77,6 +80,7 @@ class ReportDataModule(L.LightningDataModule):
         eval_batch_size: int | None = None,
         seed: int = 0,
         shuffle_buffer: int = 2000,
+        length_window: int = 0,
         num_workers: int = 0,
         version: Version = "normalized",
         language: str = "en",
@@ -115,6 +119,7 @@ class ReportDataModule(L.LightningDataModule):
         self._tokenizer_path = self.root / "tokenizer" if tokenizer_path is None else Path(tokenizer_path)
         self._seed = seed
         self._shuffle_buffer = shuffle_buffer
+        self._length_window = length_window
         self._num_workers = num_workers
         self._on_bad_sample = on_bad_sample
         self._on_long_response = on_long_response
@@ -132,6 +137,7 @@ class ReportDataModule(L.LightningDataModule):
             "eval_batch_size": (self.eval_batch_size, 1),
             "seed": (self._seed, 0),
             "shuffle_buffer": (self._shuffle_buffer, 0),
+            "length_window": (self._length_window, 0),
             "num_workers": (self._num_workers, 0),
             "cache_samples": (self._cache_samples, 0),
             **{f"limit_{split}": (limit, 1) for split, limit in self._limits.items() if limit is not None},
@@ -211,11 +217,12 @@ class ReportDataModule(L.LightningDataModule):
         Raises:
             ValueError: If the training split does not fill one batch of every rank.
         """
-        batches = len(self._train_batches(self._train_order(0)))
+        order = self._train_order(0)
+        batches = len(self._train_batches(order, epoch=0))
         if batches == 0:
             world_size = self._place()[1]
             raise ValueError(
-                f"{len(self._train_order(0).places)} training studies do not fill one batch of {self.batch_size} on "
+                f"{len(order.places)} training studies do not fill one batch of {self.batch_size} on "
                 f"{world_size} rank(s); use a smaller batch_size or a larger corpus"
             )
         return ResumableLoader(self._train_stream, batches=batches, num_workers=self._num_workers, pin_memory=self._pin_memory)
@@ -285,14 +292,34 @@ class ReportDataModule(L.LightningDataModule):
             limit=self._limits["train"],
         )
 
-    def _train_batches(self, order: EpochOrder) -> list[Places]:
+    def _train_batches(self, order: EpochOrder, epoch: int) -> list[Places]:
         rank, world_size = self._place()
-        return train_batches(order.places, batch_size=self.batch_size, rank=rank, world_size=world_size)
+        places = order.places
+        if self._length_window:
+            places = group_by_length(
+                places,
+                self._report_lengths(order),
+                batch=self.batch_size * world_size,
+                window=self._length_window,
+                seed=self._seed,
+                epoch=epoch,
+            )
+        return train_batches(places, batch_size=self.batch_size, rank=rank, world_size=world_size)
+
+    def _report_lengths(self, order: EpochOrder) -> Places:
+        """Characters of the report at each place of the stream."""
+        shards = self.index.shards("train")
+        if unknown := [shard.name for shard in shards if not shard.characters]:
+            raise ValueError(
+                f"the index of {self.root} does not say how long the reports of {unknown[0]} are; make the corpus again, or set "
+                "data.length_window=0"
+            )
+        return np.concatenate([np.asarray(shards[number].characters, dtype=np.int64) for number in order.shards])
 
     def _train_stream(self, epoch: int, done: int) -> BatchStream:
         order = self._train_order(epoch)
         cache = self._cache if self._cache_samples else None
-        return self._stream("train", order, self._train_batches(order)[done:], references=False, cache=cache)
+        return self._stream("train", order, self._train_batches(order, epoch)[done:], references=False, cache=cache)
 
     def _eval_loader(self, split: EvalSplit) -> FixedLoader:
         order = fixed_order(self._counts(split), self._limits[split])

@@ -56,6 +56,30 @@ def shuffled_order(counts: Sequence[int], *, seed: int, epoch: int, buffer: int,
     return EpochOrder(shards=tuple(int(s) for s in shards), starts=starts, places=places[np.argsort(moved, kind="stable")])
 
 
+def group_by_length(places: Places, lengths: Places, *, batch: int, window: int, seed: int, epoch: int) -> Places:
+    """Rearrange an order so that the studies of a global batch are of like length: less padding, the same studies.
+
+    Within each window of global batches the studies are sorted by length, cut into batches, and the batches shuffled, and the
+    studies in each. What does not fill a global batch is left out before sorting, so that it is not always the longest.
+
+    Args:
+        places: The order of the epoch.
+        lengths: Length of the study at each place of the stream.
+        batch: Studies of all ranks in one step.
+        window: Global batches that are sorted together; bounds the samples that a reader has to hold.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+    """
+    rng = np.random.default_rng([seed, epoch, 1])  # 1: another stream than that of shuffled_order
+    rows = places[: len(places) // batch * batch].reshape(-1, batch)
+    grouped = []
+    for first in range(0, len(rows), window):
+        inside = rows[first : first + window].ravel()
+        by_length = inside[np.argsort(lengths[inside], kind="stable")].reshape(-1, batch)
+        grouped.append(rng.permuted(rng.permutation(by_length), axis=1))
+    return np.concatenate(grouped).ravel() if grouped else rows.ravel()
+
+
 def train_batches(places: Places, *, batch_size: int, rank: int, world_size: int) -> list[Places]:
     """Divide the visited places into this rank's batches; what does not fill a global batch is left out.
 

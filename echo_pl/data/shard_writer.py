@@ -132,15 +132,23 @@ def _write_split(
     while (first := next(remaining, None)) is not None:
         path = folder / f"{split}-{len(shards):06d}.tar"
         # a file object, as webdataset's own opening is what WDS_SECURE forbids; mtime fixed: equal corpora, equal bytes
-        samples = 0
+        characters: list[int] = []
         with path.open("wb") as file, TarWriter(file, mtime=0) as writer:
             for study in chain([first], islice(remaining, shard_size - 1)):
                 writer.write(encode_study(study))
-                samples += 1
+                characters.append(len(study.normalized.findings) + len(study.normalized.impression))
                 if on_study is not None:
                     on_study(study)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        shards.append(Shard(name=path.name, samples=samples, bytes=path.stat().st_size, sha256=digest))
+        shards.append(
+            Shard(
+                name=path.name,
+                samples=len(characters),
+                bytes=path.stat().st_size,
+                sha256=digest,
+                characters=tuple(characters),
+            )
+        )
     written = sum(shard.samples for shard in shards)
     if written != count:
         raise ValueError(f"split {split} yielded {written} studies, {count} were announced")

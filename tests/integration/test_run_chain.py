@@ -105,6 +105,21 @@ def test_a_stage_without_the_one_before_it_names_the_command(data_root, tmp_path
         start_run(data_root, tmp_path, "stage=rad", "start=nowhere.ckpt", *QUIET)
 
 
+@pytest.mark.parametrize(
+    ("stage", "start", "asked", "message"),
+    [
+        ("dcd", "pretrain", (), r"is a checkpoint of stage 'pretrain', needed is one of 'rad'"),
+        ("rad", "warmup", (), r"is a checkpoint of stage 'warmup', needed is one of 'pretrain' or 'rad'"),
+        ("dcd", "rad", ("block_size=4",), r"was trained with block_size 8, asked for is 4"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(data_root, tmp_path, chain, stage, start, asked, message):
+    with pytest.raises(ValueError, match=message):
+        start_run(data_root, tmp_path / "outputs", f"stage={stage}", f"start={chain[start].checkpoint}", *asked)
+    assert not (tmp_path / "outputs" / "runs").exists()
+    assert not list(tmp_path.rglob("*.db"))
+
+
 def test_a_run_that_was_cut_off_goes_on_where_it_was(data_root, tmp_path):
     """Four steps, or a power cut in the third and the rest: the same weights bit by bit, in the same folder."""
     own = ["stage=pretrain", "start=null", "mlflow=null", "callbacks=none"]

@@ -7,6 +7,7 @@ value, some hundred roundings of 6e-8.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from models import SPECIAL, exact_norms, make_batch, small_vlm, stock_network
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from echo_pl.backbone import attention, split_attention
+from echo_pl.backbone import attention, part_kernels
 from echo_pl.backbone.attention import NAME, AttentionCall, echo_attention
 from echo_pl.backbone.split_attention import merged_attention
 from echo_pl.backbone.vlm import VLM
@@ -204,25 +205,119 @@ def test_bf16_on_a_cpu_is_computed_in_float32():
     assert torch.equal(out, precise.bfloat16())
 
 
-def test_merged_attention_has_the_gradients_of_its_definition():
+def two_parts(dtype: torch.dtype = torch.float64) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Queries, two parts of keys and values; the mask over the first part (padding) and over the second."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
 
-    q, k1, v1, k2, v2 = random(2, 2, 3, 8), *(random(2, 2, n, 8) for n in (5, 5, 4, 4))
+    tensors = (random(2, 2, 3, 8), *(random(2, 2, n, 8) for n in (5, 5, 4, 4)))
     padding = torch.tensor([[True] * 5, [True, True, True, False, False]])[:, None, None]
     mask = torch.rand(2, 1, 3, 4, generator=generator) < 0.6
     mask[..., 0] = True
+    return tensors, padding, mask
+
+
+@pytest.mark.parametrize("kernel", [part_kernels.CpuKernel(), part_kernels.PLAIN], ids=["cpu", "plain"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_merged_attention_has_the_gradients_of_its_definition(monkeypatch, kernel, padded):
+    monkeypatch.setitem(part_kernels.KERNELS, "cpu", kernel)
+    tensors, padding, mask = two_parts()
 
     def merged(*tensors: Tensor) -> Tensor:
         q, k1, v1, k2, v2 = tensors
-        return merged_attention(q, (k1, v1, padding), (k2, v2, mask), 0.3)
+        return merged_attention(q, (k1, v1, padding if padded else None), (k2, v2, mask), 0.3)
 
-    whole = torch.cat([padding.expand(-1, -1, 3, -1), mask], -1)
+    q, k1, v1, k2, v2 = tensors
+    first = padding.expand(-1, -1, 3, -1) if padded else torch.ones(2, 1, 3, 5, dtype=torch.bool)
+    whole = torch.cat([first, mask], -1)
     scores = (q @ torch.cat([k1, k2], 2).transpose(2, 3) * 0.3).masked_fill(~whole, -torch.inf)
-    assert_close(merged(q, k1, v1, k2, v2), scores.softmax(-1) @ torch.cat([v1, v2], 2))
-    assert torch.autograd.gradcheck(merged, (q, k1, v1, k2, v2))
+    assert_close(merged(*tensors), scores.softmax(-1) @ torch.cat([v1, v2], 2))
+    assert torch.autograd.gradcheck(merged, tensors)
+
+
+class EfficientOnCpu:
+    """What the CUDA ops do, as far as their callers can tell: log-sum-exps in rows of 32, biases in aligned rows."""
+
+    def __init__(self) -> None:
+        self.plain = part_kernels.PlainKernel()
+
+    def check_bias(self, bias: Tensor | None, q: Tensor, k: Tensor) -> None:
+        if bias is not None:
+            assert bias.shape == (*q.shape[:3], k.shape[2])
+            assert all(stride % 16 == 0 for stride in bias.stride()[:3])
+
+    def forward(self, q, k, v, bias, with_lse, dropout, causal, *, scale):
+        assert (with_lse, dropout, causal) == (True, 0.0, False)
+        self.check_bias(bias, q, k)
+        out, lse = self.plain.forward(q, k, v, bias, scale)
+        rows = torch.full((*lse.shape[:2], -(-lse.shape[2] // 32) * 32), torch.inf, dtype=lse.dtype)
+        rows[..., : lse.shape[2]] = lse
+        return out, rows, torch.zeros(()), torch.zeros(())
+
+    def backward(self, grad, q, k, v, bias, out, lse, seed, offset, dropout, wanted, causal, *, scale):
+        assert (dropout, wanted, causal) == (0.0, [True, True, True, False], False)
+        assert lse.shape[2] % 32 == 0
+        assert bool(lse[..., q.shape[2] :].isinf().all())
+        self.check_bias(bias, q, k)
+        return *self.plain.backward(grad, q, k, v, bias, out, lse[..., : q.shape[2]], scale), None
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_cuda_kernel_is_called_as_it_wants_and_merges_to_the_same(monkeypatch, padded):
+    tensors, padding, mask = two_parts(torch.float32)
+
+    def gradients() -> list[Tensor]:
+        q, k1, v1, k2, v2 = tensors
+        out = merged_attention(q, (k1, v1, padding if padded else None), (k2, v2, mask), 0.3)
+        return [out, *torch.autograd.grad(out.square().sum(), tensors)]
+
+    expected = gradients()
+    stand_in = EfficientOnCpu()
+    ops = SimpleNamespace(
+        _scaled_dot_product_efficient_attention=stand_in.forward,
+        _scaled_dot_product_efficient_attention_backward=stand_in.backward,
+    )
+    monkeypatch.setattr(part_kernels.torch.ops, "aten", ops)
+    monkeypatch.setitem(part_kernels.KERNELS, "cpu", part_kernels.CudaKernel())
+    for got, wanted in zip(gradients(), expected, strict=True):
+        assert_close(got, wanted)
+
+
+def test_torch_has_the_ops_that_the_cuda_kernel_calls(monkeypatch):
+    """Their own shape functions, on the meta device, take our arguments; the stand-in above pads as they do."""
+    monkeypatch.setitem(part_kernels.KERNELS, "meta", part_kernels.CudaKernel())
+    tensors, padding, mask = two_parts(torch.bfloat16)
+    tensors = tuple(tensor.detach().to("meta").requires_grad_() for tensor in tensors)
+    q, k1, v1, k2, v2 = tensors
+    out = merged_attention(q, (k1, v1, padding.to("meta")), (k2, v2, mask.to("meta")), 0.3)
+    assert (out.shape, out.dtype) == (q.shape, q.dtype)
+    gradients = torch.autograd.grad(out.sum(), tensors)
+    assert [g.shape for g in gradients] == [t.shape for t in tensors]
+    lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k1, v1, None, True)[1]
+    assert lse.shape[2] == part_kernels.CudaKernel.LSE_MULTIPLE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_split_on_a_gpu_is_split_on_a_cpu(dtype):
+    tensors, padding, mask = two_parts(torch.float32)
+
+    def gradients(device: str, dtype: torch.dtype) -> list[Tensor]:
+        q, k1, v1, k2, v2 = moved = [tensor.detach().to(device, dtype).requires_grad_() for tensor in tensors]
+        out = merged_attention(q, (k1, v1, padding.to(device)), (k2, v2, mask.to(device)), 0.3)
+        return [result.float().cpu() for result in (out, *torch.autograd.grad(out.float().square().sum(), moved))]
+
+    tolerance = 1e-4 if dtype == torch.float32 else 5e-2  # bf16 keeps 8 bits
+    for got, wanted in zip(gradients("cuda", dtype), gradients("cpu", torch.float32), strict=True):
+        assert_close(got, wanted, atol=tolerance, rtol=tolerance)
+
+
+def test_devices_and_dtypes_without_a_fused_kernel_get_the_plain_one():
+    assert isinstance(part_kernels.kernel_for(torch.empty(1)), part_kernels.CpuKernel)
+    assert isinstance(part_kernels.kernel_for(torch.empty(1, dtype=torch.float64)), part_kernels.CpuKernel)
+    assert part_kernels.kernel_for(torch.empty(1, device="meta")) is part_kernels.PLAIN
 
 
 def test_backends_refuse_what_they_cannot_do():
@@ -241,33 +336,6 @@ def test_only_the_text_layers_use_our_entry(vlm):
     config = vlm.network.config
     assert config.text_config._attn_implementation == NAME
     assert config.vision_config._attn_implementation == "sdpa"
-
-
-def test_off_the_cpu_split_is_one_masked_call_and_says_so_once():
-    """The meta device stands for any that is not the CPU."""
-    split_attention._warn_of_one_call.cache_clear()
-    q, k, v = (tensor.to("meta") for tensor in random_qkv(8, 20))
-    part = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-    mask = torch.ones(2, 1, 8, 20, dtype=torch.bool, device="meta")
-    with pytest.warns(UserWarning, match="'split' splits on a CPU only; on meta it is one call") as caught:
-        shapes = {merged_attention(q, (*part, None), (*part, mask), 0.25).shape for _ in range(2)}
-    assert shapes == {(2, 4, 8, 16)}
-    assert len(caught) == 1
-    split_attention._warn_of_one_call.cache_clear()
-
-
-def test_the_one_masked_call_is_what_split_merges():
-    view = long_rule().split
-    q, k, v = random_qkv(332, 332)
-    k, v, P = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), view.context_width
-    parts = (
-        (k[:, :, :P], v[:, :, :P], view.response_to_context_BK[:, None, None]),
-        (k[:, :, P:], v[:, :, P:], view.response_BQK[:, None]),
-    )
-    unmasked = ((*parts[0][:2], None), parts[1])
-    for first, second in (parts, unmasked):
-        merged = merged_attention(q[:, :, P:], first, second, 0.25)
-        assert_close(split_attention._one_call(q[:, :, P:], first, second, 0.25), merged)
 
 
 def test_flex_is_eager_on_a_cpu_and_compiled_elsewhere(monkeypatch):

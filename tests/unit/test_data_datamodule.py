@@ -67,18 +67,23 @@ def test_epochs_differ_and_are_reproducible(root):
     assert keys(module(root, seed=2).train_dataloader()) != first
 
 
+WINDOWS = pytest.mark.parametrize("window", [0, 3], ids=["as_they_come", "grouped_by_length"])
+
+
+@WINDOWS
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(root, workers):
-    alone, helped = module(root).train_dataloader(), module(root, num_workers=workers).train_dataloader()
+def test_workers_change_nothing(root, workers, window):
+    alone, helped = (module(root, length_window=window, num_workers=n).train_dataloader() for n in (0, workers))
     for one, other in zip(alone, helped, strict=True):
         assert same(one, other)
     assert keys(module(root, num_workers=workers, limit_val=5).val_dataloader()) == keys(module(root, limit_val=5).val_dataloader())
 
 
+@WINDOWS
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_two_ranks_share_the_batches_of_one(root, epoch):
+def test_two_ranks_share_the_batches_of_one(root, epoch, window):
     def epoch_keys(**options):
-        loader = module(root, **options).train_dataloader()
+        loader = module(root, length_window=window, **options).train_dataloader()
         return [keys(loader) for _ in range(epoch + 1)][epoch]
 
     whole = epoch_keys()
@@ -86,22 +91,47 @@ def test_two_ranks_share_the_batches_of_one(root, epoch):
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
+@WINDOWS
 @pytest.mark.parametrize(("done", "workers"), [(0, 0), (3, 0), (7, 0), (10, 0), (10, 2)])
-def test_resume_is_exact(root, workers, done):
-    loader = module(root, num_workers=workers).train_dataloader()
+def test_resume_is_exact(root, workers, done, window):
+    def make_loader():
+        return module(root, num_workers=workers, length_window=window).train_dataloader()
+
+    loader = make_loader()
     expected = [*keys(loader), *keys(loader), *keys(loader)]
     per_epoch = len(loader)
 
-    interrupted = module(root, num_workers=workers).train_dataloader()
+    interrupted = make_loader()
     epochs, part = divmod(done, per_epoch)
     for _ in range(epochs):
         list(interrupted)
     list(islice(interrupted, part))
-    resumed = module(root, num_workers=workers).train_dataloader()
+    resumed = make_loader()
     resumed.load_state_dict(json.loads(json.dumps(interrupted.state_dict())))
     rest = [key for _ in range(2) for key in keys(resumed)]
     assert rest == expected[done : done + len(rest)]
     assert len(rest) == 2 * per_epoch - done % per_epoch
+
+
+def test_grouping_by_length_pads_less_and_reads_the_same_studies(root):
+    plain, grouped = (list(module(root, length_window=window).train_dataloader()) for window in (0, 7))
+    assert {key for batch in grouped for key in batch.keys} == {key for batch in plain for key in batch.keys}
+
+    def padding(batches: list[Batch]) -> int:
+        return sum(batch.response_ids_BR.numel() - int(batch.response_lengths_B.sum()) for batch in batches)
+
+    assert padding(grouped) < 0.7 * padding(plain)
+
+
+def test_grouping_by_length_needs_the_lengths(root, tmp_path):
+    folder = shutil.copytree(root, tmp_path / "old")
+    record = json.loads((folder / "index.json").read_text())
+    for shard in record["splits"]["train"]:
+        del shard["characters"]
+    (folder / "index.json").write_text(json.dumps(record))
+    assert len(list(module(folder).train_dataloader())) == 7
+    with pytest.raises(ValueError, match=r"does not say how long the reports of train-000000.tar are; .*length_window=0"):
+        module(folder, length_window=3).train_dataloader()
 
 
 def test_resume_does_not_decode_what_it_skips(root, monkeypatch):
@@ -295,6 +325,7 @@ def test_a_missing_corpus_says_how_to_make_it(tmp_path):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"length_window": -1}, "length_window must be at least 0, got -1"),
         ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
         ({"limit_val": 0}, "limit_val must be at least 1, got 0"),
         ({"on_bad_sample": "ignore"}, "on_bad_sample must be"),

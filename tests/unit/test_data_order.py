@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from echo_pl.data.order import eval_batches, fixed_order, shuffled_order, train_batches
+from echo_pl.data.order import eval_batches, fixed_order, group_by_length, shuffled_order, train_batches
 
 COUNTS = [30, 30, 30, 7]
 
@@ -65,3 +65,37 @@ def test_evaluation_leaves_nothing_out(count, batch_size, world_size):
 def test_fewer_studies_than_ranks():
     with pytest.raises(ValueError, match="3 studies cannot be shared out to 4 ranks"):
         eval_batches(fixed_order([3]).places, batch_size=2, rank=0, world_size=4)
+
+
+def grouped(places: np.ndarray, lengths: np.ndarray, window: int, epoch: int = 0) -> np.ndarray:
+    return group_by_length(places, lengths, batch=4, window=window, seed=0, epoch=epoch)
+
+
+def test_grouping_by_length_keeps_every_study_in_its_window():
+    lengths = np.random.default_rng(5).integers(40, 90, size=97)
+    places = shuffled_order(COUNTS, seed=0, epoch=0, buffer=50).places
+    result = grouped(places, lengths, window=6)
+    assert len(result) == 96  # whole batches only
+    for first in range(0, 96, 24):
+        assert sorted(result[first : first + 24]) == sorted(places[first : first + 24])
+
+
+def test_grouped_batches_are_runs_of_the_sorted_window_in_shuffled_order():
+    lengths = np.random.default_rng(5).permutation(97)
+    result = grouped(fixed_order(COUNTS).places, lengths, window=100)
+    batches = lengths[result].reshape(-1, 4)
+    runs = np.sort(lengths[:96]).reshape(-1, 4)
+    assert sorted(map(tuple, np.sort(batches, axis=1))) == list(map(tuple, runs))
+    assert not np.array_equal(np.sort(batches, axis=1), runs)  # not from the shortest to the longest
+    assert not np.array_equal(np.sort(batches, axis=1), batches)  # nor within a batch, where ranks take their parts
+
+
+def test_grouping_is_deterministic_by_epoch():
+    lengths = np.random.default_rng(5).integers(40, 90, size=97)
+    places = fixed_order(COUNTS).places
+    assert np.array_equal(grouped(places, lengths, 6), grouped(places, lengths, 6))
+    assert not np.array_equal(grouped(places, lengths, 6), grouped(places, lengths, 6, epoch=1))
+
+
+def test_grouping_fewer_studies_than_a_batch_is_nothing():
+    assert len(grouped(np.arange(3), np.ones(3), window=2)) == 0
