@@ -1,8 +1,8 @@
 """Attention behind one entry: the transformers layers call ``echo_attention``, which takes a rule instead of a mask tensor.
 
 Backends, all of the same result: ``sdpa`` (dense mask, the reference), ``split`` (context and response apart, for training on a
-CPU or a GPU without FlexAttention), ``flex`` (FlexAttention: compiled on a GPU; on a CPU eager and forward only). Knows the rule's views;
-nothing of noise, stages or decoding.
+CPU or a GPU without FlexAttention), ``flex`` (FlexAttention: compiled on a GPU; on a CPU eager and forward only). Knows the
+rule's views; nothing of noise, stages or decoding.
 
 Shapes: B batch, H query heads, G query heads per key head, Q/K positions, D head size, P context.
 """
