@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="with --data nih: the folder with images/ and manifest.jsonl")
     parser.add_argument("--out", type=Path, help="where to write (default outputs/demo or outputs/demo-real)")
     parser.add_argument("--data-root", type=Path, default=Path("outputs/data"), help="where corpora are kept")
-    parser.add_argument("--studies", type=int, default=320, help="held-out studies to evaluate (default 320)")
+    parser.add_argument("--studies", type=int, default=304, help="held-out studies to evaluate (default 304)")
     parser.add_argument("--trajectories", type=int, default=2400, help="training studies the teacher decodes")
     parser.add_argument("overrides", nargs="*", help="configuration for every stage, as for echo-pl: block_size=4 ...")
     args = parser.parse_args()
