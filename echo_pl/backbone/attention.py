@@ -29,13 +29,25 @@ NAME = "echo_pl"
 """Under this name the function stands in transformers' registry."""
 
 
+@dataclass(frozen=True)
+class QueryGroup:
+    """Some neighbouring queries of a decode step; each sees the first ``keys`` of the cached keys, padding excepted."""
+
+    queries: int
+    keys: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionCall:
     """What travels through the transformers layers in the place of an attention mask."""
 
-    rule: AttentionRule | None
-    """None: every query sees every key."""
+    rule: AttentionRule | None = None
+    """Of a whole sequence or a prefill. None, and no groups: every query sees every key."""
     backend: AttentionBackend = "sdpa"
+    groups: tuple[QueryGroup, ...] = ()
+    """Of a decode step, in the place of a rule: what the rule comes to when the keys are a cache."""
+    padding: Tensor | None = None
+    """With ``groups``: (B, 1, 1, S), -inf at the cache's padding slots."""
 
     def __post_init__(self) -> None:
         if self.backend not in get_args(AttentionBackend):
@@ -81,8 +93,39 @@ def echo_attention(
     common = torch.float32 if dtype == torch.bfloat16 and value.device.type == "cpu" else dtype
     query, key, value = query.to(common), key.to(common), value.to(common)
     with torch.autocast(query.device.type, enabled=False):
+        if attention_mask.groups:
+            return attend_groups(query, key, value, attention_mask.groups, attention_mask.padding, scale).to(dtype), None
         out = _BACKENDS[attention_mask.backend](query, key, value, attention_mask.rule, scale, dropout)
     return out.transpose(1, 2).to(dtype), None
+
+
+def attend_groups(q: Tensor, k: Tensor, v: Tensor, groups: tuple[QueryGroup, ...], padding: Tensor | None, scale: float) -> Tensor:
+    """Attention of a decode step: every group of queries over its own prefix of the cached keys, so that no mask is needed.
+
+    Args:
+        q: (B, H, Q, D), any strides.
+        k: (B, H / G, K, D).
+        v: (B, H / G, K, D).
+        groups: whose queries add up to Q.
+        padding: (B, 1, 1, S) with S >= K, added to the scores; None when no slot is padding.
+        scale: factor on the scores.
+
+    Returns:
+        (B, Q, H, D).
+    """
+    B, H, Q, D = q.shape
+    Hk = k.shape[1]
+    # The heads that share a key head stand side by side as queries, instead of copies of the keys.
+    folded = q.reshape(B, Hk, H // Hk, Q, D)
+    parts, start = [], 0
+    for group in groups:
+        part = folded[:, :, :, start : start + group.queries].reshape(B, Hk, -1, D)
+        bias = None if padding is None else padding[..., : group.keys].to(q.dtype)
+        out = F.scaled_dot_product_attention(part, k[:, :, : group.keys], v[:, :, : group.keys], attn_mask=bias, scale=scale)
+        parts.append(out.view(B, H, group.queries, D))
+        start += group.queries
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return whole.transpose(1, 2)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule | None, scale: float, dropout: float) -> Tensor:

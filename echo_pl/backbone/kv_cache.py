@@ -2,7 +2,7 @@
 
 One forward writes the keys and values of its queries behind the ``length`` tokens that count, and reads all of them as views: no
 concatenation. What is then kept is a matter of moving ``length``: a denoising step keeps nothing, a fused step keeps its first L
-tokens, a KV write all. All samples share the slots; shorter contexts have padding slots, which the coordinates tell.
+tokens, a KV write all. All samples share the slots; shorter contexts have padding slots, which ``padding`` hides.
 
 Has the one method of a transformers cache that the attention layers call (``update``). Knows nothing of samplers.
 
@@ -14,71 +14,82 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from echo_pl.diffusion.block_mask import TokenCoords
-
 
 class BlockKVCache:
-    """Keys and values of all layers, and the coordinates of the tokens they belong to."""
+    """Keys and values of all layers."""
 
-    def __init__(self, layers: int, batch_size: int, capacity: int, device: torch.device) -> None:
-        """Reserve nothing yet: buffers take head count and dtype from the first forward.
+    def __init__(self, layers: int, batch_size: int, capacity: int) -> None:
+        """Reserve nothing yet: buffers take head count, dtype and device from the first forward.
 
         Args:
             layers: number of attention layers.
             batch_size: B.
-            capacity: most tokens a sample may ever have here, those of a running step included.
-            device: where the coordinates live.
+            capacity: S, the most tokens a sample may ever have here, those of a running step included.
         """
         self.capacity = capacity
         self.length = 0
         self.batch_size = batch_size
+        self.padding: Tensor | None = None
+        """(B, 1, 1, S) to add to scores: -inf at padding slots, 0 elsewhere. None: there are none."""
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
-        self._coords = TokenCoords(
-            copy_BT=torch.zeros(batch_size, capacity, dtype=torch.long, device=device),
-            block_BT=torch.zeros(batch_size, capacity, dtype=torch.long, device=device),
-            index_BT=torch.zeros(batch_size, capacity, dtype=torch.long, device=device),
-        )
 
-    def place(self, coords: TokenCoords) -> TokenCoords:
-        """Announce the tokens of the next forward and return the coordinates of all keys it will see, as views.
+    def hide_padding(self, lengths_B: Tensor, width: int, dtype: torch.dtype) -> None:
+        """Say that of the first ``width`` slots each sample fills only its first ``lengths``."""
+        if bool((lengths_B == width).all()):
+            return
+        slot_S = torch.arange(self.capacity, device=lengths_B.device)
+        hidden_BS = (slot_S >= lengths_B[:, None]) & (slot_S < width)
+        padding_BS = torch.zeros(hidden_BS.shape, dtype=dtype, device=lengths_B.device).masked_fill_(hidden_BS, -torch.inf)
+        self.padding = padding_BS[:, None, None]
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Write one layer's keys and values (B, H, Q, D) behind the kept ones; return all of them as views.
 
         Raises:
             ValueError: the cache is full.
         """
-        stop = self.length + len(coords)
-        if stop > self.capacity:
-            raise ValueError(
-                f"KV cache is full: {self.length} tokens and {len(coords)} more exceed its capacity of {self.capacity}"
-            )
-        self._coords.copy_BT[:, self.length : stop] = coords.copy_BT
-        self._coords.block_BT[:, self.length : stop] = coords.block_BT
-        self._coords.index_BT[:, self.length : stop] = coords.index_BT
-        return self._coords.slice(0, stop)
-
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Write one layer's keys and values (B, H, Q, D) behind the kept ones; return all of them as views."""
         keys, values = self._keys[layer], self._values[layer]
         if keys is None or values is None:
             shape = (key.shape[0], key.shape[1], self.capacity, key.shape[3])
             keys = self._keys[layer] = torch.empty(shape, dtype=key.dtype, device=key.device)
             values = self._values[layer] = torch.empty(shape, dtype=value.dtype, device=value.device)
-        stop = self.length + key.shape[2]
-        keys[:, :, self.length : stop] = key
-        values[:, :, self.length : stop] = value
-        return keys[:, :, :stop], values[:, :, :stop]
+        B, stop = self.batch_size, self.length + key.shape[2]
+        if stop > self.capacity:
+            raise ValueError(
+                f"KV cache is full: {self.length} tokens and {key.shape[2]} more exceed its capacity of {self.capacity}"
+            )
+        keys[:B, :, self.length : stop] = key
+        values[:B, :, self.length : stop] = value
+        return keys[:B, :, :stop], values[:B, :, :stop]
 
     def keep(self, tokens: int) -> None:
         """Let the first ``tokens`` of the last forward count."""
         self.length += tokens
 
     def keep_rows(self, rows_A: Tensor) -> None:
-        """Go on with these samples only (int64 row numbers, ascending)."""
+        """Go on with these samples only, in this order; :func:`filled_from_the_end` gives the order that moves the fewest.
+
+        Moves kept tokens within the buffers and allocates none. A sample may only move to a smaller row number.
+        """
+        moves = [(new, old) for new, old in enumerate(rows_A.tolist()) if new != old]
+        for buffer in (*self._keys, *self._values):
+            if buffer is not None:
+                for new, old in moves:
+                    buffer[new, :, : self.length] = buffer[old, :, : self.length]
+        if self.padding is not None:
+            self.padding = self.padding[rows_A]
         self.batch_size = len(rows_A)
-        self._keys = [None if k is None else k[rows_A] for k in self._keys]
-        self._values = [None if v is None else v[rows_A] for v in self._values]
-        self._coords = TokenCoords(
-            copy_BT=self._coords.copy_BT[rows_A],
-            block_BT=self._coords.block_BT[rows_A],
-            index_BT=self._coords.index_BT[rows_A],
-        )
+
+
+def filled_from_the_end(active_B: Tensor) -> Tensor:
+    """Row numbers of the active samples, with the last of them in the places of those that are not: int64 (A,).
+
+    >>> filled_from_the_end(torch.tensor([True, False, True, False, True])).tolist()
+    [0, 4, 2]
+    """
+    rows = active_B.nonzero()[:, 0]
+    order = torch.arange(len(rows), device=rows.device)
+    holes = ~active_B[: len(rows)]
+    order[holes] = rows[len(rows) - int(holes.sum()) :].flip(0)
+    return order

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone import attention
-from echo_pl.backbone.attention import AttentionBackend, AttentionCall
+from echo_pl.backbone.attention import AttentionBackend, AttentionCall, QueryGroup
 from echo_pl.backbone.kv_cache import BlockKVCache
+from echo_pl.backbone.text_decoder import TextDecoder
 from echo_pl.diffusion.block_mask import AttentionRule
 from echo_pl.diffusion.sequence import TrainingSequence
 from echo_pl.structs import SpecialTokens
@@ -54,6 +55,7 @@ class VLM(nn.Module):
         self.network = network
         self.special = special
         self.train_attention = train_attention
+        self._text_decoder: TextDecoder | None = None
 
     @property
     def layers(self) -> int:
@@ -64,6 +66,11 @@ class VLM(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.network.model.language_model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.network.model.language_model.embed_tokens.weight.dtype
 
     @property
     def width(self) -> int:
@@ -111,7 +118,7 @@ class VLM(nn.Module):
         self,
         input_ids_BQ: Tensor,
         positions_3BQ: Tensor,
-        rule: AttentionRule | None,
+        rule: AttentionRule | tuple[QueryGroup, ...] | None,
         *,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
@@ -123,7 +130,7 @@ class VLM(nn.Module):
         Args:
             input_ids_BQ: token ids, image placeholders included.
             positions_3BQ: M-RoPE positions.
-            rule: who sees whom among these queries and all keys, cached ones first; None: everyone sees everyone.
+            rule: who sees whom among these queries (and, at a decode step, how much of the cache); None: everyone sees everyone.
             pixel_values: patches, as in :class:`echo_pl.structs.Batch`; None when no placeholder is among the ids.
             image_grid_thw: (images, 3).
             cache: written and read in place.
@@ -140,7 +147,10 @@ class VLM(nn.Module):
             if int(image_BQ1.sum()) != len(features):
                 raise ValueError(f"{int(image_BQ1.sum())} image placeholders for {len(features)} image tokens in a batch")
             embeds_BQE = embeds_BQE.masked_scatter(image_BQ1, features.to(embeds_BQE.dtype))
-        call = AttentionCall(rule=rule, backend=self.train_attention if cache is None else "sdpa")
+        if isinstance(rule, tuple):
+            call = AttentionCall(groups=rule, padding=None if cache is None else cache.padding)
+        else:
+            call = AttentionCall(rule=rule, backend=self.train_attention if cache is None else "sdpa")
         hidden_BQE = language_model(
             inputs_embeds=embeds_BQE,
             position_ids=positions_3BQ,
@@ -153,3 +163,43 @@ class VLM(nn.Module):
         elif select is not None:
             hidden_BQE = hidden_BQE[:, hidden_BQE.shape[1] - select :]
         return self.network.lm_head(hidden_BQE)
+
+    def decode_step(
+        self, ids_BQ: Tensor, first_B: Tensor, groups: tuple[QueryGroup, ...], cache: BlockKVCache, select: int
+    ) -> Tensor:
+        """One forward behind a prefilled cache: text only, positions one after the other.
+
+        A frozen, dense model goes through :class:`echo_pl.backbone.text_decoder.TextDecoder`, one in training or in shards
+        through the stock class; they compute the same.
+
+        Args:
+            ids_BQ: token ids.
+            first_B: position of each sample's first query.
+            groups: how much of the cache which queries see.
+            cache: written and read in place.
+            select: how many of the last queries' logits are wanted.
+
+        Returns:
+            (B, select, V).
+        """
+        Q = ids_BQ.shape[1]
+        decoder = self.text_decoder()
+        if decoder is not None:
+            hidden_BQE = decoder(ids_BQ, first_B, cache, groups)
+            return self.network.lm_head(hidden_BQE[:, Q - select :])
+        positions_BQ = first_B[:, None] + torch.arange(Q, device=ids_BQ.device)
+        return self(ids_BQ, positions_BQ.expand(3, -1, -1), groups, cache=cache, select=select)
+
+    def text_decoder(self) -> TextDecoder | None:
+        """The language model in one piece, made at the first call; None where it must stay the stock class.
+
+        That is: in training (its parameters may be sharded, and hooks must run), and under autocast, whose casts are the stock
+        class's.
+        """
+        # Asked at every step, so the embedding speaks for all weights; TextDecoder looks at each of them once.
+        embedding = self.network.model.language_model.embed_tokens.weight
+        if embedding.requires_grad or torch.is_autocast_enabled(embedding.device.type):
+            return None
+        if self._text_decoder is None or not self._text_decoder.fits:
+            self._text_decoder = TextDecoder(self.network.model.language_model)
+        return self._text_decoder

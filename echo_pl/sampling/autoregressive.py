@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from echo_pl.backbone.kv_cache import BlockKVCache
+from echo_pl.backbone.attention import QueryGroup
+from echo_pl.backbone.kv_cache import BlockKVCache, filled_from_the_end
 from echo_pl.backbone.vlm import VLM
-from echo_pl.diffusion.block_mask import CLEAN, AttentionRule, context_coords, response_coords
+from echo_pl.diffusion.block_mask import AttentionRule, context_coords
 from echo_pl.sampling.config import LoopStop, TokenChoice
 from echo_pl.sampling.forwards import NfeCounter
 from echo_pl.sampling.remasking import predict
@@ -75,7 +76,7 @@ class _Decode:
         self.device = batch.context_ids_BP.device
         self.counter = NfeCounter(B)
         self.rows_A = torch.arange(B)
-        self.cache = BlockKVCache(sampler.vlm.layers, B, P + sampler.max_response_tokens, self.device)
+        self.cache = BlockKVCache(sampler.vlm.layers, B, P + sampler.max_response_tokens)
         self.tokens_BR = torch.zeros(B, sampler.max_response_tokens, dtype=torch.long)
         self.lengths_B = torch.zeros(B, dtype=torch.long)
         self.stopped_B = torch.zeros(B, dtype=torch.bool)
@@ -89,18 +90,18 @@ class _Decode:
         P = ids_BP.shape[1]
         positions, self.behind_A = self.s.vlm.context_positions(ids_BP, lengths_B, batch.image_grid_thw)
         coords = context_coords(lengths_B, P, 1)
-        self._padded = coords.copy_BT.shape[0] > 1
         last_BP = torch.arange(P, device=self.device)[None] == lengths_B[:, None] - 1
         logits_BV = self.s.vlm(
             ids_BP,
             positions,
-            AttentionRule(query=coords, key=self.cache.place(coords)),
+            AttentionRule(query=coords, key=coords),
             pixel_values=batch.pixel_values,
             image_grid_thw=batch.image_grid_thw,
             cache=self.cache,
             select=last_BP,
         )
         self.cache.keep(P)
+        self.cache.hide_padding(lengths_B, P, self.s.vlm.dtype)
         return logits_BV
 
     def run(self, logits_AV: Tensor, recorder: Recorder | None) -> None:
@@ -123,8 +124,8 @@ class _Decode:
             if place + 1 == self.s.max_response_tokens or not bool(going_A.any()):
                 return
             if not bool(going_A.all()):
-                going = going_A.nonzero()[:, 0].to(self.device)
-                self.rows_A, self.behind_A = self.rows_A[going_A], self.behind_A[going]
+                going = filled_from_the_end(going_A).to(self.device)
+                self.rows_A, self.behind_A = self.rows_A[going.cpu()], self.behind_A[going]
                 self.cache.keep_rows(going)
                 token_A1, history_AR = token_A1[going], history_AR[going]
             logits_AV = self._step(token_A1, place)
@@ -146,11 +147,7 @@ class _Decode:
     def _step(self, token_A1: Tensor, place: int) -> Tensor:
         """One forward of one token per active sample; logits (A, V)."""
         self.counter.count(self.rows_A)
-        coords = response_coords(CLEAN, place, 1, 1, self.device)
-        key = self.cache.place(coords)
-        # Behind unpadded contexts a new token sees every key: no mask.
-        rule = AttentionRule(query=coords, key=key) if self._padded else None
-        positions = (self.behind_A + place)[None, :, None].expand(3, -1, -1)
-        logits_A1V = self.s.vlm(token_A1, positions, rule, cache=self.cache, select=1)
+        groups = (QueryGroup(1, self.cache.length + 1),)
+        logits_A1V = self.s.vlm.decode_step(token_A1, self.behind_A + place, groups, self.cache, select=1)
         self.cache.keep(1)
         return logits_A1V[:, 0]

@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from echo_pl.backbone.attention import QueryGroup
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import (
     CLEAN,
     FIRST_NOISY,
     AttentionRule,
-    TokenCoords,
     concatenate,
     context_coords,
     response_coords,
@@ -55,10 +55,9 @@ class CachedBlocks:
         self.rows_A = torch.arange(B)
         positions, self.behind_A = vlm.context_positions(ids_BP, prompt.context_lengths_B, batch.image_grid_thw)
         # + 3L: tail and last block of the absolute grid, and the two blocks of a fused step.
-        self.cache = BlockKVCache(vlm.layers, B, P + config.max_response_tokens + 3 * L, ids_BP.device)
+        self.cache = BlockKVCache(vlm.layers, B, P + config.max_response_tokens + 3 * L)
         coords = context_coords(prompt.context_lengths_B, P, L)
-        self._padded = coords.copy_BT.shape[0] > 1
-        rule = AttentionRule(query=coords, key=self.cache.place(coords), context_attention=config.context_attention)
+        rule = AttentionRule(query=coords, key=coords, context_attention=config.context_attention)
         vlm(
             ids_BP,
             positions,
@@ -69,19 +68,17 @@ class CachedBlocks:
             select=0,
         )
         self.cache.keep(P)
+        self.cache.hide_padding(prompt.context_lengths_B, P, vlm.dtype)
         self._pending_AL: Tensor | None = None
 
     def denoise(self, canvas_AL: Tensor, block: int, working_A: Tensor) -> Tensor:
         """One denoising forward of a block; returns logits (A, L, V). A pending block is written by the same forward."""
         L = self.config.block_size
-        coords = response_coords(FIRST_NOISY, block * L, L, L, canvas_AL.device)
         if self._pending_AL is None:
-            return self._forward(canvas_AL, coords, block * L, working_A, select=L, keep=0)
-        start = (block - 1) * L
-        coords = concatenate(response_coords(CLEAN, start, L, L, canvas_AL.device), coords)
+            return self._forward(canvas_AL, block * L, working_A, select=L, keep=0)
         ids = torch.cat([self._pending_AL, canvas_AL], dim=1)
         self._pending_AL = None
-        return self._forward(ids, coords, start, working_A, select=L, keep=L)
+        return self._forward(ids, (block - 1) * L, working_A, select=L, keep=L)
 
     def finish_block(self, final_AL: Tensor, block: int) -> None:
         """Take a block's final tokens into the cache, now (vanilla) or with the next forward (fused)."""
@@ -89,9 +86,8 @@ class CachedBlocks:
             self._pending_AL = final_AL
             return
         L = self.config.block_size
-        coords = response_coords(CLEAN, block * L, L, L, final_AL.device)
         everyone = torch.ones(len(final_AL), dtype=torch.bool)
-        self._forward(final_AL, coords, block * L, everyone, select=0, keep=L, kv_write=True)
+        self._forward(final_AL, block * L, everyone, select=0, keep=L, kv_write=True)
 
     def keep_rows(self, rows_A: Tensor) -> None:
         """Go on with these of the active samples; the others cost nothing from here on."""
@@ -104,7 +100,6 @@ class CachedBlocks:
     def _forward(
         self,
         ids_AQ: Tensor,
-        coords: TokenCoords,
         offset: int,
         working_A: Tensor,
         *,
@@ -113,14 +108,10 @@ class CachedBlocks:
         kv_write: bool = False,
     ) -> Tensor:
         self.counter.count(self.rows_A[working_A], kv_write)
-        key = self.cache.place(coords)
-        # One block alone, behind unpadded contexts, sees every key there is: no mask to build or to apply.
-        all_visible = not self._padded and ids_AQ.shape[1] == self.config.block_size
-        rule = None
-        if not all_visible:
-            rule = AttentionRule(query=coords, key=key, context_attention=self.config.context_attention)
-        positions_AQ = self.behind_A[:, None] + offset + torch.arange(ids_AQ.shape[1], device=ids_AQ.device)[None]
-        logits = self.vlm(ids_AQ, positions_AQ.expand(3, -1, -1), rule, cache=self.cache, select=select)
+        L, Q, kept = self.config.block_size, ids_AQ.shape[1], self.cache.length
+        # What the rule comes to behind a cache: a block sees everything up to its own end.
+        groups = tuple(QueryGroup(L, kept + end) for end in range(L, Q + 1, L))
+        logits = self.vlm.decode_step(ids_AQ, self.behind_A + offset, groups, self.cache, select)
         self.cache.keep(keep)
         return logits
 

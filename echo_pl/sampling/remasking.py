@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,24 +19,36 @@ from echo_pl.sampling.config import DecodeConfig, TokenChoice
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a forward says about every position of a block."""
+    """What a forward says about every position of a block. What a commit rule does not ask for is not computed."""
 
     token_AL: Tensor
-    confidence_AL: Tensor
-    """Probability of the chosen token under the untempered distribution; the largest one when greedy."""
-    log_probs_ALV: Tensor
+    logits_ALV: Tensor
+    """-inf at ids that are never sampled."""
+
+    @cached_property
+    def confidence_AL(self) -> Tensor:
+        """Probability of the chosen token under the untempered distribution; the largest one when greedy."""
+        logits = _precise(self.logits_ALV)
+        return (logits.gather(-1, self.token_AL[..., None])[..., 0] - logits.logsumexp(-1)).exp()
+
+    @cached_property
+    def log_probs_ALV(self) -> Tensor:
+        """The untempered distribution."""
+        return _precise(self.logits_ALV).log_softmax(-1)
 
 
 def predict(logits_ALV: Tensor, never_sampled: Tensor, choice: TokenChoice, generator: torch.Generator | None) -> Prediction:
-    """Turn logits into tokens and confidences; ids that are never sampled get probability 0."""
-    precise = logits_ALV.to(torch.promote_types(logits_ALV.dtype, torch.float32))
-    log_probs = precise.index_fill(-1, never_sampled, -torch.inf).log_softmax(-1)
+    """Turn logits into tokens; ids that are never sampled get probability 0 (in ``logits_ALV`` itself)."""
+    # In place: they are this forward's own, and a large vocabulary is worth no copy.
+    logits_ALV.index_fill_(-1, never_sampled, -torch.inf)
     if choice.temperature == 0:
-        confidence, token = log_probs.max(-1)
-    else:
-        token = draw(log_probs, choice, generator)
-        confidence = log_probs.gather(-1, token[..., None])[..., 0]
-    return Prediction(token_AL=token, confidence_AL=confidence.exp(), log_probs_ALV=log_probs)
+        return Prediction(token_AL=logits_ALV.argmax(-1), logits_ALV=logits_ALV)
+    return Prediction(token_AL=draw(_precise(logits_ALV).log_softmax(-1), choice, generator), logits_ALV=logits_ALV)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """At least float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def draw(log_probs_ALV: Tensor, choice: TokenChoice, generator: torch.Generator | None) -> Tensor:

@@ -1,6 +1,11 @@
-"""Is the end of a report one phrase over and over? Batched; knows token ids only."""
+"""Is the end of a report one phrase over and over? Batched; knows token ids only.
+
+Shapes: A samples, R tokens so far, N periods that fit, W tokens looked at.
+"""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,13 +20,29 @@ def in_loop(tokens_AR: Tensor, stop: LoopStop) -> Tensor:
     >>> in_loop(rows, LoopStop(max_period=2, min_repeats=3, min_tokens=6)).tolist()
     [True, False]
     """
-    A, R = tokens_AR.shape
-    looped = torch.zeros(A, dtype=torch.bool, device=tokens_AR.device)
-    if not stop.enabled:
-        return looped
-    for period in range(1, stop.max_period + 1):
-        stretch = max(stop.min_repeats * period, -(-stop.min_tokens // period) * period)
-        if stretch <= R:
-            tail = tokens_AR[:, R - stretch :]
-            looped |= (tail[:, period:] == tail[:, :-period]).all(-1)
-    return looped
+    tables = _tables(stop, tokens_AR.shape[1], tokens_AR.device) if stop.enabled else None
+    if tables is None:
+        return torch.zeros(len(tokens_AR), dtype=torch.bool, device=tokens_AR.device)
+    place_W, before_NW, beyond_NW = tables
+    same_ANW = tokens_AR[:, None, place_W] == tokens_AR[:, before_NW]
+    return (same_ANW | beyond_NW).all(-1).any(-1)
+
+
+@lru_cache(maxsize=1024)
+def _tables(stop: LoopStop, tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Which places are compared with which, for every period at once: made once per length, as decoding asks at every block.
+
+    Returns:
+        (W,) places from the end, (N, W) the places one period before them, and (N, W) True where a period does not look.
+        None: no period fits.
+    """
+    periods = range(1, stop.max_period + 1)
+    stretch = {p: max(stop.min_repeats * p, -(-stop.min_tokens // p) * p) for p in periods}
+    fitting = [p for p in periods if stretch[p] <= tokens]
+    if not fitting:
+        return None
+    compared_N = torch.tensor([stretch[p] - p for p in fitting])
+    place_W = tokens - 1 - torch.arange(int(compared_N.max()))
+    before_NW = (place_W - torch.tensor(fitting)[:, None]).clamp(min=0)
+    beyond_NW = torch.arange(len(place_W)) >= compared_N[:, None]
+    return place_W.to(device), before_NW.to(device), beyond_NW.to(device)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from echo_pl.backbone.kv_cache import filled_from_the_end
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.sequence import BlockedContext, block_context
@@ -128,7 +129,7 @@ class BlockSampler:
             if block + 1 == N or not bool(active.any()):
                 break
             if not bool(active.all()):
-                going = active.nonzero()[:, 0].to(device)
+                going = filled_from_the_end(active).to(device)
                 blocks.keep_rows(going)
                 final_AL, history_AR = final_AL[going], history_AR[going]
             blocks.finish_block(final_AL, block)

@@ -14,9 +14,10 @@ from echo_pl.structs import Batch
 LIMIT = 24
 
 
-@pytest.fixture(scope="module")
-def vlm() -> VLM:
-    vlm = decoding_vlm()
+@pytest.fixture(scope="module", params=["stock", "one_piece"])
+def vlm(request) -> VLM:
+    """In training a model decodes through the stock class, frozen through the text decoder."""
+    vlm = decoding_vlm().requires_grad_(request.param == "stock")
     with torch.no_grad():
         vlm.network.lm_head.weight[SPECIAL.eos] *= 1.6
     return vlm

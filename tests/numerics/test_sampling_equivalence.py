@@ -29,9 +29,10 @@ class Decoded:
     trajectories: list[Trajectory]
 
 
-@pytest.fixture(scope="module")
-def vlm() -> VLM:
-    return decoding_vlm()
+@pytest.fixture(scope="module", params=["stock", "one_piece"])
+def vlm(request) -> VLM:
+    """In training a model decodes through the stock class, frozen through the text decoder."""
+    return decoding_vlm().requires_grad_(request.param == "stock")
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +132,7 @@ def test_drawn_tokens_do_not_depend_on_the_cache(vlm, batch, remasking):
 
 def test_finished_samples_take_part_in_no_more_forwards(vlm, batch):
     widths = []
-    network = vlm.network.model.language_model
-    hook = network.register_forward_pre_hook(lambda m, a, kw: widths.append(len(kw["inputs_embeds"])), with_kwargs=True)
+    hook = vlm.network.lm_head.register_forward_pre_hook(lambda _, inputs: widths.append(len(inputs[0])))
     try:
         result = decode(vlm, batch, denoising_steps=1).result
     finally:

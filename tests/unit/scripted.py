@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from echo_pl.backbone.attention import QueryGroup
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.diffusion.block_mask import AttentionRule
 from echo_pl.structs import Batch, SpecialTokens
@@ -20,6 +21,7 @@ class ScriptedVLM:
     """
 
     layers = 0
+    dtype = torch.float32
 
     def __init__(self, scripts: list[list[int]], margin: list[float] | None = None, shift: int = 0) -> None:
         """``margin``: logit of the scripted token, by place; ``shift``: 1 for next-token prediction."""
@@ -58,6 +60,12 @@ class ScriptedVLM:
         if isinstance(select, Tensor):
             return logits[select]
         return logits if select is None else logits[:, logits.shape[1] - select :]
+
+    def decode_step(
+        self, ids_AQ: Tensor, first_A: Tensor, groups: tuple[QueryGroup, ...], cache: BlockKVCache, select: int
+    ) -> Tensor:
+        positions_AQ = first_A[:, None] + torch.arange(ids_AQ.shape[1])
+        return self(ids_AQ, positions_AQ.expand(3, -1, -1), None, cache=cache, select=select)
 
 
 def contexts(lengths: list[int]) -> Batch:

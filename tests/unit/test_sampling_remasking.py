@@ -113,7 +113,7 @@ def test_the_confidence_is_the_largest_probability_among_tokens_that_may_be_samp
 
 
 def frequencies(choice: TokenChoice, row: Tensor, draws: int = 4000) -> list[float]:
-    logits = row.expand(draws, 1, V)
+    logits = row.repeat(draws, 1, 1)
     tokens = predict(logits, NEVER, choice, torch.Generator().manual_seed(choice.seed)).token_AL
     return (torch.bincount(tokens.flatten(), minlength=V) / draws).tolist()
 

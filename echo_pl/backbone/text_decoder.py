@@ -1,0 +1,136 @@
+"""The language model as one function of tensors, for decoding: the stock weights without the library's Python.
+
+A block step of a small model is mostly interpreter, and that of a large one reads every weight once: so the three projections of
+an attention layer are one matrix here, and the two of a feed-forward layer another. The joined matrices hold the stock modules'
+own parameters (these become views of them), so nothing is there twice and whoever loads weights loads them here too.
+
+Knows weights, rotary positions and the cache; nothing of rules, blocks or samplers.
+
+Shapes: B batch, Q queries, E width, H query heads, G key heads, D head size, S slots of the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from echo_pl.backbone.attention import QueryGroup, attend_groups
+from echo_pl.backbone.kv_cache import BlockKVCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    norm1: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor
+    out_T: Tensor
+    norm2: Tensor
+    gate_up: Tensor
+    down_T: Tensor
+
+
+class TextDecoder:
+    """Forwards of a ``Qwen2_5_VLTextModel`` behind its cached keys."""
+
+    def __init__(self, language_model: Any) -> None:
+        """Join the projections of every layer, in place.
+
+        Raises:
+            ValueError: a parameter is in training, or is not a plain dense tensor (sharded, quantized).
+        """
+        for name, parameter in language_model.named_parameters():
+            if parameter.requires_grad:
+                raise ValueError(f"only a frozen model can be decoded in one piece: {name} is in training")
+            if type(parameter.data) is not Tensor or not parameter.dtype.is_floating_point:
+                raise ValueError(f"only a dense model can be decoded in one piece: {name} is a {type(parameter.data).__name__}")
+        config = language_model.config
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_size = config.hidden_size // self.heads
+        self.scale = self.head_size**-0.5
+        self.eps = config.rms_norm_eps
+        self.embedding: Tensor = language_model.embed_tokens.weight
+        self.norm: Tensor = language_model.norm.weight
+        self._rotary = language_model.rotary_emb
+        self._first = language_model.layers[0].self_attn.q_proj
+        self._layers = [_join_layer(layer) for layer in language_model.layers]
+        self._cos_SD = self._sin_SD = self.embedding.new_empty(0, self.head_size)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        ids_BQ: Tensor,
+        first_B: Tensor,
+        cache: BlockKVCache,
+        groups: tuple[QueryGroup, ...],
+    ) -> Tensor:
+        """One forward.
+
+        Args:
+            ids_BQ: token ids.
+            first_B: position of each sample's first query; the others follow one by one (text only).
+            cache: written and read in place.
+            groups: which queries see how much of the cache.
+
+        Returns:
+            Hidden states (B, Q, E), normalized.
+        """
+        B, Q = ids_BQ.shape
+        H, G, D, E = self.heads, self.key_heads, self.head_size, self.embedding.shape[1]
+        if cache.capacity > len(self._cos_SD):  # a token's position is never above its place in the sequence
+            self._extend_rotary(cache.capacity)
+        position_BQ = first_B[:, None] + torch.arange(Q, device=ids_BQ.device)
+        cos, sin = self._cos_SD[position_BQ].unsqueeze(2), self._sin_SD[position_BQ].unsqueeze(2)
+        x = F.embedding(ids_BQ, self.embedding).view(B * Q, E)
+        for number, layer in enumerate(self._layers):
+            qkv = F.linear(F.rms_norm(x, (E,), layer.norm1, self.eps), layer.qkv, layer.qkv_bias).view(B, Q, H + 2 * G, D)
+            turned = qkv[:, :, : H + G]
+            turned = turned * cos + turned.roll(D // 2, -1) * sin
+            key, value = turned[:, :, H:].transpose(1, 2), qkv[:, :, H + G :].transpose(1, 2)
+            keys, values = cache.update(key, value, number)
+            attended = attend_groups(turned[:, :, :H].transpose(1, 2), keys, values, groups, cache.padding, self.scale)
+            x = torch.addmm(x, attended.reshape(B * Q, E), layer.out_T)
+            gate, up = F.linear(F.rms_norm(x, (E,), layer.norm2, self.eps), layer.gate_up).chunk(2, -1)
+            x = torch.addmm(x, F.silu(gate) * up, layer.down_T)
+        return F.rms_norm(x, (E,), self.norm, self.eps).view(B, Q, E)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the joined matrices still are the model's: moving or converting a model gives it new ones."""
+        return self._layers[0].qkv.data_ptr() == self._first.weight.data_ptr()
+
+    def _extend_rotary(self, positions: int) -> None:
+        """Tables of cosines and signed sines, up to the next power of two, as the library computes them."""
+        rows = 1 << positions.bit_length()
+        position_31S = torch.arange(rows, device=self.embedding.device).expand(3, 1, -1)
+        cos, sin = self._rotary(self.embedding, position_31S)
+        half = self.head_size // 2
+        # rotate_half(x) = (-x2, x1) is a roll of (x1, x2) with the first half's sign turned: the sign goes into the table.
+        self._cos_SD, self._sin_SD = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+
+
+def _join_layer(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    return _Layer(
+        norm1=layer.input_layernorm.weight,
+        qkv=_join([p.weight for p in projections]),
+        qkv_bias=_join([p.bias for p in projections]),
+        out_T=attention.o_proj.weight.T,
+        norm2=layer.post_attention_layernorm.weight,
+        gate_up=_join([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        down_T=mlp.down_proj.weight.T,
+    )
+
+
+def _join(parameters: list[nn.Parameter]) -> Tensor:
+    """Stack parameters along their first dimension; each then is a view of its part."""
+    joined = torch.cat([p.data for p in parameters])
+    start = 0
+    for parameter in parameters:
+        parameter.data = joined[start : start + len(parameter)]
+        start += len(parameter)
+    return joined

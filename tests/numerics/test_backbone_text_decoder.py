@@ -1,0 +1,148 @@
+"""The language model in one piece against the stock class, step by step over the same cache.
+
+Tolerances. float64 with norms in float64: 1e-10. float32: 1e-5 of the largest value. bfloat16: 5e-2 of it, ten roundings of 2^-8;
+the stock norm rounds once more than ours.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from models import SPECIAL, VOCABULARY, exact_norms, make_batch, small_vlm
+from torch import Tensor
+
+from echo_pl.backbone.attention import QueryGroup, attend_groups
+from echo_pl.backbone.kv_cache import BlockKVCache
+from echo_pl.backbone.text_decoder import TextDecoder
+from echo_pl.backbone.vlm import VLM
+from echo_pl.diffusion.block_mask import CLEAN, FIRST_NOISY, AttentionRule, concatenate, context_coords, response_coords
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
+L = 4
+
+
+def made_vlm(dtype: torch.dtype) -> VLM:
+    vlm = small_vlm(dtype).requires_grad_(False)
+    return exact_norms(vlm) if dtype == torch.float64 else vlm
+
+
+@torch.no_grad()
+def steps(vlm: VLM, contexts: list[int]) -> list[Tensor]:
+    """Logits of a block step, of a fused step after it, of one token, and of a step after two samples have left."""
+    batch = make_batch(contexts, [5] * len(contexts), dtype=vlm.dtype)
+    B, P = batch.context_ids_BP.shape
+    cache = BlockKVCache(vlm.layers, B, P + 6 * L)
+    positions, behind_B = vlm.context_positions(batch.context_ids_BP, batch.context_lengths_B, batch.image_grid_thw)
+    coords = context_coords(batch.context_lengths_B, P, L)
+    vlm(
+        batch.context_ids_BP,
+        positions,
+        AttentionRule(query=coords, key=coords),
+        pixel_values=batch.pixel_values,
+        image_grid_thw=batch.image_grid_thw,
+        cache=cache,
+        select=0,
+    )
+    cache.keep(P)
+    cache.hide_padding(batch.context_lengths_B, P, vlm.dtype)
+    generator = torch.Generator().manual_seed(1)
+
+    def words(rows: int, tokens: int) -> Tensor:
+        return torch.randint(0, 90, (rows, tokens), generator=generator)
+
+    def prefix(*ends: int) -> tuple[QueryGroup, ...]:
+        return tuple(QueryGroup(L, cache.length + end) for end in ends)
+
+    out = [vlm.decode_step(words(B, L), behind_B, prefix(L), cache, L)]
+    out.append(vlm.decode_step(words(B, 2 * L), behind_B, prefix(L, 2 * L), cache, L))
+    cache.keep(L)
+    out.append(vlm.decode_step(words(B, 1), behind_B + L, (QueryGroup(1, cache.length + 1),), cache, 1))
+    rows = torch.tensor([0, B - 1])
+    cache.keep_rows(rows)
+    out.append(vlm.decode_step(words(2, 2 * L), behind_B[rows] + L, prefix(L, 2 * L), cache, 2 * L))
+    return out
+
+
+@pytest.mark.parametrize("contexts", [[9, 9, 9], [9, 14, 11, 10]], ids=["alike", "ragged"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_in_one_piece_is_the_stock_class(dtype, contexts):
+    vlm = made_vlm(dtype)
+    stock = copy.deepcopy(vlm)
+    stock.text_decoder = lambda: None
+    for got, expected in zip(steps(vlm, contexts), steps(stock, contexts), strict=True):
+        assert got.shape == expected.shape
+        assert got.dtype == expected.dtype == dtype
+        assert float((got - expected).abs().max()) <= TOLERANCE[dtype] * float(expected.abs().max())
+    assert vlm.text_decoder() is not None
+
+
+@pytest.mark.parametrize("lengths", [[6, 6], [6, 3]], ids=["alike", "ragged"])
+def test_groups_are_what_the_rule_comes_to_behind_a_cache(lengths):
+    """Context, two finished blocks, a block being written and one being denoised: the fused step."""
+    generator = torch.Generator().manual_seed(0)
+    P, H, G, D = 6, 4, 2, 16
+    context = context_coords(torch.tensor(lengths), P, L)
+    finished = response_coords(CLEAN, 0, 2 * L, L, torch.device("cpu"))
+    query = concatenate(
+        response_coords(CLEAN, 2 * L, L, L, torch.device("cpu")), response_coords(FIRST_NOISY, 3 * L, L, L, torch.device("cpu"))
+    )
+    K = P + 4 * L
+    q, k, v = (torch.randn(2, heads, n, D, generator=generator).double() for heads, n in ((H, 2 * L), (G, K), (G, K)))
+    mask = AttentionRule(query=query, key=concatenate(context, finished, query)).dense_BQK[:, None]
+    repeated = [x.repeat_interleave(H // G, 1) for x in (k, v)]
+    scores = (q @ repeated[0].transpose(2, 3) * 0.3).masked_fill(~mask, -torch.inf)
+    expected = (scores.softmax(-1) @ repeated[1]).transpose(1, 2)
+
+    cache = BlockKVCache(1, 2, K + 5)
+    cache.hide_padding(torch.tensor(lengths), P, torch.float64)
+    got = attend_groups(q, k, v, (QueryGroup(L, K - L), QueryGroup(L, K)), cache.padding, 0.3)
+    assert float((got - expected).abs().max()) < 1e-12
+
+
+def test_the_joined_matrices_are_the_model_s_own_memory():
+    vlm = made_vlm(torch.float32)
+    before = {name: tensor.clone() for name, tensor in vlm.state_dict().items()}
+    decoder = vlm.text_decoder()
+    assert vlm.text_decoder() is decoder
+    for name, tensor in vlm.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    first = steps(vlm, [9, 9])
+    vlm.load_state_dict({name: 1.5 * tensor for name, tensor in before.items()})
+    assert vlm.text_decoder() is decoder
+    changed = steps(vlm, [9, 9])
+    fresh = made_vlm(torch.float32)
+    fresh.load_state_dict({name: 1.5 * tensor for name, tensor in before.items()})
+    for one, other, old in zip(changed, steps(fresh, [9, 9]), first, strict=True):
+        assert torch.equal(one, other)
+        assert not torch.equal(one, old)
+
+
+def test_a_converted_model_is_joined_anew():
+    vlm = made_vlm(torch.float32)
+    decoder = vlm.text_decoder()
+    vlm.double()
+    assert vlm.text_decoder() is not decoder
+    assert steps(vlm, [9, 9])[0].dtype == torch.float64
+
+
+def test_a_model_in_training_or_under_autocast_stays_the_stock_class():
+    vlm = small_vlm()
+    assert vlm.text_decoder() is None
+    with pytest.raises(ValueError, match=r"only a frozen model can be decoded in one piece: .* is in training"):
+        TextDecoder(vlm.network.model.language_model)
+    vlm.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert vlm.text_decoder() is None
+    assert vlm.text_decoder() is not None
+
+
+def test_the_head_is_computed_where_it_is_asked_for():
+    vlm = made_vlm(torch.float32)
+    rows = []
+    vlm.network.lm_head.register_forward_hook(lambda _, inputs, out: rows.append(inputs[0].shape[:2]))
+    logits = steps(vlm, [9, 11])
+    assert [tuple(r) for r in rows[1:]] == [(2, L), (2, L), (2, 1), (2, 2 * L)]
+    assert logits[0].shape == (2, L, VOCABULARY)
+    assert max(SPECIAL.never_sampled) < VOCABULARY
