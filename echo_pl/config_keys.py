@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 ROOT = """stage backbone data trainer callbacks task block_size max_response_tokens grid context_attention seed threads run_name
@@ -34,6 +34,11 @@ def check_keys(config: DictConfig) -> None:
             raise ValueError(f"unknown configuration key {key}; there are {', '.join(sorted(keys.split()))}")
     if config.task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {config.task!r}")
+
+
+def target(node: DictConfig) -> Any:
+    """The class that a node names as its ``_target_``."""
+    return get_class(node._target_)
 
 
 def build(node: DictConfig, **ready: Any) -> Any:

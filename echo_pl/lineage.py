@@ -10,10 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint, refuse_other_stage
+from echo_pl.config_keys import target
 from echo_pl.runs import FINAL, newest, newest_unfinished, read_info
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None,
     record = read_checkpoint(path)[0]
     # Said here, before there is a run folder; the stage would say it when it loads the weights.
     layout = (config.block_size, config.grid, config.context_attention) if stage == "dcd" else ()
-    refuse_other_stage(record, path, get_class(config.stage.module._target_).previous_stages, *layout)
+    refuse_other_stage(record, path, target(config.stage.module).previous_stages, *layout)
     return path, record
 
 

@@ -11,7 +11,6 @@ Writes summary.json, report.md and index.html to outputs/demo (outputs/demo-real
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import logging
 import shutil
@@ -25,6 +24,7 @@ from omegaconf import DictConfig
 
 from echo_pl.__main__ import reported
 from echo_pl.evaluation.files import write_text_atomic
+from echo_pl.evaluation.memory import return_free_memory
 from echo_pl.run import run
 from echo_pl.tools.collect_trajectories import collect_trajectories
 from echo_pl.tools.compose import compose_config
@@ -73,7 +73,7 @@ class Demo:
         """Run one stage and return its checkpoint."""
         with self.timed(step):
             checkpoint = run(self.compose(*overrides, f"run_name={step}")).checkpoint
-        gc.collect()  # trainer and stage refer to each other; their memory is wanted by the next step
+        return_free_memory()
         return checkpoint
 
     def everything(self) -> None:
@@ -88,6 +88,7 @@ class Demo:
         with self.timed("trajectories"):
             config = self.compose("stage=dcd", f"stage.limit_train={self.trajectories}", "stage.batch_size=48")
             store, counts = collect_trajectories(config, self.folder / "trajectories")
+            return_free_memory()
             print(f"{counts.kept} kept, dropped: {counts.dropped_loops} loops, {counts.dropped_endless} endless")
         distilled = {}
         for objective in OBJECTIVES:
