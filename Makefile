@@ -7,6 +7,7 @@ ARGS   ?=
 REAL_DATA ?= ../shared/data/nih_64
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DEV    := $(VENV)/.ready-dev
 DATA   := outputs/data/synthetic/index.json
 
 .DEFAULT_GOAL := help
@@ -15,11 +16,15 @@ DATA   := outputs/data/synthetic/index.json
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-install: $(READY) ## create the environment: torch for the CPU first, then the package, editable
+install: $(DEV) ## create the environment: torch for the CPU first, then the package, editable, and what tests need
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+$(DEV): $(READY)
 	$(BIN)/pip install --quiet -e '.[dev]'
 	touch $@
 
@@ -47,10 +52,10 @@ stage2: $(DATA) ## stage 2, RADModule, from the newest stage 1 (ARGS="block_size
 stage3: $(DATA) ## stage 3, DCDModule, from the newest stage 2 (ARGS="block_size=8 ablation=ce")
 	$(BIN)/echo-pl stage=dcd $(ARGS)
 
-test: $(READY) ## run the tests
+test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest
 
-lint: $(READY) ## ruff and mypy
+lint: $(DEV) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

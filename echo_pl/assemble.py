@@ -18,6 +18,7 @@ from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
 from echo_pl.config_keys import build
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.response import parse_response
+from echo_pl.evaluation.memory import return_free_memory
 from echo_pl.runs import FINAL, LAST
 from echo_pl.stages.validation import TextTools
 
@@ -35,6 +36,23 @@ class FinalCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Where the checkpoint is or will be, as other checkpoint callbacks say it."""
         return {"last_model_path": str(self.path)}
+
+
+class FreeMemory(Callback):
+    """Returns freed memory to the system now and then, on a CPU: batches of ever other sizes leave gaps in the heap.
+
+    Without it stage 2 of the demo grew to 4.4 GB, of which 1.7 were in use.
+    """
+
+    EVERY = 100
+    """Training batches; one return takes less than 0.1 s."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Return memory every so many batches."""
+        if (batch_idx + 1) % self.EVERY == 0 and pl_module.device.type == "cpu":
+            return_free_memory()
 
 
 def make_stage(config: DictConfig, data: ReportDataModule, lineage: StageRecord) -> L.LightningModule:
@@ -64,7 +82,7 @@ def text_tools(data: ReportDataModule) -> TextTools:
 def make_trainer(config: DictConfig, folder: Path, logger: MLFlowLogger | None) -> L.Trainer:
     """Build callbacks and trainer."""
     checkpoints = folder / "checkpoints"
-    callbacks: list[Callback] = [FinalCheckpoint(checkpoints / FINAL)]
+    callbacks: list[Callback] = [FinalCheckpoint(checkpoints / FINAL), FreeMemory()]
     callbacks += [instantiate(entry, _convert_="all") for entry in (config.callbacks or {}).values() if entry]
     callbacks.append(
         ModelCheckpoint(
