@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from mlflow import MlflowClient
-from torch import Tensor
+from torch import Tensor, nn
 
 from echo_pl.evaluation.harness import Sampler
 from echo_pl.metrics.clinical import Judge
@@ -99,3 +99,16 @@ def log_files(trainer: Trainer, folder: str, *paths: Path) -> None:
     for client, run_id in mlflow_runs(trainer):
         for path in paths:
             client.log_artifact(run_id, str(path), folder)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Every weight without gradient for a while: models that are timed side by side must take the same path through the code."""
+    training = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in training:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in training:
+            parameter.requires_grad_(True)

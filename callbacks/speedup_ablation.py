@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from callbacks.observing import ReportModule, mlflow_runs, observing, report_data
+from callbacks.observing import ReportModule, frozen, mlflow_runs, observing, report_data
 from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
 from echo_pl.evaluation.harness import EvaluatedMethod, Method, Sampler, evaluate_methods
 from echo_pl.evaluation.plot import quality_speed_figure
@@ -109,7 +109,7 @@ class SpeedupAblation(Callback):
             rank_zero_warn(f"SpeedupAblation has nothing to compare in stage {module.stage_name!r}: it decodes no blocks")
             return
         # Every rank decodes all studies, since a sharded model needs all ranks for its forwards; rank 0 writes.
-        with observing(trainer, pl_module):
+        with observing(trainer, pl_module), frozen(pl_module):
             data = report_data(trainer)
             batches = {
                 size: [batch.to(pl_module.device) for batch in data.held_out_batches(self.split, size, self.studies)]

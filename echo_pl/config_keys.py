@@ -37,8 +37,15 @@ def check_keys(config: DictConfig) -> None:
 
 
 def target(node: DictConfig) -> Any:
-    """The class that a node names as its ``_target_``."""
-    return get_class(node._target_)
+    """The class that a node names as its ``_target_``.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    try:
+        return get_class(node._target_)
+    except ImportError as error:
+        raise ValueError(f"{node._target_} cannot be imported: {error}") from error
 
 
 def build(node: DictConfig, **ready: Any) -> Any:

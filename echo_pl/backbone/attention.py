@@ -42,7 +42,7 @@ class AttentionCall:
     """What travels through the transformers layers in the place of an attention mask."""
 
     rule: AttentionRule | None = None
-    """Of a whole sequence or a prefill. None, and no groups: every query sees every key."""
+    """Of a whole sequence or a prefill."""
     backend: AttentionBackend = "sdpa"
     groups: tuple[QueryGroup, ...] = ()
     """Of a decode step, in the place of a rule: what the rule comes to when the keys are a cache."""
@@ -52,6 +52,8 @@ class AttentionCall:
     def __post_init__(self) -> None:
         if self.backend not in get_args(AttentionBackend):
             raise ValueError(f"attention backend must be one of {get_args(AttentionBackend)}, got {self.backend!r}")
+        if (self.rule is None) == (not self.groups):
+            raise ValueError("attention needs either the rule of a whole sequence or the query groups of a decode step")
 
 
 def register() -> None:
@@ -95,6 +97,7 @@ def echo_attention(
     with torch.autocast(query.device.type, enabled=False):
         if attention_mask.groups:
             return attend_groups(query, key, value, attention_mask.groups, attention_mask.padding, scale).to(dtype), None
+        assert attention_mask.rule is not None  # as the call itself has checked
         out = _BACKENDS[attention_mask.backend](query, key, value, attention_mask.rule, scale, dropout)
     return out.transpose(1, 2).to(dtype), None
 
@@ -122,33 +125,20 @@ def attend_groups(q: Tensor, k: Tensor, v: Tensor, groups: tuple[QueryGroup, ...
         part = folded[:, :, :, start : start + group.queries].reshape(B, Hk, -1, D)
         bias = None if padding is None else padding[..., : group.keys].to(q.dtype)
         out = F.scaled_dot_product_attention(part, k[:, :, : group.keys], v[:, :, : group.keys], attn_mask=bias, scale=scale)
-        parts.append(out.view(B, H, group.queries, D))
+        parts.append(out.reshape(B, H, group.queries, D))  # no view: kernels return strides of their own
         start += group.queries
     whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return whole.transpose(1, 2)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule | None, scale: float, dropout: float) -> Tensor:
-    mask_BQK = None if rule is None else rule.dense_BQK
-    B, H, Q, D = q.shape
-    groups = H // k.shape[1]
-    if groups == 1:
-        mask = None if mask_BQK is None else mask_BQK[:, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
-    if k.shape[2] > Q:
-        # Cached keys are many, queries few: fold the group into the queries instead of copying keys and values.
-        folded = q.reshape(B, H // groups, groups * Q, D)
-        mask = None if mask_BQK is None else mask_BQK.repeat(1, groups, 1)[:, None]
-        out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
-        return out.reshape(B, H, Q, D)
-    mask = None if mask_BQK is None else mask_BQK[:, None]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, scale: float, dropout: float) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=rule.dense_BQK[:, None], dropout_p=dropout, scale=scale)
 
 
-def _split(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule | None, scale: float, dropout: float) -> Tensor:
-    if rule is None:
-        return _sdpa(q, k, v, None, scale, dropout)
+def _split(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, scale: float, dropout: float) -> Tensor:
     if dropout:
         raise ValueError(f"attention backend 'split' has no dropout, got {dropout}; use 'sdpa'")
     view = rule.split
@@ -170,9 +160,7 @@ def _split(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule | None, scale: f
     return torch.cat([context, response], dim=2)
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule | None, scale: float, dropout: float) -> Tensor:
-    if rule is None:
-        return _sdpa(q, k, v, None, scale, dropout)
+def _flex(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, scale: float, dropout: float) -> Tensor:
     if dropout:
         raise ValueError(f"attention backend 'flex' has no dropout, got {dropout}; use 'sdpa'")
     if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():

@@ -73,6 +73,7 @@ class BlockKVCache:
         Moves kept tokens within the buffers and allocates none. A sample may only move to a smaller row number.
         """
         moves = [(new, old) for new, old in enumerate(rows_A.tolist()) if new != old]
+        assert all(new < old for new, old in moves), f"a sample may only move to a smaller row number, got {rows_A.tolist()}"
         for buffer in (*self._keys, *self._values):
             if buffer is not None:
                 for new, old in moves:

@@ -90,13 +90,13 @@ class CudaKernel:
 
 
 class PlainKernel:
-    """The definition. It keeps a (Q, K) matrix of scores, and is what the fused kernels are tested against."""
+    """The definition, in float32 at least. It keeps a (Q, K) matrix of scores."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
         """See :class:`PartKernel`."""
         scores = self._scores(q, k, bias, scale)
         lse = scores.logsumexp(-1)
-        return (scores - lse.unsqueeze(-1)).exp() @ v, lse
+        return ((scores - lse.unsqueeze(-1)).exp() @ v.to(scores.dtype)).to(q.dtype), lse
 
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor, scale: float
@@ -104,11 +104,16 @@ class PlainKernel:
         """See :class:`PartKernel`."""
         weights = (self._scores(q, k, bias, scale) - lse.unsqueeze(-1)).exp()
         # The softmax's own term, sum of weight * gradient over *all* keys, is grad . out, whatever part they are in.
+        precise = weights.dtype
+        grad, v, out = grad.to(precise), v.to(precise), out.to(precise)
         dscores = weights * (grad @ v.transpose(2, 3) - (grad * out).sum(-1, keepdim=True)) * scale
-        return dscores @ k, dscores.transpose(2, 3) @ q, weights.transpose(2, 3) @ grad
+        gradients = dscores @ k.to(precise), dscores.transpose(2, 3) @ q.to(precise), weights.transpose(2, 3) @ grad
+        dq, dk, dv = (gradient.to(q.dtype) for gradient in gradients)
+        return dq, dk, dv
 
     def _scores(self, q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-        scores = (q @ k.transpose(2, 3)) * scale
+        precise = torch.promote_types(q.dtype, torch.float32)
+        scores = (q.to(precise) @ k.to(precise).transpose(2, 3)) * scale
         return scores if bias is None else scores + bias
 
 

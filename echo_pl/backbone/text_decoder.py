@@ -33,6 +33,20 @@ class _Layer:
     down_T: Tensor
 
 
+def unsuited(language_model: Any) -> str:
+    """Why a language model must stay the stock class; empty if it need not."""
+    for name, parameter in language_model.named_parameters():
+        if parameter.requires_grad:
+            return f"{name} is in training"
+        if type(parameter.data) is not Tensor or not parameter.dtype.is_floating_point:
+            return f"{name} is a {type(parameter.data).__name__} of {parameter.dtype}, not a dense one of floats"
+    for name, module in language_model.layers.named_modules():
+        if name.endswith("_proj") and type(module) is not nn.Linear:
+            return f"{name} is a {type(module).__name__}, not a plain linear layer"
+    activation = language_model.config.hidden_act
+    return "" if activation == "silu" else f"its activation is {activation}, not silu"
+
+
 class TextDecoder:
     """Forwards of a ``Qwen2_5_VLTextModel`` behind its cached keys."""
 
@@ -40,13 +54,10 @@ class TextDecoder:
         """Join the projections of every layer, in place.
 
         Raises:
-            ValueError: a parameter is in training, or is not a plain dense tensor (sharded, quantized).
+            ValueError: it is :func:`unsuited`.
         """
-        for name, parameter in language_model.named_parameters():
-            if parameter.requires_grad:
-                raise ValueError(f"only a frozen model can be decoded in one piece: {name} is in training")
-            if type(parameter.data) is not Tensor or not parameter.dtype.is_floating_point:
-                raise ValueError(f"only a dense model can be decoded in one piece: {name} is a {type(parameter.data).__name__}")
+        if reason := unsuited(language_model):
+            raise ValueError(f"this model cannot be decoded in one piece: {reason}")
         config = language_model.config
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = config.hidden_size // self.heads
@@ -55,7 +66,7 @@ class TextDecoder:
         self.embedding: Tensor = language_model.embed_tokens.weight
         self.norm: Tensor = language_model.norm.weight
         self._rotary = language_model.rotary_emb
-        self._first = language_model.layers[0].self_attn.q_proj
+        self._model = language_model
         self._layers = [_join_layer(layer) for layer in language_model.layers]
         self._cos_SD = self._sin_SD = self.embedding.new_empty(0, self.head_size)
 
@@ -100,7 +111,8 @@ class TextDecoder:
     @property
     def fits(self) -> bool:
         """Whether the joined matrices still are the model's: moving or converting a model gives it new ones."""
-        return self._layers[0].qkv.data_ptr() == self._first.weight.data_ptr()
+        first = self._model.layers[0].self_attn.q_proj.weight
+        return self._layers[0].qkv.data_ptr() == first.data_ptr() and self._model.embed_tokens.weight is self.embedding
 
     def _extend_rotary(self, positions: int) -> None:
         """Tables of cosines and signed sines, up to the next power of two, as the library computes them."""

@@ -1,7 +1,8 @@
 """The vision-language model: the stock Qwen2.5-VL with our attention entry and explicit M-RoPE positions.
 
-Every computation goes through ``VLM.forward`` (or ``vision_features``), so that FSDP2 can wrap the model as a whole. Knows token
-ids, positions and rules; nothing of noise, losses, stages or samplers.
+Every computation of a model in training goes through ``VLM.forward`` (or ``vision_features``), so that FSDP2 can wrap it as a
+whole; a frozen, dense one decodes through its text decoder. Knows token ids, positions and rules; nothing of noise, losses, stages
+or samplers.
 
 Shapes: B batch, P context, T tokens, Q tokens of one forward, V vocabulary, M chosen positions, E width.
 """
@@ -15,7 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from echo_pl.backbone import attention
 from echo_pl.backbone.attention import AttentionBackend, AttentionCall, QueryGroup
 from echo_pl.backbone.kv_cache import BlockKVCache
-from echo_pl.backbone.text_decoder import TextDecoder
+from echo_pl.backbone.text_decoder import TextDecoder, unsuited
 from echo_pl.diffusion.block_mask import AttentionRule
 from echo_pl.diffusion.sequence import TrainingSequence
 from echo_pl.structs import SpecialTokens
@@ -35,7 +36,7 @@ class VLM(nn.Module):
         Args:
             network: the stock class; its config's image token must be the tokenizer's.
             special: the tokenizer's special ids.
-            train_attention: backend of forwards without a cache; decode steps use ``sdpa``.
+            train_attention: backend of forwards without a cache; prefill uses ``sdpa``, decode steps query groups.
 
         Raises:
             ValueError: the network and the tokenizer disagree on the image token or the vocabulary.
@@ -118,7 +119,7 @@ class VLM(nn.Module):
         self,
         input_ids_BQ: Tensor,
         positions_3BQ: Tensor,
-        rule: AttentionRule | tuple[QueryGroup, ...] | None,
+        rule: AttentionRule | tuple[QueryGroup, ...],
         *,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
@@ -130,7 +131,7 @@ class VLM(nn.Module):
         Args:
             input_ids_BQ: token ids, image placeholders included.
             positions_3BQ: M-RoPE positions.
-            rule: who sees whom among these queries (and, at a decode step, how much of the cache); None: everyone sees everyone.
+            rule: who sees whom among the tokens of a whole sequence; of a decode step, how much of the cache which queries see.
             pixel_values: patches, as in :class:`echo_pl.structs.Batch`; None when no placeholder is among the ids.
             image_grid_thw: (images, 3).
             cache: written and read in place.
@@ -193,13 +194,14 @@ class VLM(nn.Module):
     def text_decoder(self) -> TextDecoder | None:
         """The language model in one piece, made at the first call; None where it must stay the stock class.
 
-        That is: in training (its parameters may be sharded, and hooks must run), and under autocast, whose casts are the stock
+        That is: in training (hooks must run), sharded, quantized or with adapters, and under autocast, whose casts are the stock
         class's.
         """
-        # Asked at every step, so the embedding speaks for all weights; TextDecoder looks at each of them once.
-        embedding = self.network.model.language_model.embed_tokens.weight
+        language_model = self.network.model.language_model
+        embedding = language_model.embed_tokens.weight
+        # Asked at every step, so the embedding speaks for all weights here; each of them is looked at when the decoder is made.
         if embedding.requires_grad or torch.is_autocast_enabled(embedding.device.type):
             return None
         if self._text_decoder is None or not self._text_decoder.fits:
-            self._text_decoder = TextDecoder(self.network.model.language_model)
+            self._text_decoder = None if unsuited(language_model) else TextDecoder(language_model)
         return self._text_decoder

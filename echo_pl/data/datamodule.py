@@ -45,8 +45,8 @@ class ReportDataModule(L.LightningDataModule):
         eval_batch_size: Studies of one rank in one validation or test step; None: ``batch_size``.
         seed: Seed of the training order.
         shuffle_buffer: How many places a study may move from its place in the shuffled shards.
-        length_window: Global batches whose studies are sorted by the length of their reports and dealt out anew, so that
-            batches are padded less; 0: batches as they come.
+        length_window: Global batches whose studies are sorted by the length of their (normalized) reports and dealt out anew,
+            so that batches are padded less; 0: batches as they come.
         num_workers: Processes that read and decode, per rank; the batches do not depend on it.
         version: Which report is the response, ``normalized`` or ``raw``.
         language: Language of the instruction and of the response's headings, ``en`` or ``zh``.
@@ -210,6 +210,12 @@ class ReportDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read index and tokenizer, so that what is missing is said before training starts."""
         _ = self.index, self.special
+        unknown = [shard.name for shard in self.index.splits.get("train", ()) if not shard.characters]
+        if self._length_window and unknown:
+            raise ValueError(
+                f"the index of {self.root} does not say how long the reports of {unknown[0]} are: run make_corpus again, which "
+                "adds that to a corpus from before, or set stage.length_window=0"
+            )
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the training stream: shuffled by (seed, epoch), endless, exactly resumable.
@@ -225,7 +231,19 @@ class ReportDataModule(L.LightningDataModule):
                 f"{len(order.places)} training studies do not fill one batch of {self.batch_size} on "
                 f"{world_size} rank(s); use a smaller batch_size or a larger corpus"
             )
-        return ResumableLoader(self._train_stream, batches=batches, num_workers=self._num_workers, pin_memory=self._pin_memory)
+        settings = {
+            "seed": self._seed,
+            "shuffle_buffer": self._shuffle_buffer,
+            "length_window": self._length_window,
+            "global batch": self.batch_size * self._place()[1],
+        }
+        return ResumableLoader(
+            self._train_stream,
+            batches=batches,
+            order=", ".join(f"{name} {value}" for name, value in settings.items()),
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+        )
 
     def val_dataloader(self) -> FixedLoader:
         """Return the validation split in its order, with references."""
@@ -309,11 +327,6 @@ class ReportDataModule(L.LightningDataModule):
     def _report_lengths(self, order: EpochOrder) -> Places:
         """Characters of the report at each place of the stream."""
         shards = self.index.shards("train")
-        if unknown := [shard.name for shard in shards if not shard.characters]:
-            raise ValueError(
-                f"the index of {self.root} does not say how long the reports of {unknown[0]} are; make the corpus again, or set "
-                "data.length_window=0"
-            )
         return np.concatenate([np.asarray(shards[number].characters, dtype=np.int64) for number in order.shards])
 
     def _train_stream(self, epoch: int, done: int) -> BatchStream:

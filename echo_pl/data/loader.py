@@ -6,7 +6,7 @@ knows of shards. They wrap torch's DataLoader, so that Lightning neither replace
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from torch.utils.data import DataLoader
 
@@ -40,6 +40,7 @@ class ResumableLoader:
     Args:
         make_stream: From (epoch, batches to leave out at its start) to the stream of the rest.
         batches: Batches in one epoch. Lightning does not read ahead in a loader with a length, so the state is exact.
+        order: What decides the order of studies, as text: a place in an epoch means nothing in another order.
         num_workers: Processes that read and decode; 0: this one.
         pin_memory: Whether batches are put in page-locked memory.
     """
@@ -49,10 +50,12 @@ class ResumableLoader:
         make_stream: Callable[[int, int], BatchStream],
         *,
         batches: int,
+        order: str,
         num_workers: int,
         pin_memory: bool,
     ) -> None:
         self._make_stream = make_stream
+        self._order = order
         self._batches = batches
         self._num_workers = num_workers
         self._pin_memory = pin_memory
@@ -73,17 +76,23 @@ class ResumableLoader:
             self._done += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | str]:
         """Where the loader is: the epoch and the batches of it handed out, equal on every rank."""
-        return {"epoch": self._epoch, "batches_done": self._done}
+        return {"epoch": self._epoch, "batches_done": self._done, "order": self._order}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int | str]) -> None:
         """Go on from there the next time the loader is iterated.
 
         Raises:
-            ValueError: If the state is from a loader with longer epochs, as after a change of data or batch size.
+            ValueError: If the state is from a loader with longer epochs or another order of studies, as after a change of data,
+                seed or global batch size.
         """
-        epoch, done = state["epoch"], state["batches_done"]
+        epoch, done = int(state["epoch"]), int(state["batches_done"])
+        if state.get("order", self._order) != self._order:  # checkpoints of before do not say
+            raise ValueError(
+                f"the checkpoint is from an order of studies with {state['order']}, this run has {self._order}: resume with the "
+                "same settings, or begin a new run with start="
+            )
         if done > self._batches:
             raise ValueError(
                 f"the checkpoint is at batch {done} of its epoch, but an epoch now has {self._batches}; "

@@ -1,4 +1,4 @@
-"""In which order an epoch visits its studies, and who takes which: pure functions of (seed, epoch, counts).
+"""In which order an epoch visits its studies, and who takes which: pure functions of seed, epoch, counts, lengths and global batch.
 
 Nothing here depends on the number of ranks or workers but the last step, in which the global batches, the same for all,
 are divided. So a run on two ranks sees what a run on one sees, and a place in the epoch is one number.

@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from echo_pl.data.corpus_index import (
     check_local,
     corpus_recipe,
 )
+from echo_pl.data.shard_reader import read_samples
 from echo_pl.data.study import Study
 from echo_pl.data.webdataset_secure import TarWriter
 
@@ -70,7 +72,7 @@ def write_corpus(
     found = find_corpus(target, recipe, corpus)
     if found is not None:
         logger.info("found the %s corpus %s in %s", corpus, found.fingerprint, target)
-        return found
+        return _with_lengths(target, found)
     target.mkdir(parents=True, exist_ok=True)
     check_disk(target, sum(counts.values()) * bytes_per_study)
     partial = target / _PARTIAL
@@ -108,6 +110,26 @@ def find_corpus(folder: Path, recipe: str, corpus: str) -> CorpusIndex | None:
     return None
 
 
+def _with_lengths(folder: Path, index: CorpusIndex) -> CorpusIndex:
+    """Add the lengths of reports to an index that was made without them; shards stay as they are."""
+    if all(shard.characters for shards in index.splits.values() for shard in shards):
+        return index
+
+    def measured(shard: Shard) -> Shard:
+        reports = (json.loads(raw.fields["json"]) for _, raw in read_samples(folder, shard, range(shard.samples)))
+        return replace(shard, characters=tuple(_length(r["findings"], r["impression"]) for r in reports))
+
+    splits = {split: tuple(measured(shard) for shard in shards) for split, shards in index.splits.items()}
+    complete = replace(index, splits=splits)
+    complete.save(folder)
+    logger.info("added the lengths of reports to %s", folder / INDEX_NAME)
+    return complete
+
+
+def _length(findings: str, impression: str) -> int:
+    return len(findings) + len(impression)
+
+
 def check_disk(folder: Path, needed: int) -> None:
     """Refuse to start what the disk has no room for.
 
@@ -136,7 +158,7 @@ def _write_split(
         with path.open("wb") as file, TarWriter(file, mtime=0) as writer:
             for study in chain([first], islice(remaining, shard_size - 1)):
                 writer.write(encode_study(study))
-                characters.append(len(study.normalized.findings) + len(study.normalized.impression))
+                characters.append(_length(study.normalized.findings, study.normalized.impression))
                 if on_study is not None:
                     on_study(study)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,8 +1,8 @@
 """Who may attend to whom: one rule over token coordinates, and its views.
 
-METHOD.md 2, the attention table. Training, prefill, block steps and the fused step all ask the same rule: a cached key is a
-token with coordinates like any other. This file knows nothing of noise, of models or of caches. AR attention is the same rule
-at block size 1.
+METHOD.md 2, the attention table. Training sequences, prefill and decoding without a cache ask the rule; what it comes to behind a
+cache is :class:`echo_pl.backbone.attention.QueryGroup`. This file knows nothing of noise, of models or of caches. AR attention is
+the same rule at block size 1.
 
 Shapes: B batch (or 1, shared by the batch), T tokens, Q query and K key positions, P context, H heads.
 """
@@ -48,12 +48,6 @@ class TokenCoords:
             block_BT=self.block_BT[:, start:stop],
             index_BT=self.index_BT[:, start:stop],
         )
-
-    def rows(self, rows: Tensor) -> TokenCoords:
-        """Return the coordinates of these samples; a shared row stays shared."""
-        if self.copy_BT.shape[0] == 1:
-            return self
-        return TokenCoords(copy_BT=self.copy_BT[rows], block_BT=self.block_BT[rows], index_BT=self.index_BT[rows])
 
 
 def concatenate(*parts: TokenCoords) -> TokenCoords:
@@ -182,8 +176,7 @@ class AttentionRule:
         """
         if self.context_width is None:
             raise ValueError(
-                "split attention needs a whole training sequence [context | response copies]; "
-                "decode steps use another backend (sdpa or flex)"
+                "split attention needs a whole training sequence [context | response copies]; for anything else use sdpa or flex"
             )
         P = self.context_width
         response_q = self.query.slice(P, len(self.query))

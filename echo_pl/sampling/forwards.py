@@ -1,7 +1,7 @@
 """The forwards of block decoding: prefill, denoise, write. With a vanilla or fused block KV cache, or none at all.
 
-Every forward after prefill passes through ``_count``; there is no other count of nfe. Knows coordinates, positions and caches;
-nothing of commit rules.
+Every forward after prefill passes through ``NfeCounter.count``; there is no other count of nfe. Knows positions, caches and,
+without one, coordinates; nothing of commit rules.
 
 Shapes: A active samples, B batch, P context, L block size, Q queries of one forward, V vocabulary.
 """

@@ -78,15 +78,15 @@ def choose_commits(prediction: Prediction, open_AL: Tensor, config: DecodeConfig
     quota = math.ceil(config.block_size / config.steps)
     if quota >= config.block_size:
         return open_AL
-    confidence = prediction.confidence_AL
     if config.remasking == "sequential":
         place = torch.arange(config.block_size, device=open_AL.device, dtype=torch.float32)
-        return open_AL & (_rank(-place.expand_as(confidence), open_AL) < quota)
+        return open_AL & (_rank(-place.expand(open_AL.shape), open_AL) < quota)
     if config.remasking == "random":
         assert random_order_AL is not None, "random remasking needs an order"
         return open_AL & (_rank(random_order_AL, open_AL) < quota)
     if config.remasking == "entropy_bounded":
         return _entropy_bounded(prediction.log_probs_ALV, open_AL, config.entropy_bound, quota)
+    confidence = prediction.confidence_AL
     chosen = _rank(confidence, open_AL) < quota
     if config.remasking == "low_confidence_dynamic":
         chosen |= confidence >= config.confidence_threshold

@@ -5,6 +5,7 @@
     python -m echo_pl.tools.demo --data nih --source <folder of nih_64>
 
 corpus -> shards -> vision warm-up -> stage 1 (AR) -> stage 2 (RAD) -> trajectories -> stage 3 (dcd, ce) -> held-out studies.
+Each step is a process of its own, as it would be by hand: one that has trained before is larger, and slower for it.
 Writes summary.json, report.md and index.html to outputs/demo (outputs/demo-real for real images).
 """
 
@@ -13,18 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
 from echo_pl.__main__ import reported
 from echo_pl.evaluation.files import write_text_atomic
-from echo_pl.evaluation.memory import return_free_memory
+from echo_pl.evaluation.memory import peak_memory_gb
 from echo_pl.run import run
 from echo_pl.tools.collect_trajectories import collect_trajectories
 from echo_pl.tools.compose import compose_config
@@ -32,6 +37,7 @@ from echo_pl.tools.demo_evaluation import Checkpoints, evaluate_demo
 from echo_pl.tools.make_corpus import make_nih, make_synthetic
 
 OBJECTIVES = ("dcd", "ce")
+Result = TypeVar("Result")
 
 
 @dataclass(kw_only=True)
@@ -46,6 +52,7 @@ class Demo:
     trajectories: int
     overrides: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_gb: float = 0.0
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -69,26 +76,35 @@ class Demo:
         else:
             make_synthetic(out)
 
+    def apart(self, work: Callable[..., Result], *args: Any) -> Result:
+        """Call a module's function in a process of its own; what it raises is raised here."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__spec__.name])  # imports are shared, memory is not
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            try:
+                result, peak = pool.submit(_with_peak, work, *args).result()
+            except BrokenProcessPool as error:
+                raise OSError(f"the process of this step was ended from outside ({error}): is there enough memory?") from error
+        self.peak_memory_gb = max(self.peak_memory_gb, peak)
+        return result
+
     def train(self, step: str, *overrides: str) -> Path:
         """Run one stage and return its checkpoint."""
         with self.timed(step):
-            checkpoint = run(self.compose(*overrides, f"run_name={step}")).checkpoint
-        return_free_memory()
-        return checkpoint
+            return self.apart(_train, self.compose(*overrides, f"run_name={step}"))
 
     def everything(self) -> None:
         """All steps in order."""
         shutil.rmtree(self.folder / "runs", ignore_errors=True)
         shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
         with self.timed("corpus"):
-            self.make_corpus()
+            self.apart(self.make_corpus)
         self.train("warmup", "stage=warmup")
         ar = self.train("stage1", "stage=pretrain")
         base = self.train("stage2", "stage=rad")
         with self.timed("trajectories"):
             config = self.compose("stage=dcd", f"stage.limit_train={self.trajectories}", "stage.batch_size=48")
-            store, counts = collect_trajectories(config, self.folder / "trajectories")
-            return_free_memory()
+            store, counts = self.apart(collect_trajectories, config, self.folder / "trajectories")
             print(f"{counts.kept} kept, dropped: {counts.dropped_loops} loops, {counts.dropped_endless} endless")
         distilled = {}
         for objective in OBJECTIVES:
@@ -97,10 +113,17 @@ class Demo:
             distilled[objective] = self.train(f"stage3-{objective}", "stage=dcd", *choice, *stored)
         checkpoints = Checkpoints(ar=ar, base=base, distilled=distilled)
         with self.timed("evaluation"):
-            results = evaluate_demo(self.compose("stage=rad"), checkpoints, self.studies)
-        summary = results.write(self.folder, self.seconds, self.title, self.command)
+            summary = self.apart(self.evaluate, checkpoints)
+        summary |= {"seconds": self.seconds, "peak_memory_gb": round(self.peak_memory_gb, 2)}
         write_text_atomic(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         print(f"\nread {self.folder / 'report.md'}, look at {self.folder / 'index.html'}")
+
+    def evaluate(self, checkpoints: Checkpoints) -> dict[str, Any]:
+        """Decode with every method, write report and page, and return the rows with what belongs to them."""
+        started = time.monotonic()
+        results = evaluate_demo(self.compose("stage=rad"), checkpoints, self.studies)
+        seconds = {**self.seconds, "evaluation": round(time.monotonic() - started, 1)}
+        return results.write(self.folder, seconds, self.title, self.command)
 
     @property
     def title(self) -> str:
@@ -113,6 +136,16 @@ class Demo:
         """How to get these figures again."""
         target = "demo-real" if self.data == "nih" else "demo"
         return f'make {target} ARGS="{" ".join(self.overrides)}"' if self.overrides else f"make {target}"
+
+
+def _with_peak(work: Callable[..., Result], *args: Any) -> tuple[Result, float]:
+    """What a call returns, and the most memory its process has had."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return work(*args), peak_memory_gb()
+
+
+def _train(config: DictConfig) -> Path:
+    return run(config).checkpoint
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.evaluation.harness import EvaluatedMethod, Method, evaluate_methods
 from echo_pl.evaluation.markdown import write_report
-from echo_pl.evaluation.memory import peak_memory_gb
 from echo_pl.evaluation.page import render_page, shown_studies, write_page
 from echo_pl.evaluation.rows import KVCache, Setting
 from echo_pl.evaluation.table import text_table
@@ -48,7 +47,7 @@ class DemoResults:
     threads: int
 
     def write(self, folder: Path, seconds: Mapping[str, float], title: str, command: str) -> dict[str, Any]:
-        """Print the table, write report.md and index.html, and return the content of summary.json."""
+        """Print the table, write report.md and index.html, and return the rows and what belongs to them."""
         rows = [item.row for item in self.evaluated]
         signatures = self.evaluated[0].outcome.signatures
         print("\n" + text_table(rows))
@@ -77,8 +76,6 @@ class DemoResults:
         write_page(folder / "index.html", page)
         return {
             "rows": rows,
-            "seconds": dict(seconds),
-            "peak_memory_gb": round(peak_memory_gb(), 2),
             "threads": self.threads,
             "signatures": signatures,
         }

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from echo_pl.__main__ import EXPERIMENTS, TRACEBACK, reported
+from echo_pl.config_keys import target
 from echo_pl.run import run
 from echo_pl.tools.make_corpus import make_synthetic
 
@@ -59,6 +61,11 @@ def test_a_misspelt_key_in_a_file_is_named(data_root, tmp_path, capsys, monkeypa
     assert named in said
     assert len(said.strip().splitlines()) == 2, "one message, and how to see more"
     assert not list((tmp_path / "outputs").rglob("*.ckpt"))
+
+
+def test_a_class_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"echo_pl.stages.rad.RADModul cannot be imported"):
+        target(OmegaConf.create({"_target_": "echo_pl.stages.rad.RADModul"}))
 
 
 def test_the_command_refuses_a_misspelt_key():

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from echo_pl.backbone import attention, part_kernels
-from echo_pl.backbone.attention import NAME, AttentionCall, echo_attention
+from echo_pl.backbone.attention import NAME, AttentionCall, QueryGroup, echo_attention
 from echo_pl.backbone.split_attention import merged_attention
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import CLEAN, FIRST_NOISY, AttentionRule, concatenate, context_coords, response_coords
@@ -173,27 +173,10 @@ def test_attention_is_the_masked_softmax_of_its_definition(backend):
     assert_close(out[real], definition(q, k, v, rule.dense_BQK)[real])
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_few_queries_over_many_cached_keys(blocks):
-    """The path that folds grouped heads into the queries: a block step, and a fused one whose two blocks see different keys."""
-    lengths = torch.tensor([21, 30])
-    query = response_coords(FIRST_NOISY, 8, 4, 4, lengths.device)
-    if blocks == 2:
-        query = concatenate(response_coords(CLEAN, 4, 4, 4, lengths.device), query)
-    key = concatenate(context_coords(lengths, 30, 4), response_coords(CLEAN, 0, 4, 4, lengths.device), query)
-    rule = AttentionRule(query=query, key=key)
-    q, k, v = random_qkv(len(query), len(key))
-    out, _ = echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=rule))
-    assert_close(out, definition(q, k, v, rule.dense_BQK))
-    everything, _ = echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=None))
-    assert_close(everything, definition(q, k, v, torch.ones(2, len(query), len(key), dtype=torch.bool)))
-
-
-@pytest.mark.parametrize("backend", ["sdpa", "split", "flex"])
-def test_no_rule_means_that_everyone_sees_everyone(backend):
-    q, k, v = random_qkv(6, 6)
-    out, _ = echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=None, backend=backend))
-    assert_close(out, definition(q, k, v, torch.ones(2, 6, 6, dtype=torch.bool)))
+def test_a_call_has_either_a_rule_or_groups():
+    for wrong in ({}, {"rule": long_rule(), "groups": (QueryGroup(1, 1),)}):
+        with pytest.raises(ValueError, match="either the rule of a whole sequence or the query groups of a decode step"):
+            AttentionCall(**wrong)
 
 
 def test_bf16_on_a_cpu_is_computed_in_float32():
@@ -312,6 +295,21 @@ def test_split_on_a_gpu_is_split_on_a_cpu(dtype):
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2  # bf16 keeps 8 bits
     for got, wanted in zip(gradients("cuda", dtype), gradients("cpu", torch.float32), strict=True):
         assert_close(got, wanted, atol=tolerance, rtol=tolerance)
+
+
+def test_the_plain_kernel_is_precise_in_bf16():
+    """Scores near 20 have steps of 0.125 in bf16: exponentials of them must not be taken there."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(1, 2, 6, 8, generator=generator, dtype=torch.float64) for _ in range(4))
+    bias = torch.full((1, 1, 6, 6), 20.0, dtype=torch.float64)
+    results = []
+    for dtype in (torch.float64, torch.bfloat16):
+        cast = [tensor.bfloat16().to(dtype) for tensor in (q, k, v, grad)]
+        out, lse = part_kernels.PLAIN.forward(*cast[:3], bias.to(dtype), 0.35)
+        results.append([out, *part_kernels.PLAIN.backward(cast[3], *cast[:3], bias.to(dtype), out, lse, 0.35)])
+    for exact, got in zip(*results, strict=True):
+        assert got.dtype == torch.bfloat16
+        assert float((got - exact).abs().max()) < 0.02 * float(exact.abs().max())  # a few roundings of 2^-8
 
 
 def test_devices_and_dtypes_without_a_fused_kernel_get_the_plain_one():

@@ -13,6 +13,7 @@ import torch
 from models import SPECIAL, VOCABULARY, exact_norms, make_batch, small_vlm
 from torch import Tensor
 
+from echo_pl.backbone import attention
 from echo_pl.backbone.attention import QueryGroup, attend_groups
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.text_decoder import TextDecoder
@@ -130,12 +131,79 @@ def test_a_converted_model_is_joined_anew():
 def test_a_model_in_training_or_under_autocast_stays_the_stock_class():
     vlm = small_vlm()
     assert vlm.text_decoder() is None
-    with pytest.raises(ValueError, match=r"only a frozen model can be decoded in one piece: .* is in training"):
+    with pytest.raises(ValueError, match=r"cannot be decoded in one piece: .* is in training"):
         TextDecoder(vlm.network.model.language_model)
     vlm.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
         assert vlm.text_decoder() is None
     assert vlm.text_decoder() is not None
+
+
+def layer(vlm: VLM) -> torch.nn.Module:
+    return vlm.network.model.language_model.layers[1]
+
+
+def adapted(vlm: VLM) -> None:
+    class Adapter(torch.nn.Linear):
+        pass
+
+    layer(vlm).mlp.up_proj = Adapter(64, 96, bias=False).requires_grad_(False)
+
+
+def half_trained(vlm: VLM) -> None:
+    layer(vlm).requires_grad_(True)
+
+
+def quantized(vlm: VLM) -> None:
+    weight = torch.zeros(96, 64, dtype=torch.int8)
+    layer(vlm).mlp.up_proj.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+
+def other_activation(vlm: VLM) -> None:
+    vlm.network.model.language_model.config.hidden_act = "gelu"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (adapted, "mlp.up_proj is a Adapter, not a plain linear layer"),
+        (half_trained, "is in training"),
+        (quantized, "is a Tensor of torch.int8, not a dense one of floats"),
+        (other_activation, "activation is gelu"),
+    ],
+)
+def test_what_cannot_be_joined_stays_the_stock_class(change, reason):
+    vlm = made_vlm(torch.float32)
+    change(vlm)
+    assert vlm.text_decoder() is None
+    with pytest.raises(ValueError, match=reason):
+        TextDecoder(vlm.network.model.language_model)
+
+
+def test_added_tokens_are_seen():
+    vlm = made_vlm(torch.float32)
+    assert vlm.text_decoder() is not None
+    vlm.network.resize_token_embeddings(VOCABULARY + 8)
+    vlm.requires_grad_(False)
+    stock = copy.deepcopy(vlm)
+    stock.text_decoder = lambda: None
+    for got, expected in zip(steps(vlm, [9, 9]), steps(stock, [9, 9]), strict=True):
+        assert got.shape[-1] == VOCABULARY + 8
+        assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_kernels_may_lay_their_results_out_as_they_like(monkeypatch):
+    """The CUDA ones put heads behind positions in memory."""
+    original = attention.F.scaled_dot_product_attention
+
+    def heads_last(*args, **kwargs):
+        return original(*args, **kwargs).transpose(1, 2).contiguous().transpose(1, 2)
+
+    vlm = made_vlm(torch.float32)
+    expected = steps(vlm, [9, 11])
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", heads_last)
+    for one, other in zip(steps(vlm, [9, 11]), expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_head_is_computed_where_it_is_asked_for():

@@ -67,6 +67,13 @@ def test_the_last_rows_fill_the_holes(active):
     assert all(old == new for new, old in enumerate(order) if active[new])
 
 
+def test_rows_never_move_up():
+    cache = BlockKVCache(layers=2, batch_size=3, capacity=6)
+    step(cache, 1.0, 4)
+    with pytest.raises(AssertionError, match=r"smaller row number, got \[2, 0\]"):
+        cache.keep_rows(torch.tensor([2, 0]))
+
+
 def test_a_full_cache_says_so():
     cache = BlockKVCache(layers=2, batch_size=1, capacity=6)
     step(cache, 1.0, 4)

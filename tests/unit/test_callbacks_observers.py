@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from callbacks.observing import observing
+from callbacks.observing import frozen, observing
 from callbacks.run_record import RunRecord, environment, git_revision
 from callbacks.speedup_ablation import SpeedupAblation
 from callbacks.summary import StageSummary, summary_lines
@@ -321,3 +321,11 @@ def test_bare_loaders_are_refused(tmp_path: Path) -> None:
 def test_wrong_arguments_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         TrajectoryLogger(**wrong)
+
+
+def test_frozen_for_a_while():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).requires_grad_(False))
+    before = [parameter.requires_grad for parameter in module.parameters()]
+    with frozen(module):
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert [parameter.requires_grad for parameter in module.parameters()] == before == [True, True, False, False]

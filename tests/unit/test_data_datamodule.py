@@ -130,8 +130,19 @@ def test_grouping_by_length_needs_the_lengths(root, tmp_path):
         del shard["characters"]
     (folder / "index.json").write_text(json.dumps(record))
     assert len(list(module(folder).train_dataloader())) == 7
-    with pytest.raises(ValueError, match=r"does not say how long the reports of train-000000.tar are; .*length_window=0"):
-        module(folder, length_window=3).train_dataloader()
+    with pytest.raises(ValueError, match=r"does not say how long the reports of train-000000.tar are: run make_corpus again"):
+        module(folder, length_window=3).setup()
+    make_synthetic(folder, train=TRAIN, val=VAL, test=TEST, seed=6, shard_size=25, progress=False)
+    assert CorpusIndex.load(folder) == CorpusIndex.load(root)
+
+
+def test_a_place_in_another_order_is_refused(root):
+    state = module(root, length_window=3).train_dataloader().state_dict()
+    module(root, batch_size=4, length_window=3, rank=1, world_size=2).train_dataloader().load_state_dict(state)
+    for change in ({"length_window": 0}, {"seed": 2}, {"shuffle_buffer": 7}, {"batch_size": 4}):
+        loader = module(root, **{"length_window": 3, **change}).train_dataloader()
+        with pytest.raises(ValueError, match=r"order of studies with seed 1, .* this run has .*: resume with the same settings"):
+            loader.load_state_dict(state)
 
 
 def test_resume_does_not_decode_what_it_skips(root, monkeypatch):
