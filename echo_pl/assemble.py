@@ -41,7 +41,7 @@ class FinalCheckpoint(Checkpoint):
 class FreeMemory(Callback):
     """Returns freed memory to the system now and then, on a CPU: batches of ever other sizes leave gaps in the heap.
 
-    Without it stage 2 of the demo grew to 4.4 GB, of which 1.7 were in use.
+    Without it stage 2 of the demo grew to 4.4 GB.
     """
 
     EVERY = 100

@@ -14,7 +14,6 @@ from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, record_dict
 from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.vlm import VLM
 from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.data.response import parse_response
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.sampling import DecodeConfig
@@ -41,18 +40,6 @@ def report_data(root: Path, **options: Any) -> ReportDataModule:
     return ReportDataModule(
         root=root,
         **{"batch_size": 4, "max_response_tokens": LIMIT, "limit_train": 12, "limit_val": 4, "shuffle_buffer": 8, **options},
-    )
-
-
-def text_tools(data: ReportDataModule) -> TextTools:
-    """The data room's part of a stage."""
-    return TextTools(
-        special=data.special,
-        vocab_size=data.vocab_size,
-        labels=data.labels,
-        to_report=lambda tokens: parse_response(data.detokenize(tokens)),
-        judge=data.judge,
-        fingerprint=data.fingerprint,
     )
 
 

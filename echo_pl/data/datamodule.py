@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
-import numpy as np
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
@@ -24,12 +23,13 @@ from echo_pl.data.corpora import make_judge
 from echo_pl.data.corpus_index import CorpusIndex, check_local
 from echo_pl.data.judge import ReportJudge
 from echo_pl.data.loader import FixedLoader, ResumableLoader
-from echo_pl.data.order import EpochOrder, Places, eval_batches, fixed_order, group_by_length, shuffled_order, train_batches
+from echo_pl.data.order import EpochOrder, Places, eval_batches, fixed_order
 from echo_pl.data.processor import ProcessorConfig, ReportProcessor, Sample, Template
-from echo_pl.data.shard_reader import decode_study, read_samples
+from echo_pl.data.shard_reader import first_images
 from echo_pl.data.stream import BatchStream, OnBad
 from echo_pl.data.study import Version
 from echo_pl.data.tokenizer import ReportTokenizer, load_tokenizer
+from echo_pl.data.training_order import TrainingOrder
 from echo_pl.structs import Batch, SpecialTokens
 
 EvalSplit = Literal["val", "test"]
@@ -223,24 +223,17 @@ class ReportDataModule(L.LightningDataModule):
         Raises:
             ValueError: If the training split does not fill one batch of every rank.
         """
-        order = self._train_order(0)
-        batches = len(self._train_batches(order, epoch=0))
-        if batches == 0:
-            world_size = self._place()[1]
+        order = self._training_order()
+        visited, batches = order.epoch(0)
+        if not batches:
             raise ValueError(
-                f"{len(order.places)} training studies do not fill one batch of {self.batch_size} on "
-                f"{world_size} rank(s); use a smaller batch_size or a larger corpus"
+                f"{len(visited.places)} training studies do not fill one batch of {self.batch_size} on "
+                f"{order.world_size} rank(s); use a smaller batch_size or a larger corpus"
             )
-        settings = {
-            "seed": self._seed,
-            "shuffle_buffer": self._shuffle_buffer,
-            "length_window": self._length_window,
-            "global batch": self.batch_size * self._place()[1],
-        }
         return ResumableLoader(
             self._train_stream,
-            batches=batches,
-            order=", ".join(f"{name} {value}" for name, value in settings.items()),
+            batches=len(batches),
+            order=str(order),
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,
         )
@@ -272,17 +265,7 @@ class ReportDataModule(L.LightningDataModule):
         Raises:
             ValueError: If the split has no such study.
         """
-        wanted = set(keys)
-        found: dict[str, Image.Image] = {}
-        for shard in self.index.shards(split):
-            if len(found) == len(wanted):
-                break
-            for _, raw in read_samples(self.root, shard, range(shard.samples)):
-                if raw.key in wanted:
-                    found[raw.key] = decode_study(raw).images[0]
-        if missing := sorted(wanted - found.keys()):
-            raise ValueError(f"split {split!r} of {self.root} has no study {missing[0]!r} ({len(missing)} missing in all)")
-        return found
+        return first_images(self.root, self.index.shards(split), keys)
 
     def detokenize(self, tokens: Tensor) -> str:
         """Text of response tokens, control tokens left out."""
@@ -301,38 +284,23 @@ class ReportDataModule(L.LightningDataModule):
             return dist.get_rank(), dist.get_world_size()
         return 0, 1
 
-    def _train_order(self, epoch: int) -> EpochOrder:
-        return shuffled_order(
-            self._counts("train"),
+    def _training_order(self) -> TrainingOrder:
+        rank, world_size = self._place()
+        return TrainingOrder(
+            shards=self.index.shards("train"),
             seed=self._seed,
-            epoch=epoch,
-            buffer=self._shuffle_buffer,
+            shuffle_buffer=self._shuffle_buffer,
+            length_window=self._length_window,
             limit=self._limits["train"],
+            batch_size=self.batch_size,
+            rank=rank,
+            world_size=world_size,
         )
 
-    def _train_batches(self, order: EpochOrder, epoch: int) -> list[Places]:
-        rank, world_size = self._place()
-        places = order.places
-        if self._length_window:
-            places = group_by_length(
-                places,
-                self._report_lengths(order),
-                batch=self.batch_size * world_size,
-                window=self._length_window,
-                seed=self._seed,
-                epoch=epoch,
-            )
-        return train_batches(places, batch_size=self.batch_size, rank=rank, world_size=world_size)
-
-    def _report_lengths(self, order: EpochOrder) -> Places:
-        """Characters of the report at each place of the stream."""
-        shards = self.index.shards("train")
-        return np.concatenate([np.asarray(shards[number].characters, dtype=np.int64) for number in order.shards])
-
     def _train_stream(self, epoch: int, done: int) -> BatchStream:
-        order = self._train_order(epoch)
+        order, batches = self._training_order().epoch(epoch)
         cache = self._cache if self._cache_samples else None
-        return self._stream("train", order, self._train_batches(order, epoch)[done:], references=False, cache=cache)
+        return self._stream("train", order, batches[done:], references=False, cache=cache)
 
     def _eval_loader(self, split: EvalSplit) -> FixedLoader:
         order = fixed_order(self._counts(split), self._limits[split])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,25 @@ def decode_study(sample: RawSample) -> Study:
         raise ValueError(f"{where} lacks a field or has a wrong one: {error!r}") from error
     except ValueError as error:
         raise ValueError(f"{where} cannot be decoded: {error}") from error
+
+
+def first_images(folder: Path | str, shards: Iterable[Shard], keys: Iterable[str]) -> dict[str, Image.Image]:
+    """Return the first image of each of these studies, at its original size.
+
+    Raises:
+        ValueError: If a study is in none of the shards.
+    """
+    wanted = set(keys)
+    found: dict[str, Image.Image] = {}
+    for shard in shards:
+        if len(found) == len(wanted):
+            break
+        for _, raw in read_samples(folder, shard, range(shard.samples)):
+            if raw.key in wanted:
+                found[raw.key] = decode_study(raw).images[0]
+    if missing := sorted(wanted - found.keys()):
+        raise ValueError(f"no study {missing[0]!r} in the shards asked for in {folder} ({len(missing)} missing in all)")
+    return found
 
 
 def _report(record: Mapping[str, Any]) -> ReportText:

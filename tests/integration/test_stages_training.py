@@ -23,7 +23,6 @@ from stage_parts import (
     rad,
     record,
     report_data,
-    text_tools,
     trainer,
     warmup,
     write_checkpoint,
@@ -31,6 +30,7 @@ from stage_parts import (
 from torch.utils.data import DataLoader
 
 from callbacks.trajectory_logger import TrajectoryLogger
+from echo_pl.assemble import text_tools
 from echo_pl.backbone.checkpoint import read_checkpoint, weights_fingerprint
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.diffusion.objectives import SequenceLevel

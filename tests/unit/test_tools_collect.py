@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig, open_dict
-from stage_parts import BACKBONE, DECODE, dcd, lively, record, report_data, text_tools, write_checkpoint
+from stage_parts import BACKBONE, DECODE, dcd, lively, record, report_data, write_checkpoint
 
+from echo_pl.assemble import text_tools
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.diffusion.objectives import SequenceLevel
 from echo_pl.sampling.trajectory_store import TrajectoryStore
