@@ -131,6 +131,20 @@ def attend_groups(q: Tensor, k: Tensor, v: Tensor, groups: tuple[QueryGroup, ...
     return whole.transpose(1, 2)
 
 
+def last_queries(groups: tuple[QueryGroup, ...], queries: int) -> tuple[QueryGroup, ...]:
+    """The groups of the last queries alone.
+
+    >>> last_queries((QueryGroup(8, 100), QueryGroup(8, 108)), 10)
+    (QueryGroup(queries=2, keys=100), QueryGroup(queries=8, keys=108))
+    """
+    kept: list[QueryGroup] = []
+    for group in reversed(groups):
+        if queries > 0:
+            kept.insert(0, QueryGroup(min(group.queries, queries), group.keys))
+        queries -= group.queries
+    return tuple(kept)
+
+
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, scale: float, dropout: float) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     if groups > 1:

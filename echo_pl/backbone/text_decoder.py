@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echo_pl.backbone.attention import QueryGroup, attend_groups
+from echo_pl.backbone.attention import QueryGroup, attend_groups, last_queries
 from echo_pl.backbone.kv_cache import BlockKVCache
 
 
@@ -77,6 +77,7 @@ class TextDecoder:
         first_B: Tensor,
         cache: BlockKVCache,
         groups: tuple[QueryGroup, ...],
+        select: int,
     ) -> Tensor:
         """One forward.
 
@@ -85,9 +86,11 @@ class TextDecoder:
             first_B: position of each sample's first query; the others follow one by one (text only).
             cache: written and read in place.
             groups: which queries see how much of the cache.
+            select: how many of the last queries' hidden states are wanted; the last layer is computed for these alone, as of
+                the others it is only the keys and values that anyone will see.
 
         Returns:
-            Hidden states (B, Q, E), normalized.
+            Hidden states (B, select, E), normalized.
         """
         B, Q = ids_BQ.shape
         H, G, D, E = self.heads, self.key_heads, self.head_size, self.embedding.shape[1]
@@ -102,11 +105,16 @@ class TextDecoder:
             turned = turned * cos + turned.roll(D // 2, -1) * sin
             key, value = turned[:, :, H:].transpose(1, 2), qkv[:, :, H + G :].transpose(1, 2)
             keys, values = cache.update(key, value, number)
+            if number + 1 == len(self._layers) and select < Q:
+                x = x.view(B, Q, E)[:, Q - select :].reshape(B * select, E)
+                if not select:
+                    break
+                turned, groups = turned[:, Q - select :], last_queries(groups, select)
             attended = attend_groups(turned[:, :, :H].transpose(1, 2), keys, values, groups, cache.padding, self.scale)
-            x = torch.addmm(x, attended.reshape(B * Q, E), layer.out_T)
+            x = torch.addmm(x, attended.reshape(-1, E), layer.out_T)
             gate, up = F.linear(F.rms_norm(x, (E,), layer.norm2, self.eps), layer.gate_up).chunk(2, -1)
             x = torch.addmm(x, F.silu(gate) * up, layer.down_T)
-        return F.rms_norm(x, (E,), self.norm, self.eps).view(B, Q, E)
+        return F.rms_norm(x, (E,), self.norm, self.eps).view(B, -1, E) if select else x.view(B, 0, E)
 
     @property
     def fits(self) -> bool:

@@ -186,8 +186,7 @@ class VLM(nn.Module):
         Q = ids_BQ.shape[1]
         decoder = self.text_decoder()
         if decoder is not None:
-            hidden_BQE = decoder(ids_BQ, first_B, cache, groups)
-            return self.network.lm_head(hidden_BQE[:, Q - select :])
+            return self.network.lm_head(decoder(ids_BQ, first_B, cache, groups, select))
         positions_BQ = first_B[:, None] + torch.arange(Q, device=ids_BQ.device)
         return self(ids_BQ, positions_BQ.expand(3, -1, -1), groups, cache=cache, select=select)
 

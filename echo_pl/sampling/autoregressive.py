@@ -18,7 +18,7 @@ from echo_pl.diffusion.block_mask import AttentionRule, context_coords
 from echo_pl.sampling.config import LoopStop, TokenChoice
 from echo_pl.sampling.forwards import NfeCounter
 from echo_pl.sampling.remasking import predict
-from echo_pl.sampling.repetition import in_loop
+from echo_pl.sampling.repetition import in_loop, look_now
 from echo_pl.sampling.sampler import now
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
@@ -138,8 +138,7 @@ class _Decode:
         self.lengths_B[self.rows_A] += ~ended
         self.stopped_B[self.rows_A] |= ended
         looped = torch.zeros_like(ended)
-        # A loop needs several tokens to show; looking every 16 keeps the check out of the step's time.
-        if (place + 1) % 16 == 0:
+        if look_now(place, place + 1, self.s.max_response_tokens):
             looped = in_loop(history_AR, self.s.loop_stop).cpu() & ~ended
             self.looped_B[self.rows_A] |= looped
         return ~(ended | looped)

@@ -12,6 +12,16 @@ from torch import Tensor
 
 from echo_pl.sampling.config import LoopStop
 
+_STRIDE = 16
+
+
+def look_now(before: int, after: int, limit: int) -> bool:
+    """Whether to look for a loop after reports grew from ``before`` to ``after`` tokens: once every 16 and at the limit.
+
+    A loop needs several tokens to show, and looking costs a small model some percent of a block's time.
+    """
+    return after // _STRIDE > before // _STRIDE or after >= limit
+
 
 def in_loop(tokens_AR: Tensor, stop: LoopStop) -> Tensor:
     """bool (A,): the last tokens of a row repeat one n-gram at least ``min_repeats`` times over ``min_tokens`` or more.

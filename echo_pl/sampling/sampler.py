@@ -22,7 +22,7 @@ from echo_pl.diffusion.sequence import BlockedContext, block_context
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks
 from echo_pl.sampling.remasking import choose_commits, predict
-from echo_pl.sampling.repetition import in_loop
+from echo_pl.sampling.repetition import in_loop, look_now
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
@@ -79,6 +79,7 @@ class BlockSampler:
             Tokens, counts and times.
         """
         device, config = batch.context_ids_BP.device, self.config
+        self._never = torch.tensor(self.special.never_sampled, device=device)
         prompt = block_context(batch.context_ids_BP, batch.context_lengths_B, config.layout, self.special.image)
         counter = NfeCounter(len(batch))
         driver = UncachedBlocks if config.kv_cache == "none" else CachedBlocks
@@ -119,8 +120,10 @@ class BlockSampler:
             history_AR = torch.cat([history_AR, final_AL], dim=1)
             rows_A = blocks.rows_A
             ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
-            looped_A = in_loop(history_AR, self.config.loop_stop) & ~ended_A
-            # One host sync per block: who goes on?
+            looped_A = torch.zeros_like(ended_A)
+            if look_now(block * L, (block + 1) * L, N * L):
+                looped_A = in_loop(history_AR, self.config.loop_stop) & ~ended_A
+            # The one host sync of a one-step block: who goes on?
             ended, looped = torch.stack([ended_A, looped_A]).cpu()
             progress.tokens_BR[rows_A, block * L : (block + 1) * L] = final_AL.cpu()
             progress.written_B[rows_A] += open_AL.sum(-1).cpu()
@@ -162,13 +165,13 @@ class BlockSampler:
         recorder: Recorder | None,
         generator: torch.Generator,
     ) -> Tensor:
-        never = torch.tensor(self.special.never_sampled, device=canvas_AL.device)
         for step in range(1, self.config.steps + 1):
-            working_A = open_AL.any(-1).cpu()
+            # A block begins with open positions in every sample: nothing to ask the device.
+            working_A = open_AL.any(-1).cpu() if step > 1 else torch.ones(len(open_AL), dtype=torch.bool)
             if not bool(working_A.any()):
                 break
             logits_ALV = blocks.denoise(canvas_AL, block, working_A)
-            prediction = predict(logits_ALV, never, self.config.token_choice, generator)
+            prediction = predict(logits_ALV, self._never, self.config.token_choice, generator)
             commit_AL = choose_commits(prediction, open_AL, self.config, order_AL)
             canvas_AL = torch.where(commit_AL, prediction.token_AL, canvas_AL)
             open_AL = open_AL & ~commit_AL

@@ -31,7 +31,7 @@ def made_vlm(dtype: torch.dtype) -> VLM:
 
 @torch.no_grad()
 def steps(vlm: VLM, contexts: list[int]) -> list[Tensor]:
-    """Logits of a block step, of a fused step after it, of one token, and of a step after two samples have left."""
+    """Logits of a block step, a fused step, one token, a write and the part of a block after it, and a step of two samples."""
     batch = make_batch(contexts, [5] * len(contexts), dtype=vlm.dtype)
     B, P = batch.context_ids_BP.shape
     cache = BlockKVCache(vlm.layers, B, P + 6 * L)
@@ -60,6 +60,10 @@ def steps(vlm: VLM, contexts: list[int]) -> list[Tensor]:
     out.append(vlm.decode_step(words(B, 2 * L), behind_B, prefix(L, 2 * L), cache, L))
     cache.keep(L)
     out.append(vlm.decode_step(words(B, 1), behind_B + L, (QueryGroup(1, cache.length + 1),), cache, 1))
+    written = vlm.decode_step(words(B, L), behind_B + L, prefix(L), cache, 0)
+    assert written.shape[:2] == (B, 0)  # the next step sees what it wrote
+    cache.keep(L)
+    out.append(vlm.decode_step(words(B, 2 * L), behind_B + L, prefix(L, 2 * L), cache, L + 1))
     rows = torch.tensor([0, B - 1])
     cache.keep_rows(rows)
     out.append(vlm.decode_step(words(2, 2 * L), behind_B[rows] + L, prefix(L, 2 * L), cache, 2 * L))
@@ -211,6 +215,6 @@ def test_the_head_is_computed_where_it_is_asked_for():
     rows = []
     vlm.network.lm_head.register_forward_hook(lambda _, inputs, out: rows.append(inputs[0].shape[:2]))
     logits = steps(vlm, [9, 11])
-    assert [tuple(r) for r in rows[1:]] == [(2, L), (2, L), (2, 1), (2, 2 * L)]
+    assert [tuple(r) for r in rows[1:]] == [(2, L), (2, L), (2, 1), (2, 0), (2, L + 1), (2, 2 * L)]
     assert logits[0].shape == (2, L, VOCABULARY)
     assert max(SPECIAL.never_sampled) < VOCABULARY

@@ -65,14 +65,21 @@ def test_samples_of_a_batch_stop_on_their_own():
 def test_a_repetition_loop_is_stopped_and_said():
     loop = [10, 11, *[12, 13] * 20]
     result = decode([loop, WORDS], limit=40)
-    # Sixteen tokens of period two end with the fifth block.
+    # Sixteen tokens of period two end with the fifth block; loops are looked for after 16, 32 ... tokens.
     assert result.looped_B.tolist() == [True, False]
     assert result.stopped_B.tolist() == [False, False]
-    assert result.tokens[0].tolist() == loop[:20]
-    assert result.nfe_B[0] == 5
+    assert result.tokens[0].tolist() == loop[:32]
+    assert result.nfe_B[0] == 8
     unstopped = decode([loop], limit=40, loop_stop=LoopStop(enabled=False))
     assert unstopped.looped_B.tolist() == [False]
     assert unstopped.nfe_B.tolist() == [10]
+
+
+@pytest.mark.parametrize("limit", [20, 28])
+def test_a_loop_at_the_limit_is_said(limit):
+    result = decode([[10, 11, *[12, 13] * 20]], limit=limit)
+    assert result.looped_B.tolist() == [True]
+    assert len(result.tokens[0]) == limit
 
 
 def test_eos_wins_over_a_loop():
