@@ -1,8 +1,8 @@
 """Attention behind one entry: the transformers layers call ``echo_attention``, which takes a rule instead of a mask tensor.
 
-Backends, all of the same result: ``sdpa`` (dense mask, the reference), ``split`` (context and response apart, for training on a
-CPU or a GPU without FlexAttention), ``flex`` (FlexAttention: compiled on a GPU; on a CPU eager and forward only). Knows the
-rule's views; nothing of noise, stages or decoding.
+Backends, all of the same result: ``sdpa`` (dense mask, the reference), ``split`` (context and response apart, for a CPU or a GPU
+without FlexAttention), ``flex`` (FlexAttention: compiled on a GPU; on a CPU eager and forward only), ``flash_attn`` (the package
+of that name, on a GPU only). Knows the rule's views; nothing of noise, stages or decoding.
 
 Shapes: B batch, H query heads, G query heads per key head, Q/K positions, D head size, P context.
 """
@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 
+from echo_pl.backbone import flash_attention
+from echo_pl.backbone.kv_cache import CachePadding
 from echo_pl.backbone.split_attention import merged_attention
 from echo_pl.diffusion.block_mask import AttentionRule
 
-AttentionBackend = Literal["sdpa", "split", "flex"]
+AttentionBackend = Literal["sdpa", "split", "flex", "flash_attn"]
 NAME = "echo_pl"
 """Under this name the function stands in transformers' registry."""
 
@@ -46,8 +48,8 @@ class AttentionCall:
     backend: AttentionBackend = "sdpa"
     groups: tuple[QueryGroup, ...] = ()
     """Of a decode step, in the place of a rule: what the rule comes to when the keys are a cache."""
-    padding: Tensor | None = None
-    """With ``groups``: (B, 1, 1, S), -inf at the cache's padding slots."""
+    padding: CachePadding | None = None
+    """With ``groups``: which of the cache's slots are padding."""
 
     def __post_init__(self) -> None:
         if self.backend not in get_args(AttentionBackend):
@@ -96,13 +98,22 @@ def echo_attention(
     query, key, value = query.to(common), key.to(common), value.to(common)
     with torch.autocast(query.device.type, enabled=False):
         if attention_mask.groups:
-            return attend_groups(query, key, value, attention_mask.groups, attention_mask.padding, scale).to(dtype), None
+            call = attention_mask
+            return attend_groups(query, key, value, call.groups, call.padding, scale, call.backend).to(dtype), None
         assert attention_mask.rule is not None  # as the call itself has checked
         out = _BACKENDS[attention_mask.backend](query, key, value, attention_mask.rule, scale, dropout)
     return out.transpose(1, 2).to(dtype), None
 
 
-def attend_groups(q: Tensor, k: Tensor, v: Tensor, groups: tuple[QueryGroup, ...], padding: Tensor | None, scale: float) -> Tensor:
+def attend_groups(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    groups: tuple[QueryGroup, ...],
+    padding: CachePadding | None,
+    scale: float,
+    backend: AttentionBackend = "sdpa",
+) -> Tensor:
     """Attention of a decode step: every group of queries over its own prefix of the cached keys, so that no mask is needed.
 
     Args:
@@ -110,25 +121,40 @@ def attend_groups(q: Tensor, k: Tensor, v: Tensor, groups: tuple[QueryGroup, ...
         k: (B, H / G, K, D).
         v: (B, H / G, K, D).
         groups: whose queries add up to Q.
-        padding: (B, 1, 1, S) with S >= K, added to the scores; None when no slot is padding.
+        padding: of ragged contexts; None when no slot is padding.
         scale: factor on the scores.
+        backend: which kernel; ``split`` is ``sdpa`` here.
 
     Returns:
         (B, Q, H, D).
     """
-    B, H, Q, D = q.shape
-    Hk = k.shape[1]
-    # The heads that share a key head stand side by side as queries, instead of copies of the keys.
-    folded = q.reshape(B, Hk, H // Hk, Q, D)
+    attend = _GROUP_KERNELS[backend]
     parts, start = [], 0
     for group in groups:
-        part = folded[:, :, :, start : start + group.queries].reshape(B, Hk, -1, D)
-        bias = None if padding is None else padding[..., : group.keys].to(q.dtype)
-        out = F.scaled_dot_product_attention(part, k[:, :, : group.keys], v[:, :, : group.keys], attn_mask=bias, scale=scale)
-        parts.append(out.reshape(B, H, group.queries, D))  # no view: kernels return strides of their own
+        part = q[:, :, start : start + group.queries]
+        parts.append(attend(part, k[:, :, : group.keys], v[:, :, : group.keys], padding, scale))
         start += group.queries
     whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return whole.transpose(1, 2)
+
+
+def _sdpa_group(q: Tensor, k: Tensor, v: Tensor, padding: CachePadding | None, scale: float) -> Tensor:
+    bias = None if padding is None else padding.bias[..., : k.shape[2]].to(q.dtype)
+    # The heads that share a key head stand side by side as queries, instead of copies of the keys.
+    out = F.scaled_dot_product_attention(q.reshape(*k.shape[:2], -1, q.shape[3]), k, v, attn_mask=bias, scale=scale)
+    return out.reshape(q.shape)  # no view: kernels return strides of their own
+
+
+def _flex_group(q: Tensor, k: Tensor, v: Tensor, padding: CachePadding | None, scale: float) -> Tensor:
+    kernel = flex_kernel(q)
+    if padding is None:
+        return kernel(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    bias_BS = padding.bias[:, 0, 0].to(q.dtype)
+
+    def hide_padding(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + bias_BS[b, key]
+
+    return kernel(q, k, v, score_mod=hide_padding, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def last_queries(groups: tuple[QueryGroup, ...], queries: int) -> tuple[QueryGroup, ...]:
@@ -164,6 +190,8 @@ def _split(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, scale: float, d
     context = F.scaled_dot_product_attention(
         q[:, :, :P], k[:, :, :P], v[:, :, :P], attn_mask=context_mask, is_causal=context_mask is None, scale=scale
     )
+    if q.shape[2] == P:
+        return context
     padding = view.response_to_context_BK
     response = merged_attention(
         q[:, :, P:],
@@ -179,8 +207,18 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, scale: float, dr
         raise ValueError(f"attention backend 'flex' has no dropout, got {dropout}; use 'sdpa'")
     if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
         raise ValueError("FlexAttention has no backward on a CPU: train with attention backend 'split' or 'sdpa'")
-    kernel: Any = flex_attention if q.device.type == "cpu" else compiled_flex_attention()
-    return kernel(q, k, v, block_mask=rule.flex_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return flex_kernel(q)(q, k, v, block_mask=rule.flex_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, scale: float, dropout: float) -> Tensor:
+    if dropout:
+        raise ValueError(f"attention backend 'flash_attn' has no dropout here, got {dropout}; use 'sdpa'")
+    return flash_attention.whole_sequence(q, k, v, rule, scale)
+
+
+def flex_kernel(query: Tensor) -> Any:
+    """``flex_attention`` for the query's device."""
+    return flex_attention if query.device.type == "cpu" else compiled_flex_attention()
 
 
 @cache
@@ -189,4 +227,5 @@ def compiled_flex_attention() -> Callable[..., Tensor]:
     return torch.compile(flex_attention)
 
 
-_BACKENDS = {"sdpa": _sdpa, "split": _split, "flex": _flex}
+_BACKENDS = {"sdpa": _sdpa, "split": _split, "flex": _flex, "flash_attn": _flash}
+_GROUP_KERNELS = {"sdpa": _sdpa_group, "split": _sdpa_group, "flex": _flex_group, "flash_attn": flash_attention.cached_group}

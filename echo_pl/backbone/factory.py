@@ -29,10 +29,11 @@ class BackboneFactory(Protocol):
         ...
 
 
-def check_attention(train_attention: str) -> None:
-    """Raise ValueError for an unknown training backend."""
-    if train_attention not in get_args(AttentionBackend):
-        raise ValueError(f"train_attention must be one of {get_args(AttentionBackend)}, got {train_attention!r}")
+def check_attention(**backends: str) -> None:
+    """Raise ValueError for an unknown backend; the names are those of the options."""
+    for name, backend in backends.items():
+        if backend not in get_args(AttentionBackend):
+            raise ValueError(f"{name} must be one of {get_args(AttentionBackend)}, got {backend!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +52,12 @@ class TinyBackbone:
     patch_size: int = 8
     """Pixels; a 64 x 64 image gives (64 / 8 / 2)^2 = 16 image tokens."""
     train_attention: AttentionBackend = "split"
+    decode_attention: AttentionBackend = "split"
     gradient_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_attention(self.train_attention)
+        check_attention(train_attention=self.train_attention, decode_attention=self.decode_attention)
         head_size, rest = divmod(self.width, self.heads)
         if rest or head_size % 16:
             raise ValueError(f"width / heads must be a multiple of 16, got {self.width} / {self.heads}")
@@ -106,7 +108,8 @@ class TinyBackbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = Qwen2_5_VLForConditionalGeneration(self.config(special, vocab_size))
-        return finish(network, special, vocab_size, self.train_attention, self.gradient_checkpointing)
+        network = finish(network, vocab_size, self.gradient_checkpointing)
+        return VLM(network, special, self.train_attention, self.decode_attention)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +120,11 @@ class PretrainedBackbone:
     dtype: str = "float32"
     """Of the weights in memory: float32 to train (a step of 1e-5 rounds away in bfloat16), any to decode."""
     train_attention: AttentionBackend = "split"
+    decode_attention: AttentionBackend = "split"
     gradient_checkpointing: bool = True
 
     def __post_init__(self) -> None:
-        check_attention(self.train_attention)
+        check_attention(train_attention=self.train_attention, decode_attention=self.decode_attention)
         if self.dtype not in ("bfloat16", "float16", "float32"):
             raise ValueError(f"dtype must be bfloat16, float16 or float32, got {self.dtype!r}")
 
@@ -139,7 +143,8 @@ class PretrainedBackbone:
         )
         network, info = loaded
         refuse_unmatched(info["missing_keys"], info["unexpected_keys"], path)
-        return finish(network, special, vocab_size, self.train_attention, self.gradient_checkpointing)
+        network = finish(network, vocab_size, self.gradient_checkpointing)
+        return VLM(network, special, self.train_attention, self.decode_attention)
 
 
 def refuse_unmatched(missing: Iterable[str], unexpected: Iterable[str], source: str) -> None:
@@ -153,17 +158,13 @@ def refuse_unmatched(missing: Iterable[str], unexpected: Iterable[str], source: 
 
 
 def finish(
-    network: Qwen2_5_VLForConditionalGeneration,
-    special: SpecialTokens,
-    vocab_size: int,
-    train_attention: AttentionBackend,
-    gradient_checkpointing: bool,
-) -> VLM:
-    """Make room for added tokens, switch checkpointing on, wrap."""
+    network: Qwen2_5_VLForConditionalGeneration, vocab_size: int, gradient_checkpointing: bool
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Make room for added tokens, switch checkpointing on."""
     rows = network.model.language_model.embed_tokens.num_embeddings
     if vocab_size > rows:
         log.warning("vocabulary grows from %d to %d rows: the tokenizer has added tokens", rows, vocab_size)
         network.resize_token_embeddings(vocab_size)
     if gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return VLM(network, special, train_attention)
+    return network

@@ -11,8 +11,24 @@ Shapes: B batch, H key heads, S slots, D head size, Q tokens of one forward.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePadding:
+    """Which slots of ragged contexts are padding: of the first ``width``, each sample fills its first ``lengths``."""
+
+    width: int
+    lengths_B: Tensor
+    bias: Tensor
+    """(B, 1, 1, S) to add to scores: -inf at padding slots, 0 elsewhere."""
+
+    def rows(self, rows_A: Tensor) -> CachePadding:
+        """The same for some of the samples."""
+        return CachePadding(width=self.width, lengths_B=self.lengths_B[rows_A], bias=self.bias[rows_A])
 
 
 class BlockKVCache:
@@ -29,8 +45,8 @@ class BlockKVCache:
         self.capacity = capacity
         self.length = 0
         self.batch_size = batch_size
-        self.padding: Tensor | None = None
-        """(B, 1, 1, S) to add to scores: -inf at padding slots, 0 elsewhere. None: there are none."""
+        self.padding: CachePadding | None = None
+        """None: no slot is padding."""
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
 
@@ -41,7 +57,7 @@ class BlockKVCache:
         slot_S = torch.arange(self.capacity, device=lengths_B.device)
         hidden_BS = (slot_S >= lengths_B[:, None]) & (slot_S < width)
         padding_BS = torch.zeros(hidden_BS.shape, dtype=dtype, device=lengths_B.device).masked_fill_(hidden_BS, -torch.inf)
-        self.padding = padding_BS[:, None, None]
+        self.padding = CachePadding(width=width, lengths_B=lengths_B, bias=padding_BS[:, None, None])
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values (B, H, Q, D) behind the kept ones; return all of them as views.
@@ -79,7 +95,7 @@ class BlockKVCache:
                 for new, old in moves:
                     buffer[new, :, : self.length] = buffer[old, :, : self.length]
         if self.padding is not None:
-            self.padding = self.padding[rows_A]
+            self.padding = self.padding.rows(rows_A)
         self.batch_size = len(rows_A)
 
 

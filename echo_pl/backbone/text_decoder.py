@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echo_pl.backbone.attention import QueryGroup, attend_groups, last_queries
+from echo_pl.backbone.attention import AttentionBackend, QueryGroup, attend_groups, last_queries
 from echo_pl.backbone.kv_cache import BlockKVCache
 
 
@@ -78,6 +78,7 @@ class TextDecoder:
         cache: BlockKVCache,
         groups: tuple[QueryGroup, ...],
         select: int,
+        backend: AttentionBackend = "sdpa",
     ) -> Tensor:
         """One forward.
 
@@ -88,33 +89,48 @@ class TextDecoder:
             groups: which queries see how much of the cache.
             select: how many of the last queries' hidden states are wanted; the last layer is computed for these alone, as of
                 the others it is only the keys and values that anyone will see.
+            backend: of attention.
 
         Returns:
             Hidden states (B, select, E), normalized.
         """
         B, Q = ids_BQ.shape
-        H, G, D, E = self.heads, self.key_heads, self.head_size, self.embedding.shape[1]
+        E = self.embedding.shape[1]
         if cache.capacity > len(self._cos_SD):  # a token's position is never above its place in the sequence
             self._extend_rotary(cache.capacity)
         position_BQ = first_B[:, None] + torch.arange(Q, device=ids_BQ.device)
         cos, sin = self._cos_SD[position_BQ].unsqueeze(2), self._sin_SD[position_BQ].unsqueeze(2)
         x = F.embedding(ids_BQ, self.embedding).view(B * Q, E)
         for number, layer in enumerate(self._layers):
-            qkv = F.linear(F.rms_norm(x, (E,), layer.norm1, self.eps), layer.qkv, layer.qkv_bias).view(B, Q, H + 2 * G, D)
-            turned = qkv[:, :, : H + G]
-            turned = turned * cos + turned.roll(D // 2, -1) * sin
-            key, value = turned[:, :, H:].transpose(1, 2), qkv[:, :, H + G :].transpose(1, 2)
+            query, key, value = self._project(x, layer, cos, sin)
             keys, values = cache.update(key, value, number)
             if number + 1 == len(self._layers) and select < Q:
                 x = x.view(B, Q, E)[:, Q - select :].reshape(B * select, E)
                 if not select:
-                    break
-                turned, groups = turned[:, Q - select :], last_queries(groups, select)
-            attended = attend_groups(turned[:, :, :H].transpose(1, 2), keys, values, groups, cache.padding, self.scale)
-            x = torch.addmm(x, attended.reshape(-1, E), layer.out_T)
-            gate, up = F.linear(F.rms_norm(x, (E,), layer.norm2, self.eps), layer.gate_up).chunk(2, -1)
-            x = torch.addmm(x, F.silu(gate) * up, layer.down_T)
-        return F.rms_norm(x, (E,), self.norm, self.eps).view(B, -1, E) if select else x.view(B, 0, E)
+                    return x.view(B, 0, E)
+                query, groups = query[:, :, Q - select :], last_queries(groups, select)
+            attended = attend_groups(query, keys, values, groups, cache.padding, self.scale, backend)
+            x = self._add_attended(x, attended, layer)
+            x = self._add_feed_forward(x, layer)
+        return F.rms_norm(x, (E,), self.norm, self.eps).view(B, -1, E)
+
+    # One method per part of a layer, so that the benchmark can tell how long each takes.
+
+    def _project(self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, Q, D), and keys and values (B, G, Q, D), of hidden states (B * Q, E)."""
+        H, G, D = self.heads, self.key_heads, self.head_size
+        normed = F.rms_norm(x, (x.shape[1],), layer.norm1, self.eps)
+        qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(*cos.shape[:2], H + 2 * G, D)
+        turned = qkv[:, :, : H + G]
+        turned = turned * cos + turned.roll(D // 2, -1) * sin
+        return turned[:, :, :H].transpose(1, 2), turned[:, :, H:].transpose(1, 2), qkv[:, :, H + G :].transpose(1, 2)
+
+    def _add_attended(self, x: Tensor, attended: Tensor, layer: _Layer) -> Tensor:
+        return torch.addmm(x, attended.reshape(x.shape), layer.out_T)
+
+    def _add_feed_forward(self, x: Tensor, layer: _Layer) -> Tensor:
+        gate, up = F.linear(F.rms_norm(x, (x.shape[1],), layer.norm2, self.eps), layer.gate_up).chunk(2, -1)
+        return torch.addmm(x, F.silu(gate) * up, layer.down_T)
 
     @property
     def fits(self) -> bool:

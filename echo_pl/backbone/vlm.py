@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from echo_pl.backbone import attention
+from echo_pl.backbone import attention, flash_attention
 from echo_pl.backbone.attention import AttentionBackend, AttentionCall, QueryGroup
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.text_decoder import TextDecoder, unsuited
@@ -30,16 +30,19 @@ class VLM(nn.Module):
         network: Qwen2_5_VLForConditionalGeneration,
         special: SpecialTokens,
         train_attention: AttentionBackend = "sdpa",
+        decode_attention: AttentionBackend = "split",
     ) -> None:
         """Wrap a network.
 
         Args:
             network: the stock class; its config's image token must be the tokenizer's.
             special: the tokenizer's special ids.
-            train_attention: backend of forwards without a cache; prefill uses ``sdpa``, decode steps query groups.
+            train_attention: backend of forwards without a cache.
+            decode_attention: backend of prefill and of decode steps.
 
         Raises:
-            ValueError: the network and the tokenizer disagree on the image token or the vocabulary.
+            ValueError: the network and the tokenizer disagree on the image token or the vocabulary, or a backend's package is
+                absent.
         """
         super().__init__()
         rows = network.model.language_model.embed_tokens.num_embeddings
@@ -51,17 +54,25 @@ class VLM(nn.Module):
                 f"the model's image token is {network.config.image_token_id}, the tokenizer's is {special.image}: "
                 "tokenizer and weights do not belong together"
             )
+        if "flash_attn" in (train_attention, decode_attention):
+            flash_attention.package()
         attention.register()
         network.set_attn_implementation({"text_config": attention.NAME, "vision_config": "sdpa"})
         self.network = network
         self.special = special
         self.train_attention = train_attention
+        self.decode_attention = decode_attention
         self._text_decoder: TextDecoder | None = None
 
     @property
     def layers(self) -> int:
         """Number of decoder layers."""
         return len(self.network.model.language_model.layers)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence that the model's positions were made for."""
+        return int(self.network.model.language_model.config.max_position_embeddings)
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +143,7 @@ class VLM(nn.Module):
             input_ids_BQ: token ids, image placeholders included.
             positions_3BQ: M-RoPE positions.
             rule: who sees whom among the tokens of a whole sequence; of a decode step, how much of the cache which queries see.
-            pixel_values: patches, as in :class:`echo_pl.structs.Batch`; None when no placeholder is among the ids.
+            pixel_values: patches, as in :class:`echo_pl.structs.Batch`; None or empty when no placeholder is among the ids.
             image_grid_thw: (images, 3).
             cache: written and read in place.
             select: where logits are wanted: a bool mask (B, Q), the number of last positions, or None for all.
@@ -142,16 +153,17 @@ class VLM(nn.Module):
         """
         language_model = self.network.model.language_model
         embeds_BQE = language_model.embed_tokens(input_ids_BQ)
-        if pixel_values is not None and image_grid_thw is not None:
+        if pixel_values is not None and image_grid_thw is not None and len(image_grid_thw):
             image_BQ1 = (input_ids_BQ == self.special.image)[..., None]
             features = self.vision_features(pixel_values, image_grid_thw)
             if int(image_BQ1.sum()) != len(features):
                 raise ValueError(f"{int(image_BQ1.sum())} image placeholders for {len(features)} image tokens in a batch")
             embeds_BQE = embeds_BQE.masked_scatter(image_BQ1, features.to(embeds_BQE.dtype))
         if isinstance(rule, tuple):
-            call = AttentionCall(groups=rule, padding=None if cache is None else cache.padding)
+            padding = None if cache is None else cache.padding
+            call = AttentionCall(groups=rule, padding=padding, backend=self.decode_attention)
         else:
-            call = AttentionCall(rule=rule, backend=self.train_attention if cache is None else "sdpa")
+            call = AttentionCall(rule=rule, backend=self.train_attention if cache is None else self.decode_attention)
         hidden_BQE = language_model(
             inputs_embeds=embeds_BQE,
             position_ids=positions_3BQ,
@@ -186,7 +198,7 @@ class VLM(nn.Module):
         Q = ids_BQ.shape[1]
         decoder = self.text_decoder()
         if decoder is not None:
-            return self.network.lm_head(decoder(ids_BQ, first_B, cache, groups, select))
+            return self.network.lm_head(decoder(ids_BQ, first_B, cache, groups, select, self.decode_attention))
         positions_BQ = first_B[:, None] + torch.arange(Q, device=ids_BQ.device)
         return self(ids_BQ, positions_BQ.expand(3, -1, -1), groups, cache=cache, select=select)
 

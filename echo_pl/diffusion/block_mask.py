@@ -10,13 +10,15 @@ Shapes: B batch (or 1, shared by the batch), T tokens, Q query and K key positio
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from echo_pl.diffusion.varlen import VarlenPart, masked_part, rest_of_block_part, whole_part
 
 ContextAttention = Literal["causal", "block_causal", "full"]
 
@@ -123,8 +125,9 @@ class AttentionRule:
     context_width: int | None = None
     """When the queries are a whole sequence ``[context | response copies]``: the width P of its (padded) context.
 
-    Only then is there a split view.
+    Only then are there a split and a varlen view. The response may be empty (prefill).
     """
+    _varlen: dict[int, VarlenView] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.context_attention not in get_args(ContextAttention):
@@ -174,11 +177,7 @@ class AttentionRule:
         Raises:
             ValueError: the queries are not a whole ``[context | response copies]`` sequence.
         """
-        if self.context_width is None:
-            raise ValueError(
-                "split attention needs a whole training sequence [context | response copies]; for anything else use sdpa or flex"
-            )
-        P = self.context_width
+        P = self._checked_width("split")
         response_q = self.query.slice(P, len(self.query))
         response_k = self.key.slice(P, len(self.key))
         context_k = self.key.slice(0, P)
@@ -192,6 +191,55 @@ class AttentionRule:
             response_to_context_BK=(context_k.copy_BT == CONTEXT) if padded else None,
             response_BQK=allowed(response_q, response_k, self.context_attention),
         )
+
+    def varlen(self, batch_size: int) -> VarlenView:
+        """The rule as packed sequences, for a whole training sequence or a context; made once for all layers.
+
+        Args:
+            batch_size: B; coordinates may be one row for all samples, packed sequences may not.
+
+        Raises:
+            ValueError: the queries are not a whole ``[context | response copies]`` sequence.
+        """
+        if batch_size not in self._varlen:
+            self._varlen[batch_size] = self._make_varlen(batch_size)
+        return self._varlen[batch_size]
+
+    def _make_varlen(self, B: int) -> VarlenView:
+        P, T = self._checked_width("flash_attn"), len(self.key)
+        parts: list[VarlenPart | None] = []
+        copy_BT, block_BT = (x.expand(B, -1) for x in (self.key.copy_BT, self.key.block_BT))
+        in_context_BT = copy_BT == CONTEXT
+        in_response_BT = copy_BT >= CLEAN
+        if self.context_attention != "causal":
+            parts.append(whole_part(in_context_BT, in_context_BT, causal=self.context_attention == "block_causal"))
+        if self.context_attention == "block_causal":
+            parts.append(rest_of_block_part(in_context_BT[:, :P], block_BT[:, :P], T))
+        if T > P:
+            among_themselves = allowed(self.query.slice(P, T), self.key.slice(P, T), self.context_attention)
+            parts.append(whole_part(in_response_BT, in_context_BT))
+            parts.append(masked_part(among_themselves.expand(B, -1, -1), P, P, T, T))
+        return VarlenView(
+            causal_width=P if self.context_attention == "causal" else 0, parts=tuple(part for part in parts if part is not None)
+        )
+
+    def _checked_width(self, backend: str) -> int:
+        if self.context_width is None:
+            raise ValueError(
+                f"{backend} attention needs a whole training sequence [context | response copies]; "
+                "for anything else use sdpa or flex"
+            )
+        return self.context_width
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarlenView:
+    """The rule without masks."""
+
+    causal_width: int
+    """The first so many tokens are plainly causal among themselves and in no part as queries; 0 where they are not."""
+    parts: tuple[VarlenPart, ...]
+    """All other queries."""
 
 
 @dataclass(frozen=True, kw_only=True)

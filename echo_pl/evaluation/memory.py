@@ -6,6 +6,7 @@ import ctypes
 import gc
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -20,6 +21,18 @@ def return_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def restart_peak_memory() -> bool:
+    """Let :func:`peak_memory_gb` speak of the time from now on; False where the system keeps the whole process's peak."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the peak of resident memory back to what is resident now
+    except OSError:
+        return False
+    return True
 
 
 def peak_memory_gb() -> float:

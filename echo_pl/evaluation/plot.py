@@ -19,6 +19,7 @@ from matplotlib.transforms import Bbox
 from echo_pl.evaluation.rows import Row, method_label, speed_over_ar
 
 QUALITIES = {"finding_f1": "finding F1", "valid_sentences": "valid sentences"}
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _COLOURS = {"ar": "#000000", "base": "#0072B2", "base_one_step": "#D55E00", "distilled": "#009E73"}
 _MARKERS = {"ar": "s", "base": "o", "base_one_step": "X", "distilled": "D"}
 Point = tuple[Row, float]

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
-from echo_pl.backbone.kv_cache import BlockKVCache, filled_from_the_end
+from echo_pl.backbone.kv_cache import filled_from_the_end
 from echo_pl.backbone.vlm import VLM
-from echo_pl.diffusion.block_mask import AttentionRule, context_coords
 from echo_pl.sampling.config import LoopStop, TokenChoice
 from echo_pl.sampling.forwards import NfeCounter
+from echo_pl.sampling.prefill import Prefill, now, prefill
 from echo_pl.sampling.remasking import predict
 from echo_pl.sampling.repetition import in_loop, look_now
-from echo_pl.sampling.sampler import now
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
@@ -42,15 +41,27 @@ class AutoregressiveSampler:
         self.token_choice = token_choice or TokenChoice()
         self.loop_stop = loop_stop or LoopStop()
 
+    def prefill(self, batch: Batch) -> Prefill:
+        """Compute the contexts of a batch, for one or several decodings."""
+        return prefill(
+            self.vlm,
+            batch.context_ids_BP,
+            batch.context_lengths_B,
+            batch,
+            room=self.max_response_tokens,
+            logits="last",
+        )
+
     @torch.no_grad()
-    def generate(self, batch: Batch, recorder: Recorder | None = None) -> DecodeResult:
+    def generate(self, batch: Batch, recorder: Recorder | None = None, start: Prefill | None = None) -> DecodeResult:
         """Decode the contexts of a batch; see :meth:`echo_pl.sampling.sampler.BlockSampler.generate`."""
         device = batch.context_ids_BP.device
-        started = now(device)
-        decode = _Decode(self, batch)
-        logits_AV = decode.prefill(batch)
+        start = start or self.prefill(batch)
+        if start.logits_BV is None:
+            raise ValueError("this prefill has no logits behind its contexts: prefill with the autoregressive sampler")
         prefilled = now(device)
-        decode.run(logits_AV, recorder)
+        decode = _Decode(self, start)
+        decode.run(start.logits_BV.clone(), recorder)  # a decode marks what is never sampled in its logits
         finished = now(device)
         counter = decode.counter
         return DecodeResult(
@@ -61,7 +72,7 @@ class AutoregressiveSampler:
             kv_write_nfe_B=counter.kv_write_nfe_B,
             written_B=decode.lengths_B + decode.stopped_B,
             forwards=counter.forwards,
-            prefill_seconds=prefilled - started,
+            prefill_seconds=start.seconds,
             decode_seconds=finished - prefilled,
             block_size=1,
         )
@@ -70,39 +81,19 @@ class AutoregressiveSampler:
 class _Decode:
     """State of one batch while it is decoded."""
 
-    def __init__(self, sampler: AutoregressiveSampler, batch: Batch) -> None:
+    def __init__(self, sampler: AutoregressiveSampler, start: Prefill) -> None:
         self.s = sampler
-        B, P = batch.context_ids_BP.shape
-        self.device = batch.context_ids_BP.device
+        self.behind_A = start.behind_B
+        self.cache = start.rewind(sampler.max_response_tokens)
+        B, self.device = len(start.behind_B), start.behind_B.device
         self.counter = NfeCounter(B)
         self.rows_A = torch.arange(B)
-        self.cache = BlockKVCache(sampler.vlm.layers, B, P + sampler.max_response_tokens)
         self.tokens_BR = torch.zeros(B, sampler.max_response_tokens, dtype=torch.long)
         self.lengths_B = torch.zeros(B, dtype=torch.long)
         self.stopped_B = torch.zeros(B, dtype=torch.bool)
         self.looped_B = torch.zeros(B, dtype=torch.bool)
         self.never = torch.tensor(sampler.special.never_sampled, device=self.device)
         self.generator = torch.Generator().manual_seed(sampler.token_choice.seed)
-
-    def prefill(self, batch: Batch) -> Tensor:
-        """Write the contexts; logits (B, V) behind each one's last token."""
-        ids_BP, lengths_B = batch.context_ids_BP, batch.context_lengths_B
-        P = ids_BP.shape[1]
-        positions, self.behind_A = self.s.vlm.context_positions(ids_BP, lengths_B, batch.image_grid_thw)
-        coords = context_coords(lengths_B, P, 1)
-        last_BP = torch.arange(P, device=self.device)[None] == lengths_B[:, None] - 1
-        logits_BV = self.s.vlm(
-            ids_BP,
-            positions,
-            AttentionRule(query=coords, key=coords),
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
-            cache=self.cache,
-            select=last_BP,
-        )
-        self.cache.keep(P)
-        self.cache.hide_padding(lengths_B, P, self.s.vlm.dtype)
-        return logits_BV
 
     def run(self, logits_AV: Tensor, recorder: Recorder | None) -> None:
         """Token by token, until every sample has stopped or the limit is reached."""

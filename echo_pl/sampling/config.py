@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -97,3 +98,13 @@ class DecodeConfig:
     def steps(self) -> int:
         """Most forwards per block."""
         return self.block_size if self.denoising_steps is None else self.denoising_steps
+
+    @property
+    def quota(self) -> int:
+        """Positions that a forward commits at least, as long as so many are open."""
+        return math.ceil(self.block_size / self.steps)
+
+    @property
+    def commits_vary(self) -> bool:
+        """Whether a forward may commit more than its quota, depending on what it predicts."""
+        return self.remasking in ("low_confidence_dynamic", "entropy_bounded") and self.quota < self.block_size

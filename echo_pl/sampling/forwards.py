@@ -1,4 +1,4 @@
-"""The forwards of block decoding: prefill, denoise, write. With a vanilla or fused block KV cache, or none at all.
+"""The forwards of block decoding behind a prefill: denoise, write. With a vanilla or fused block KV cache, or none at all.
 
 Every forward after prefill passes through ``NfeCounter.count``; there is no other count of nfe. Knows positions, caches and,
 without one, coordinates; nothing of commit rules.
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
-from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import (
     CLEAN,
@@ -24,6 +23,7 @@ from echo_pl.diffusion.block_mask import (
 )
 from echo_pl.diffusion.sequence import BlockedContext
 from echo_pl.sampling.config import DecodeConfig
+from echo_pl.sampling.prefill import Prefill
 from echo_pl.structs import Batch
 
 
@@ -43,32 +43,23 @@ class NfeCounter:
             self.kv_write_nfe_B[rows] += 1
 
 
+def room_for(config: DecodeConfig) -> int:
+    """Tokens that a decode takes in the cache behind the contexts.
+
+    Three blocks more than the response: the tail and the last block of the absolute grid, and the two blocks of a fused step.
+    """
+    return config.max_response_tokens + 3 * config.block_size
+
+
 class CachedBlocks:
     """Block decoding over a KV cache (METHOD.md 4). ``fused`` puts the write of a block off to the next one's first forward."""
 
-    def __init__(self, vlm: VLM, prompt: BlockedContext, batch: Batch, config: DecodeConfig, counter: NfeCounter) -> None:
-        """Prefill the contexts; nothing of this is counted."""
+    def __init__(self, vlm: VLM, start: Prefill, config: DecodeConfig, counter: NfeCounter) -> None:
+        """Start behind prefilled contexts."""
         self.vlm, self.config, self.counter = vlm, config, counter
-        ids_BP = prompt.context_ids_BP
-        B, P = ids_BP.shape
-        L = config.block_size
-        self.rows_A = torch.arange(B)
-        positions, self.behind_A = vlm.context_positions(ids_BP, prompt.context_lengths_B, batch.image_grid_thw)
-        # + 3L: tail and last block of the absolute grid, and the two blocks of a fused step.
-        self.cache = BlockKVCache(vlm.layers, B, P + config.max_response_tokens + 3 * L)
-        coords = context_coords(prompt.context_lengths_B, P, L)
-        rule = AttentionRule(query=coords, key=coords, context_attention=config.context_attention)
-        vlm(
-            ids_BP,
-            positions,
-            rule,
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
-            cache=self.cache,
-            select=0,
-        )
-        self.cache.keep(P)
-        self.cache.hide_padding(prompt.context_lengths_B, P, vlm.dtype)
+        self.rows_A = torch.arange(len(start.behind_B))
+        self.behind_A = start.behind_B
+        self.cache = start.rewind(room_for(config))
         self._pending_AL: Tensor | None = None
 
     def denoise(self, canvas_AL: Tensor, block: int, working_A: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ Shapes: A active samples, L block size, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,7 +74,7 @@ def choose_commits(prediction: Prediction, open_AL: Tensor, config: DecodeConfig
         config: rule and thresholds.
         random_order_AL: a score for every position, highest first; ``random`` needs it, nobody else reads it.
     """
-    quota = math.ceil(config.block_size / config.steps)
+    quota = config.quota
     if quota >= config.block_size:
         return open_AL
     if config.remasking == "sequential":

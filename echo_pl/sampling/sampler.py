@@ -8,7 +8,6 @@ Shapes: B batch, A active samples, L block size, N blocks, R response positions.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,18 +19,12 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.sequence import BlockedContext, block_context
 from echo_pl.sampling.config import DecodeConfig
-from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks
+from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks, room_for
+from echo_pl.sampling.prefill import Prefill, now, prefill
 from echo_pl.sampling.remasking import choose_commits, predict
 from echo_pl.sampling.repetition import in_loop, look_now
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
-
-
-def now(device: torch.device) -> float:
-    """Wall time in seconds, after everything queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @dataclass(kw_only=True)
@@ -66,25 +59,39 @@ class BlockSampler:
     def __init__(self, vlm: VLM, special: SpecialTokens, config: DecodeConfig) -> None:
         """Bind a model to a way of decoding."""
         self.vlm, self.special, self.config = vlm, special, config
+        self._never = torch.empty(0, dtype=torch.long)
+
+    def prefill(self, batch: Batch) -> Prefill:
+        """Compute the contexts of a batch, for one or several decodings with a cache."""
+        return self._prefill(self._prompt(batch), batch)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, recorder: Recorder | None = None) -> DecodeResult:
+    def generate(self, batch: Batch, recorder: Recorder | None = None, start: Prefill | None = None) -> DecodeResult:
         """Decode the contexts of a batch; its responses are not looked at.
 
         Args:
             batch: contexts, padded on the right, with their images.
             recorder: sees every commit.
+            start: this batch's prefill by a sampler of the same grid and context attention; None: it is made here.
 
         Returns:
             Tokens, counts and times.
+
+        Raises:
+            ValueError: the model has too few positions, or ``start`` too little room or fewer samples.
         """
         device, config = batch.context_ids_BP.device, self.config
         self._never = torch.tensor(self.special.never_sampled, device=device)
-        prompt = block_context(batch.context_ids_BP, batch.context_lengths_B, config.layout, self.special.image)
         counter = NfeCounter(len(batch))
-        driver = UncachedBlocks if config.kv_cache == "none" else CachedBlocks
-        started = now(device)
-        blocks = driver(self.vlm, prompt, batch, config, counter)
+        prompt = self._prompt(batch)
+        blocks: CachedBlocks | UncachedBlocks
+        if config.kv_cache == "none":
+            prefill_seconds = 0.0
+            blocks = UncachedBlocks(self.vlm, prompt, batch, config, counter)
+        else:
+            start = start or self._prefill(prompt, batch)
+            prefill_seconds = start.seconds
+            blocks = CachedBlocks(self.vlm, start, config, counter)
         prefilled = now(device)
         progress = self._decode(prompt, batch.keys, blocks, recorder)
         finished = now(device)
@@ -97,9 +104,24 @@ class BlockSampler:
             kv_write_nfe_B=counter.kv_write_nfe_B,
             written_B=progress.written_B,
             forwards=counter.forwards,
-            prefill_seconds=prefilled - started,
+            prefill_seconds=prefill_seconds,
             decode_seconds=finished - prefilled,
             block_size=config.block_size,
+        )
+
+    def _prompt(self, batch: Batch) -> BlockedContext:
+        return block_context(batch.context_ids_BP, batch.context_lengths_B, self.config.layout, self.special.image)
+
+    def _prefill(self, prompt: BlockedContext, batch: Batch) -> Prefill:
+        return prefill(
+            self.vlm,
+            prompt.context_ids_BP,
+            prompt.context_lengths_B,
+            batch,
+            room=room_for(self.config),
+            block_size=self.config.block_size,
+            context_attention=self.config.context_attention,
+            logits="none",
         )
 
     def _decode(
@@ -116,17 +138,19 @@ class BlockSampler:
         for block in range(N):
             canvas_AL, open_AL = self._open_block(prompt, blocks.rows_A, block, device)
             order_AL = None if order_BR is None else order_BR[blocks.rows_A, block * L : (block + 1) * L].to(device)
-            final_AL = self._denoise_block(canvas_AL, open_AL, order_AL, block, blocks, recorder, generator)
-            history_AR = torch.cat([history_AR, final_AL], dim=1)
             rows_A = blocks.rows_A
+            left_A = torch.full((len(rows_A),), L) - (progress.tail_B[rows_A] if block == 0 else 0)
+            final_AL = self._denoise_block(canvas_AL, open_AL, left_A, order_AL, block, blocks, recorder, generator)
+            history_AR = torch.cat([history_AR, final_AL], dim=1)
             ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
             looped_A = torch.zeros_like(ended_A)
             if look_now(block * L, (block + 1) * L, N * L):
                 looped_A = in_loop(history_AR, self.config.loop_stop) & ~ended_A
-            # The one host sync of a one-step block: who goes on?
-            ended, looped = torch.stack([ended_A, looped_A]).cpu()
-            progress.tokens_BR[rows_A, block * L : (block + 1) * L] = final_AL.cpu()
-            progress.written_B[rows_A] += open_AL.sum(-1).cpu()
+            # The one host sync of a block whose number of steps is known: what was written, and who goes on?
+            known = torch.cat([final_AL, ended_A[:, None], looped_A[:, None]], dim=1).cpu()
+            ended, looped = known[:, L].bool(), known[:, L + 1].bool()
+            progress.tokens_BR[rows_A, block * L : (block + 1) * L] = known[:, :L]
+            progress.written_B[rows_A] += left_A
             progress.looped_B[rows_A] |= looped
             active = ~(ended | looped) & (progress.written_B[rows_A] < limit)
             if block + 1 == N or not bool(active.any()):
@@ -159,15 +183,16 @@ class BlockSampler:
         self,
         canvas_AL: Tensor,
         open_AL: Tensor,
+        left_A: Tensor,
         order_AL: Tensor | None,
         block: int,
         blocks: CachedBlocks | UncachedBlocks,
         recorder: Recorder | None,
         generator: torch.Generator,
     ) -> Tensor:
+        """Fill a block; ``left_A`` (on the CPU) is how many positions of each sample are open."""
         for step in range(1, self.config.steps + 1):
-            # A block begins with open positions in every sample: nothing to ask the device.
-            working_A = open_AL.any(-1).cpu() if step > 1 else torch.ones(len(open_AL), dtype=torch.bool)
+            working_A = left_A > 0
             if not bool(working_A.any()):
                 break
             logits_ALV = blocks.denoise(canvas_AL, block, working_A)
@@ -184,4 +209,8 @@ class BlockSampler:
                     token_AL=prediction.token_AL,
                     log_probs_ALV=prediction.log_probs_ALV,
                 )
+            if self.config.commits_vary and step < self.config.steps:
+                left_A = open_AL.sum(-1).cpu()  # a host sync: whether there is another forward depends on it
+            else:
+                left_A = left_A - self.config.quota
         return canvas_AL

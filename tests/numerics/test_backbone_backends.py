@@ -6,18 +6,21 @@ value, some hundred roundings of 6e-8.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from models import SPECIAL, exact_norms, make_batch, small_vlm, stock_network
+from flash_stand_in import flash_on_cpu  # noqa: F401
+from models import SPECIAL, VOCABULARY, exact_norms, make_batch, small_vlm, stock_network
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from echo_pl.backbone import attention, part_kernels
+from echo_pl.backbone import attention, flash_attention, part_kernels
 from echo_pl.backbone.attention import NAME, AttentionCall, QueryGroup, echo_attention
+from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.split_attention import merged_attention
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import CLEAN, FIRST_NOISY, AttentionRule, concatenate, context_coords, response_coords
@@ -95,42 +98,46 @@ def test_the_library_s_own_attention_under_the_dense_mask_agrees(vlm, grid, mode
     assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("backend", ["split", "flex"])
+@pytest.mark.usefixtures("flash_on_cpu")
+@pytest.mark.parametrize("backend", ["split", "flex", "flash_attn"])
 @pytest.mark.parametrize("contexts", [[9, 12, 11], [12, 12, 12]], ids=["ragged", "even"])
 @pytest.mark.parametrize(("grid", "mode"), MODES)
-def test_split_and_flex_are_sdpa(vlm, grid, mode, contexts, backend):
+def test_every_backend_is_sdpa(vlm, grid, mode, contexts, backend):
     batch = made_batch(vlm, contexts)
     sequence = rad(batch, grid, mode)
     with torch.no_grad():
         assert_close(logits(vlm, sequence, batch, backend), logits(vlm, sequence, batch, "sdpa"))
 
 
-@pytest.mark.parametrize("backend", ["split", "flex"])
-def test_split_and_flex_are_sdpa_for_autoregressive_sequences(vlm, backend):
+@pytest.mark.usefixtures("flash_on_cpu")
+@pytest.mark.parametrize("backend", ["split", "flex", "flash_attn"])
+def test_every_backend_is_sdpa_for_autoregressive_sequences(vlm, backend):
     batch = made_batch(vlm, [9, 12, 11])
     sequence = autoregressive_sequence(batch.context_ids_BP, batch.context_lengths_B, batch.response_ids_BR)
     with torch.no_grad():
         assert_close(logits(vlm, sequence, batch, backend), logits(vlm, sequence, batch, "sdpa"))
 
 
+@pytest.mark.usefixtures("flash_on_cpu")
+@pytest.mark.parametrize("other", ["split", "flash_attn"])
 @pytest.mark.parametrize(("grid", "mode"), MODES)
-def test_gradients_of_split_are_those_of_sdpa(vlm, grid, mode):
+def test_gradients_are_those_of_sdpa(vlm, grid, mode, other):
     batch = made_batch(vlm, [9, 12, 11])
     sequence = rad(batch, grid, mode)
     gradients = []
-    for backend in ("sdpa", "split"):
+    for backend in ("sdpa", other):
         vlm.zero_grad()
         out = logits(vlm, sequence, batch, backend)
         weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
         (out * weight).mean().backward()
         gradients.append({name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None})
     vlm.zero_grad()
-    reference, split = gradients
-    assert reference.keys() == split.keys()
+    reference, ours = gradients
+    assert reference.keys() == ours.keys()
     assert any("visual" in name for name in reference)
     largest = max(float(g.abs().max()) for g in reference.values())
     for name in reference:
-        difference = float((reference[name] - split[name]).abs().max())
+        difference = float((reference[name] - ours[name]).abs().max())
         assert difference <= TOLERANCE[reference[name].dtype] * largest, name
 
 
@@ -163,7 +170,8 @@ def long_rule() -> AttentionRule:
     return AttentionRule(query=coords, key=coords, context_width=140)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "split", "flex"])
+@pytest.mark.usefixtures("flash_on_cpu")
+@pytest.mark.parametrize("backend", ["sdpa", "split", "flex", "flash_attn"])
 def test_attention_is_the_masked_softmax_of_its_definition(backend):
     rule = long_rule()
     q, k, v = random_qkv(332, 332)
@@ -323,8 +331,8 @@ def test_backends_refuse_what_they_cannot_do():
     rule = long_rule()
     with pytest.raises(ValueError, match=r"attention backend must be one of .* got 'flash'"):
         AttentionCall(rule=rule, backend="flash")
-    for backend in ("split", "flex"):
-        with pytest.raises(ValueError, match=f"'{backend}' has no dropout, got 0.1"):
+    for backend in ("split", "flex", "flash_attn"):
+        with pytest.raises(ValueError, match=f"'{backend}' has no dropout( here)?, got 0.1"):
             echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=rule, backend=backend), dropout=0.1)
     with pytest.raises(ValueError, match="no backward on a CPU"):
         echo_attention(torch.nn.Identity(), q.requires_grad_(), k, v, AttentionCall(rule=rule, backend="flex"))
@@ -354,3 +362,51 @@ def test_flex_is_eager_on_a_cpu_and_compiled_elsewhere(monkeypatch):
     assert eager == [True]
     with pytest.raises(AssertionError, match="nothing is compiled"):
         attention._flex(*(tensor.to("meta") for tensor in (q, k, v)), call.rule, 0.25, 0.0)
+
+
+def test_flash_attention_says_what_it_cannot_do():
+    q, k, v = random_qkv(4, 4)
+    call = AttentionCall(groups=(QueryGroup(4, 4),), backend="flash_attn")
+    message = r"'flash_attn' cannot be used here: .*a CUDA GPU, the model is on cpu.*choose sdpa, split or flex"
+    with pytest.raises(ValueError, match=message):
+        echo_attention(torch.nn.Identity(), q, k, v, call)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "message"),
+    [
+        (torch.float32, 64, "float16 or bfloat16, got torch.float32"),
+        (torch.bfloat16, 60, "multiple of 8 and at most 256 dimensions, got 60"),
+        (torch.bfloat16, 264, "multiple of 8 and at most 256 dimensions, got 264"),
+        (torch.bfloat16, 128, ""),
+    ],
+)
+def test_flash_attention_s_dtypes_and_sizes(dtype, size, message):
+    query = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, 1, 1, size))
+    reason = flash_attention.unsuited(query)
+    assert message in reason
+    assert bool(message) == bool(reason)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
+@pytest.mark.parametrize("option", ["train_attention", "decode_attention"])
+def test_flash_attention_asked_for_but_absent_is_an_error_when_the_model_is_built(option):
+    with pytest.raises(ValueError, match=r"'flash_attn' needs the flash-attn package .* pip install .*echo-pl\[cuda\]"):
+        TinyBackbone(**{option: "flash_attn"}).build(SPECIAL, VOCABULARY)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize(("grid", "mode"), MODES)
+def test_flash_attention_on_a_gpu_is_sdpa(grid, mode):
+    pytest.importorskip("flash_attn")
+    rule = rad(make_batch([9, 12, 11], [10, 12, 7]).to("cuda"), grid, mode).rule
+    q, k, v = (x[:1].repeat(3, 1, 1, 1).to("cuda", torch.bfloat16) for x in random_qkv(len(rule.query), len(rule.key)))
+    real = rule.query.copy_BT.expand(3, -1) >= 0
+    results = []
+    for backend in ("flash_attn", "sdpa"):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out, _ = echo_attention(torch.nn.Identity(), *leaves, AttentionCall(rule=rule, backend=backend))
+        gradients = torch.autograd.grad(out[real].float().square().sum(), leaves)
+        results.append([out[real], *gradients])
+    for got, wanted in zip(*results, strict=True):
+        assert float((got - wanted).abs().max()) < 5e-2 * float(wanted.abs().max())  # bf16 keeps 8 bits

@@ -40,7 +40,7 @@ def steps(vlm: VLM, contexts: list[int]) -> list[Tensor]:
     vlm(
         batch.context_ids_BP,
         positions,
-        AttentionRule(query=coords, key=coords),
+        AttentionRule(query=coords, key=coords, context_width=P),
         pixel_values=batch.pixel_values,
         image_grid_thw=batch.image_grid_thw,
         cache=cache,

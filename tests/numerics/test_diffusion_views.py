@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from method import allowed_QK, context_tokens, rad_tokens, response_tokens
@@ -124,10 +126,40 @@ def test_rules_of_decode_steps_are_rows_of_the_table(mode):
         assert torch.equal(rule.dense_BQK[row], allowed_QK(queries, keys, mode))
 
 
-def test_a_rule_of_decode_steps_has_no_split_view():
+@pytest.mark.parametrize(("grid", "mode", "copies", "block_size"), CASES)
+def test_varlen_view_put_together_is_the_table_and_says_nothing_twice(grid, mode, copies, block_size):
+    rule, table = rad_rule(grid, mode, copies, block_size)
+    B, T, _ = table.shape
+    view = rule.varlen(B)
+    assert rule.varlen(B) is view
+    times = torch.zeros(B * T, B * T, dtype=torch.long)
+    for part in view.parts:
+        assert part.query_ends.dtype == part.key_ends.dtype == torch.int32
+        ends = list(zip(part.query_ends.tolist(), part.key_ends.tolist(), strict=True))
+        for (q0, k0), (q1, k1) in itertools.pairwise(ends):
+            queries, keys = part.query_X[q0:q1], part.key_Y[k0:k1]
+            assert 0 < len(queries) <= part.longest_query
+            assert 0 < len(keys) <= part.longest_key
+            seen = torch.ones(len(queries), len(keys), dtype=torch.long)
+            if part.causal:
+                assert len(queries) == len(keys)
+                seen = seen.tril()
+            times[queries[:, None], keys] += seen
+    together = torch.stack([times[b * T : (b + 1) * T, b * T : (b + 1) * T] for b in range(B)])
+    assert int(times.sum()) == int(together.sum()), "no sample sees another"
+    P = view.causal_width
+    together[:, :P, :P] += torch.ones(P, P, dtype=torch.long).tril()
+    real = rule.query.copy_BT.expand(B, -1) != PADDING
+    assert torch.equal(together[real], table[real].long())
+
+
+def test_a_rule_of_decode_steps_has_no_view_of_a_whole_sequence():
     coords = response_coords(CLEAN, 0, 4, 4, torch.device("cpu"))
+    rule = AttentionRule(query=coords, key=coords)
     with pytest.raises(ValueError, match="split attention needs a whole training sequence"):
-        _ = AttentionRule(query=coords, key=coords).split
+        _ = rule.split
+    with pytest.raises(ValueError, match="flash_attn attention needs a whole training sequence"):
+        rule.varlen(1)
 
 
 def test_an_unknown_context_attention_is_refused():

@@ -7,11 +7,14 @@ counts are those it has alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
+from flash_stand_in import flash_on_cpu  # noqa: F401
 from models import SPECIAL, decoding_vlm, make_batch, rows_of
 
+from echo_pl.backbone.attention import AttentionBackend
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling import BlockSampler, DecodeConfig, TokenChoice, TrajectoryRecorder
 from echo_pl.structs import Batch, DecodeResult, Trajectory
@@ -97,6 +100,18 @@ def test_cached_is_uncached_and_fused_is_vanilla(vlm, batch, grid, mode, remaski
         rounds = [t.commit_step_R for t in fused.trajectories]
         assert int(fused.result.nfe_B.max()) <= int(N.max()) * steps
         assert all(int(r.max()) <= steps for r in rounds)
+
+
+@pytest.mark.usefixtures("flash_on_cpu")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("attention", get_args(AttentionBackend))
+@pytest.mark.parametrize(("grid", "mode"), LAYOUTS)
+def test_every_attention_backend_decodes_the_same(monkeypatch, vlm, batch, grid, mode, attention):
+    way = {"grid": grid, "context_attention": mode, "denoising_steps": 2}
+    uncached = decode(vlm, batch, kv_cache="none", **way)
+    monkeypatch.setattr(vlm, "decode_attention", attention)
+    for kv_cache in ("vanilla", "fused"):
+        assert_same(decode(vlm, batch, kv_cache=kv_cache, **way), uncached)
 
 
 @pytest.mark.parametrize("kv_cache", ["none", "vanilla", "fused"])

@@ -21,6 +21,7 @@ class ScriptedVLM:
     """
 
     layers = 0
+    max_positions = 8192
     dtype = torch.float32
 
     def __init__(self, scripts: list[list[int]], margin: list[float] | None = None, shift: int = 0) -> None:

@@ -47,6 +47,7 @@ def test_the_default_tiny_model_is_small():
         ({"width": 100, "heads": 3}, "width / heads must be a multiple of 16, got 100 / 3"),
         ({"width": 128, "heads": 4, "key_heads": 3}, "heads must be a multiple of key_heads, got 4 and 3"),
         ({"train_attention": "flash"}, "train_attention must be one of .* got 'flash'"),
+        ({"decode_attention": "flash"}, "decode_attention must be one of .* got 'flash'"),
     ],
 )
 def test_impossible_sizes_are_refused(options, message):

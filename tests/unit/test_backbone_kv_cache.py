@@ -43,7 +43,8 @@ def test_rows_that_go_on_keep_their_keys_and_padding_in_the_same_memory():
     cache.keep_rows(filled_from_the_end(torch.tensor([False, False, True, True])))
     assert [buffer.data_ptr() for buffer in (*cache._keys, *cache._values)] == before
     assert cache.batch_size == 2
-    assert (cache.padding[:, 0, 0] == 0).sum(1).tolist() == [4 + 1, 4 + 3]
+    assert (cache.padding.bias[:, 0, 0] == 0).sum(1).tolist() == [4 + 1, 4 + 3]
+    assert (cache.padding.lengths_B.tolist(), cache.padding.width) == ([1, 3], 4)
     seen = step(cache, 9.0, 4)
     assert seen[:, 0].tolist() == pytest.approx([1.3, 1.2])
     assert seen[:, 4].tolist() == pytest.approx([9.0, 9.1])
@@ -55,8 +56,8 @@ def test_only_padding_is_hidden():
     assert cache.padding is None
     cache.hide_padding(torch.tensor([3, 1]), 3, torch.float64)
     hidden = -torch.inf
-    assert cache.padding[:, 0, 0].tolist() == [[0.0] * 6, [0.0, hidden, hidden, 0.0, 0.0, 0.0]]
-    assert cache.padding.dtype == torch.float64
+    assert cache.padding.bias[:, 0, 0].tolist() == [[0.0] * 6, [0.0, hidden, hidden, 0.0, 0.0, 0.0]]
+    assert cache.padding.bias.dtype == torch.float64
 
 
 @pytest.mark.parametrize("active", [[True] * 4, [True, False, True, True], [False, False, True, True], [False, True, False, False]])

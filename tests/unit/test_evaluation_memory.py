@@ -16,6 +16,16 @@ def test_the_peak_has_seen_what_was_allocated():
     assert memory.peak_memory_gb() > held.nbytes / 1e9
 
 
+def test_the_peak_can_be_restarted():
+    held = torch.ones(100_000_000)
+    before = memory.peak_memory_gb()
+    size = held.nbytes / 1e9
+    del held
+    if not memory.restart_peak_memory():
+        pytest.skip("this system keeps its peaks")
+    assert memory.peak_memory_gb() < before - size / 2
+
+
 @pytest.mark.parametrize(("platform", "library", "calls"), [("linux", True, [0]), ("linux", False, []), ("darwin", True, [])])
 def test_memory_is_returned_where_the_library_can(monkeypatch, platform, library, calls):
     made = []

@@ -27,6 +27,7 @@ OURS: dict[str, set[str]] = {
         "echo_pl.data.judge",
         "echo_pl.data.response",
     },
+    "echo_pl.bench": {"echo_pl.structs", "echo_pl.backbone", "echo_pl.sampling", "echo_pl.evaluation"},
     "echo_pl.stages": {
         "echo_pl.structs",
         "echo_pl.diffusion",
@@ -61,7 +62,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "torchmetrics": ("echo_pl.metrics", "echo_pl.stages.warmup"),
     "hydra": ("echo_pl.config_keys", "echo_pl.assemble", "echo_pl.run", "echo_pl.__main__", "echo_pl.tools"),
     "omegaconf": ("echo_pl.config_keys", "echo_pl.assemble", "echo_pl.run", "echo_pl.lineage", "echo_pl.__main__", "echo_pl.tools"),
-    "mlflow": ("callbacks", "echo_pl.run"),
+    "mlflow": ("callbacks", "echo_pl.run", "echo_pl.tools.bench"),
     "matplotlib": ("echo_pl.evaluation",),
     "rich": ("callbacks",),
     "PIL": ("echo_pl.data", "echo_pl.evaluation"),

@@ -1,0 +1,73 @@
+"""Rows of a decoding benchmark as a table for a terminal or in Markdown, and what they say in words. Knows rows only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from echo_pl.bench.breakdown import PARTS
+
+Row = dict[str, Any]
+NAMES = {"ar": "AR", "ar_generate": "AR, transformers generate", "base": "base, 2 tokens a step", "one_step": "one step"}
+_COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
+    ("model", lambda r: r["model"]),
+    ("batch", lambda r: str(r["batch_size"])),
+    ("context", lambda r: str(r["context"])),
+    ("method", lambda r: NAMES[r["method"]]),
+    ("KV cache", lambda r: r["kv_cache"] or "–"),
+    ("L", lambda r: str(r["block_size"])),
+    ("nfe", lambda r: f"{r['nfe']:.0f}"),
+    ("tpf", lambda r: f"{r['tpf']:.2f}"),
+    ("tpf pub.", lambda r: f"{r['tpf_published']:.2f}"),
+    ("tps", lambda r: f"{r['tps_median']:.0f}"),
+    ("spread", lambda r: f"{r['tps_spread']:.0f}"),
+    ("ms/forward", lambda r: f"{r['ms_per_forward']:.2f}"),
+    ("x AR", lambda r: f"{r['speedup_over_ar']:.2f}"),
+    ("efficiency", lambda r: f"{r['efficiency']:.2f}"),
+    ("roofline", lambda r: "–" if r["roofline_efficiency"] is None else f"{r['roofline_efficiency']:.2f}"),
+    ("prefill s", lambda r: f"{r['prefill_seconds']:.3f}"),
+    ("peak MB", lambda r: f"{r['peak_memory_mb']:.0f}"),
+]
+LEGEND = (
+    "tps: tokens of the whole batch per second after prefill, median; spread: largest minus smallest repetition. "
+    "x AR: tps over our AR decoder at the same batch and context. efficiency: (tps ratio) / (tpf ratio). "
+    "roofline: the efficiency if every forward took the least time that this machine's memory and arithmetic allow."
+)
+
+
+def text_table(rows: Iterable[Row]) -> str:
+    """For a terminal."""
+    return _aligned([[cell(row) for _, cell in _COLUMNS] for row in rows], [name for name, _ in _COLUMNS])
+
+
+def markdown_table(rows: Iterable[Row]) -> str:
+    """In Markdown."""
+    return _markdown([[cell(row) for _, cell in _COLUMNS] for row in rows], [name for name, _ in _COLUMNS])
+
+
+def breakdown_table(breakdowns: Iterable[Row]) -> str:
+    """Milliseconds per forward by part of the model, in Markdown."""
+    headings = ["model", "context", "method", "L", *PARTS, "profiled", "unprofiled"]
+    body = [
+        [
+            row["model"],
+            str(row["context"]),
+            NAMES[row["method"]] + (f", {row['kv_cache']}" if row["kv_cache"] else ""),
+            str(row["block_size"]),
+            *(f"{row['ms'][part]:.2f}" for part in (*PARTS, "profiled")),
+            "–" if row["ms_per_forward"] is None else f"{row['ms_per_forward']:.2f}",
+        ]
+        for row in breakdowns
+    ]
+    return _markdown(body, headings)
+
+
+def _markdown(body: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+    lines = [headings, ["---"] * len(headings), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _aligned(body: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+    lines = [headings, *body]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

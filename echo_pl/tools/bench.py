@@ -1,0 +1,204 @@
+"""``make bench``: how fast every way of decoding is on this machine -> outputs/bench."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from echo_pl.__main__ import EXPERIMENTS
+from echo_pl.bench import machine
+from echo_pl.bench.breakdown import breakdown
+from echo_pl.bench.decode import Grid, Row, runs_for_breakdown, time_model
+from echo_pl.bench.models import BenchModel
+from echo_pl.bench.table import LEGEND, breakdown_table, markdown_table, text_table
+from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
+from echo_pl.evaluation.speed_plot import speed_figure
+
+CONFIG = EXPERIMENTS / "bench" / "decode.yaml"
+
+
+@dataclass
+class _Size:
+    width: int = MISSING
+    layers: int = MISSING
+    heads: int = MISSING
+    key_heads: int = MISSING
+    mlp_width: int = MISSING
+    vocabulary: int = MISSING
+    dtype: str = MISSING
+
+
+@dataclass
+class _Schema:
+    """Which keys there are, and of what kind: a misspelt one is an error."""
+
+    models: list[str] = MISSING
+    block_sizes: list[int] = MISSING
+    batch_sizes: list[int] = MISSING
+    contexts: list[int] = MISSING
+    tokens: int = MISSING
+    repetitions: int = MISSING
+    generate_repetitions: int = MISSING
+    prefill_repetitions: int = MISSING
+    breakdowns: bool = MISSING
+    device: str = MISSING
+    threads: int | None = MISSING
+    attention: str = MISSING
+    out: str = MISSING
+    mlflow: str | None = MISSING
+    experiment: str = MISSING
+    sizes: dict[str, _Size] = field(default_factory=dict)
+
+
+def load_config(overrides: Sequence[str]) -> DictConfig:
+    """``experiments/bench/decode.yaml`` with overrides.
+
+    Raises:
+        ValueError: an unknown key, a value of the wrong kind, an unknown model.
+    """
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(_Schema), OmegaConf.load(CONFIG), OmegaConf.from_dotlist(list(overrides)))
+    except OmegaConfBaseException as error:
+        place = f"{error.full_key}: " if error.full_key else ""
+        raise ValueError(f"{place}{str(error).splitlines()[0]}; the keys are those of {CONFIG}") from error
+    assert isinstance(config, DictConfig)
+    unknown = sorted(set(config.models) - set(config.sizes))
+    if unknown or not config.models:
+        raise ValueError(f"models must be among {sorted(config.sizes)}, got {list(config.models)}")
+    if config.device not in ("cpu", "cuda") or (config.device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device must be cpu, or cuda where there is one, got {config.device!r}")
+    return config
+
+
+def run_bench(config: DictConfig) -> dict[str, Any]:
+    """Time everything, write ``decode.json`` after every place of the grid, so that an interrupted run leaves what it has."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = torch.device(config.device)
+    names = [str(name) for name in config.models]
+    models = {name: BenchModel(**config.sizes[name]) for name in names}
+    numbers = ("tokens", "repetitions", "generate_repetitions", "prefill_repetitions")
+    grid = Grid(
+        block_sizes=tuple(config.block_sizes),
+        batch_sizes=tuple(config.batch_sizes),
+        contexts=tuple(config.contexts),
+        **{name: config[name] for name in numbers},
+    )
+    say("measuring the machine's limits")
+    limits = {m.dtype: machine.measure_limits(m.torch_dtype, device) for m in models.values()}
+    record: dict[str, Any] = {
+        "machine": machine.describe(list(limits.values()), device),
+        "config": OmegaConf.to_container(config),
+        "rows": [],
+        "breakdowns": [],
+    }
+    out = Path(config.out)
+    for name, model in models.items():
+        for rows in time_model(name, model, grid, limits[model.dtype], device, config.attention, say):
+            record["rows"] += rows
+            print(text_table(rows), flush=True)
+            write_text_atomic(out / "decode.json", json.dumps(record, indent=1) + "\n")
+        if config.breakdowns and device.type == "cpu":
+            say(f"{name}: where the time goes")
+            record["breakdowns"] += _breakdowns(name, model, grid, config, record["rows"])
+    write_text_atomic(out / "decode.json", json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _breakdowns(name: str, model: BenchModel, grid: Grid, config: DictConfig, rows: Sequence[Row]) -> list[Row]:
+    vlm = model.build(torch.device("cpu"), config.attention)
+    found = []
+    for place, run in runs_for_breakdown(vlm, model, grid):
+        timed = next(
+            (row for row in rows if row["model"] == name and row["batch_size"] == 1 and place.items() <= row.items()), None
+        )
+        run()
+        found.append(
+            {"model": name, **place, "ms": breakdown(vlm, run), "ms_per_forward": timed["ms_per_forward"] if timed else None}
+        )
+    return found
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def write_report(record: dict[str, Any], out: Path) -> list[Path]:
+    """The table and the picture beside ``decode.json``."""
+    facts = record["machine"]
+    limits = "; ".join(
+        f"{limit['dtype']}: {limit['flops'] / 1e9:.0f} GFLOP/s, memory {limit['bandwidth'] / 1e9:.1f} GB/s"
+        for limit in facts["limits"]
+    )
+    text = (
+        "# Decoding speed\n\n"
+        f"{facts['processor']}, {facts['threads']} threads of {facts['cores']} cores, device {facts['device']}, "
+        f"torch {facts['packages']['torch']}. Limits measured in this run: {limits}.\n\n{LEGEND}\n\n"
+        f"{markdown_table(record['rows'])}\n"
+    )
+    if record["breakdowns"]:
+        text += f"\n## Milliseconds per forward, batch 1\n\n{breakdown_table(record['breakdowns'])}\n"
+    written = [write_text_atomic(out / "decode.md", text)]
+    buffer = io.BytesIO()
+    speed_figure(record["rows"]).savefig(buffer, format="png", dpi=130)
+    written.append(write_bytes_atomic(out / "decode.png", buffer.getvalue()))
+    return written
+
+
+def log_to_mlflow(record: dict[str, Any], config: DictConfig, files: Sequence[Path]) -> None:
+    """One run, with a metric per figure: ``<model>/<method>/<figure>``."""
+    if str(config.mlflow).startswith("sqlite:///"):
+        Path(str(config.mlflow).removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(config.mlflow)
+    mlflow.set_experiment(config.experiment)
+    with mlflow.start_run(run_name="decode"):
+        mlflow.log_params({"threads": record["machine"]["threads"], "processor": record["machine"]["processor"]})
+        mlflow.log_dict(record["machine"], "machine.json")
+        metrics = {}
+        for row in record["rows"]:
+            cache = f"-{row['kv_cache']}" if row["kv_cache"] else ""
+            place = f"{row['method']}{cache}-L{row['block_size']}-batch{row['batch_size']}-context{row['context']}"
+            for figure in ("tps_median", "tpf", "speedup_over_ar", "efficiency", "peak_memory_mb"):
+                metrics[f"{row['model']}/{place}/{figure}"] = float(row[figure])
+        mlflow.log_metrics(metrics)
+        for path in files:
+            mlflow.log_artifact(str(path))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="echo-pl-bench",
+        description="Time autoregressive, multi-step and one-step decoding on the same random weights, interleaved.",
+        epilog=f"Keys and defaults: {CONFIG}. A quick look: echo-pl-bench models=[tiny] batch_sizes=[1] contexts=[300]",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of experiments/bench/decode.yaml")
+    args = parser.parse_args(arguments)
+    try:
+        config = load_config(args.overrides)
+        record = run_bench(config)
+        out = Path(config.out)
+        files = [out / "decode.json", *write_report(record, out)]
+        if config.mlflow is not None:
+            log_to_mlflow(record, config, files)
+    except (ValueError, OSError) as error:
+        print(f"echo-pl-bench: {error}", file=sys.stderr)
+        return 1
+    print("written: " + ", ".join(str(path) for path in files))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
