@@ -138,8 +138,16 @@ def attend_groups(
     return whole.transpose(1, 2)
 
 
+def attend_two_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """:func:`attend_groups` for a fused step in one call, under the bias of :meth:`BlockKVCache.two_blocks_bias`."""
+    return _folded(q, k, v, bias, scale).transpose(1, 2)
+
+
 def _sdpa_group(q: Tensor, k: Tensor, v: Tensor, padding: CachePadding | None, scale: float) -> Tensor:
-    bias = None if padding is None else padding.bias[..., : k.shape[2]].to(q.dtype)
+    return _folded(q, k, v, None if padding is None else padding.bias[..., : k.shape[2]].to(q.dtype), scale)
+
+
+def _folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     # The heads that share a key head stand side by side as queries, instead of copies of the keys.
     out = F.scaled_dot_product_attention(q.reshape(*k.shape[:2], -1, q.shape[3]), k, v, attn_mask=bias, scale=scale)
     return out.reshape(q.shape)  # no view: kernels return strides of their own

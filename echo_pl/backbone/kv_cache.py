@@ -47,6 +47,7 @@ class BlockKVCache:
         self.batch_size = batch_size
         self.padding: CachePadding | None = None
         """None: no slot is padding."""
+        self._two_blocks: dict[int, tuple[Tensor, slice]] = {}
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
 
@@ -79,6 +80,25 @@ class BlockKVCache:
         values[:B, :, self.length : stop] = value
         return keys[:B, :, :stop], values[:B, :, :stop]
 
+    def two_blocks_bias(self, block_size: int, heads_per_key_head: int, like: Tensor) -> Tensor:
+        """What to add to the scores of a fused step, whose first block must not see the second: (B or 1, 1, H / G * 2L, K).
+
+        A view of a buffer that is made once: from step to step only the columns of the second block move.
+        """
+        L, G = block_size, heads_per_key_head
+        if L not in self._two_blocks:
+            bias = torch.zeros(1, 1, G, 2 * L, self.capacity, dtype=like.dtype, device=like.device)
+            if self.padding is not None:
+                bias = bias + self.padding.bias.to(like.dtype)[:, :, None]
+            self._two_blocks[L] = bias, slice(0, 0)
+        bias, hidden = self._two_blocks[L]
+        second = slice(self.length + L, self.length + 2 * L)
+        if second != hidden:
+            bias[:, :, :, :L, hidden] = 0.0  # behind the contexts, where nothing is padding
+            bias[:, :, :, :L, second] = -torch.inf
+            self._two_blocks[L] = bias, second
+        return bias.flatten(2, 3)[..., : self.length + 2 * L]
+
     def keep(self, tokens: int) -> None:
         """Let the first ``tokens`` of the last forward count."""
         self.length += tokens
@@ -96,6 +116,7 @@ class BlockKVCache:
                     buffer[new, :, : self.length] = buffer[old, :, : self.length]
         if self.padding is not None:
             self.padding = self.padding.rows(rows_A)
+            self._two_blocks.clear()
         self.batch_size = len(rows_A)
 
 

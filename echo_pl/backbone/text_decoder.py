@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echo_pl.backbone.attention import AttentionBackend, QueryGroup, attend_groups, last_queries
+from echo_pl.backbone.attention import AttentionBackend, QueryGroup, attend_groups, attend_two_blocks, last_queries
 from echo_pl.backbone.kv_cache import BlockKVCache
 
 
@@ -101,6 +101,9 @@ class TextDecoder:
         position_BQ = first_B[:, None] + torch.arange(Q, device=ids_BQ.device)
         cos, sin = self._cos_SD[position_BQ].unsqueeze(2), self._sin_SD[position_BQ].unsqueeze(2)
         x = F.embedding(ids_BQ, self.embedding).view(B * Q, E)
+        bias = None
+        if len(groups) == 2 and backend in ("sdpa", "split"):  # two blocks, the second right behind the first
+            bias = cache.two_blocks_bias(Q // 2, self.heads // self.key_heads, x)
         for number, layer in enumerate(self._layers):
             query, key, value = self._project(x, layer, cos, sin)
             keys, values = cache.update(key, value, number)
@@ -108,8 +111,11 @@ class TextDecoder:
                 x = x.view(B, Q, E)[:, Q - select :].reshape(B * select, E)
                 if not select:
                     return x.view(B, 0, E)
-                query, groups = query[:, :, Q - select :], last_queries(groups, select)
-            attended = attend_groups(query, keys, values, groups, cache.padding, self.scale, backend)
+                query, groups, bias = query[:, :, Q - select :], last_queries(groups, select), None
+            if bias is None:
+                attended = attend_groups(query, keys, values, groups, cache.padding, self.scale, backend)
+            else:
+                attended = attend_two_blocks(query, keys, values, bias, self.scale)
             x = self._add_attended(x, attended, layer)
             x = self._add_feed_forward(x, layer)
         return F.rms_norm(x, (E,), self.norm, self.eps).view(B, -1, E)

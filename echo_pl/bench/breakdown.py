@@ -42,6 +42,7 @@ def _all_marked(vlm: VLM) -> Iterator[None]:
         (TextDecoder, "_project", "projections"),
         (TextDecoder, "_add_attended", "projections"),
         (text_decoder, "attend_groups", "attention"),
+        (text_decoder, "attend_two_blocks", "attention"),
         (TextDecoder, "_add_feed_forward", "feed-forward"),
         (vlm.network.lm_head, "forward", "head"),
         (sampler, "predict", "commit"),

@@ -8,6 +8,8 @@ Shapes: B batch, A active samples, P context.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -65,12 +67,9 @@ class AutoregressiveSampler:
         finished = now(device)
         counter = decode.counter
         return DecodeResult(
-            tokens=tuple(decode.tokens_BR[row, :length] for row, length in enumerate(decode.lengths_B.tolist())),
-            stopped_B=decode.stopped_B,
-            looped_B=decode.looped_B,
+            **decode.reports(),
             nfe_B=counter.nfe_B,
             kv_write_nfe_B=counter.kv_write_nfe_B,
-            written_B=decode.lengths_B + decode.stopped_B,
             forwards=counter.forwards,
             prefill_seconds=start.seconds,
             decode_seconds=finished - prefilled,
@@ -88,16 +87,14 @@ class _Decode:
         B, self.device = len(start.behind_B), start.behind_B.device
         self.counter = NfeCounter(B)
         self.rows_A = torch.arange(B)
-        self.tokens_BR = torch.zeros(B, sampler.max_response_tokens, dtype=torch.long)
-        self.lengths_B = torch.zeros(B, dtype=torch.long)
-        self.stopped_B = torch.zeros(B, dtype=torch.bool)
         self.looped_B = torch.zeros(B, dtype=torch.bool)
+        self._written: list[tuple[Tensor, Tensor]] = []
         self.never = torch.tensor(sampler.special.never_sampled, device=self.device)
         self.generator = torch.Generator().manual_seed(sampler.token_choice.seed)
 
     def run(self, logits_AV: Tensor, recorder: Recorder | None) -> None:
         """Token by token, until every sample has stopped or the limit is reached."""
-        history_AR = torch.zeros(len(self.rows_A), 0, dtype=torch.long, device=self.device)
+        history: list[Tensor] = []
         for place in range(self.s.max_response_tokens):
             prediction = predict(logits_AV[:, None], self.never, self.s.token_choice, self.generator)
             token_A1 = prediction.token_AL
@@ -110,29 +107,40 @@ class _Decode:
                     token_AL=token_A1,
                     log_probs_ALV=prediction.log_probs_ALV,
                 )
-            history_AR = torch.cat([history_AR, token_A1], dim=1)
-            going_A = self._take(token_A1[:, 0], history_AR, place)
+            history.append(token_A1)
+            going_A = self._take(token_A1, history, place)
             if place + 1 == self.s.max_response_tokens or not bool(going_A.any()):
                 return
             if not bool(going_A.all()):
                 going = filled_from_the_end(going_A).to(self.device)
                 self.rows_A, self.behind_A = self.rows_A[going.cpu()], self.behind_A[going]
                 self.cache.keep_rows(going)
-                token_A1, history_AR = token_A1[going], history_AR[going]
+                token_A1, history = token_A1[going], [past[going] for past in history]
             logits_AV = self._step(token_A1, place)
 
-    def _take(self, token_A: Tensor, history_AR: Tensor, place: int) -> Tensor:
+    def _take(self, token_A1: Tensor, history: list[Tensor], place: int) -> Tensor:
         """Book one token per active sample; return who goes on (bool (A,), on the CPU)."""
-        token = token_A.cpu()
-        ended = token == self.s.special.eos
-        self.tokens_BR[self.rows_A, place] = token
-        self.lengths_B[self.rows_A] += ~ended
-        self.stopped_B[self.rows_A] |= ended
-        looped = torch.zeros_like(ended)
+        token = token_A1[:, 0].cpu()
+        self._written.append((self.rows_A, token))
+        going = token != self.s.special.eos
         if look_now(place, place + 1, self.s.max_response_tokens):
-            looped = in_loop(history_AR, self.s.loop_stop).cpu() & ~ended
+            looped = in_loop(torch.cat(history, dim=1), self.s.loop_stop).cpu() & going
             self.looped_B[self.rows_A] |= looped
-        return ~(ended | looped)
+            going &= ~looped
+        return going
+
+    def reports(self) -> dict[str, Any]:
+        """The fields of the result, put together when it is all there."""
+        B = len(self.looped_B)
+        tokens_BR = torch.zeros(B, len(self._written), dtype=torch.long)
+        written_B, stopped_B = torch.zeros(B, dtype=torch.long), torch.zeros(B, dtype=torch.bool)
+        for place, (rows_A, token_A) in enumerate(self._written):
+            tokens_BR[rows_A, place] = token_A
+            written_B[rows_A] += 1
+            stopped_B[rows_A] |= token_A == self.s.special.eos
+        lengths = (written_B - stopped_B.long()).tolist()
+        tokens = tuple(tokens_BR[row, :length] for row, length in enumerate(lengths))
+        return {"tokens": tokens, "stopped_B": stopped_B, "looped_B": self.looped_B, "written_B": written_B}
 
     def _step(self, token_A1: Tensor, place: int) -> Tensor:
         """One forward of one token per active sample; logits (A, V)."""

@@ -8,6 +8,8 @@ Shapes: A active samples, B batch, P context, L block size, Q queries of one for
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -31,16 +33,31 @@ class NfeCounter:
     """Counts forwards after prefill: batched ones, and per sample those in which it took part."""
 
     def __init__(self, batch_size: int) -> None:
-        self.forwards = 0
-        self.nfe_B = torch.zeros(batch_size, dtype=torch.long)
-        self.kv_write_nfe_B = torch.zeros(batch_size, dtype=torch.long)
+        self._batch_size = batch_size
+        self._forwards: list[tuple[Tensor, bool]] = []
 
     def count(self, rows: Tensor, kv_write: bool = False) -> None:
-        """One forward, in which these samples (int64, on the CPU) took part."""
-        self.forwards += 1
-        self.nfe_B[rows] += 1
-        if kv_write:
-            self.kv_write_nfe_B[rows] += 1
+        """One forward, in which these samples (int64, on the CPU) took part. Adding up is left for later: this is in every step."""
+        self._forwards.append((rows, kv_write))
+
+    @property
+    def forwards(self) -> int:
+        """Batched forwards."""
+        return len(self._forwards)
+
+    @property
+    def nfe_B(self) -> Tensor:
+        """int64: forwards of each sample."""
+        return self._sum(rows for rows, _ in self._forwards)
+
+    @property
+    def kv_write_nfe_B(self) -> Tensor:
+        """int64: those that did nothing but write keys and values."""
+        return self._sum(rows for rows, kv_write in self._forwards if kv_write)
+
+    def _sum(self, parts: Iterable[Tensor]) -> Tensor:
+        rows = [torch.empty(0, dtype=torch.long), *parts]
+        return torch.bincount(torch.cat(rows), minlength=self._batch_size)
 
 
 def room_for(config: DecodeConfig) -> int:
@@ -62,14 +79,20 @@ class CachedBlocks:
         self.cache = start.rewind(room_for(config))
         self._pending_AL: Tensor | None = None
 
-    def denoise(self, canvas_AL: Tensor, block: int, working_A: Tensor) -> Tensor:
-        """One denoising forward of a block; returns logits (A, L, V). A pending block is written by the same forward."""
+    def denoise(self, canvas_AL: Tensor, block: int, working: Tensor) -> Tensor:
+        """One denoising forward of a block; returns logits (A, L, V). A pending block is written by the same forward.
+
+        Args:
+            canvas_AL: the block, open positions being mask tokens.
+            block: its number.
+            working: samples of the batch (int64, on the CPU) that have open positions.
+        """
         L = self.config.block_size
         if self._pending_AL is None:
-            return self._forward(canvas_AL, block * L, working_A, select=L, keep=0)
+            return self._forward(canvas_AL, block * L, working, select=L, keep=0)
         ids = torch.cat([self._pending_AL, canvas_AL], dim=1)
         self._pending_AL = None
-        return self._forward(ids, (block - 1) * L, working_A, select=L, keep=L)
+        return self._forward(ids, (block - 1) * L, working, select=L, keep=L)
 
     def finish_block(self, final_AL: Tensor, block: int) -> None:
         """Take a block's final tokens into the cache, now (vanilla) or with the next forward (fused)."""
@@ -77,8 +100,7 @@ class CachedBlocks:
             self._pending_AL = final_AL
             return
         L = self.config.block_size
-        everyone = torch.ones(len(final_AL), dtype=torch.bool)
-        self._forward(final_AL, block * L, everyone, select=0, keep=L, kv_write=True)
+        self._forward(final_AL, block * L, self.rows_A, select=0, keep=L, kv_write=True)
 
     def keep_rows(self, rows_A: Tensor) -> None:
         """Go on with these of the active samples; the others cost nothing from here on."""
@@ -92,13 +114,13 @@ class CachedBlocks:
         self,
         ids_AQ: Tensor,
         offset: int,
-        working_A: Tensor,
+        working: Tensor,
         *,
         select: int,
         keep: int,
         kv_write: bool = False,
     ) -> Tensor:
-        self.counter.count(self.rows_A[working_A], kv_write)
+        self.counter.count(working, kv_write)
         L, Q, kept = self.config.block_size, ids_AQ.shape[1], self.cache.length
         # What the rule comes to behind a cache: a block sees everything up to its own end.
         groups = tuple(QueryGroup(L, kept + end) for end in range(L, Q + 1, L))
@@ -123,9 +145,9 @@ class UncachedBlocks:
         self.grid = batch.image_grid_thw
         self.pixels = list(batch.pixel_values.split(self.grid.prod(-1).tolist()))
 
-    def denoise(self, canvas_AL: Tensor, block: int, working_A: Tensor) -> Tensor:
+    def denoise(self, canvas_AL: Tensor, block: int, working: Tensor) -> Tensor:
         """See :meth:`CachedBlocks.denoise`."""
-        self.counter.count(self.rows_A[working_A])
+        self.counter.count(working)
         L, P, device = self.config.block_size, self.positions.shape[2], canvas_AL.device
         coords = concatenate(
             context_coords(self.lengths_A, P, L),

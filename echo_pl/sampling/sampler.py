@@ -9,7 +9,7 @@ Shapes: B batch, A active samples, L block size, N blocks, R response positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,30 +27,34 @@ from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
 
-@dataclass(kw_only=True)
 class _Progress:
-    """What has been decoded so far, for the whole batch."""
+    """What has been decoded, for the whole batch; put together when it is all there."""
 
-    tokens_BR: Tensor
-    tail_B: Tensor
-    looped_B: Tensor = field(init=False)
-    written_B: Tensor = field(init=False)
+    def __init__(self, tail_B: Tensor, block_size: int) -> None:
+        self.tail_B, self._L = tail_B, block_size
+        self._blocks: list[tuple[Tensor, Tensor]] = []
 
-    def __post_init__(self) -> None:
-        B = len(self.tokens_BR)
-        self.looped_B = torch.zeros(B, dtype=torch.bool)
-        self.written_B = torch.zeros(B, dtype=torch.long)
+    def add(self, rows_A: Tensor, known: Tensor) -> None:
+        """The next block of these samples: (A, L + 2) its tokens, whether eos is among them, whether they are a loop."""
+        self._blocks.append((rows_A, known))
 
-    def reports(self, eos: int, limit: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Per sample: tokens behind the context tail and before the first eos, at most ``limit``; and whether eos came."""
-        out = []
-        stopped_B = torch.zeros(len(self.tokens_BR), dtype=torch.bool)
-        for row, (tail, written) in enumerate(zip(self.tail_B.tolist(), self.written_B.tolist(), strict=True)):
-            tokens = self.tokens_BR[row, tail : tail + min(written, limit)]
+    def reports(self, eos: int, limit: int) -> dict[str, Any]:
+        """The fields of the result: tokens behind the context tail and before the first eos, at most ``limit``; why they end."""
+        B, L = len(self.tail_B), self._L
+        tokens_BR = torch.zeros(B, len(self._blocks) * L, dtype=torch.long)
+        written_B, looped_B = -self.tail_B, torch.zeros(B, dtype=torch.bool)
+        for block, (rows_A, known) in enumerate(self._blocks):
+            tokens_BR[rows_A, block * L : (block + 1) * L] = known[:, :L]
+            written_B[rows_A] += L
+            looped_B[rows_A] |= known[:, L + 1].bool()
+        reports = []
+        stopped_B = torch.zeros(B, dtype=torch.bool)
+        for row, (tail, written) in enumerate(zip(self.tail_B.tolist(), written_B.tolist(), strict=True)):
+            tokens = tokens_BR[row, tail : tail + min(written, limit)]
             at_eos = (tokens == eos).nonzero()
             stopped_B[row] = len(at_eos) > 0
-            out.append(tokens[: int(at_eos[0, 0])] if len(at_eos) else tokens)
-        return tuple(out), stopped_B
+            reports.append(tokens[: int(at_eos[0, 0])] if len(at_eos) else tokens)
+        return {"tokens": tuple(reports), "stopped_B": stopped_B, "looped_B": looped_B, "written_B": written_B}
 
 
 class BlockSampler:
@@ -95,14 +99,10 @@ class BlockSampler:
         prefilled = now(device)
         progress = self._decode(prompt, batch.keys, blocks, recorder)
         finished = now(device)
-        tokens, stopped_B = progress.reports(self.special.eos, config.max_response_tokens)
         return DecodeResult(
-            tokens=tokens,
-            stopped_B=stopped_B,
-            looped_B=progress.looped_B,
+            **progress.reports(self.special.eos, config.max_response_tokens),
             nfe_B=counter.nfe_B,
             kv_write_nfe_B=counter.kv_write_nfe_B,
-            written_B=progress.written_B,
             forwards=counter.forwards,
             prefill_seconds=prefill_seconds,
             decode_seconds=finished - prefilled,
@@ -130,35 +130,36 @@ class BlockSampler:
         L, limit = self.config.block_size, self.config.max_response_tokens
         # A tail takes room in the first block, so the absolute grid may need one block more for the same response.
         N = limit // L + int(bool((prompt.tail_lengths_B > 0).any()))
-        B, device = len(prompt.context_ids_BP), prompt.context_ids_BP.device
+        device = prompt.context_ids_BP.device
         generator = torch.Generator().manual_seed(self.config.token_choice.seed)
         order_BR = self._random_order(keys, N * L) if self.config.remasking == "random" else None
-        progress = _Progress(tokens_BR=torch.zeros(B, N * L, dtype=torch.long), tail_B=prompt.tail_lengths_B.cpu())
-        history_AR = torch.zeros(B, 0, dtype=torch.long, device=device)
+        progress = _Progress(prompt.tail_lengths_B.cpu(), L)
+        history: list[Tensor] = []
         for block in range(N):
             canvas_AL, open_AL = self._open_block(prompt, blocks.rows_A, block, device)
             order_AL = None if order_BR is None else order_BR[blocks.rows_A, block * L : (block + 1) * L].to(device)
             rows_A = blocks.rows_A
-            left_A = torch.full((len(rows_A),), L) - (progress.tail_B[rows_A] if block == 0 else 0)
+            left_A = torch.full((len(rows_A),), L)
+            if block == 0:
+                left_A -= progress.tail_B
             final_AL = self._denoise_block(canvas_AL, open_AL, left_A, order_AL, block, blocks, recorder, generator)
-            history_AR = torch.cat([history_AR, final_AL], dim=1)
+            history.append(final_AL)
             ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
             looped_A = torch.zeros_like(ended_A)
             if look_now(block * L, (block + 1) * L, N * L):
-                looped_A = in_loop(history_AR, self.config.loop_stop) & ~ended_A
+                looped_A = in_loop(torch.cat(history, dim=1), self.config.loop_stop) & ~ended_A
             # The one host sync of a block whose number of steps is known: what was written, and who goes on?
             known = torch.cat([final_AL, ended_A[:, None], looped_A[:, None]], dim=1).cpu()
-            ended, looped = known[:, L].bool(), known[:, L + 1].bool()
-            progress.tokens_BR[rows_A, block * L : (block + 1) * L] = known[:, :L]
-            progress.written_B[rows_A] += left_A
-            progress.looped_B[rows_A] |= looped
-            active = ~(ended | looped) & (progress.written_B[rows_A] < limit)
+            progress.add(rows_A, known)
+            active = known[:, L:].sum(-1) == 0
+            if block + 1 == limit // L:  # only samples with a tail have another block to go
+                active &= progress.tail_B[rows_A] > 0
             if block + 1 == N or not bool(active.any()):
                 break
             if not bool(active.all()):
                 going = filled_from_the_end(active).to(device)
                 blocks.keep_rows(going)
-                final_AL, history_AR = final_AL[going], history_AR[going]
+                final_AL, history = final_AL[going], [past[going] for past in history]
             blocks.finish_block(final_AL, block)
         return progress
 
@@ -192,10 +193,11 @@ class BlockSampler:
     ) -> Tensor:
         """Fill a block; ``left_A`` (on the CPU) is how many positions of each sample are open."""
         for step in range(1, self.config.steps + 1):
-            working_A = left_A > 0
-            if not bool(working_A.any()):
+            # Every sample has open positions when its block begins.
+            working = blocks.rows_A if step == 1 else blocks.rows_A[left_A > 0]
+            if not len(working):
                 break
-            logits_ALV = blocks.denoise(canvas_AL, block, working_A)
+            logits_ALV = blocks.denoise(canvas_AL, block, working)
             prediction = predict(logits_ALV, self._never, self.config.token_choice, generator)
             commit_AL = choose_commits(prediction, open_AL, self.config, order_AL)
             canvas_AL = torch.where(commit_AL, prediction.token_AL, canvas_AL)
