@@ -80,6 +80,18 @@ class BlockKVCache:
         values[:B, :, self.length : stop] = value
         return keys[:B, :, :stop], values[:B, :, :stop]
 
+    def buffers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of all layers with all slots, (B, H, S, D) each, of the samples that go on.
+
+        Raises:
+            ValueError: nothing was written yet.
+        """
+        B = self.batch_size
+        keys, values = ([buffer[:B] for buffer in side if buffer is not None] for side in (self._keys, self._values))
+        if not keys:
+            raise ValueError("the cache is empty: prefill it first")
+        return keys, values
+
     def two_blocks_bias(self, block_size: int, heads_per_key_head: int, like: Tensor) -> Tensor:
         """What to add to the scores of a fused step, whose first block must not see the second: (B or 1, 1, H / G * 2L, K).
 

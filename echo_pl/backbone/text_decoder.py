@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from echo_pl.backbone.attention import AttentionBackend, QueryGroup, attend_groups, attend_two_blocks, last_queries
 from echo_pl.backbone.kv_cache import BlockKVCache
+from echo_pl.backbone.static_cache import StaticCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class TextDecoder:
         self,
         ids_BQ: Tensor,
         first_B: Tensor,
-        cache: BlockKVCache,
+        cache: BlockKVCache | StaticCache,
         groups: tuple[QueryGroup, ...],
         select: int,
         backend: AttentionBackend = "sdpa",
@@ -96,8 +97,7 @@ class TextDecoder:
         """
         B, Q = ids_BQ.shape
         E = self.embedding.shape[1]
-        if cache.capacity > len(self._cos_SD):  # a token's position is never above its place in the sequence
-            self._extend_rotary(cache.capacity)
+        self.prepare(cache.capacity)
         position_BQ = first_B[:, None] + torch.arange(Q, device=ids_BQ.device)
         cos, sin = self._cos_SD[position_BQ].unsqueeze(2), self._sin_SD[position_BQ].unsqueeze(2)
         x = F.embedding(ids_BQ, self.embedding).view(B * Q, E)
@@ -143,6 +143,11 @@ class TextDecoder:
         """Whether the joined matrices still are the model's: moving or converting a model gives it new ones."""
         first = self._model.layers[0].self_attn.q_proj.weight
         return self._layers[0].qkv.data_ptr() == first.data_ptr() and self._model.embed_tokens.weight is self.embedding
+
+    def prepare(self, positions: int) -> None:
+        """Have cosines and sines for so many positions (a token's position is never above its place in the sequence)."""
+        if positions > len(self._cos_SD):
+            self._extend_rotary(positions)
 
     def _extend_rotary(self, positions: int) -> None:
         """Tables of cosines and signed sines, up to the next power of two, as the library computes them."""

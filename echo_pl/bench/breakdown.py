@@ -45,8 +45,7 @@ def _all_marked(vlm: VLM) -> Iterator[None]:
         (text_decoder, "attend_two_blocks", "attention"),
         (TextDecoder, "_add_feed_forward", "feed-forward"),
         (vlm.network.lm_head, "forward", "head"),
-        (sampler, "predict", "commit"),
-        (sampler, "choose_commits", "commit"),
+        (sampler, "commit", "commit"),
         (autoregressive, "predict", "commit"),
     ]
     patches = [patch.object(owner, name, _marked(part, getattr(owner, name))) for owner, name, part in places]

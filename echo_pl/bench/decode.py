@@ -46,6 +46,8 @@ class Grid:
     generate_repetitions: int
     """Of the library's ``generate``, which computes the context every time."""
     prefill_repetitions: int
+    compile: bool = False
+    """Of all our decoders, the autoregressive one too."""
 
     def __post_init__(self) -> None:
         for name in ("block_sizes", "batch_sizes", "contexts"):
@@ -97,7 +99,7 @@ def time_model(
             progress(f"{name}, batch {batch_size}, context {context}")
             batch = text_prompts(batch_size, context, model.vocabulary, device)
             timings, prefill_seconds = _time_place(vlm, model.special, batch, grid)
-            yield _rows(name, model, batch_size, context, grid.tokens, timings, prefill_seconds, limits)
+            yield _rows(name, model, batch_size, context, grid, timings, prefill_seconds, limits)
 
 
 def _time_place(vlm: VLM, special: SpecialTokens, batch: Batch, grid: Grid) -> tuple[list[Timing], list[float]]:
@@ -122,7 +124,7 @@ def _time_place(vlm: VLM, special: SpecialTokens, batch: Batch, grid: Grid) -> t
 
 
 def _methods(vlm: VLM, special: SpecialTokens, batch: Batch, start: Prefill, grid: Grid) -> Iterator[Timing]:
-    autoregressive = AutoregressiveSampler(vlm, special, grid.tokens, loop_stop=_NO_LOOP_STOP)
+    autoregressive = AutoregressiveSampler(vlm, special, grid.tokens, loop_stop=_NO_LOOP_STOP, compile=grid.compile)
     yield Timing(
         method="ar",
         kv_cache=None,
@@ -140,7 +142,7 @@ def _methods(vlm: VLM, special: SpecialTokens, batch: Batch, start: Prefill, gri
     for L in grid.block_sizes:
         for method, steps in (("base", max(1, L // 2)), ("one_step", 1)):
             for kv_cache in ("vanilla", "fused"):
-                sampler = BlockSampler(vlm, special, _decode_config(L, grid.tokens, steps, kv_cache))
+                sampler = BlockSampler(vlm, special, _decode_config(L, grid, steps, kv_cache))
                 yield Timing(
                     method=method,
                     kv_cache=kv_cache,
@@ -150,8 +152,15 @@ def _methods(vlm: VLM, special: SpecialTokens, batch: Batch, start: Prefill, gri
                 )
 
 
-def _decode_config(L: int, tokens: int, steps: int, kv_cache: KVCacheMode) -> DecodeConfig:
-    return DecodeConfig(block_size=L, max_response_tokens=tokens, denoising_steps=steps, kv_cache=kv_cache, loop_stop=_NO_LOOP_STOP)
+def _decode_config(L: int, grid: Grid, steps: int, kv_cache: KVCacheMode) -> DecodeConfig:
+    return DecodeConfig(
+        block_size=L,
+        max_response_tokens=grid.tokens,
+        denoising_steps=steps,
+        kv_cache=kv_cache,
+        loop_stop=_NO_LOOP_STOP,
+        compile=grid.compile,
+    )
 
 
 def _library_s_generate(vlm: VLM, batch: Batch, tokens: int) -> DecodeResult:
@@ -177,16 +186,17 @@ def _rows(
     model: BenchModel,
     batch_size: int,
     context: int,
-    tokens: int,
+    grid: Grid,
     timings: Sequence[Timing],
     prefill_seconds: list[float],
     limits: Limits,
 ) -> list[Row]:
     rows = [_row(name, batch_size, context, timing, prefill_seconds) for timing in timings]
-    ar = rows[0]
+    ar, tokens = rows[0], grid.tokens
     sizes = {"samples": batch_size, "context": context, "tokens": tokens}
     least_ar = least_autoregressive(model.shape, limits, **sizes)
     for row in rows:
+        row["compiled"] = grid.compile and row["method"] != "ar_generate"
         row["speedup_over_ar"] = row["tps_median"] / ar["tps_median"]
         in_theory = row["tpf"] / ar["tpf"]
         row["efficiency"] = row["speedup_over_ar"] / in_theory

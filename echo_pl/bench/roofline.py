@@ -102,3 +102,33 @@ def least_autoregressive(shape: ModelShape, limits: Limits, *, samples: int, con
     """Shortest time of an autoregressive decode of ``tokens`` tokens, the first of which comes out of prefill."""
     forwards = (Forward(samples=samples, queries=1, head_rows=1, cached=context + place) for place in range(1, tokens))
     return sum(least_seconds(shape, forward, limits) for forward in forwards)
+
+
+def calculation(
+    shape: ModelShape, limits: Limits, *, block_sizes: tuple[int, ...], samples: int, context: int, tokens: int
+) -> list[dict[str, float]]:
+    """The most that a machine could give, by arithmetic alone: AR and fused one-step tokens per second, and their ratio.
+
+    Args:
+        shape: of the model.
+        limits: measured, or of a data sheet.
+        block_sizes: one entry each.
+        samples: batch size.
+        context: cached tokens before the response.
+        tokens: of the response, a multiple of every block size.
+    """
+    ar = least_autoregressive(shape, limits, samples=samples, context=context, tokens=tokens)
+    found = []
+    for L in block_sizes:
+        least = least_one_step(shape, limits, block_size=L, samples=samples, context=context, tokens=tokens)
+        in_theory = (tokens - 1) / (tokens // L)
+        found.append(
+            {
+                "block_size": L,
+                "ar_tps": samples * tokens / ar,
+                "one_step_tps": samples * tokens / least,
+                "speedup_over_ar": ar / least,
+                "efficiency": ar / least / in_theory,
+            }
+        )
+    return found

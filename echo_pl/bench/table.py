@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from echo_pl.bench.breakdown import PARTS
+from echo_pl.bench.roofline import DATA_SHEETS, QWEN2_5_VL_7B, calculation
 
 Row = dict[str, Any]
 NAMES = {"ar": "AR", "ar_generate": "AR, transformers generate", "base": "base, 2 tokens a step", "one_step": "one step"}
@@ -60,6 +61,19 @@ def breakdown_table(breakdowns: Iterable[Row]) -> str:
         for row in breakdowns
     ]
     return _markdown(body, headings)
+
+
+def calculation_table(tokens: int = 160) -> str:
+    """What data sheets allow a 7B model in bfloat16, in Markdown: arithmetic, nothing was measured."""
+    body = []
+    for device, limits in DATA_SHEETS.items():
+        for samples, context in ((1, 300), (1, 2900), (16, 2900)):
+            sizes = {"samples": samples, "context": context, "tokens": tokens}
+            for row in calculation(QWEN2_5_VL_7B, limits, block_sizes=(4, 8, 16, 32), **sizes):
+                figures = [f"{row[name]:.0f}" for name in ("ar_tps", "one_step_tps")]
+                figures += [f"{row[name]:.2f}" for name in ("speedup_over_ar", "efficiency")]
+                body.append([device, str(samples), str(context), str(int(row["block_size"])), *figures])
+    return _markdown(body, ["device", "batch", "context", "L", "AR tps", "one step tps", "x AR", "efficiency"])
 
 
 def _markdown(body: Sequence[Sequence[str]], headings: Sequence[str]) -> str:

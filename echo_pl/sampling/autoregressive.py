@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
-from echo_pl.backbone.kv_cache import filled_from_the_end
+from echo_pl.backbone.kv_cache import BlockKVCache, filled_from_the_end
+from echo_pl.backbone.static_cache import StaticCache
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling.config import LoopStop, TokenChoice
 from echo_pl.sampling.forwards import NfeCounter
 from echo_pl.sampling.prefill import Prefill, now, prefill
-from echo_pl.sampling.remasking import predict
+from echo_pl.sampling.remasking import Prediction, predict
 from echo_pl.sampling.repetition import in_loop, look_now
+from echo_pl.sampling.step import compiled, fixed_token, static_parts
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
@@ -35,13 +37,29 @@ class AutoregressiveSampler:
         max_response_tokens: int,
         token_choice: TokenChoice | None = None,
         loop_stop: LoopStop | None = None,
+        compile: bool = False,  # the name that torch gives it
     ) -> None:
-        """Bind a model to a limit (tokens, eos included)."""
+        """Bind a model to a limit (tokens, eos included).
+
+        Args:
+            vlm: the model.
+            special: the tokenizer's special ids.
+            max_response_tokens: the limit.
+            token_choice: greedy when None.
+            loop_stop: what a repetition loop is.
+            compile: each step as one compiled function, as in :class:`echo_pl.sampling.config.DecodeConfig`.
+
+        Raises:
+            ValueError: no tokens allowed, or ``compile`` with drawn tokens.
+        """
         if max_response_tokens < 1:
             raise ValueError(f"max_response_tokens must be at least 1, got {max_response_tokens}")
         self.vlm, self.special, self.max_response_tokens = vlm, special, max_response_tokens
         self.token_choice = token_choice or TokenChoice()
         self.loop_stop = loop_stop or LoopStop()
+        if compile and self.token_choice.temperature:
+            raise ValueError(f"compile=true needs greedy tokens, got temperature {self.token_choice.temperature}")
+        self.compile = compile
 
     def prefill(self, batch: Batch) -> Prefill:
         """Compute the contexts of a batch, for one or several decodings."""
@@ -83,7 +101,11 @@ class _Decode:
     def __init__(self, sampler: AutoregressiveSampler, start: Prefill) -> None:
         self.s = sampler
         self.behind_A = start.behind_B
-        self.cache = start.rewind(sampler.max_response_tokens)
+        self.cache: BlockKVCache | StaticCache = start.rewind(sampler.max_response_tokens)
+        if sampler.compile:
+            self._parts = decoder, _ = static_parts(sampler.vlm)
+            self.cache = StaticCache(start.cache, 1, decoder.heads // decoder.key_heads, sampler.vlm.dtype)
+            decoder.prepare(self.cache.capacity)
         B, self.device = len(start.behind_B), start.behind_B.device
         self.counter = NfeCounter(B)
         self.rows_A = torch.arange(B)
@@ -95,8 +117,8 @@ class _Decode:
     def run(self, logits_AV: Tensor, recorder: Recorder | None) -> None:
         """Token by token, until every sample has stopped or the limit is reached."""
         history: list[Tensor] = []
+        prediction = predict(logits_AV[:, None], self.never, self.s.token_choice, self.generator)
         for place in range(self.s.max_response_tokens):
-            prediction = predict(logits_AV[:, None], self.never, self.s.token_choice, self.generator)
             token_A1 = prediction.token_AL
             if recorder is not None:
                 recorder.on_commit(
@@ -116,7 +138,7 @@ class _Decode:
                 self.rows_A, self.behind_A = self.rows_A[going.cpu()], self.behind_A[going]
                 self.cache.keep_rows(going)
                 token_A1, history = token_A1[going], [past[going] for past in history]
-            logits_AV = self._step(token_A1, place)
+            prediction = self._step(token_A1, place)
 
     def _take(self, token_A1: Tensor, history: list[Tensor], place: int) -> Tensor:
         """Book one token per active sample; return who goes on (bool (A,), on the CPU)."""
@@ -142,10 +164,18 @@ class _Decode:
         tokens = tuple(tokens_BR[row, :length] for row, length in enumerate(lengths))
         return {"tokens": tokens, "stopped_B": stopped_B, "looped_B": self.looped_B, "written_B": written_B}
 
-    def _step(self, token_A1: Tensor, place: int) -> Tensor:
-        """One forward of one token per active sample; logits (A, V)."""
+    def _step(self, token_A1: Tensor, place: int) -> Prediction:
+        """One forward of one token per active sample, and what it predicts."""
         self.counter.count(self.rows_A)
+        first_A = self.behind_A + place
+        if isinstance(self.cache, StaticCache):
+            step = compiled(fixed_token)
+            token_A1, logits_A1V = step(
+                *self._parts, self.cache, self.cache.groups(1), token_A1, first_A, self.never, self.s.token_choice
+            )
+            self.cache.keep(1)
+            return Prediction(token_AL=token_A1, logits_ALV=logits_A1V)
         groups = (QueryGroup(1, self.cache.length + 1),)
-        logits_A1V = self.s.vlm.decode_step(token_A1, self.behind_A + place, groups, self.cache, select=1)
+        logits_A1V = self.s.vlm.decode_step(token_A1, first_A, groups, self.cache, select=1)
         self.cache.keep(1)
-        return logits_A1V[:, 0]
+        return predict(logits_A1V, self.never, self.s.token_choice, self.generator)

@@ -70,6 +70,8 @@ class DecodeConfig:
     context_attention: ContextAttention = "causal"
     token_choice: TokenChoice = TokenChoice()
     loop_stop: LoopStop = LoopStop()
+    compile: bool = False
+    """The denoising step as one compiled function of fixed shapes. Needs a C++ compiler or a GPU, and a minute at first."""
 
     def __post_init__(self) -> None:
         _ = self.layout  # checks block_size, grid and context_attention
@@ -86,6 +88,11 @@ class DecodeConfig:
             raise ValueError(f"kv_cache must be one of {get_args(KVCacheMode)}, got {self.kv_cache!r}")
         if not 0.0 < self.confidence_threshold <= 1.0:
             raise ValueError(f"confidence_threshold must be in (0, 1], got {self.confidence_threshold}")
+        if self.compile and (self.kv_cache == "none" or self.token_choice.temperature):
+            raise ValueError(
+                "compile=true needs a cache (kv_cache vanilla or fused) and greedy tokens (temperature 0), "
+                f"got kv_cache={self.kv_cache} and temperature {self.token_choice.temperature}"
+            )
         if self.entropy_bound < 0:
             raise ValueError(f"entropy_bound must not be negative, got {self.entropy_bound}")
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
+from echo_pl.backbone.kv_cache import BlockKVCache
+from echo_pl.backbone.static_cache import StaticCache
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import (
     CLEAN,
@@ -76,7 +78,7 @@ class CachedBlocks:
         self.vlm, self.config, self.counter = vlm, config, counter
         self.rows_A = torch.arange(len(start.behind_B))
         self.behind_A = start.behind_B
-        self.cache = start.rewind(room_for(config))
+        self.cache: BlockKVCache | StaticCache = start.rewind(room_for(config))
         self._pending_AL: Tensor | None = None
 
     def denoise(self, canvas_AL: Tensor, block: int, working: Tensor) -> Tensor:
@@ -88,11 +90,16 @@ class CachedBlocks:
             working: samples of the batch (int64, on the CPU) that have open positions.
         """
         L = self.config.block_size
-        if self._pending_AL is None:
-            return self._forward(canvas_AL, block * L, working, select=L, keep=0)
-        ids = torch.cat([self._pending_AL, canvas_AL], dim=1)
+        ids_AQ, offset, keep = self._inputs(canvas_AL, block)
+        return self._forward(ids_AQ, offset, working, select=L, keep=keep)
+
+    def _inputs(self, canvas_AL: Tensor, block: int) -> tuple[Tensor, int, int]:
+        """Token ids of a denoising forward, the place of the first, and how many tokens it writes for good."""
+        L, pending_AL = self.config.block_size, self._pending_AL
+        if pending_AL is None:
+            return canvas_AL, block * L, 0
         self._pending_AL = None
-        return self._forward(ids, (block - 1) * L, working, select=L, keep=L)
+        return torch.cat([pending_AL, canvas_AL], dim=1), (block - 1) * L, L
 
     def finish_block(self, final_AL: Tensor, block: int) -> None:
         """Take a block's final tokens into the cache, now (vanilla) or with the next forward (fused)."""
@@ -121,6 +128,7 @@ class CachedBlocks:
         kv_write: bool = False,
     ) -> Tensor:
         self.counter.count(working, kv_write)
+        assert isinstance(self.cache, BlockKVCache)
         L, Q, kept = self.config.block_size, ids_AQ.shape[1], self.cache.length
         # What the rule comes to behind a cache: a block sees everything up to its own end.
         groups = tuple(QueryGroup(L, kept + end) for end in range(L, Q + 1, L))

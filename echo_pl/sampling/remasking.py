@@ -8,7 +8,6 @@ Shapes: A active samples, L block size, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,13 +23,13 @@ class Prediction:
     logits_ALV: Tensor
     """-inf at ids that are never sampled."""
 
-    @cached_property
+    @property
     def confidence_AL(self) -> Tensor:
         """Probability of the chosen token under the untempered distribution; the largest one when greedy."""
         logits = _precise(self.logits_ALV)
         return (logits.gather(-1, self.token_AL[..., None])[..., 0] - logits.logsumexp(-1)).exp()
 
-    @cached_property
+    @property
     def log_probs_ALV(self) -> Tensor:
         """The untempered distribution."""
         return _precise(self.logits_ALV).log_softmax(-1)

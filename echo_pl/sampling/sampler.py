@@ -18,11 +18,12 @@ from echo_pl.backbone.kv_cache import filled_from_the_end
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.sequence import BlockedContext, block_context
+from echo_pl.sampling.compiled import CompiledBlocks
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks, room_for
 from echo_pl.sampling.prefill import Prefill, now, prefill
-from echo_pl.sampling.remasking import choose_commits, predict
 from echo_pl.sampling.repetition import in_loop, look_now
+from echo_pl.sampling.step import commit
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
@@ -95,7 +96,7 @@ class BlockSampler:
         else:
             start = start or self._prefill(prompt, batch)
             prefill_seconds = start.seconds
-            blocks = CachedBlocks(self.vlm, start, config, counter)
+            blocks = (CompiledBlocks if config.compile else CachedBlocks)(self.vlm, start, config, counter)
         prefilled = now(device)
         progress = self._decode(prompt, batch.keys, blocks, recorder)
         finished = now(device)
@@ -197,19 +198,20 @@ class BlockSampler:
             working = blocks.rows_A if step == 1 else blocks.rows_A[left_A > 0]
             if not len(working):
                 break
-            logits_ALV = blocks.denoise(canvas_AL, block, working)
-            prediction = predict(logits_ALV, self._never, self.config.token_choice, generator)
-            commit_AL = choose_commits(prediction, open_AL, self.config, order_AL)
-            canvas_AL = torch.where(commit_AL, prediction.token_AL, canvas_AL)
-            open_AL = open_AL & ~commit_AL
+            if isinstance(blocks, CompiledBlocks):
+                done = blocks.step(canvas_AL, open_AL, order_AL, self._never, block, working)
+            else:
+                logits_ALV = blocks.denoise(canvas_AL, block, working)
+                done = commit(logits_ALV, canvas_AL, open_AL, order_AL, self._never, self.config, generator)
+            canvas_AL, open_AL = done.canvas_AL, done.open_AL
             if recorder is not None:
                 recorder.on_commit(
                     rows_A=blocks.rows_A,
                     block=block,
                     step=step,
-                    committed_AL=commit_AL,
-                    token_AL=prediction.token_AL,
-                    log_probs_ALV=prediction.log_probs_ALV,
+                    committed_AL=done.committed_AL,
+                    token_AL=done.token_AL,
+                    log_probs_ALV=done.prediction.log_probs_ALV,
                 )
             if self.config.commits_vary and step < self.config.steps:
                 left_A = open_AL.sum(-1).cpu()  # a host sync: whether there is another forward depends on it

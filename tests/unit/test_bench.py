@@ -11,7 +11,7 @@ import torch
 from echo_pl.bench.decode import Grid
 from echo_pl.bench.machine import Limits
 from echo_pl.bench.models import NEVER_ENDS, BenchModel, text_prompts
-from echo_pl.bench.roofline import Forward, ModelShape, least_autoregressive, least_one_step, least_seconds
+from echo_pl.bench.roofline import Forward, ModelShape, calculation, least_autoregressive, least_one_step, least_seconds
 from echo_pl.tools import bench
 from echo_pl.tools.bench import load_config, main
 
@@ -146,6 +146,17 @@ def test_a_forward_that_only_computes_takes_its_operations_over_the_rate():
     full = 2 * 12 * MATRICES + 4 * 12 * 7 * 10
     last = 2 * 12 * 200 + 2 * 6 * (MATRICES - 200) + 4 * 6 * 7 * 10  # keys of all, the rest of the two that are asked for
     assert least_seconds(SHAPE, forward, limits) == pytest.approx(full + last + 2 * 6 * 10 * 100)
+
+
+def test_a_calculation_is_its_parts():
+    limits = Limits(dtype="bfloat16", bandwidth=1e3, flops=1e4)
+    (row,) = calculation(SHAPE, limits, block_sizes=(8,), samples=2, context=50, tokens=64)
+    ar = least_autoregressive(SHAPE, limits, samples=2, context=50, tokens=64)
+    one_step = least_one_step(SHAPE, limits, block_size=8, samples=2, context=50, tokens=64)
+    assert row["ar_tps"] == pytest.approx(128 / ar)
+    assert row["one_step_tps"] == pytest.approx(128 / one_step)
+    assert row["speedup_over_ar"] == pytest.approx(ar / one_step)
+    assert row["efficiency"] == pytest.approx(ar / one_step / (63 / 8))
 
 
 def test_where_reading_is_all_the_fused_step_is_as_fast_as_its_theory():

@@ -1,0 +1,99 @@
+"""A block KV cache whose shapes never change, for a step that is compiled or captured once and used for every block.
+
+What has been decoded is in tensors here, where :class:`echo_pl.backbone.kv_cache.BlockKVCache` has it in the length of its views:
+the slots that a step writes, and who sees which slots. Both are made once and changed in place, by as much as a block is long. It
+shares the keys and values of the prefilled cache it is made from.
+
+Shapes: B batch, H key heads, G query heads per key head, S slots, D head size, L block size, Q queries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from echo_pl.backbone.attention import QueryGroup
+from echo_pl.backbone.kv_cache import BlockKVCache, CachePadding
+
+
+class StaticCache:
+    """The cache of decode steps of L or 2L queries."""
+
+    def __init__(self, cache: BlockKVCache, block_size: int, heads_per_key_head: int, dtype: torch.dtype) -> None:
+        """Take over a prefilled cache.
+
+        Args:
+            cache: holds the contexts and room for all that will be decoded.
+            block_size: L; 1 for autoregressive decoding.
+            heads_per_key_head: G.
+            dtype: of the scores.
+        """
+        self._cache, self._L = cache, block_size
+        self.capacity = cache.capacity
+        self.keys, self.values = cache.buffers()
+        for buffer in (*self.keys, *self.values):
+            # A step reads every slot, also those that nothing was written to: no bias hides a nan.
+            buffer[:, :, cache.length :] = 0.0
+        device = self.keys[0].device
+        L, G, S, start = block_size, heads_per_key_head, self.capacity, cache.length
+        self.slots = torch.arange(start, start + 2 * L, device=device)
+        hidden = (
+            torch.zeros(1, 1, 1, S, dtype=dtype, device=device) if cache.padding is None else cache.padding.bias.to(dtype).clone()
+        )
+        self._seen = [hidden.clone(), hidden]
+        for end, seen in zip((start + L, start + 2 * L), self._seen, strict=True):
+            seen[..., end:] = -torch.inf
+        B = len(hidden)
+        self._two_blocks = torch.stack([seen.expand(-1, G, -1, -1) for seen in self._seen], dim=2)  # (B, G, 2, 1, S)
+        self._two_blocks = self._two_blocks.expand(-1, -1, -1, L, -1).reshape(B, 1, G, 2, L, S).contiguous()
+        self._lengths_B = torch.full((B,), start, device=device)
+        self.padding = self._padding(0)
+
+    def _padding(self, blocks_before_last: int) -> CachePadding:
+        return CachePadding(width=self.capacity, lengths_B=self._lengths_B, bias=self._seen[blocks_before_last])
+
+    def groups(self, queries: int) -> tuple[QueryGroup, ...]:
+        """Query groups of a step of L or 2L queries; they see all slots, under a bias."""
+        blocks = queries // self._L
+        self.padding = self._padding(blocks - 1)
+        return (QueryGroup(self._L, self.capacity),) * blocks
+
+    def two_blocks_bias(self, block_size: int, heads_per_key_head: int, like: Tensor) -> Tensor:
+        """See :meth:`BlockKVCache.two_blocks_bias`."""
+        return self._two_blocks.flatten(2, 4)
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Write one layer's keys and values (B, H, Q, D) into the next slots; return all slots."""
+        keys, values, slots = self.keys[layer], self.values[layer], self.slots[: key.shape[2]]
+        keys.index_copy_(2, slots, key)
+        values.index_copy_(2, slots, value)
+        return keys, values
+
+    def keep(self, tokens: int) -> None:
+        """Let the first ``tokens`` (0 or L) of the last step count.
+
+        Raises:
+            ValueError: there is no room for another step.
+        """
+        if not tokens:
+            return
+        L = self._L
+        start = self._cache.length
+        if start + 2 * L > self.capacity:
+            raise ValueError(f"KV cache is full: {start} tokens and {L} more leave no room for a step in its {self.capacity}")
+        self._cache.keep(tokens)
+        self.slots += tokens
+        first, second = slice(start + L, start + 2 * L), slice(start + 2 * L, start + 3 * L)
+        self._seen[0][..., first] = 0.0
+        self._seen[1][..., second] = 0.0
+        self._two_blocks[:, :, :, 0, :, first] = 0.0
+        self._two_blocks[:, :, :, 1, :, second] = 0.0
+
+    def keep_rows(self, rows_A: Tensor) -> None:
+        """Go on with these samples only; see :meth:`BlockKVCache.keep_rows`."""
+        self._cache.keep_rows(rows_A)
+        self.keys, self.values = self._cache.buffers()
+        if len(self._seen[0]) > 1:
+            self._seen = [seen[rows_A] for seen in self._seen]
+            self._two_blocks = self._two_blocks[rows_A]
+            self._lengths_B = self._lengths_B[rows_A]
