@@ -1,8 +1,8 @@
 """The functions of flash-attn 2.8 that we call, in plain torch on any device: same signatures, layouts and refusals.
 
 Written from its documentation: sequences first and heads second (B, S, H, D); key heads may be fewer; ``causal`` is aligned at the
-bottom right; log-sum-exps are natural, (B, H, S) for rectangular and (H, total) for packed queries; the backward takes whatever
-(out, log-sum-exp) it is given.
+bottom right; log-sum-exps are natural, (B, H, S) for rectangular and (H, total) for packed queries, +inf where there is no key; the
+backward takes whatever (out, log-sum-exp) it is given.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def _scores(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    if not len(k):  # the kernels fill these in for nothing
+        return torch.zeros_like(q), torch.full((q.shape[1], len(q)), torch.inf, dtype=q.dtype)
     scores = _scores(q, k, scale, causal)
     values = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values), scores.logsumexp(-1)
@@ -47,7 +49,6 @@ def _sequences(ends: Tensor, longest: int, total: int) -> list[slice]:
     assert places[0] == 0
     assert places[-1] == total
     lengths = [b - a for a, b in itertools.pairwise(places)]
-    assert min(lengths) > 0, "an empty sequence has no softmax"
     assert max(lengths) == longest
     return [slice(a, b) for a, b in itertools.pairwise(places)]
 
@@ -66,7 +67,7 @@ class _Package:
         if isinstance(cache_seqlens, Tensor):
             assert cache_seqlens.dtype == torch.int32
             lengths = cache_seqlens.tolist()
-        assert all(0 < length <= k_cache.shape[1] for length in lengths)
+        assert all(0 <= length <= k_cache.shape[1] for length in lengths)
         rows = [
             _attend(q[row], k_cache[row, :length], v_cache[row, :length], softmax_scale, causal)
             for row, length in enumerate(lengths)

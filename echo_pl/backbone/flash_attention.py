@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -35,13 +36,16 @@ def package() -> Any:
     Raises:
         ValueError: it is not installed, or does not load.
     """
+    way_out = "install torch for your GPU, then pip install --no-build-isolation 'echo-pl[cuda]'; or choose sdpa, split or flex"
     try:
-        return importlib.import_module("flash_attn.flash_attn_interface")
-    except ImportError as error:
-        raise ValueError(
-            f"attention backend 'flash_attn' needs the flash-attn package ({error}): install torch for your GPU, then "
-            "pip install --no-build-isolation 'echo-pl[cuda]'; or choose sdpa, split or flex"
-        ) from error
+        installed = version("flash-attn")
+        interface = importlib.import_module("flash_attn.flash_attn_interface")
+    except ImportError as error:  # PackageNotFoundError is one
+        raise ValueError(f"attention backend 'flash_attn' needs the flash-attn package ({error}): {way_out}") from error
+    # Two of the functions called here are not public, and were others before 2.8.
+    if not (2, 8) <= tuple(int(number) for number in installed.split(".")[:2]) < (3,):
+        raise ValueError(f"attention backend 'flash_attn' needs flash-attn 2.8 or newer and below 3, found {installed}: {way_out}")
+    return interface
 
 
 def unsuited(query: Tensor) -> str:
@@ -118,9 +122,15 @@ def cached_group(q: Tensor, k: Tensor, v: Tensor, padding: CachePadding | None, 
     response, response_lse = kernel(
         q, k[:, P:], v[:, P:], cache_seqlens=k.shape[1] - P, softmax_scale=scale, return_softmax_lse=True
     )
+    context_lse = _of_no_keys(context_lse)
     lse_BHQ = torch.logaddexp(context_lse, response_lse)
     weights = ((lse - lse_BHQ).exp().transpose(1, 2).unsqueeze(-1) for lse in (context_lse, response_lse))
     return sum(w * out for w, out in zip(weights, (context, response), strict=True)).to(q.dtype).transpose(1, 2)
+
+
+def _of_no_keys(lse: Tensor) -> Tensor:
+    """The package says +inf where a query has no key in a part (an empty context, absolute grid); the sum of nothing is -inf."""
+    return torch.where(lse == torch.inf, -torch.inf, lse)
 
 
 class _PartsAttention(torch.autograd.Function):
@@ -143,9 +153,10 @@ class _PartsAttention(torch.autograd.Function):
                 scale,
                 causal=part.causal,
             )
-            before, now = lse[part.query_X], part_lse.T
+            before, now = lse[part.query_X], _of_no_keys(part_lse.T)
             after = torch.logaddexp(before, now)
-            earlier, later = (before - after).exp().unsqueeze(-1), (now - after).exp().unsqueeze(-1)
+            # No key in this part nor in one before it: -inf - -inf. Such a query has weight 0 until a part has keys for it.
+            earlier, later = ((one - after).exp().nan_to_num(0.0).unsqueeze(-1) for one in (before, now))
             out[part.query_X] = out[part.query_X] * earlier + part_out * later
             lse[part.query_X] = after
         out = out.to(q.dtype)

@@ -5,7 +5,6 @@ Shapes: B batch, R tokens.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from echo_pl.backbone import attention
+from echo_pl.backbone.clock import now
 from echo_pl.backbone.vlm import VLM
 from echo_pl.structs import Batch
 
@@ -27,14 +27,8 @@ class _FirstToken(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         if self.time is None:
-            self.time = _now(input_ids.device)
+            self.time = now(input_ids.device)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @contextmanager
@@ -48,13 +42,15 @@ def stock_attention(vlm: VLM) -> Iterator[None]:
 
 
 @torch.no_grad()
-def stock_generate(vlm: VLM, batch: Batch, tokens: int) -> tuple[Tensor, float, float]:
+def stock_generate(vlm: VLM, batch: Batch, tokens: int, suppress: bool = False) -> tuple[Tensor, float, float]:
     """Write exactly ``tokens`` tokens behind every context, whatever they are.
 
     Args:
         vlm: the model.
         batch: contexts of one length.
         tokens: how many.
+        suppress: leave out the ids that are never sampled, as our decoders do. The library's way of it looks at the whole
+            vocabulary once more per token, so it is not asked for where time is taken.
 
     Returns:
         (B, R) token ids, seconds until the first token, and seconds from there to the end.
@@ -70,7 +66,7 @@ def stock_generate(vlm: VLM, batch: Batch, tokens: int) -> tuple[Tensor, float, 
         images = {"pixel_values": batch.pixel_values, "image_grid_thw": batch.image_grid_thw}
     first = _FirstToken()
     with stock_attention(vlm):
-        started = _now(ids.device)
+        started = now(ids.device)
         network: Any = vlm.network  # the library's annotations of generate do not fit its own classes
         out = network.generate(
             input_ids=ids,
@@ -80,11 +76,11 @@ def stock_generate(vlm: VLM, batch: Batch, tokens: int) -> tuple[Tensor, float, 
             max_new_tokens=tokens,
             min_new_tokens=tokens,
             do_sample=False,
-            suppress_tokens=list(vlm.special.never_sampled),
+            suppress_tokens=list(vlm.special.never_sampled) if suppress else None,
             eos_token_id=None,
             pad_token_id=vlm.special.pad,
             stopping_criteria=StoppingCriteriaList([first]),
         )
-        finished = _now(ids.device)
+        finished = now(ids.device)
     assert first.time is not None
     return out[:, ids.shape[1] :], first.time - started, finished - first.time

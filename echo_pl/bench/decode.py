@@ -54,6 +54,8 @@ class Grid:
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be positive numbers, got {list(getattr(self, name))}")
         for L in self.block_sizes:
+            if L % 2 and L > 1:
+                raise ValueError(f"block sizes must be even, as the base commits two tokens a step, got {L}")
             if self.tokens % L:
                 raise ValueError(f"tokens must be a multiple of every block size, got {self.tokens} and block size {L}")
         if self.repetitions < 1 or self.prefill_repetitions < 1 or self.generate_repetitions < 0:
@@ -72,13 +74,14 @@ class Timing:
     seconds: list[float] = field(default_factory=list)
     prefill_seconds: list[float] = field(default_factory=list)
     result: DecodeResult | None = None
-    peak_memory_mb: float = 0.0
+    peak_memory_mb: float | None = None
 
-    def repeat(self) -> None:
+    def repeat(self, device: torch.device) -> None:
         """Run once, and remember."""
-        restart_peak_memory()
+        restarted = restart_peak_memory(device)
         self.result = self.run()
-        self.peak_memory_mb = max(self.peak_memory_mb, 1e3 * peak_memory_gb())
+        if restarted:  # else the system only knows the peak of everything so far
+            self.peak_memory_mb = max(self.peak_memory_mb or 0.0, 1e3 * peak_memory_gb(device))
         self.seconds.append(self.result.decode_seconds)
         self.prefill_seconds.append(self.result.prefill_seconds)
 
@@ -119,7 +122,7 @@ def _time_place(vlm: VLM, special: SpecialTokens, batch: Batch, grid: Grid) -> t
     for round_ in range(max(t.repetitions for t in timings)):
         for timing in timings:
             if round_ < timing.repetitions:
-                timing.repeat()
+                timing.repeat(vlm.device)
     return [t for t in timings if t.seconds], prefill_seconds
 
 
@@ -200,13 +203,15 @@ def _rows(
         row["speedup_over_ar"] = row["tps_median"] / ar["tps_median"]
         in_theory = row["tpf"] / ar["tpf"]
         row["efficiency"] = row["speedup_over_ar"] / in_theory
-        row["roofline_efficiency"] = row["roofline_tps"] = None
+        row["roofline_efficiency"] = row["roofline_tps"] = row["of_roofline"] = None
         if row["method"] == "ar":
             row["roofline_tps"] = batch_size * tokens / least_ar
         elif row["method"] == "one_step" and row["kv_cache"] == "fused":
             least = least_one_step(model.shape, limits, block_size=row["block_size"], **sizes)
             row["roofline_tps"] = batch_size * tokens / least
             row["roofline_efficiency"] = least_ar / least / in_theory
+        if row["roofline_tps"] is not None:
+            row["of_roofline"] = row["tps_median"] / row["roofline_tps"]
     return rows
 
 

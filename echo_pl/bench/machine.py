@@ -1,20 +1,20 @@
 """The machine a benchmark ran on: what it is called, how fast it reads memory and how fast it multiplies.
 
-Knows torch, nothing of models.
+Knows torch, nothing of models or methods.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+
+from echo_pl.backbone.clock import now
 
 _MEGABYTES_READ = 512
 _MATRIX = 2048
@@ -22,7 +22,7 @@ _MATRIX = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What no forward can beat."""
+    """What no forward can beat whose weights come from memory; those of a tiny model stay in the processor's cache."""
 
     dtype: str
     bandwidth: float
@@ -44,28 +44,13 @@ def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
 
 def _best(work: Callable[[], object], device: torch.device, tries: int = 7) -> float:
     work()
-    return min(seconds(work, device) for _ in range(tries))
+    return min(_seconds(work, device) for _ in range(tries))
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call, queued work included."""
-    _wait(device)
-    started = time.perf_counter()
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    started = now(device)
     work()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def median_seconds(work: Callable[[], object], device: torch.device, tries: int = 15) -> float:
-    """Median wall time of a call, after two that do not count."""
-    for _ in range(2):
-        work()
-    return statistics.median(seconds(work, device) for _ in range(tries))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return now(device) - started
 
 
 def describe(limits: list[Limits], device: torch.device) -> dict[str, Any]:
@@ -76,9 +61,16 @@ def describe(limits: list[Limits], device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("torch", "transformers", "echo-pl")},
+        "packages": {name: _version(name) for name in ("torch", "transformers", "flash-attn", "echo-pl")},
         "limits": [asdict(limit) for limit in limits],
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

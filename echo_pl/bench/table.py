@@ -21,18 +21,22 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("tpf", lambda r: f"{r['tpf']:.2f}"),
     ("tpf pub.", lambda r: f"{r['tpf_published']:.2f}"),
     ("tps", lambda r: f"{r['tps_median']:.0f}"),
-    ("spread", lambda r: f"{r['tps_spread']:.0f}"),
+    ("spread", lambda r: "–" if r["repetitions"] == 1 else f"{r['tps_spread']:.0f}"),
     ("ms/forward", lambda r: f"{r['ms_per_forward']:.2f}"),
     ("x AR", lambda r: f"{r['speedup_over_ar']:.2f}"),
     ("efficiency", lambda r: f"{r['efficiency']:.2f}"),
     ("roofline", lambda r: "–" if r["roofline_efficiency"] is None else f"{r['roofline_efficiency']:.2f}"),
+    ("of roofline", lambda r: "–" if r["of_roofline"] is None else f"{r['of_roofline']:.2f}"),
     ("prefill s", lambda r: f"{r['prefill_seconds']:.3f}"),
-    ("peak MB", lambda r: f"{r['peak_memory_mb']:.0f}"),
+    ("peak MB", lambda r: "–" if r["peak_memory_mb"] is None else f"{r['peak_memory_mb']:.0f}"),
 ]
 LEGEND = (
     "tps: tokens of the whole batch per second after prefill, median; spread: largest minus smallest repetition. "
     "x AR: tps over our AR decoder at the same batch and context. efficiency: (tps ratio) / (tpf ratio). "
-    "roofline: the efficiency if every forward took the least time that this machine's memory and arithmetic allow."
+    "roofline: the efficiency if every forward took the time of reading its weights and keys, or of multiplying, "
+    "whichever is longer; of roofline: tps over what that would be. Both mean little for a model that fits into the processor's "
+    "cache. "
+    "peak MB: memory of the whole process while the method ran, model, Python and the cache shared by all methods included."
 )
 
 

@@ -195,6 +195,8 @@ class AttentionRule:
     def varlen(self, batch_size: int) -> VarlenView:
         """The rule as packed sequences, for a whole training sequence or a context; made once for all layers.
 
+        Every block of every copy is a sequence with gathered keys: of R response tokens in blocks of L, R^2 / 2L keys per copy.
+
         Args:
             batch_size: B; coordinates may be one row for all samples, packed sequences may not.
 
@@ -215,7 +217,11 @@ class AttentionRule:
             parts.append(whole_part(in_context_BT, in_context_BT, causal=self.context_attention == "block_causal"))
         if self.context_attention == "block_causal":
             parts.append(rest_of_block_part(in_context_BT[:, :P], block_BT[:, :P], T))
-        if T > P:
+        if T > P and bool((copy_BT[:, P:] == CLEAN).all()) and bool((block_BT[:, P:].diff(dim=1) == 1).all()):
+            # Autoregressive: plainly causal, where a sequence of its own for every token would gather all keys before it.
+            parts.append(whole_part(in_response_BT, in_context_BT))
+            parts.append(whole_part(in_response_BT, in_response_BT, causal=True))
+        elif T > P:
             among_themselves = allowed(self.query.slice(P, T), self.key.slice(P, T), self.context_attention)
             parts.append(whole_part(in_response_BT, in_context_BT))
             parts.append(masked_part(among_themselves.expand(B, -1, -1), P, P, T, T))

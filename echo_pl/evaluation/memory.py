@@ -23,11 +23,12 @@ def return_free_memory() -> None:
         trim(0)
 
 
-def restart_peak_memory() -> bool:
+def restart_peak_memory(device: torch.device) -> bool:
     """Let :func:`peak_memory_gb` speak of the time from now on; False where the system keeps the whole process's peak."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         return True
+    return_free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the peak of resident memory back to what is resident now
     except OSError:
@@ -35,9 +36,9 @@ def restart_peak_memory() -> bool:
     return True
 
 
-def peak_memory_gb() -> float:
-    """Largest memory this process has had, in GB (10^9 bytes): on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
+def peak_memory_gb(device: torch.device | None = None) -> float:
+    """Largest memory this process has had, in GB (10^9 bytes): on the device; None: on the GPU if there is one, else resident."""
+    if device.type == "cuda" if device is not None else torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import cycle
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,7 +29,7 @@ def speed_figure(rows: Iterable[dict[str, Any]]) -> Figure:
     for line, model in zip(panels, models, strict=True):
         for axes, context in zip(line, contexts, strict=True):
             here = [row for row in shown if (row["model"], row["context"]) == (model, context)]
-            for colour, batch_size in zip(PALETTE, sorted({row["batch_size"] for row in here}), strict=False):
+            for batch_size, colour in zip(sorted({row["batch_size"] for row in here}), cycle(PALETTE), strict=False):
                 series = sorted((row for row in here if row["batch_size"] == batch_size), key=lambda row: row["block_size"])
                 sizes = [row["block_size"] for row in series]
                 axes.plot(sizes, [row["speedup_over_ar"] for row in series], "o-", color=colour, label=f"batch {batch_size}")

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
+from echo_pl.backbone.clock import now
 from echo_pl.backbone.kv_cache import BlockKVCache, filled_from_the_end
 from echo_pl.backbone.static_cache import StaticCache
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling.config import LoopStop, TokenChoice
 from echo_pl.sampling.forwards import NfeCounter
-from echo_pl.sampling.prefill import Prefill, now, prefill
+from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.remasking import Prediction, predict
 from echo_pl.sampling.repetition import in_loop, look_now
 from echo_pl.sampling.step import compiled, fixed_token, static_parts
@@ -79,6 +80,7 @@ class AutoregressiveSampler:
         start = start or self.prefill(batch)
         if start.logits_BV is None:
             raise ValueError("this prefill has no logits behind its contexts: prefill with the autoregressive sampler")
+        start.check(batch.context_ids_BP.shape[1], "causal", 1)
         prefilled = now(device)
         decode = _Decode(self, start)
         decode.run(start.logits_BV.clone(), recorder)  # a decode marks what is never sampled in its logits

@@ -7,24 +7,17 @@ Shapes: B batch, P context, V vocabulary.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from echo_pl.backbone.clock import now
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import AttentionRule, ContextAttention, context_coords
 from echo_pl.structs import Batch
-
-
-def now(device: torch.device) -> float:
-    """Wall time in seconds, after everything queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +31,20 @@ class Prefill:
     """Behind each context's last token, where they were asked for."""
     width: int
     """P."""
+    context_attention: ContextAttention
+    block_size: int
+    """Of the context; it matters to ``block_causal`` alone."""
     seconds: float
     """Wall time, vision tower included."""
+
+    def check(self, width: int, context_attention: ContextAttention, block_size: int) -> None:
+        """Raise ValueError unless these are the contexts of a decode with this layout."""
+        same_blocks = context_attention != "block_causal" or block_size == self.block_size
+        if (width, context_attention) != (self.width, self.context_attention) or not same_blocks:
+            raise ValueError(
+                f"this prefill has contexts of {self.width} tokens, {self.context_attention} at block size {self.block_size}; the "
+                f"decode needs {width} tokens, {context_attention} at block size {block_size}: prefill with its sampler"
+            )
 
     def rewind(self, room: int) -> BlockKVCache:
         """The cache with the contexts alone.
@@ -116,5 +121,7 @@ def prefill(
         behind_B=behind_B,
         logits_BV=logits_BV if logits == "last" else None,
         width=P,
+        context_attention=context_attention,
+        block_size=block_size,
         seconds=now(device) - started,
     )

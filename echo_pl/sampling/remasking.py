@@ -60,7 +60,8 @@ def draw(log_probs_ALV: Tensor, choice: TokenChoice, generator: torch.Generator 
         ordered, index = probs.sort(dim=-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= choice.top_p
         probs = torch.zeros_like(probs).scatter(-1, index, ordered.masked_fill(beyond, 0.0))
-    flat = torch.multinomial(probs.flatten(0, -2), 1, generator=generator)
+    # On the CPU, where the generator is: the draws of a seed do not depend on the device.
+    flat = torch.multinomial(probs.flatten(0, -2).cpu(), 1, generator=generator).to(probs.device)
     return flat.view(probs.shape[:-1])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echo_pl.backbone.clock import now
 from echo_pl.backbone.kv_cache import filled_from_the_end
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
@@ -21,7 +22,7 @@ from echo_pl.diffusion.sequence import BlockedContext, block_context
 from echo_pl.sampling.compiled import CompiledBlocks
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks, room_for
-from echo_pl.sampling.prefill import Prefill, now, prefill
+from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.repetition import in_loop, look_now
 from echo_pl.sampling.step import commit
 from echo_pl.sampling.trajectory import Recorder
@@ -77,13 +78,13 @@ class BlockSampler:
         Args:
             batch: contexts, padded on the right, with their images.
             recorder: sees every commit.
-            start: this batch's prefill by a sampler of the same grid and context attention; None: it is made here.
+            start: this batch's prefill by a sampler of the same layout; None: it is made here.
 
         Returns:
             Tokens, counts and times.
 
         Raises:
-            ValueError: the model has too few positions, or ``start`` too little room or fewer samples.
+            ValueError: the model has too few positions, or ``start`` too little room, fewer samples or another layout.
         """
         device, config = batch.context_ids_BP.device, self.config
         self._never = torch.tensor(self.special.never_sampled, device=device)
@@ -91,13 +92,15 @@ class BlockSampler:
         prompt = self._prompt(batch)
         blocks: CachedBlocks | UncachedBlocks
         if config.kv_cache == "none":
-            prefill_seconds = 0.0
+            if start is not None:
+                raise ValueError("kv_cache=none decodes without a prefill, got one as start")
+            prefill_seconds, prefilled = 0.0, now(device)
             blocks = UncachedBlocks(self.vlm, prompt, batch, config, counter)
         else:
             start = start or self._prefill(prompt, batch)
-            prefill_seconds = start.seconds
+            start.check(prompt.context_ids_BP.shape[1], config.context_attention, config.block_size)
+            prefill_seconds, prefilled = start.seconds, now(device)
             blocks = (CompiledBlocks if config.compile else CachedBlocks)(self.vlm, start, config, counter)
-        prefilled = now(device)
         progress = self._decode(prompt, batch.keys, blocks, recorder)
         finished = now(device)
         return DecodeResult(
@@ -147,7 +150,7 @@ class BlockSampler:
             history.append(final_AL)
             ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
             looped_A = torch.zeros_like(ended_A)
-            if look_now(block * L, (block + 1) * L, N * L):
+            if look_now(block * L, (block + 1) * L, limit):
                 looped_A = in_loop(torch.cat(history, dim=1), self.config.loop_stop) & ~ended_A
             # The one host sync of a block whose number of steps is known: what was written, and who goes on?
             known = torch.cat([final_AL, ended_A[:, None], looped_A[:, None]], dim=1).cpu()

@@ -1,7 +1,7 @@
 """One denoising step, from token ids to committed tokens, as a function of tensors; eager or compiled as a whole.
 
 The compiled step has fixed shapes (:class:`echo_pl.backbone.static_cache.StaticCache`), so that a decode uses one compiled graph
-for its first block and one for all fused steps after it. Nothing in it looks at a number on the device.
+for its first block and one for the fused steps after it, until samples leave. Nothing in it looks at a number on the device.
 
 Shapes: A active samples, L block size, Q queries, V vocabulary.
 """
@@ -20,6 +20,8 @@ from echo_pl.backbone.text_decoder import TextDecoder
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling.config import DecodeConfig, TokenChoice
 from echo_pl.sampling.remasking import Prediction, choose_commits, predict
+
+_KINDS_OF_STEPS = 128
 
 
 class Step(NamedTuple):
@@ -104,7 +106,9 @@ def fixed_token(
 
 @cache
 def compiled(function: Any) -> Any:
-    """The function as one graph; compiled at its first call, once more for shapes that vary."""
+    """The function as one graph; compiled at its first call, once more for every kind of step and for shapes that vary."""
+    # A step is one function for every block size, rule and batch of a process, more than torch's limit of 8 foresees.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _KINDS_OF_STEPS)
     return torch.compile(function, fullgraph=True)
 
 

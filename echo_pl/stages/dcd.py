@@ -28,7 +28,7 @@ from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.sampling.trajectory_store import CollectionCounts, TrajectoryStore
 from echo_pl.stages.optimization import Optimization
 from echo_pl.stages.pseudo_labels import align, pseudo_labels
-from echo_pl.stages.validation import GenerationCheck, TextTools
+from echo_pl.stages.validation import GenerationCheck, TextTools, refuse_compile
 from echo_pl.structs import Batch, Trajectory
 
 DROPPED_KEY = "dropped_trajectories"
@@ -75,6 +75,7 @@ class DCDModule(L.LightningModule):
             ValueError: no start checkpoint.
         """
         super().__init__()
+        refuse_compile(decode)
         if not start:
             raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage

@@ -24,7 +24,7 @@ from echo_pl.diffusion.sequence import block_context, block_response, rad_sequen
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.stages.optimization import Optimization
-from echo_pl.stages.validation import GenerationCheck, TextTools
+from echo_pl.stages.validation import GenerationCheck, TextTools, refuse_compile
 from echo_pl.structs import Batch
 
 
@@ -63,6 +63,7 @@ class RADModule(L.LightningModule):
             generation_batches: validation batches that are decoded and scored.
         """
         super().__init__()
+        refuse_compile(decode)
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.decode, self.noise, self.loss_weight, self.start = decode, noise, loss_weight, start
         self.supervise_eos_fill = supervise_eos_fill

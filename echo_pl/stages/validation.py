@@ -14,6 +14,7 @@ from torch import Tensor
 from echo_pl.metrics.clinical import Judge
 from echo_pl.metrics.suite import ReportSuite
 from echo_pl.sampling.autoregressive import AutoregressiveSampler
+from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.structs import Batch, ReportText, SpecialTokens
 
@@ -36,6 +37,14 @@ class TextTools:
     judge: Judge | None
     fingerprint: str
     """Of the data; kept in checkpoints."""
+
+
+def refuse_compile(decode: DecodeConfig) -> None:
+    """Raise ValueError for compiled steps: what a stage decodes is in training, and has other weights at every step."""
+    if decode.compile:
+        raise ValueError(
+            "stage.module.decode.compile=true is for frozen models (echo_pl.sampling, make bench); a stage trains its own"
+        )
 
 
 class GenerationCheck:

@@ -107,11 +107,29 @@ class Demo:
             store, counts = self.apart(collect_trajectories, config, self.folder / "trajectories")
             print(f"{counts.kept} kept, dropped: {counts.dropped_loops} loops, {counts.dropped_endless} endless")
         distilled = {}
-        for objective in OBJECTIVES:
+        for name, objective in _stage3().items():
             choice = [] if objective == "dcd" else [f"ablation={objective}"]
             stored = [f"stage.module.trajectories={store}", f"stage.limit_train={self.trajectories}"]
-            distilled[objective] = self.train(f"stage3-{objective}", "stage=dcd", *choice, *stored)
-        checkpoints = Checkpoints(ar=ar, base=base, distilled=distilled)
+            distilled[objective] = self.train(name, "stage=dcd", *choice, *stored)
+        self.finish(Checkpoints(ar=ar, base=base, distilled=distilled))
+
+    def evaluate_again(self) -> None:
+        """The last step alone, with the checkpoints of an earlier demo; what its other steps took is kept.
+
+        Raises:
+            FileNotFoundError: there is no finished demo in the folder.
+        """
+        paths = {name: self.folder / "runs" / name / "checkpoints" / "final.ckpt" for name in ("stage1", "stage2", *_stage3())}
+        for path in (*paths.values(), self.folder / "summary.json"):
+            if not path.is_file():
+                raise FileNotFoundError(f"no {path}: --evaluate-only needs a demo that has finished; run make demo first")
+        before = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        self.seconds, self.peak_memory_gb = before["seconds"], before["peak_memory_gb"]
+        distilled = {objective: paths[name] for name, objective in _stage3().items()}
+        self.finish(Checkpoints(ar=paths["stage1"], base=paths["stage2"], distilled=distilled))
+
+    def finish(self, checkpoints: Checkpoints) -> None:
+        """Evaluate and write everything that is to be read."""
         with self.timed("evaluation"):
             summary = self.apart(self.evaluate, checkpoints)
         summary |= {"seconds": self.seconds, "peak_memory_gb": round(self.peak_memory_gb, 2)}
@@ -138,6 +156,11 @@ class Demo:
         return f'make {target} ARGS="{" ".join(self.overrides)}"' if self.overrides else f"make {target}"
 
 
+def _stage3() -> dict[str, str]:
+    """Run name -> objective."""
+    return {f"stage3-{objective}": objective for objective in OBJECTIVES}
+
+
 def _with_peak(work: Callable[..., Result], *args: Any) -> tuple[Result, float]:
     """What a call returns, and the most memory its process has had."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -157,6 +180,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path("outputs/data"), help="where corpora are kept")
     parser.add_argument("--studies", type=int, default=304, help="held-out studies to evaluate (default 304)")
     parser.add_argument("--trajectories", type=int, default=2400, help="training studies the teacher decodes")
+    parser.add_argument("--evaluate-only", action="store_true", help="decode and report again, with the checkpoints that are there")
     parser.add_argument("overrides", nargs="*", help="configuration for every stage, as for echo-pl: block_size=4 ...")
     args = parser.parse_args()
     if args.data == "nih" and (args.source is None or not (args.source / "manifest.jsonl").is_file()):
@@ -168,7 +192,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = args.out or Path("outputs/demo-real" if args.data == "nih" else "outputs/demo")
     with reported():
-        Demo(
+        demo = Demo(
             data=args.data,
             source=args.source,
             folder=folder,
@@ -176,7 +200,11 @@ def main() -> None:
             studies=args.studies,
             trajectories=args.trajectories,
             overrides=args.overrides,
-        ).everything()
+        )
+        if args.evaluate_only:
+            demo.evaluate_again()
+        else:
+            demo.everything()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from echo_pl.backbone import attention, flash_attention, part_kernels
 from echo_pl.backbone.attention import NAME, AttentionCall, QueryGroup, echo_attention
 from echo_pl.backbone.factory import TinyBackbone
+from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.split_attention import merged_attention
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import CLEAN, FIRST_NOISY, AttentionRule, concatenate, context_coords, response_coords
@@ -386,6 +387,53 @@ def test_flash_attention_s_dtypes_and_sizes(dtype, size, message):
     reason = flash_attention.unsuited(query)
     assert message in reason
     assert bool(message) == bool(reason)
+
+
+def test_an_old_flash_attention_is_named(monkeypatch):
+    flash_attention.package.cache_clear()
+    monkeypatch.setattr(flash_attention, "version", lambda package: "2.6.3")
+    monkeypatch.setattr(flash_attention.importlib, "import_module", lambda name: SimpleNamespace())
+    with pytest.raises(ValueError, match=r"needs flash-attn 2\.8 or newer and below 3, found 2\.6\.3"):
+        flash_attention.package()
+    monkeypatch.setattr(flash_attention, "version", lambda package: "2.8.3.post1")
+    assert flash_attention.package() is not None
+    flash_attention.package.cache_clear()
+
+
+@pytest.mark.usefixtures("flash_on_cpu")
+def test_a_context_without_keys_does_not_spoil_flash_attention():
+    """Absolute grid, a context shorter than a block: all of it is in the tail. The package then says +inf for no keys."""
+    lengths = torch.tensor([0, 4])
+    coords = concatenate(
+        context_coords(lengths, 4, 4),
+        response_coords(FIRST_NOISY, 0, 8, 4, lengths.device),
+        response_coords(CLEAN, 0, 8, 4, lengths.device),
+    )
+    rule = AttentionRule(query=coords, key=coords, context_width=4)
+    q, k, v = random_qkv(20, 20)
+    out, _ = echo_attention(torch.nn.Identity(), q, k, v, AttentionCall(rule=rule, backend="flash_attn"))
+    real = rule.query.copy_BT >= 0
+    assert_close(out[real], definition(q, k, v, rule.dense_BQK)[real])
+    cache = BlockKVCache(1, 2, 12)
+    cache.hide_padding(lengths, 4, torch.float64)
+    seen = torch.ones(2, 1, 12, dtype=torch.bool)
+    seen[0, :, :4] = False
+    q = random_qkv(8, 8)[0]
+    k, v = random_qkv(12, 12)[1:]
+    got = attention.attend_groups(q, k, v, (QueryGroup(8, 12),), cache.padding, 0.25, "flash_attn")
+    assert_close(got, definition(q, k, v, seen.expand(-1, 8, -1)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("lengths", [[6, 6], [6, 3]], ids=["alike", "ragged"])
+def test_flash_attention_decodes_on_a_gpu_like_sdpa(lengths):
+    pytest.importorskip("flash_attn")
+    cache = BlockKVCache(1, 2, 32)
+    cache.hide_padding(torch.tensor(lengths, device="cuda"), 6, torch.bfloat16)
+    q, k, v = (x.to("cuda", torch.bfloat16) for x in (random_qkv(16, 16)[0], *random_qkv(30, 30)[1:]))
+    groups = (QueryGroup(8, 22), QueryGroup(8, 30))
+    got, wanted = (attention.attend_groups(q, k, v, groups, cache.padding, 0.25, name) for name in ("flash_attn", "sdpa"))
+    assert float((got - wanted).abs().max()) < 5e-2 * float(wanted.abs().max())  # bf16 keeps 8 bits
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")

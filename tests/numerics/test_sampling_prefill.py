@@ -11,6 +11,7 @@ from models import SPECIAL, decoding_vlm, make_batch, small_vlm
 from echo_pl.backbone.stock_generate import stock_generate
 from echo_pl.bench.models import text_prompts
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, LoopStop
+from echo_pl.sampling import compiled as compiled_module
 
 L, LIMIT = 4, 20
 NEVER_ENDS = replace(SPECIAL, eos=-1)
@@ -51,6 +52,32 @@ def test_an_autoregressive_prefill_serves_twice(vlm, batch):
         assert [t.tolist() for t in sampler.generate(batch, start=start).tokens] == expected
 
 
+@pytest.mark.parametrize("contexts", [[9, 9], [9, 12]], ids=["alike", "ragged"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_one_prefill_serves_every_block_size(monkeypatch, vlm, contexts, compile):
+    monkeypatch.setattr(compiled_module, "compiled", lambda function: function)
+    batch = make_batch(contexts, [10, 7], seed=3, dtype=torch.float64)
+    options = {"loop_stop": NO_LOOP_STOP, "max_response_tokens": 16, "denoising_steps": 2}
+    start = BlockSampler(vlm, NEVER_ENDS, config(**options, block_size=8)).prefill(batch)
+    for size in (2, 8, 4, 2):
+        for kv_cache in ("fused", "vanilla"):
+            sampler = BlockSampler(vlm, NEVER_ENDS, config(**options, block_size=size, kv_cache=kv_cache, compile=compile))
+            shared = [t.tolist() for t in sampler.generate(batch, start=start).tokens]
+            assert shared == [t.tolist() for t in sampler.generate(batch).tokens]
+
+
+def test_a_prefill_of_another_layout_is_refused(vlm, batch):
+    way = {"grid": "absolute", "context_attention": "block_causal"}
+    start = BlockSampler(vlm, SPECIAL, config(**way)).prefill(batch)
+    for other in (config(), config(**way, block_size=2), config(grid="absolute")):
+        with pytest.raises(
+            ValueError, match=r"this prefill has contexts of 8 tokens, block_causal at block size 4; the decode needs"
+        ):
+            BlockSampler(vlm, SPECIAL, other).generate(batch, start=start)
+    with pytest.raises(ValueError, match="kv_cache=none decodes without a prefill"):
+        BlockSampler(vlm, SPECIAL, config(kv_cache="none")).generate(batch, start=start)
+
+
 def test_a_prefill_without_room_or_samples_is_refused(vlm, batch):
     sampler = BlockSampler(vlm, SPECIAL, config())
     small = BlockSampler(vlm, SPECIAL, config(max_response_tokens=L)).prefill(batch)
@@ -78,7 +105,7 @@ def test_the_library_s_generate_writes_what_our_decoder_writes():
     batch = text_prompts(2, 9, 90, torch.device("cpu"))
     ours = AutoregressiveSampler(vlm, NEVER_ENDS, 12, loop_stop=NO_LOOP_STOP).generate(batch)
     before = AutoregressiveSampler(vlm, NEVER_ENDS, 12).generate(make_batch([9], [3])).tokens[0]
-    theirs, prefill_seconds, decode_seconds = stock_generate(vlm, batch, 12)
+    theirs, prefill_seconds, decode_seconds = stock_generate(vlm, batch, 12, suppress=True)
     assert theirs.tolist() == [t.tolist() for t in ours.tokens]
     assert min(prefill_seconds, decode_seconds) > 0
     after = AutoregressiveSampler(vlm, NEVER_ENDS, 12).generate(make_batch([9], [3])).tokens[0]

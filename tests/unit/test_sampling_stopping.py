@@ -82,6 +82,14 @@ def test_a_loop_at_the_limit_is_said(limit):
     assert len(result.tokens[0]) == limit
 
 
+def test_a_loop_at_the_limit_is_said_whoever_else_is_in_the_batch():
+    """On the absolute grid a neighbour with a context tail makes one block more for the batch."""
+    loop = [10, 11, *[12, 13] * 20]
+    config = DecodeConfig(block_size=L, max_response_tokens=20, denoising_steps=1, grid="absolute")
+    result = BlockSampler(ScriptedVLM([loop, [0, 0, *WORDS]]), SPECIAL, config).generate(contexts([8, 6]))
+    assert result.looped_B.tolist() == [True, False]
+
+
 def test_eos_wins_over_a_loop():
     result = decode([[10, 10, 10, 10] * 4 + [10, E]], limit=40, loop_stop=LoopStop(min_tokens=18, min_repeats=4))
     assert result.stopped_B.tolist() == [True]

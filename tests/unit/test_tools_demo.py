@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -39,3 +40,23 @@ def test_a_step_that_is_ended_from_outside_is_named(demo):
 
 def test_the_command_that_makes_the_figures_again(demo):
     assert demo.command == 'make demo ARGS="block_size=4"'
+
+
+def test_an_evaluation_alone_needs_a_finished_demo_and_keeps_what_it_measured(demo, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"stage1.*final\.ckpt: --evaluate-only needs a demo that has finished"):
+        demo.evaluate_again()
+    for name in ("stage1", "stage2", "stage3-dcd", "stage3-ce"):
+        checkpoint = demo.folder / "runs" / name / "checkpoints" / "final.ckpt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+    (demo.folder / "summary.json").write_text(json.dumps({"seconds": {"stage1": 7.0}, "peak_memory_gb": 3.0, "rows": []}))
+    given = []
+    monkeypatch.setattr(demo, "finish", given.append)
+    demo.evaluate_again()
+    assert demo.seconds == {"stage1": 7.0}
+    assert demo.peak_memory_gb == 3.0
+    (checkpoints,) = given
+    assert checkpoints.ar == demo.folder / "runs" / "stage1" / "checkpoints" / "final.ckpt"
+    assert {objective: path.parts[-3] for objective, path in checkpoints.distilled.items()} == {
+        "dcd": "stage3-dcd", "ce": "stage3-ce"
+    }  # fmt: skip
