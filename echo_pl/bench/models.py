@@ -5,7 +5,7 @@ Shapes: B batch, P context.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -74,7 +74,8 @@ class BenchModel:
             mlp_width=self.mlp_width,
             decode_attention=attention,
         )
-        return factory.build(self.special, self.vocabulary).to(device, self.torch_dtype).eval().requires_grad_(False)
+        with_eos = replace(self.special, eos=0)  # the library's configuration wants one in the vocabulary
+        return factory.build(with_eos, self.vocabulary).to(device, self.torch_dtype).eval().requires_grad_(False)
 
 
 def text_prompts(batch_size: int, context: int, vocabulary: int, device: torch.device) -> Batch:
