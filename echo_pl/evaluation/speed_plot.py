@@ -34,7 +34,7 @@ def speed_figure(rows: Iterable[dict[str, Any]]) -> Figure:
                 sizes = [row["block_size"] for row in series]
                 axes.plot(sizes, [row["speedup_over_ar"] for row in series], "o-", color=colour, label=f"batch {batch_size}")
                 bound = [row["speedup_over_ar"] / row["efficiency"] * row["roofline_efficiency"] for row in series]
-                axes.plot(sizes, bound, ":", color=colour, linewidth=1.2)
+                axes.plot(sizes, bound, ":", color=colour, linewidth=1.2, label=f"its roofline, batch {batch_size}")
             one = {row["block_size"]: row["speedup_over_ar"] / row["efficiency"] for row in here}
             axes.plot(sorted(one), [one[size] for size in sorted(one)], "--", color="#888888", label="tpf ratio (theory)")
             axes.set_xscale("log", base=2)
@@ -45,6 +45,7 @@ def speed_figure(rows: Iterable[dict[str, Any]]) -> Figure:
             axes.set_title(f"{model}, context {context}", loc="left", fontsize=11)
             axes.set_xlabel("block size L")
             axes.grid(color="#dddddd", linewidth=0.6)
-    panels[0][0].set_ylabel("tokens per second over AR (dotted: the machine's roofline)")
-    panels[0][0].legend(frameon=False, fontsize=9)
+    for line in panels:
+        line[0].set_ylabel("tokens per second over AR")
+    panels[0][0].legend(frameon=False, fontsize=8)
     return figure
