@@ -53,6 +53,7 @@ class TinyBackbone:
     """Pixels; a 64 x 64 image gives (64 / 8 / 2)^2 = 16 image tokens."""
     train_attention: AttentionBackend = "split"
     decode_attention: AttentionBackend = "split"
+    pack_weights: bool = False
     gradient_checkpointing: bool = False
     seed: int = 0
 
@@ -109,7 +110,7 @@ class TinyBackbone:
             torch.manual_seed(self.seed)
             network = Qwen2_5_VLForConditionalGeneration(self.config(special, vocab_size))
         network = finish(network, vocab_size, self.gradient_checkpointing)
-        return VLM(network, special, self.train_attention, self.decode_attention)
+        return VLM(network, special, self.train_attention, self.decode_attention, self.pack_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,7 @@ class PretrainedBackbone:
     """Of the weights in memory: float32 to train (a step of 1e-5 rounds away in bfloat16), any to decode."""
     train_attention: AttentionBackend = "split"
     decode_attention: AttentionBackend = "split"
+    pack_weights: bool = False
     gradient_checkpointing: bool = True
 
     def __post_init__(self) -> None:
@@ -144,7 +146,7 @@ class PretrainedBackbone:
         network, info = loaded
         refuse_unmatched(info["missing_keys"], info["unexpected_keys"], path)
         network = finish(network, vocab_size, self.gradient_checkpointing)
-        return VLM(network, special, self.train_attention, self.decode_attention)
+        return VLM(network, special, self.train_attention, self.decode_attention, self.pack_weights)
 
 
 def refuse_unmatched(missing: Iterable[str], unexpected: Iterable[str], source: str) -> None:

@@ -20,18 +20,23 @@ from torch import Tensor, nn
 
 from echo_pl.backbone.attention import AttentionBackend, QueryGroup, attend_groups, attend_two_blocks, last_queries
 from echo_pl.backbone.kv_cache import BlockKVCache
+from echo_pl.backbone.matrix import Matrix, PackedMatrix
 from echo_pl.backbone.static_cache import StaticCache
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
     norm1: Tensor
-    qkv: Tensor
+    qkv: Matrix
     qkv_bias: Tensor
-    out_T: Tensor
+    out: Matrix
     norm2: Tensor
-    gate_up: Tensor
-    down_T: Tensor
+    gate_up: Matrix
+    down: Matrix
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        return self.qkv, self.out, self.gate_up, self.down
 
 
 def unsuited(language_model: Any) -> str:
@@ -51,12 +56,17 @@ def unsuited(language_model: Any) -> str:
 class TextDecoder:
     """Forwards of a ``Qwen2_5_VLTextModel`` behind its cached keys."""
 
-    def __init__(self, language_model: Any) -> None:
+    def __init__(self, network: Any, pack: bool = False) -> None:
         """Join the projections of every layer, in place.
 
+        Args:
+            network: the stock class.
+            pack: multiply by packed copies of all matrices (:class:`echo_pl.backbone.matrix.PackedMatrix`).
+
         Raises:
-            ValueError: it is :func:`unsuited`.
+            ValueError: it is :func:`unsuited`, or its weights cannot be packed.
         """
+        language_model = network.model.language_model
         if reason := unsuited(language_model):
             raise ValueError(f"this model cannot be decoded in one piece: {reason}")
         config = language_model.config
@@ -68,7 +78,12 @@ class TextDecoder:
         self.norm: Tensor = language_model.norm.weight
         self._rotary = language_model.rotary_emb
         self._model = language_model
-        self._layers = [_join_layer(layer) for layer in language_model.layers]
+        matrix = PackedMatrix if pack else Matrix
+        self._layers = [_join_layer(layer, matrix) for layer in language_model.layers]
+        self._network = network
+        self._packed_head = PackedMatrix(network.lm_head.weight) if pack else None
+        matrices = (self._packed_head, *(m for layer in self._layers for m in layer.matrices))
+        self._packed = [m for m in matrices if isinstance(m, PackedMatrix)]
         self._cos_SD = self._sin_SD = self.embedding.new_empty(0, self.head_size)
 
     @torch.no_grad()
@@ -120,29 +135,44 @@ class TextDecoder:
             x = self._add_feed_forward(x, layer)
         return F.rms_norm(x, (E,), self.norm, self.eps).view(B, -1, E)
 
+    @property
+    def packed_matrices(self) -> int:
+        """How many of them are packed, the head's included."""
+        return len(self._packed)
+
+    def head(self, hidden_BQE: Tensor) -> Tensor:
+        """Logits (B, Q, V)."""
+        if self._packed_head is None:
+            return self._network.lm_head(hidden_BQE)
+        return self._packed_head.of(hidden_BQE.flatten(0, 1)).unflatten(0, hidden_BQE.shape[:2])
+
     # One method per part of a layer, so that the benchmark can tell how long each takes.
 
     def _project(self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, Q, D), and keys and values (B, G, Q, D), of hidden states (B * Q, E)."""
         H, G, D = self.heads, self.key_heads, self.head_size
         normed = F.rms_norm(x, (x.shape[1],), layer.norm1, self.eps)
-        qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(*cos.shape[:2], H + 2 * G, D)
+        qkv = layer.qkv.of(normed, layer.qkv_bias).view(*cos.shape[:2], H + 2 * G, D)
         turned = qkv[:, :, : H + G]
         turned = turned * cos + turned.roll(D // 2, -1) * sin
         return turned[:, :, :H].transpose(1, 2), turned[:, :, H:].transpose(1, 2), qkv[:, :, H + G :].transpose(1, 2)
 
     def _add_attended(self, x: Tensor, attended: Tensor, layer: _Layer) -> Tensor:
-        return torch.addmm(x, attended.reshape(x.shape), layer.out_T)
+        return layer.out.added_to(x, attended.reshape(x.shape))
 
     def _add_feed_forward(self, x: Tensor, layer: _Layer) -> Tensor:
-        gate, up = F.linear(F.rms_norm(x, (x.shape[1],), layer.norm2, self.eps), layer.gate_up).chunk(2, -1)
-        return torch.addmm(x, F.silu(gate) * up, layer.down_T)
+        gate, up = layer.gate_up.of(F.rms_norm(x, (x.shape[1],), layer.norm2, self.eps)).chunk(2, -1)
+        return layer.down.added_to(x, F.silu(gate) * up)
 
     @property
     def fits(self) -> bool:
-        """Whether the joined matrices still are the model's: moving or converting a model gives it new ones."""
+        """Whether the matrices still are the model's: moving or converting gives it new ones, loading changes what was packed."""
         first = self._model.layers[0].self_attn.q_proj.weight
-        return self._layers[0].qkv.data_ptr() == first.data_ptr() and self._model.embed_tokens.weight is self.embedding
+        same = self._layers[0].qkv.weight.data_ptr() == first.data_ptr() and self._model.embed_tokens.weight is self.embedding
+        if self._packed_head is None:
+            return same
+        same = same and self._network.lm_head.weight is self._packed_head.weight
+        return same and not any(matrix.stale for matrix in self._packed)
 
     def prepare(self, positions: int) -> None:
         """Have cosines and sines for so many positions (a token's position is never above its place in the sequence)."""
@@ -159,17 +189,17 @@ class TextDecoder:
         self._cos_SD, self._sin_SD = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
 
 
-def _join_layer(layer: Any) -> _Layer:
+def _join_layer(layer: Any, matrix: type[Matrix]) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     return _Layer(
         norm1=layer.input_layernorm.weight,
-        qkv=_join([p.weight for p in projections]),
+        qkv=matrix(_join([p.weight for p in projections])),
         qkv_bias=_join([p.bias for p in projections]),
-        out_T=attention.o_proj.weight.T,
+        out=matrix(attention.o_proj.weight),
         norm2=layer.post_attention_layernorm.weight,
-        gate_up=_join([mlp.gate_proj.weight, mlp.up_proj.weight]),
-        down_T=mlp.down_proj.weight.T,
+        gate_up=matrix(_join([mlp.gate_proj.weight, mlp.up_proj.weight])),
+        down=matrix(mlp.down_proj.weight),
     )
 
 

@@ -31,6 +31,7 @@ class VLM(nn.Module):
         special: SpecialTokens,
         train_attention: AttentionBackend = "sdpa",
         decode_attention: AttentionBackend = "split",
+        pack_weights: bool = False,
     ) -> None:
         """Wrap a network.
 
@@ -39,6 +40,8 @@ class VLM(nn.Module):
             special: the tokenizer's special ids.
             train_attention: backend of forwards without a cache.
             decode_attention: backend of prefill and of decode steps.
+            pack_weights: decode steps of frozen bfloat16 models on a CPU multiply by copies in that CPU's own layout: half the time
+                for a second set of weights.
 
         Raises:
             ValueError: the network and the tokenizer disagree on the image token or the vocabulary, or a backend's package is
@@ -62,6 +65,7 @@ class VLM(nn.Module):
         self.special = special
         self.train_attention = train_attention
         self.decode_attention = decode_attention
+        self.pack_weights = pack_weights
         self._text_decoder: TextDecoder | None = None
 
     @property
@@ -198,7 +202,7 @@ class VLM(nn.Module):
         Q = ids_BQ.shape[1]
         decoder = self.text_decoder()
         if decoder is not None:
-            return self.network.lm_head(decoder(ids_BQ, first_B, cache, groups, select, self.decode_attention))
+            return decoder.head(decoder(ids_BQ, first_B, cache, groups, select, self.decode_attention))
         positions_BQ = first_B[:, None] + torch.arange(Q, device=ids_BQ.device)
         return self(ids_BQ, positions_BQ.expand(3, -1, -1), groups, cache=cache, select=select)
 
@@ -214,5 +218,8 @@ class VLM(nn.Module):
         if embedding.requires_grad or torch.is_autocast_enabled(embedding.device.type):
             return None
         if self._text_decoder is None or not self._text_decoder.fits:
-            self._text_decoder = None if unsuited(language_model) else TextDecoder(language_model)
+            why = unsuited(language_model)
+            if why and self.pack_weights:
+                raise ValueError(f"pack_weights=true is for models that decode in one piece: {why}; set it to false")
+            self._text_decoder = None if why else TextDecoder(self.network, self.pack_weights)
         return self._text_decoder

@@ -8,11 +8,12 @@ Shapes: A active samples, L block size, Q queries, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
 from echo_pl.backbone.static_cache import StaticCache
@@ -22,6 +23,8 @@ from echo_pl.sampling.config import DecodeConfig, TokenChoice
 from echo_pl.sampling.remasking import Prediction, choose_commits, predict
 
 _KINDS_OF_STEPS = 128
+Head = Callable[[Tensor], Tensor]
+"""From hidden states to logits."""
 
 
 class Step(NamedTuple):
@@ -68,7 +71,7 @@ def commit(
 
 def fixed_step(
     decoder: TextDecoder,
-    head: nn.Module,
+    head: Head,
     cache_: StaticCache,
     groups: tuple[QueryGroup, ...],
     ids_AQ: Tensor,
@@ -91,7 +94,7 @@ def fixed_write(decoder: TextDecoder, cache_: StaticCache, groups: tuple[QueryGr
 
 def fixed_token(
     decoder: TextDecoder,
-    head: nn.Module,
+    head: Head,
     cache_: StaticCache,
     groups: tuple[QueryGroup, ...],
     token_A1: Tensor,
@@ -112,7 +115,7 @@ def compiled(function: Any) -> Any:
     return torch.compile(function, fullgraph=True)
 
 
-def static_parts(vlm: VLM) -> tuple[TextDecoder, nn.Module]:
+def static_parts(vlm: VLM) -> tuple[TextDecoder, Head]:
     """What a compiled step is made of.
 
     Raises:
@@ -123,4 +126,6 @@ def static_parts(vlm: VLM) -> tuple[TextDecoder, nn.Module]:
         raise ValueError("decode.compile needs a frozen, dense model outside autocast; decode with compile=false")
     if vlm.decode_attention not in ("sdpa", "split"):
         raise ValueError(f"decode.compile needs decode_attention sdpa or split, got {vlm.decode_attention!r}")
-    return decoder, vlm.network.lm_head
+    if vlm.pack_weights:
+        raise ValueError("decode.compile needs pack_weights=false: torch.compile traces no packed weights")
+    return decoder, decoder.head

@@ -16,6 +16,7 @@ from torch import Tensor
 from echo_pl.backbone import attention
 from echo_pl.backbone.attention import QueryGroup, attend_groups
 from echo_pl.backbone.kv_cache import BlockKVCache
+from echo_pl.backbone.matrix import Matrix, PackedMatrix
 from echo_pl.backbone.text_decoder import TextDecoder
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import CLEAN, FIRST_NOISY, AttentionRule, concatenate, context_coords, response_coords
@@ -124,6 +125,65 @@ def test_the_joined_matrices_are_the_model_s_own_memory():
         assert not torch.equal(one, old)
 
 
+@pytest.mark.parametrize("contexts", [[9, 9], [9, 5]], ids=["alike", "ragged"])
+def test_packed_weights_give_the_same_logits(contexts):
+    """Up to the places where a bfloat16 sum is rounded: a residual is added before or after."""
+    plain, packed = made_vlm(torch.bfloat16), made_vlm(torch.bfloat16)
+    packed.pack_weights = True
+    for got, expected in zip(steps(packed, contexts), steps(plain, contexts), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert float((got - expected).abs().max()) <= TOLERANCE[torch.bfloat16] * float(expected.abs().max())
+    decoder = packed.text_decoder()
+    assert decoder.packed_matrices == 4 * packed.layers + 1
+
+
+def test_a_packed_product_is_the_plain_one():
+    generator = torch.Generator().manual_seed(0)
+    weight, x, residual, bias = (
+        torch.randn(*shape, generator=generator).bfloat16() for shape in ((48, 64), (5, 64), (5, 48), (48,))
+    )
+    plain, packed = Matrix(weight), PackedMatrix(weight)
+    exact = x.double() @ weight.double().T
+    for got, expected in (
+        (packed.of(x), exact),
+        (packed.of(x, bias), exact + bias.double()),
+        (packed.added_to(residual, x), exact + residual.double()),
+        (plain.added_to(residual, x), exact + residual.double()),
+    ):
+        assert float((got - expected).abs().max()) <= 2**-8 * float(expected.abs().max())
+    assert torch.equal(packed.of(x), plain.of(x))
+
+
+def test_packed_weights_follow_what_is_loaded():
+    vlm = made_vlm(torch.bfloat16)
+    vlm.pack_weights = True
+    before = {name: tensor.clone() for name, tensor in vlm.state_dict().items()}
+    decoder, first = vlm.text_decoder(), steps(vlm, [9, 9])
+    assert vlm.text_decoder() is decoder
+    vlm.load_state_dict({name: 1.5 * tensor for name, tensor in before.items()})
+    assert vlm.text_decoder() is not decoder
+    changed = steps(vlm, [9, 9])
+    fresh = made_vlm(torch.bfloat16)
+    fresh.pack_weights = True
+    fresh.load_state_dict({name: 1.5 * tensor for name, tensor in before.items()})
+    for one, other, old in zip(changed, steps(fresh, [9, 9]), first, strict=True):
+        assert torch.equal(one, other)
+        assert not torch.equal(one, old)
+    decoder = vlm.text_decoder()
+    with torch.no_grad():
+        vlm.network.lm_head.weight[0] += 1.0
+    assert vlm.text_decoder() is not decoder, "the head alone was written to"
+
+
+def test_weights_that_cannot_be_packed_are_an_error_and_not_another_path():
+    vlm = made_vlm(torch.float32)
+    vlm.pack_weights = True
+    with pytest.raises(ValueError, match="pack_weights=true is for bfloat16 weights on a CPU: these are float32 on cpu"):
+        steps(vlm, [9, 9])
+    vlm.bfloat16().requires_grad_(True)
+    assert vlm.text_decoder() is None, "a model in training decodes as the stock class, packing is for later"
+
+
 def test_a_converted_model_is_joined_anew():
     vlm = made_vlm(torch.float32)
     decoder = vlm.text_decoder()
@@ -136,7 +196,7 @@ def test_a_model_in_training_or_under_autocast_stays_the_stock_class():
     vlm = small_vlm()
     assert vlm.text_decoder() is None
     with pytest.raises(ValueError, match=r"cannot be decoded in one piece: .* is in training"):
-        TextDecoder(vlm.network.model.language_model)
+        TextDecoder(vlm.network)
     vlm.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
         assert vlm.text_decoder() is None
@@ -181,7 +241,7 @@ def test_what_cannot_be_joined_stays_the_stock_class(change, reason):
     change(vlm)
     assert vlm.text_decoder() is None
     with pytest.raises(ValueError, match=reason):
-        TextDecoder(vlm.network.model.language_model)
+        TextDecoder(vlm.network)
 
 
 def test_added_tokens_are_seen():

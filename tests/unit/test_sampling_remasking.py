@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from echo_pl.sampling.config import DecodeConfig, TokenChoice
-from echo_pl.sampling.remasking import choose_commits, predict
+from echo_pl.sampling.remasking import choose_commits, first_largest, predict
 
 A, L, V = 40, 8, 12
 NEVER = torch.tensor([0, 5])
@@ -159,3 +159,15 @@ def test_never_sampled_tokens_are_never_drawn_however_likely(options):
     for temperature in (0.0, 0.5, 50.0):
         frequency = frequencies(TokenChoice(temperature=temperature, **options), pushed[0, 0], draws=500)
         assert sum(frequency[v] for v in NEVER.tolist()) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [12, 8192, 151936, 152064, 8209], ids=["small", "power", "0.5B", "7B", "prime"])
+def test_the_first_of_the_largest_logits_is_taken(vocabulary, dtype):
+    """In bfloat16 a large vocabulary has many equal ones."""
+    logits = torch.randn(3, 2, vocabulary, generator=torch.Generator().manual_seed(2)).to(dtype)
+    logits[0, 0, vocabulary // 2 :: 5] = 100.0
+    logits[1, 1] = -torch.inf
+    logits[1, 1, vocabulary - 1] = 0.0
+    expected = [[row.tolist().index(max(row.tolist())) for row in sample] for sample in logits]
+    assert first_largest(logits).tolist() == expected
