@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 
 from echo_pl.backbone import flash_attention
-from echo_pl.backbone.kv_cache import CachePadding
+from echo_pl.backbone.kv_cache import HiddenSlots, computing_dtype
 from echo_pl.backbone.split_attention import merged_attention
 from echo_pl.diffusion.block_mask import AttentionRule
 
@@ -48,8 +48,8 @@ class AttentionCall:
     backend: AttentionBackend = "sdpa"
     groups: tuple[QueryGroup, ...] = ()
     """Of a decode step, in the place of a rule: what the rule comes to when the keys are a cache."""
-    padding: CachePadding | None = None
-    """With ``groups``: which of the cache's slots are padding."""
+    padding: HiddenSlots | None = None
+    """With ``groups``: which of the cache's slots nobody sees."""
 
     def __post_init__(self) -> None:
         if self.backend not in get_args(AttentionBackend):
@@ -92,9 +92,9 @@ def echo_attention(
     """
     scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     dtype = value.dtype
-    # Under autocast values are bf16 while the rotary embedding has made queries and keys fp32. One dtype for all: fp32 on a CPU,
-    # where SDPA's bf16 backward is slow and its fp32 one is not.
-    common = torch.float32 if dtype == torch.bfloat16 and value.device.type == "cpu" else dtype
+    common = computing_dtype(key, value)
+    if torch.is_grad_enabled() and common == torch.bfloat16 and value.device.type == "cpu":
+        common = torch.float32  # SDPA's bf16 backward is slow there
     query, key, value = query.to(common), key.to(common), value.to(common)
     with torch.autocast(query.device.type, enabled=False):
         if attention_mask.groups:
@@ -110,7 +110,7 @@ def attend_groups(
     k: Tensor,
     v: Tensor,
     groups: tuple[QueryGroup, ...],
-    padding: CachePadding | None,
+    padding: HiddenSlots | None,
     scale: float,
     backend: AttentionBackend = "sdpa",
 ) -> Tensor:
@@ -143,7 +143,7 @@ def attend_two_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: floa
     return _folded(q, k, v, bias, scale).transpose(1, 2)
 
 
-def _sdpa_group(q: Tensor, k: Tensor, v: Tensor, padding: CachePadding | None, scale: float) -> Tensor:
+def _sdpa_group(q: Tensor, k: Tensor, v: Tensor, padding: HiddenSlots | None, scale: float) -> Tensor:
     return _folded(q, k, v, None if padding is None else padding.bias[..., : k.shape[2]].to(q.dtype), scale)
 
 
@@ -153,7 +153,7 @@ def _folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) 
     return out.reshape(q.shape)  # no view: kernels return strides of their own
 
 
-def _flex_group(q: Tensor, k: Tensor, v: Tensor, padding: CachePadding | None, scale: float) -> Tensor:
+def _flex_group(q: Tensor, k: Tensor, v: Tensor, padding: HiddenSlots | None, scale: float) -> Tensor:
     kernel = flex_kernel(q)
     if padding is None:
         return kernel(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echo_pl.backbone.kv_cache import CachePadding
+from echo_pl.backbone.kv_cache import CachePadding, HiddenSlots
 from echo_pl.diffusion.block_mask import AttentionRule
 from echo_pl.diffusion.varlen import VarlenPart
 
@@ -95,7 +95,7 @@ def whole_sequence(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, scale: 
     return torch.cat(pieces, dim=1).transpose(1, 2)
 
 
-def cached_group(q: Tensor, k: Tensor, v: Tensor, padding: CachePadding | None, scale: float) -> Tensor:
+def cached_group(q: Tensor, k: Tensor, v: Tensor, padding: HiddenSlots | None, scale: float) -> Tensor:
     """Attention of one query group of a decode step over its prefix of the cache.
 
     Args:
@@ -116,6 +116,7 @@ def cached_group(q: Tensor, k: Tensor, v: Tensor, padding: CachePadding | None, 
     kernel = package().flash_attn_with_kvcache
     if padding is None:
         return kernel(q, k, v, cache_seqlens=k.shape[1], softmax_scale=scale).transpose(1, 2)
+    assert isinstance(padding, CachePadding)  # the kernel takes lengths and no bias; compiled steps, which have a bias, refuse it
     P = padding.width
     lengths_B = padding.lengths_B.to(torch.int32)
     context, context_lse = kernel(q, k[:, :P], v[:, :P], cache_seqlens=lengths_B, softmax_scale=scale, return_softmax_lse=True)

@@ -18,13 +18,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachePadding:
-    """Which slots of ragged contexts are padding: of the first ``width``, each sample fills its first ``lengths``."""
+class HiddenSlots:
+    """Slots that a sample's queries may not see."""
+
+    bias: Tensor
+    """(B or 1, 1, 1, S) to add to scores: -inf at these slots, 0 elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePadding(HiddenSlots):
+    """The padding of ragged contexts: of the first ``width`` slots, each sample fills its first ``lengths``."""
 
     width: int
     lengths_B: Tensor
-    bias: Tensor
-    """(B, 1, 1, S) to add to scores: -inf at padding slots, 0 elsewhere."""
 
     def rows(self, rows_A: Tensor) -> CachePadding:
         """The same for some of the samples."""
@@ -69,8 +75,9 @@ class BlockKVCache:
         keys, values = self._keys[layer], self._values[layer]
         if keys is None or values is None:
             shape = (key.shape[0], key.shape[1], self.capacity, key.shape[3])
-            keys = self._keys[layer] = torch.empty(shape, dtype=key.dtype, device=key.device)
-            values = self._values[layer] = torch.empty(shape, dtype=value.dtype, device=value.device)
+            dtype = computing_dtype(key, value)
+            keys = self._keys[layer] = torch.empty(shape, dtype=dtype, device=key.device)
+            values = self._values[layer] = torch.empty(shape, dtype=dtype, device=value.device)
         B, stop = self.batch_size, self.length + key.shape[2]
         if stop > self.capacity:
             raise ValueError(
@@ -130,6 +137,15 @@ class BlockKVCache:
             self.padding = self.padding.rows(rows_A)
             self._two_blocks.clear()
         self.batch_size = len(rows_A)
+
+
+def computing_dtype(key: Tensor, value: Tensor) -> torch.dtype:
+    """What attention computes in, and the cache holds, so that a step converts its own tokens and never the context.
+
+    They differ under autocast alone, where values are bfloat16 while the rotary embedding has made queries and keys float32:
+    float32 on a CPU, whose bfloat16 kernels are slow, and the values' type elsewhere.
+    """
+    return key.dtype if value.device.type == "cpu" else value.dtype
 
 
 def filled_from_the_end(active_B: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
-from echo_pl.backbone.kv_cache import BlockKVCache, CachePadding
+from echo_pl.backbone.kv_cache import BlockKVCache, HiddenSlots
 
 
 class StaticCache:
@@ -46,20 +46,17 @@ class StaticCache:
         B = len(hidden)
         self._two_blocks = torch.stack([seen.expand(-1, G, -1, -1) for seen in self._seen], dim=2)  # (B, G, 2, 1, S)
         self._two_blocks = self._two_blocks.expand(-1, -1, -1, L, -1).reshape(B, 1, G, 2, L, S).contiguous()
-        self._lengths_B = torch.full((B,), start, device=device)
-        self.padding = self._padding(0)
-
-    def _padding(self, blocks_before_last: int) -> CachePadding:
-        return CachePadding(width=self.capacity, lengths_B=self._lengths_B, bias=self._seen[blocks_before_last])
+        self.padding = HiddenSlots(bias=self._seen[0])
 
     def groups(self, queries: int) -> tuple[QueryGroup, ...]:
         """Query groups of a step of L or 2L queries; they see all slots, under a bias."""
         blocks = queries // self._L
-        self.padding = self._padding(blocks - 1)
+        self.padding = HiddenSlots(bias=self._seen[blocks - 1])
         return (QueryGroup(self._L, self.capacity),) * blocks
 
     def two_blocks_bias(self, block_size: int, heads_per_key_head: int, like: Tensor) -> Tensor:
-        """See :meth:`BlockKVCache.two_blocks_bias`."""
+        """See :meth:`BlockKVCache.two_blocks_bias`; there is one, for the block size that this cache was made for."""
+        assert block_size == self._L, f"this cache is for steps of {self._L} tokens, got {block_size}"
         return self._two_blocks.flatten(2, 4)
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -96,4 +93,3 @@ class StaticCache:
         if len(self._seen[0]) > 1:
             self._seen = [seen[rows_A] for seen in self._seen]
             self._two_blocks = self._two_blocks[rows_A]
-            self._lengths_B = self._lengths_B[rows_A]

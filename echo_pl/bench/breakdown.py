@@ -44,7 +44,7 @@ def _all_marked(vlm: VLM) -> Iterator[None]:
         (text_decoder, "attend_groups", "attention"),
         (text_decoder, "attend_two_blocks", "attention"),
         (TextDecoder, "_add_feed_forward", "feed-forward"),
-        (vlm.network.lm_head, "forward", "head"),
+        (TextDecoder, "head", "head"),
         (sampler, "commit", "commit"),
         (autoregressive, "predict", "commit"),
     ]

@@ -21,7 +21,7 @@ NEVER_ENDS = -1
 """In the place of an eos id: no report ends, so that every method writes the same number of tokens."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: OmegaConf takes it as the schema of the YAML's sizes
 class BenchModel:
     """Sizes of a language model; its vision tower is small and has nothing to do: contexts are text."""
 
@@ -32,6 +32,7 @@ class BenchModel:
     mlp_width: int
     vocabulary: int
     dtype: str
+    pack_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -73,6 +74,7 @@ class BenchModel:
             key_heads=self.key_heads,
             mlp_width=self.mlp_width,
             decode_attention=attention,
+            pack_weights=self.pack_weights,
         )
         with_eos = replace(self.special, eos=0)  # the library's configuration wants one in the vocabulary
         return factory.build(with_eos, self.vocabulary).to(device, self.torch_dtype).eval().requires_grad_(False)

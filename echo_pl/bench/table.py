@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from echo_pl.bench.breakdown import PARTS
+from echo_pl.bench.costs import Cost
 from echo_pl.bench.roofline import DATA_SHEETS, QWEN2_5_VL_7B, calculation
 
 Row = dict[str, Any]
@@ -65,6 +66,22 @@ def breakdown_table(breakdowns: Iterable[Row]) -> str:
         for row in breakdowns
     ]
     return _markdown(body, headings)
+
+
+def cost_table(found: Iterable[Cost]) -> str:
+    """What context and vocabulary cost a forward, in Markdown."""
+    body = [
+        [
+            cost.model,
+            NAMES[cost.method],
+            str(cost.block_size),
+            f"{cost.what} {cost.smaller} → {cost.larger}",
+            f"{cost.forward:+.2f}",
+            f"{cost.accounted:+.2f}",
+        ]
+        for cost in found
+    ]
+    return _markdown(body, ["model", "method", "L", "from → to", "forward ms", "of which attention, or head and commit"])
 
 
 def calculation_table(tokens: int = 160) -> str:

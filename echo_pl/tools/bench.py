@@ -19,25 +19,15 @@ from omegaconf.errors import OmegaConfBaseException
 from echo_pl.__main__ import EXPERIMENTS
 from echo_pl.bench import machine
 from echo_pl.bench.breakdown import breakdown
+from echo_pl.bench.costs import costs
 from echo_pl.bench.decode import Grid, Row, runs_for_breakdown, time_model
 from echo_pl.bench.models import BenchModel
-from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, markdown_table, text_table
+from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, cost_table, markdown_table, text_table
 from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
 from echo_pl.evaluation.speed_plot import speed_figure
 
 _LOGGED = ("tps_median", "tpf", "tpf_published", "speedup_over_ar", "efficiency", "prefill_seconds", "peak_memory_mb")
 CONFIG = EXPERIMENTS / "bench" / "decode.yaml"
-
-
-@dataclass
-class _Size:
-    width: int = MISSING
-    layers: int = MISSING
-    heads: int = MISSING
-    key_heads: int = MISSING
-    mlp_width: int = MISSING
-    vocabulary: int = MISSING
-    dtype: str = MISSING
 
 
 @dataclass
@@ -60,7 +50,7 @@ class _Schema:
     out: str = MISSING
     mlflow: str | None = MISSING
     experiment: str = MISSING
-    sizes: dict[str, _Size] = field(default_factory=dict)
+    sizes: dict[str, BenchModel] = field(default_factory=dict)
 
 
 def load_config(overrides: Sequence[str]) -> DictConfig:
@@ -89,7 +79,7 @@ def run_bench(config: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     device = torch.device(config.device)
     names = [str(name) for name in config.models]
-    models = {name: BenchModel(**config.sizes[name]) for name in names}
+    models: dict[str, BenchModel] = {name: OmegaConf.to_object(config.sizes[name]) for name in names}  # type: ignore[misc]
     options = ("tokens", "repetitions", "generate_repetitions", "prefill_repetitions", "compile")
     grid = Grid(
         block_sizes=tuple(config.block_sizes),
@@ -158,6 +148,10 @@ def write_report(record: dict[str, Any], out: Path) -> list[Path]:
             "One more decode under torch's profiler, which makes it slower (profiled against unprofiled). Python is what is not in "
             "an operator, the profiler's own time included.\n\n"
             f"{breakdown_table(record['breakdowns'])}\n"
+            "\n## What a longer context and a larger vocabulary cost\n\n"
+            "The difference between two forwards of the tables above (unprofiled), and that of the parts which should explain it "
+            "(profiled). A vocabulary has a row where two models differ in nothing else.\n\n"
+            f"{cost_table(costs(record['breakdowns'], record['config']['sizes']))}\n"
         )
     text += (
         "\n## What data sheets allow the 7B (a calculation, not a measurement)\n\n"

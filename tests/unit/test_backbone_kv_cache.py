@@ -81,3 +81,13 @@ def test_a_full_cache_says_so():
     cache.keep(4)
     with pytest.raises(ValueError, match="KV cache is full: 4 tokens and 4 more exceed its capacity of 6"):
         step(cache, 2.0, 4)
+
+
+def test_under_autocast_the_cache_holds_what_attention_computes_in():
+    """Else every step would convert the whole context."""
+    cache = BlockKVCache(layers=1, batch_size=1, capacity=4)
+    key = torch.randn(1, 1, 2, 4)
+    keys, values = cache.update(key, key.to(torch.bfloat16), 0)
+    assert (keys.dtype, values.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(keys, key)
+    assert torch.equal(values, key.to(torch.bfloat16).float())

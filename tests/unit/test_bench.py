@@ -8,6 +8,7 @@ import mlflow
 import pytest
 import torch
 
+from echo_pl.bench.costs import costs
 from echo_pl.bench.decode import Grid
 from echo_pl.bench.machine import Limits
 from echo_pl.bench.models import NEVER_ENDS, BenchModel, text_prompts
@@ -89,7 +90,7 @@ def test_table_picture_and_mlflow_run_are_written(record):
     [
         ("block_size=[4]", "block_size"),
         ("tokens=many", "tokens"),
-        ("models=[huge]", r"models must be among \['small', 'tiny'\], got \['huge'\]"),
+        ("models=[huge]", r"models must be among \['small', 'small_640', 'tiny'\], got \['huge'\]"),
         ("device=tpu", "device must be cpu"),
     ],
 )
@@ -171,3 +172,31 @@ def test_where_reading_is_all_the_fused_step_is_as_fast_as_its_theory():
     ar = least_autoregressive(shape, limits, samples=1, context=50, tokens=64)
     one_step = least_one_step(shape, limits, block_size=8, samples=1, context=50, tokens=64)
     assert ar / one_step == pytest.approx(63 / 8)
+
+
+def test_costs_are_differences_of_forwards_and_of_the_parts_that_explain_them():
+    def breakdown(model, method, context, forward, **parts):
+        ms = {"attention": 0.0, "head": 0.0, "commit": 0.0} | parts
+        return {
+            "model": model, "method": method, "kv_cache": None, "block_size": 8, "context": context,
+            "ms": ms, "ms_per_forward": forward,
+        }  # fmt: skip
+
+    sizes = {"few": {"width": 4, "vocabulary": 10}, "many": {"width": 4, "vocabulary": 90}, "wide": {"width": 8, "vocabulary": 90}}
+    found = costs(
+        [
+            breakdown("few", "one_step", 16, 2.0, attention=0.5, head=0.25),
+            breakdown("few", "one_step", 300, 2.5, attention=0.75, head=0.25),
+            breakdown("few", "one_step", 2900, 4.0, attention=2.0, head=0.25),
+            breakdown("few", "ar", 16, 1.0),
+            breakdown("many", "one_step", 16, 3.5, attention=0.5, head=1.25, commit=0.5),
+            breakdown("wide", "one_step", 16, 9.0),
+            breakdown("wide", "one_step", 300, None),
+        ],
+        sizes,
+    )
+    assert [(c.model, c.method, c.what, c.smaller, c.larger, c.forward, c.accounted) for c in found] == [
+        ("few", "one_step", "context", 16, 2900, 2.0, 1.5),
+        ("many", "one_step", "vocabulary", 10, 90, 1.5, 1.5),
+        ("few", "one_step", "context", 300, 2900, 1.5, 1.25),
+    ]
