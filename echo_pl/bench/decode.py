@@ -9,6 +9,7 @@ Shapes: B batch, L block size.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ class Grid:
     generate_repetitions: int
     """Of the library's ``generate``, which computes the context every time."""
     prefill_repetitions: int
+    least_seconds: float = 0.0
+    """A repetition decodes as often in a row as takes so long: a single decode of a small model is over before it is warm."""
     compile: bool = False
     """Of all our decoders, the autoregressive one too."""
 
@@ -60,6 +63,8 @@ class Grid:
                 raise ValueError(f"tokens must be a multiple of every block size, got {self.tokens} and block size {L}")
         if self.repetitions < 1 or self.prefill_repetitions < 1 or self.generate_repetitions < 0:
             raise ValueError("repetitions and prefill_repetitions must be at least 1, generate_repetitions at least 0")
+        if self.least_seconds < 0:
+            raise ValueError(f"least_seconds must not be negative, got {self.least_seconds}")
 
 
 @dataclass(kw_only=True)
@@ -71,19 +76,31 @@ class Timing:
     block_size: int
     run: Callable[[], DecodeResult]
     repetitions: int
+    decodes: int = 1
+    """In one repetition."""
     seconds: list[float] = field(default_factory=list)
+    """Of one decode, the mean of a repetition."""
     prefill_seconds: list[float] = field(default_factory=list)
     result: DecodeResult | None = None
     peak_memory_mb: float | None = None
 
-    def repeat(self, device: torch.device) -> None:
-        """Run once, and remember."""
+    def warm_up(self, device: torch.device, least_seconds: float) -> None:
+        """Two decodes that are not timed: the first makes buffers and shows the memory, the second how long one takes.
+
+        Memory is looked at here and not while time is taken, because to restart the peak all free memory is given back.
+        """
         restarted = restart_peak_memory(device)
-        self.result = self.run()
+        self.run()
         if restarted:  # else the system only knows the peak of everything so far
-            self.peak_memory_mb = max(self.peak_memory_mb or 0.0, 1e3 * peak_memory_gb(device))
-        self.seconds.append(self.result.decode_seconds)
-        self.prefill_seconds.append(self.result.prefill_seconds)
+            self.peak_memory_mb = 1e3 * peak_memory_gb(device)
+        self.result = self.run()
+        self.decodes = max(1, math.ceil(least_seconds / (self.result.prefill_seconds + self.result.decode_seconds)))
+
+    def repeat(self) -> None:
+        """Decode, and remember how long it took."""
+        results = [self.run() for _ in range(self.decodes)]
+        self.seconds.append(statistics.fmean(result.decode_seconds for result in results))
+        self.prefill_seconds.append(statistics.fmean(result.prefill_seconds for result in results))
 
 
 def time_model(
@@ -116,13 +133,13 @@ def _time_place(vlm: VLM, special: SpecialTokens, batch: Batch, grid: Grid) -> t
     prefill_seconds = [s.seconds for s in starts[1:]]
     starts.clear()
     timings = list(_methods(vlm, special, batch, shared, grid))
-    for timing in timings:  # warm-up: buffers, code paths, caches
+    for timing in timings:
         if timing.repetitions:
-            timing.run()
+            timing.warm_up(vlm.device, grid.least_seconds)
     for round_ in range(max(t.repetitions for t in timings)):
         for timing in timings:
             if round_ < timing.repetitions:
-                timing.repeat(vlm.device)
+                timing.repeat()
     return [t for t in timings if t.seconds], prefill_seconds
 
 
@@ -234,6 +251,7 @@ def _row(name: str, batch_size: int, context: int, timing: Timing, prefill_secon
         "tpf": written / nfe,
         "tpf_published": written / (nfe - int(result.kv_write_nfe_B.sum())),
         "repetitions": len(tps),
+        "decodes_per_repetition": timing.decodes,
         "tps_median": statistics.median(tps),
         "tps_spread": max(tps) - min(tps),
         "ms_per_forward": 1e3 * statistics.median(timing.seconds) / result.forwards,

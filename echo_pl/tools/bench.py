@@ -42,6 +42,7 @@ class _Schema:
     repetitions: int = MISSING
     generate_repetitions: int = MISSING
     prefill_repetitions: int = MISSING
+    least_seconds: float = MISSING
     breakdowns: bool = MISSING
     device: str = MISSING
     threads: int | None = MISSING
@@ -80,7 +81,7 @@ def run_bench(config: DictConfig) -> dict[str, Any]:
     device = torch.device(config.device)
     names = [str(name) for name in config.models]
     models: dict[str, BenchModel] = {name: OmegaConf.to_object(config.sizes[name]) for name in names}  # type: ignore[misc]
-    options = ("tokens", "repetitions", "generate_repetitions", "prefill_repetitions", "compile")
+    options = ("tokens", "repetitions", "generate_repetitions", "prefill_repetitions", "least_seconds", "compile")
     grid = Grid(
         block_sizes=tuple(config.block_sizes),
         batch_sizes=tuple(config.batch_sizes),

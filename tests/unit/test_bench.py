@@ -29,7 +29,7 @@ def record(tmp_path_factory):
     sizes = [f"sizes.tiny.{name}={value}" for name, value in SIZES.items()]
     overrides = [
         *sizes, "models=[tiny]", "block_sizes=[4,8]", "batch_sizes=[1,2]", "contexts=[5]", "tokens=16", "repetitions=2",
-        f"out={out}", f"mlflow=sqlite:///{out}/mlflow.db", "threads=1",
+        "least_seconds=0.01", f"out={out}", f"mlflow=sqlite:///{out}/mlflow.db", "threads=1",
     ]  # fmt: skip
     patch = pytest.MonkeyPatch()
     patch.setattr(bench.machine, "measure_limits", lambda dtype, device: Limits(dtype="float32", bandwidth=1e10, flops=1e11))
@@ -58,6 +58,7 @@ def test_rows_have_the_fields_and_the_counts_of_the_method(record):
         assert row["efficiency"] == pytest.approx(row["speedup_over_ar"] * ar["tpf"] / row["tpf"])
         assert row["peak_memory_mb"] is None or row["peak_memory_mb"] > 0
         assert row["repetitions"] == (3 if row["method"] == "ar_generate" else 2)
+        assert row["decodes_per_repetition"] >= 1
 
 
 def test_breakdowns_add_up_to_the_profiled_time(record):
