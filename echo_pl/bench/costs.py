@@ -23,6 +23,7 @@ class Cost:
     method: str
     block_size: int
     what: str
+    """``context``, or ``vocabulary at context P``."""
     smaller: int
     larger: int
     forward: float
@@ -48,7 +49,8 @@ def costs(breakdowns: Sequence[Row], sizes: Mapping[str, Mapping[str, Any]]) -> 
                 if other["context"] == max(r["context"] for r in timed if r["model"] == row["model"]):
                     yield _cost(row, other, "context", row["context"], other["context"], ("attention",))
             elif row["context"] == other["context"] and _differ_in_vocabulary(here, there):
-                yield _cost(row, other, "vocabulary", here["vocabulary"], there["vocabulary"], ("head", "commit"))
+                what = f"vocabulary at context {row['context']}"
+                yield _cost(row, other, what, here["vocabulary"], there["vocabulary"], ("head", "commit"))
 
 
 def _differ_in_vocabulary(smaller: Mapping[str, Any], larger: Mapping[str, Any]) -> bool:

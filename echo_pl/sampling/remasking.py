@@ -8,7 +8,6 @@ Shapes: A active samples, L block size, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -73,9 +72,11 @@ _WIDEST_CHUNK = 2048
 _NARROWEST_CHUNK = 32
 
 
-@cache
 def _chunk_width(vocabulary: int) -> int:
-    """The widest chunk that a large vocabulary consists of; 1 where there is none, or no need."""
+    """The widest chunk that a large vocabulary consists of; 1 where there is none, or no need.
+
+    Not cached, as torch.compile warns of caches; a large vocabulary takes far longer than these divisions.
+    """
     if vocabulary < _LARGE_VOCABULARY:
         return 1
     return next((w for w in range(_WIDEST_CHUNK, _NARROWEST_CHUNK - 1, -1) if vocabulary % w == 0), 1)

@@ -198,6 +198,6 @@ def test_costs_are_differences_of_forwards_and_of_the_parts_that_explain_them():
     )
     assert [(c.model, c.method, c.what, c.smaller, c.larger, c.forward, c.accounted) for c in found] == [
         ("few", "one_step", "context", 16, 2900, 2.0, 1.5),
-        ("many", "one_step", "vocabulary", 10, 90, 1.5, 1.5),
+        ("many", "one_step", "vocabulary at context 16", 10, 90, 1.5, 1.5),
         ("few", "one_step", "context", 300, 2900, 1.5, 1.25),
     ]
