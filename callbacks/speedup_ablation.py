@@ -109,7 +109,8 @@ class SpeedupAblation(Callback):
             rank_zero_warn(f"SpeedupAblation has nothing to compare in stage {module.stage_name!r}: it decodes no blocks")
             return
         # Every rank decodes all studies, since a sharded model needs all ranks for its forwards; rank 0 writes.
-        with observing(trainer, pl_module), frozen(pl_module):
+        # Outside autocast, which is for training: timed is the model as it would be deployed, in its weights' own type.
+        with observing(trainer, pl_module), frozen(pl_module), torch.autocast(pl_module.device.type, enabled=False):
             data = report_data(trainer)
             batches = {
                 size: [batch.to(pl_module.device) for batch in data.held_out_batches(self.split, size, self.studies)]

@@ -9,17 +9,29 @@ Shapes: M rows, K inputs, N outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Matrix:
-    """A weight (N, K)."""
+    """A weight (N, K).
 
-    def __init__(self, weight: Tensor) -> None:
+    Args:
+        weight: what is multiplied by.
+        sources: the parameters that it is made of, as views of it.
+    """
+
+    def __init__(self, weight: Tensor, sources: Sequence[nn.Parameter] = ()) -> None:
         self.weight = weight
         self._transposed = weight.T
+
+    @property
+    def stale(self) -> bool:
+        """Whether the parameters have been written to and this has not followed."""
+        return False
 
     def of(self, x_MK: Tensor, bias_N: Tensor | None = None) -> Tensor:
         """(M, N)."""
@@ -31,9 +43,12 @@ class Matrix:
 
 
 class PackedMatrix(Matrix):
-    """A bfloat16 weight (N, K) in a CPU's own layout, beside the one it was made of."""
+    """A bfloat16 weight (N, K) in a CPU's own layout, beside the one it was made of.
 
-    def __init__(self, weight: Tensor) -> None:
+    It notices what is written to the parameters, but not to their ``.data``, behind autograd's back.
+    """
+
+    def __init__(self, weight: Tensor, sources: Sequence[nn.Parameter] = ()) -> None:
         """Arrange a copy.
 
         Raises:
@@ -43,12 +58,12 @@ class PackedMatrix(Matrix):
         if why := unpackable(weight):
             raise ValueError(f"pack_weights=true is for bfloat16 weights on a CPU: {why}; set it to false")
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        self._version = weight._version
+        self._versions = [(source, source._version) for source in sources]
 
     @property
     def stale(self) -> bool:
-        """Whether the weight was written to since."""
-        return self.weight._version != self._version
+        """See :attr:`Matrix.stale`."""
+        return any(source._version != version for source, version in self._versions)
 
     def of(self, x_MK: Tensor, bias_N: Tensor | None = None) -> Tensor:
         """See :meth:`Matrix.of`."""

@@ -81,7 +81,13 @@ class TextDecoder:
         matrix = PackedMatrix if pack else Matrix
         self._layers = [_join_layer(layer, matrix) for layer in language_model.layers]
         self._network = network
-        self._packed_head = PackedMatrix(network.lm_head.weight) if pack else None
+        self._packed_head = PackedMatrix(network.lm_head.weight, [network.lm_head.weight]) if pack else None
+        # A parameter that is replaced is found in its module's own dictionary: this is asked at every step.
+        self._places = [
+            (module._parameters, name, parameter)
+            for module in (network.lm_head, *language_model.modules())
+            for name, parameter in module._parameters.items()
+        ]
         matrices = (self._packed_head, *(m for layer in self._layers for m in layer.matrices))
         self._packed = [m for m in matrices if isinstance(m, PackedMatrix)]
         self._cos_SD = self._sin_SD = self.embedding.new_empty(0, self.head_size)
@@ -168,11 +174,11 @@ class TextDecoder:
     def fits(self) -> bool:
         """Whether the matrices still are the model's: moving or converting gives it new ones, loading changes what was packed."""
         first = self._model.layers[0].self_attn.q_proj.weight
-        same = self._layers[0].qkv.weight.data_ptr() == first.data_ptr() and self._model.embed_tokens.weight is self.embedding
-        if self._packed_head is None:
-            return same
-        same = same and self._network.lm_head.weight is self._packed_head.weight
-        return same and not any(matrix.stale for matrix in self._packed)
+        return (
+            self._layers[0].qkv.weight.data_ptr() == first.data_ptr()
+            and all(place[name] is parameter for place, name, parameter in self._places)
+            and not any(matrix.stale for matrix in self._packed)
+        )
 
     def prepare(self, positions: int) -> None:
         """Have cosines and sines for so many positions (a token's position is never above its place in the sequence)."""
@@ -192,14 +198,15 @@ class TextDecoder:
 def _join_layer(layer: Any, matrix: type[Matrix]) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    into, gates = [p.weight for p in projections], [mlp.gate_proj.weight, mlp.up_proj.weight]
     return _Layer(
         norm1=layer.input_layernorm.weight,
-        qkv=matrix(_join([p.weight for p in projections])),
+        qkv=matrix(_join(into), into),
         qkv_bias=_join([p.bias for p in projections]),
-        out=matrix(attention.o_proj.weight),
+        out=matrix(attention.o_proj.weight, [attention.o_proj.weight]),
         norm2=layer.post_attention_layernorm.weight,
-        gate_up=matrix(_join([mlp.gate_proj.weight, mlp.up_proj.weight])),
-        down=matrix(mlp.down_proj.weight),
+        gate_up=matrix(_join(gates), gates),
+        down=matrix(mlp.down_proj.weight, [mlp.down_proj.weight]),
     )
 
 

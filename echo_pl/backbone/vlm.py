@@ -9,6 +9,9 @@ Shapes: B batch, P context, T tokens, Q tokens of one forward, V vocabulary, M c
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -215,11 +218,20 @@ class VLM(nn.Module):
         language_model = self.network.model.language_model
         embedding = language_model.embed_tokens.weight
         # Asked at every step, so the embedding speaks for all weights here; each of them is looked at when the decoder is made.
-        if embedding.requires_grad or torch.is_autocast_enabled(embedding.device.type):
+        if embedding.requires_grad:
+            return None
+        if torch.is_autocast_enabled(embedding.device.type):
+            if self.pack_weights:
+                warnings.warn("pack_weights=true is not used under autocast: decode outside of it", stacklevel=2)
             return None
         if self._text_decoder is None or not self._text_decoder.fits:
             why = unsuited(language_model)
             if why and self.pack_weights:
                 raise ValueError(f"pack_weights=true is for models that decode in one piece: {why}; set it to false")
-            self._text_decoder = None if why else TextDecoder(self.network, self.pack_weights)
+            with torch.inference_mode(False), torch.no_grad():  # parameters joined in inference mode could not be trained again
+                self._text_decoder = None if why else TextDecoder(self.network, self.pack_weights)
         return self._text_decoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the text decoder, which is made anew: packed weights cannot be copied or pickled."""
+        return {**self.__dict__, "_text_decoder": None}

@@ -63,6 +63,8 @@ class Grid:
                 raise ValueError(f"tokens must be a multiple of every block size, got {self.tokens} and block size {L}")
         if self.repetitions < 1 or self.prefill_repetitions < 1 or self.generate_repetitions < 0:
             raise ValueError("repetitions and prefill_repetitions must be at least 1, generate_repetitions at least 0")
+        if self.tokens < 2:
+            raise ValueError(f"tokens must be at least 2, as the first one comes out of prefill, got {self.tokens}")
         if self.least_seconds < 0:
             raise ValueError(f"least_seconds must not be negative, got {self.least_seconds}")
 
@@ -217,6 +219,7 @@ def _rows(
     least_ar = least_autoregressive(model.shape, limits, **sizes)
     for row in rows:
         row["compiled"] = grid.compile and row["method"] != "ar_generate"
+        row["dtype"] = model.dtype
         row["speedup_over_ar"] = row["tps_median"] / ar["tps_median"]
         in_theory = row["tpf"] / ar["tpf"]
         row["efficiency"] = row["speedup_over_ar"] / in_theory
@@ -256,6 +259,7 @@ def _row(name: str, batch_size: int, context: int, timing: Timing, prefill_secon
         "tps_spread": max(tps) - min(tps),
         "ms_per_forward": 1e3 * statistics.median(timing.seconds) / result.forwards,
         "prefill_seconds": statistics.median(prefills),
+        "prefill_spread": max(prefills) - min(prefills),
         "peak_memory_mb": timing.peak_memory_mb,
     }
 

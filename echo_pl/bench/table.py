@@ -29,6 +29,7 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("roofline", lambda r: "–" if r["roofline_efficiency"] is None else f"{r['roofline_efficiency']:.2f}"),
     ("of roofline", lambda r: "–" if r["of_roofline"] is None else f"{r['of_roofline']:.2f}"),
     ("prefill s", lambda r: f"{r['prefill_seconds']:.3f}"),
+    ("spread", lambda r: f"{r['prefill_spread']:.3f}"),
     ("peak MB", lambda r: "–" if r["peak_memory_mb"] is None else f"{r['peak_memory_mb']:.0f}"),
 ]
 LEGEND = (

@@ -98,7 +98,8 @@ def prefill(
     B, P = context_ids_BP.shape
     if P + room > vlm.max_positions:
         raise ValueError(
-            f"a context of {P} tokens and {room} for the response are {P + room}, the model has {vlm.max_positions} positions: "
+            f"a context of {P} tokens and {room} for the response and the blocks in work are {P + room}, the model has "
+            f"{vlm.max_positions} positions: "
             "shorten the context (smaller images, a shorter prompt) or max_response_tokens"
         )
     positions, behind_B = vlm.context_positions(context_ids_BP, lengths_B, batch.image_grid_thw)

@@ -26,7 +26,7 @@ from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, cost
 from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
 from echo_pl.evaluation.speed_plot import speed_figure
 
-_LOGGED = ("tps_median", "tpf", "tpf_published", "speedup_over_ar", "efficiency", "prefill_seconds", "peak_memory_mb")
+_LOGGED = ("tps_median", "tps_spread", "tpf", "tpf_published", "speedup_over_ar", "efficiency", "prefill_seconds", "peak_memory_mb")
 CONFIG = EXPERIMENTS / "bench" / "decode.yaml"
 
 
@@ -71,6 +71,12 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
         raise ValueError(f"models must be among {sorted(config.sizes)}, got {list(config.models)}")
     if config.device not in ("cpu", "cuda") or (config.device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device must be cpu, or cuda where there is one, got {config.device!r}")
+    for name in config.models:
+        if config.sizes[name].pack_weights and (config.compile or config.device != "cpu"):
+            raise ValueError(
+                f"sizes.{name}.pack_weights=true is for eager decoding on a CPU, got compile={str(config.compile).lower()} and "
+                f"device={config.device}: give sizes.{name}.pack_weights=false, or leave {name} out of models"
+            )
     return config
 
 
@@ -106,7 +112,9 @@ def run_bench(config: DictConfig) -> dict[str, Any]:
             say(f"{name}: no breakdown, which is made on a CPU without compile")
         elif config.breakdowns:
             say(f"{name}: where the time goes")
-            record["breakdowns"] += _breakdowns(name, model, grid, config, record["rows"])
+            found = _breakdowns(name, model, grid, config, record["rows"])
+            record["breakdowns"] += found
+            print(breakdown_table(found), flush=True)
     write_text_atomic(out / "decode.json", json.dumps(record, indent=1) + "\n")
     return record
 
@@ -178,6 +186,7 @@ def log_to_mlflow(record: dict[str, Any], config: DictConfig, files: Sequence[Pa
     with mlflow.start_run(run_name="decode"):
         mlflow.log_params({"threads": record["machine"]["threads"], "processor": record["machine"]["processor"]})
         mlflow.log_dict(record["machine"], "machine.json")
+        mlflow.log_dict(record["config"], "config.json")
         metrics = {}
         for row in record["rows"]:
             cache = f"-{row['kv_cache']}" if row["kv_cache"] else ""

@@ -20,6 +20,7 @@ from echo_pl.backbone.matrix import Matrix, PackedMatrix
 from echo_pl.backbone.text_decoder import TextDecoder
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import CLEAN, FIRST_NOISY, AttentionRule, concatenate, context_coords, response_coords
+from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 L = 4
@@ -169,10 +170,69 @@ def test_packed_weights_follow_what_is_loaded():
     for one, other, old in zip(changed, steps(fresh, [9, 9]), first, strict=True):
         assert torch.equal(one, other)
         assert not torch.equal(one, old)
+
+
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"])
+def test_every_packed_weight_is_watched(name):
+    vlm = made_vlm(torch.bfloat16)
+    vlm.pack_weights = True
     decoder = vlm.text_decoder()
+    assert vlm.text_decoder() is decoder
+    weight = next(
+        p for full, p in reversed(list(vlm.named_parameters())) if full.endswith(f"{name}.weight") and "visual" not in full
+    )
     with torch.no_grad():
-        vlm.network.lm_head.weight[0] += 1.0
-    assert vlm.text_decoder() is not decoder, "the head alone was written to"
+        weight[0] += 1.0
+    assert vlm.text_decoder() is not decoder
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
+def test_a_replaced_parameter_is_noticed(pack):
+    vlm = made_vlm(torch.bfloat16)
+    vlm.pack_weights = pack
+    decoder = vlm.text_decoder()
+    down = vlm.network.model.language_model.layers[1].mlp.down_proj
+    down.weight = torch.nn.Parameter(torch.zeros_like(down.weight), requires_grad=False)
+    assert vlm.text_decoder() is not decoder
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
+def test_a_decoder_made_in_inference_mode_leaves_the_model_as_it_was(pack):
+    vlm = made_vlm(torch.bfloat16)
+    vlm.pack_weights = pack
+    with torch.inference_mode():
+        decoder = vlm.text_decoder()
+        assert vlm.text_decoder() is decoder
+    vlm.requires_grad_(True)
+    assert not any(p.is_inference() for p in vlm.parameters())
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
+def test_a_model_that_has_decoded_can_be_copied(pack):
+    vlm = made_vlm(torch.bfloat16)
+    vlm.pack_weights = pack
+    expected = steps(vlm, [9, 9])
+    other = copy.deepcopy(vlm)
+    assert vlm.text_decoder() is not other.text_decoder()
+    assert all(torch.equal(one, two) for one, two in zip(steps(other, [9, 9]), expected, strict=True))
+
+
+@pytest.mark.parametrize("kv_cache", ["vanilla", "fused"])
+def test_packed_weights_decode_the_same_tokens(kv_cache):
+    plain, packed = made_vlm(torch.bfloat16), made_vlm(torch.bfloat16)
+    packed.pack_weights = True
+    batch = make_batch([9, 12, 11], [4, 4, 4], dtype=torch.bfloat16)
+    config = DecodeConfig(block_size=L, max_response_tokens=4 * L, denoising_steps=1, kv_cache=kv_cache)
+    for sampler in (lambda vlm: BlockSampler(vlm, SPECIAL, config), lambda vlm: AutoregressiveSampler(vlm, SPECIAL, 12)):
+        one, other = (sampler(vlm).generate(batch) for vlm in (plain, packed))
+        assert [tokens.tolist() for tokens in one.tokens] == [tokens.tolist() for tokens in other.tokens]
+
+
+def test_packed_weights_that_are_not_used_are_said():
+    vlm = made_vlm(torch.bfloat16)
+    vlm.pack_weights = True
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="pack_weights=true is not used under autocast"):
+        assert vlm.text_decoder() is None
 
 
 def test_weights_that_cannot_be_packed_are_an_error_and_not_another_path():

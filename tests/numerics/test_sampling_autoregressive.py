@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
+from flash_stand_in import flash_on_cpu  # noqa: F401
 from models import SPECIAL, decoding_vlm, make_batch, rows_of, stock_network
 
+from echo_pl.backbone.attention import AttentionBackend
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.sequence import autoregressive_sequence
 from echo_pl.sampling import AutoregressiveSampler, TokenChoice, TrajectoryRecorder
@@ -50,6 +54,17 @@ def test_reports_are_those_of_the_library_s_generate(vlm, batch):
         assert torch.equal(result.tokens[row], expected)
         assert bool(result.stopped_B[row]) == ended
     assert 0 < int(result.stopped_B.sum()) < len(batch), "the example must have both kinds of reports"
+
+
+@pytest.mark.usefixtures("flash_on_cpu")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("attention", get_args(AttentionBackend))
+def test_every_attention_backend_decodes_the_same(monkeypatch, vlm, batch, attention):
+    expected = AutoregressiveSampler(vlm, SPECIAL, LIMIT).generate(batch)
+    monkeypatch.setattr(vlm, "decode_attention", attention)
+    got = AutoregressiveSampler(vlm, SPECIAL, LIMIT).generate(batch)
+    assert [tokens.tolist() for tokens in got.tokens] == [tokens.tolist() for tokens in expected.tokens]
+    assert torch.equal(got.nfe_B, expected.nfe_B)
 
 
 def test_sequence_logits_are_those_of_the_library_without_any_mask_or_position(vlm):

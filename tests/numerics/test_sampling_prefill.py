@@ -94,9 +94,9 @@ def test_a_prefill_without_room_or_samples_is_refused(vlm, batch):
 def test_a_context_longer_than_the_model_s_positions_is_refused(vlm, batch):
     vlm.network.model.language_model.config.max_position_embeddings = 40
     BlockSampler(vlm, SPECIAL, config(max_response_tokens=L)).generate(batch)
-    with pytest.raises(ValueError, match=r"context of 9 tokens and 32 for the response are 41, the model has 40 positions"):
+    with pytest.raises(ValueError, match=r"context of 9 tokens and 32 for .* are 41, the model has 40 positions"):
         BlockSampler(vlm, SPECIAL, config()).generate(batch)
-    with pytest.raises(ValueError, match=r"context of 9 tokens and 32 for the response are 41, the model has 40 positions"):
+    with pytest.raises(ValueError, match=r"context of 9 tokens and 32 for .* are 41, the model has 40 positions"):
         AutoregressiveSampler(vlm, SPECIAL, 32).generate(batch)
 
 

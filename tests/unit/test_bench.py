@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import mlflow
 import pytest
 import torch
 
 from echo_pl.bench.costs import costs
-from echo_pl.bench.decode import Grid
+from echo_pl.bench.decode import Grid, Timing
 from echo_pl.bench.machine import Limits
 from echo_pl.bench.models import NEVER_ENDS, BenchModel, text_prompts
 from echo_pl.bench.roofline import Forward, ModelShape, calculation, least_autoregressive, least_one_step, least_seconds
+from echo_pl.structs import DecodeResult
 from echo_pl.tools import bench
 from echo_pl.tools.bench import load_config, main
 
+RESULT = DecodeResult(
+    tokens=(),
+    stopped_B=torch.zeros(0, dtype=torch.bool),
+    looped_B=torch.zeros(0, dtype=torch.bool),
+    nfe_B=torch.zeros(0, dtype=torch.long),
+    kv_write_nfe_B=torch.zeros(0, dtype=torch.long),
+    written_B=torch.zeros(0, dtype=torch.long),
+    forwards=0,
+    prefill_seconds=0.0,
+    decode_seconds=0.0,
+    block_size=1,
+)
 SIZES = {"width": 32, "layers": 2, "heads": 2, "key_heads": 1, "mlp_width": 48, "vocabulary": 64}
 FIELDS = {
     "model", "method", "kv_cache", "block_size", "batch_size", "context", "nfe", "tpf", "tps_median", "tps_spread",
@@ -58,7 +72,22 @@ def test_rows_have_the_fields_and_the_counts_of_the_method(record):
         assert row["efficiency"] == pytest.approx(row["speedup_over_ar"] * ar["tpf"] / row["tpf"])
         assert row["peak_memory_mb"] is None or row["peak_memory_mb"] > 0
         assert row["repetitions"] == (3 if row["method"] == "ar_generate" else 2)
-        assert row["decodes_per_repetition"] >= 1
+        assert row["dtype"] == "float32"
+        assert row["prefill_spread"] >= 0
+
+
+def test_short_decodes_are_repeated_until_a_repetition_is_long_enough():
+    def decode() -> DecodeResult:
+        return replace(RESULT, decode_seconds=0.003, prefill_seconds=0.001)
+
+    timing = Timing(method="ar", kv_cache=None, block_size=1, run=decode, repetitions=1)
+    timing.warm_up(torch.device("cpu"), least_seconds=0.01)
+    assert timing.decodes == 3
+    timing.warm_up(torch.device("cpu"), least_seconds=0.001)
+    assert timing.decodes == 1
+    timing.repeat()
+    assert timing.seconds == [pytest.approx(0.003)]
+    assert timing.prefill_seconds == [pytest.approx(0.001)]
 
 
 def test_breakdowns_add_up_to_the_profiled_time(record):
@@ -93,6 +122,7 @@ def test_table_picture_and_mlflow_run_are_written(record):
         ("tokens=many", "tokens"),
         ("models=[huge]", r"models must be among \['small', 'small_640', 'tiny'\], got \['huge'\]"),
         ("device=tpu", "device must be cpu"),
+        ("compile=true", r"sizes.small.pack_weights=true is for eager decoding on a CPU, got compile=true and device=cpu: give"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_message(override, message):
@@ -113,6 +143,7 @@ def test_the_command_says_errors_in_one_line(capsys):
         ({"block_sizes": (3,)}, "must be even"),
         ({"batch_sizes": (0,)}, "batch_sizes"),
         ({"repetitions": 0}, "repetitions"),
+        ({"tokens": 0}, "tokens must be at least 2"),
     ],
 )
 def test_an_empty_grid_is_refused(changes, message):
