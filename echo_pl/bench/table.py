@@ -44,12 +44,12 @@ LEGEND = (
 
 def text_table(rows: Iterable[Row]) -> str:
     """For a terminal."""
-    return _aligned([[cell(row) for _, cell in _COLUMNS] for row in rows], [name for name, _ in _COLUMNS])
+    return aligned([[cell(row) for _, cell in _COLUMNS] for row in rows], [name for name, _ in _COLUMNS])
 
 
 def markdown_table(rows: Iterable[Row]) -> str:
     """In Markdown."""
-    return _markdown([[cell(row) for _, cell in _COLUMNS] for row in rows], [name for name, _ in _COLUMNS])
+    return markdown([[cell(row) for _, cell in _COLUMNS] for row in rows], [name for name, _ in _COLUMNS])
 
 
 def breakdown_table(breakdowns: Iterable[Row]) -> str:
@@ -66,7 +66,7 @@ def breakdown_table(breakdowns: Iterable[Row]) -> str:
         ]
         for row in breakdowns
     ]
-    return _markdown(body, headings)
+    return markdown(body, headings)
 
 
 def cost_table(found: Iterable[Cost]) -> str:
@@ -82,7 +82,7 @@ def cost_table(found: Iterable[Cost]) -> str:
         ]
         for cost in found
     ]
-    return _markdown(body, ["model", "method", "L", "from → to", "forward ms", "of which attention, or head and commit"])
+    return markdown(body, ["model", "method", "L", "from → to", "forward ms", "of which attention, or head and commit"])
 
 
 def calculation_table(tokens: int = 160) -> str:
@@ -95,15 +95,17 @@ def calculation_table(tokens: int = 160) -> str:
                 figures = [f"{row[name]:.0f}" for name in ("ar_tps", "one_step_tps")]
                 figures += [f"{row[name]:.2f}" for name in ("speedup_over_ar", "efficiency")]
                 body.append([device, str(samples), str(context), str(int(row["block_size"])), *figures])
-    return _markdown(body, ["device", "batch", "context", "L", "AR tps", "one step tps", "x AR", "efficiency"])
+    return markdown(body, ["device", "batch", "context", "L", "AR tps", "one step tps", "x AR", "efficiency"])
 
 
-def _markdown(body: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+def markdown(body: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+    """Lines of cells under headings, in Markdown."""
     lines = [headings, ["---"] * len(headings), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _aligned(body: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+def aligned(body: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+    """Lines of cells under headings, in columns."""
     lines = [headings, *body]
     widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from echo_pl.__main__ import EXPERIMENTS
 from echo_pl.bench import machine
@@ -25,6 +23,7 @@ from echo_pl.bench.models import BenchModel
 from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, cost_table, markdown_table, text_table
 from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
 from echo_pl.evaluation.speed_plot import speed_figure
+from echo_pl.tools.benchmarks import load_benchmark, log_benchmark, say
 
 _LOGGED = ("tps_median", "tps_spread", "tpf", "tpf_published", "speedup_over_ar", "efficiency", "prefill_seconds", "peak_memory_mb")
 CONFIG = EXPERIMENTS / "bench" / "decode.yaml"
@@ -55,22 +54,12 @@ class _Schema:
 
 
 def load_config(overrides: Sequence[str]) -> DictConfig:
-    """``experiments/bench/decode.yaml`` with overrides.
+    """``experiments/bench/decode.yaml`` with overrides; see :func:`load_benchmark`.
 
     Raises:
-        ValueError: an unknown key, a value of the wrong kind, an unknown model.
+        ValueError: also for packed weights where there are none: compiled, or not on a CPU.
     """
-    try:
-        config = OmegaConf.merge(OmegaConf.structured(_Schema), OmegaConf.load(CONFIG), OmegaConf.from_dotlist(list(overrides)))
-    except OmegaConfBaseException as error:
-        place = f"{error.full_key}: " if error.full_key else ""
-        raise ValueError(f"{place}{str(error).splitlines()[0]}; the keys are those of {CONFIG}") from error
-    assert isinstance(config, DictConfig)
-    unknown = sorted(set(config.models) - set(config.sizes))
-    if unknown or not config.models:
-        raise ValueError(f"models must be among {sorted(config.sizes)}, got {list(config.models)}")
-    if config.device not in ("cpu", "cuda") or (config.device == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"device must be cpu, or cuda where there is one, got {config.device!r}")
+    config = load_benchmark(_Schema, CONFIG, overrides)
     for name in config.models:
         if config.sizes[name].pack_weights and (config.compile or config.device != "cpu"):
             raise ValueError(
@@ -133,11 +122,6 @@ def _breakdowns(name: str, model: BenchModel, grid: Grid, config: DictConfig, ro
     return found
 
 
-def say(text: str) -> None:
-    """One line of progress."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
-
-
 def write_report(record: dict[str, Any], out: Path) -> list[Path]:
     """The table and the picture beside ``decode.json``."""
     facts = record["machine"]
@@ -174,29 +158,14 @@ def write_report(record: dict[str, Any], out: Path) -> list[Path]:
     return written
 
 
-def log_to_mlflow(record: dict[str, Any], config: DictConfig, files: Sequence[Path]) -> None:
-    """One run, with a metric per figure: ``<model>/<method>/<figure>``."""
-    mlflow.set_tracking_uri(config.mlflow)
-    if str(config.mlflow).startswith("sqlite:///"):
-        folder = Path(str(config.mlflow).removeprefix("sqlite:///")).parent.absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        if mlflow.get_experiment_by_name(config.experiment) is None:  # left alone, artifacts would go to the working directory
-            mlflow.create_experiment(config.experiment, artifact_location=(folder / "mlartifacts").as_uri())
-    mlflow.set_experiment(config.experiment)
-    with mlflow.start_run(run_name="decode"):
-        mlflow.log_params({"threads": record["machine"]["threads"], "processor": record["machine"]["processor"]})
-        mlflow.log_dict(record["machine"], "machine.json")
-        mlflow.log_dict(record["config"], "config.json")
-        metrics = {}
-        for row in record["rows"]:
-            cache = f"-{row['kv_cache']}" if row["kv_cache"] else ""
-            place = f"{row['method']}{cache}-L{row['block_size']}-batch{row['batch_size']}-context{row['context']}"
-            for figure in _LOGGED:
-                if row[figure] is not None:
-                    metrics[f"{row['model']}/{place}/{figure}"] = float(row[figure])
-        mlflow.log_metrics(metrics)
-        for path in files:
-            mlflow.log_artifact(str(path))
+def metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """Every figure under ``<model>/<method>/<figure>``."""
+    found: dict[str, float] = {}
+    for row in rows:
+        cache = f"-{row['kv_cache']}" if row["kv_cache"] else ""
+        place = f"{row['method']}{cache}-L{row['block_size']}-batch{row['batch_size']}-context{row['context']}"
+        found |= {f"{row['model']}/{place}/{figure}": float(row[figure]) for figure in _LOGGED if row[figure] is not None}
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = Path(config.out)
         files = [out / "decode.json", *write_report(record, out)]
         if config.mlflow is not None:
-            log_to_mlflow(record, config, files)
+            log_benchmark(config, "decode", record["machine"], metrics(record["rows"]), files)
     except (ValueError, OSError) as error:
         print(f"echo-pl-bench: {error}", file=sys.stderr)
         return 1
