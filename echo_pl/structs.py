@@ -34,6 +34,33 @@ class ReportText:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images of a batch in the order of their placeholders: as pixels, or as a frozen vision tower's output."""
+
+    pixel_values: Tensor
+    """As in :class:`Batch`; empty where there are features."""
+    grid_thw: Tensor
+    features: Tensor | None = None
+    vision_fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.grid_thw)
+
+    def chosen(self, numbers: Tensor) -> Images:
+        """Some of the images, in this order."""
+        patches = self.grid_thw.prod(-1)
+        pixels, features = self.pixel_values, self.features
+        if features is None:
+            parts = pixels.split(patches.tolist())
+            pixels = torch.cat([parts[i] for i in numbers.tolist()])
+        elif len(self):
+            per_token = int(patches.sum()) // len(features)
+            parts = features.split((patches // per_token).tolist())
+            features = torch.cat([parts[i] for i in numbers.tolist()])
+        return replace(self, pixel_values=pixels, grid_thw=self.grid_thw[numbers], features=features)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """One collated batch of studies, ready for a stage.
 
@@ -55,9 +82,23 @@ class Batch:
     """Finding labels as 0/1 floats, where the corpus has them (vision warm-up, label-based scores)."""
     references: tuple[ReportText, ...] = ()
     """The reference reports as text, where generation will be scored."""
+    image_features: Tensor | None = None
+    """(image tokens of all images, E): what a frozen vision tower made of the images, in the place of ``pixel_values``."""
+    vision_fingerprint: str | None = None
+    """With ``image_features``: of the tower that made them."""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def images(self) -> Images:
+        """The images, as a model takes them."""
+        return Images(
+            pixel_values=self.pixel_values,
+            grid_thw=self.image_grid_thw,
+            features=self.image_features,
+            vision_fingerprint=self.vision_fingerprint,
+        )
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """Return the batch with every tensor on ``device``."""

@@ -18,15 +18,19 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone import attention, flash_attention
 from echo_pl.backbone.attention import AttentionBackend, AttentionCall, QueryGroup
+from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.text_decoder import TextDecoder, unsuited
 from echo_pl.diffusion.block_mask import AttentionRule
 from echo_pl.diffusion.sequence import TrainingSequence
-from echo_pl.structs import SpecialTokens
+from echo_pl.structs import Images, SpecialTokens
 
 
 class VLM(nn.Module):
     """A ``Qwen2_5_VLForConditionalGeneration`` that takes attention as a rule and positions as given."""
+
+    reshard_after_forward: bool = True
+    """Of a sharded model: see :class:`echo_pl.backbone.sharding.ShardPolicy`."""
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class VLM(nn.Module):
         self.decode_attention = decode_attention
         self.pack_weights = pack_weights
         self._text_decoder: TextDecoder | None = None
+        self._vision_fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
 
     @property
     def layers(self) -> int:
@@ -107,6 +112,47 @@ class VLM(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             return visual(pixel_values.type(visual.dtype), grid_thw=image_grid_thw).pooler_output
 
+    def image_features(self, images: Images) -> Tensor:
+        """Projected image tokens (tokens, E), made now or stored.
+
+        Raises:
+            ValueError: the stored ones are another tower's.
+        """
+        if images.features is None:
+            return self.vision_features(images.pixel_values, images.grid_thw)
+        self.check_stored_features(images.vision_fingerprint)
+        return images.features
+
+    def check_stored_features(self, fingerprint: str | None) -> None:
+        """Refuse stored vision features of another tower than this one; None: there are none.
+
+        Raises:
+            ValueError: they are another's, or this one is in training.
+        """
+        if fingerprint is None:
+            return
+        own = self.vision_fingerprint
+        if own == fingerprint:
+            return
+        if own is None:
+            raise ValueError("the vision tower is in training here, which stored features do not do: set data.stored_features=null")
+        raise ValueError(
+            f"the stored vision features are of tower {fingerprint}, this model has {own}: make them anew with "
+            "python -m echo_pl.tools.store_features, or set data.stored_features=null"
+        )
+
+    @property
+    def vision_fingerprint(self) -> str | None:
+        """Hash of the vision tower's weights, projector included; None while they are in training."""
+        visual = self.network.model.visual
+        parameters = list(visual.parameters())
+        if any(p.requires_grad for p in parameters):
+            return None
+        versions = tuple((p.data_ptr(), p._version) for p in parameters)  # loading weights changes one or the other
+        if self._vision_fingerprint is None or self._vision_fingerprint[0] != versions:
+            self._vision_fingerprint = versions, weights_fingerprint(visual)
+        return self._vision_fingerprint[1]
+
     def context_positions(self, context_ids_BP: Tensor, lengths_B: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
         """M-RoPE positions of right-padded contexts.
 
@@ -139,8 +185,7 @@ class VLM(nn.Module):
         positions_3BQ: Tensor,
         rule: AttentionRule | tuple[QueryGroup, ...],
         *,
-        pixel_values: Tensor | None = None,
-        image_grid_thw: Tensor | None = None,
+        images: Images | None = None,
         cache: BlockKVCache | None = None,
         select: Tensor | int | None = None,
     ) -> Tensor:
@@ -150,8 +195,7 @@ class VLM(nn.Module):
             input_ids_BQ: token ids, image placeholders included.
             positions_3BQ: M-RoPE positions.
             rule: who sees whom among the tokens of a whole sequence; of a decode step, how much of the cache which queries see.
-            pixel_values: patches, as in :class:`echo_pl.structs.Batch`; None or empty when no placeholder is among the ids.
-            image_grid_thw: (images, 3).
+            images: None or empty when no placeholder is among the ids.
             cache: written and read in place.
             select: where logits are wanted: a bool mask (B, Q), the number of last positions, or None for all.
 
@@ -160,9 +204,9 @@ class VLM(nn.Module):
         """
         language_model = self.network.model.language_model
         embeds_BQE = language_model.embed_tokens(input_ids_BQ)
-        if pixel_values is not None and image_grid_thw is not None and len(image_grid_thw):
+        if images is not None and len(images):
             image_BQ1 = (input_ids_BQ == self.special.image)[..., None]
-            features = self.vision_features(pixel_values, image_grid_thw)
+            features = self.image_features(images)
             if int(image_BQ1.sum()) != len(features):
                 raise ValueError(f"{int(image_BQ1.sum())} image placeholders for {len(features)} image tokens in a batch")
             embeds_BQE = embeds_BQE.masked_scatter(image_BQ1, features.to(embeds_BQE.dtype))

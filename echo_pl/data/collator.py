@@ -22,12 +22,16 @@ class ReportCollator:
         special: Contexts are padded with its ``pad``, responses with its ``eos``.
         labels: Finding labels of the corpus, the columns of ``labels_BF``; empty for a corpus without labels.
         references: Whether batches carry the reference reports.
+        vision_fingerprint: Of the tower whose output the samples carry; None where they carry pixels.
     """
 
-    def __init__(self, special: SpecialTokens, labels: Sequence[str], *, references: bool) -> None:
+    def __init__(
+        self, special: SpecialTokens, labels: Sequence[str], *, references: bool, vision_fingerprint: str | None = None
+    ) -> None:
         self._special = special
         self._columns = {label: column for column, label in enumerate(labels)}
         self._references = references
+        self._vision_fingerprint = vision_fingerprint
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Make one batch.
@@ -37,6 +41,7 @@ class ReportCollator:
         """
         contexts = [sample.context_ids_P for sample in samples]
         responses = [sample.response_ids_R for sample in samples]
+        features = [sample.image_features for sample in samples if sample.image_features is not None]
         return Batch(
             keys=tuple(sample.key for sample in samples),
             context_ids_BP=pad_sequence(contexts, batch_first=True, padding_value=self._special.pad),
@@ -47,6 +52,8 @@ class ReportCollator:
             image_grid_thw=torch.cat([sample.image_grid_thw for sample in samples]),
             labels_BF=self._labels(samples) if self._columns else None,
             references=tuple(sample.reference for sample in samples) if self._references else (),
+            image_features=torch.cat(features) if features else None,
+            vision_fingerprint=self._vision_fingerprint,
         )
 
     def _labels(self, samples: Sequence[Sample]) -> Tensor:

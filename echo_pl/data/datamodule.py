@@ -21,6 +21,7 @@ from torch import Tensor
 from echo_pl.data.collator import ReportCollator
 from echo_pl.data.corpora import make_judge
 from echo_pl.data.corpus_index import CorpusIndex, check_local
+from echo_pl.data.feature_store import FeatureReader
 from echo_pl.data.judge import ReportJudge
 from echo_pl.data.loader import FixedLoader, ResumableLoader
 from echo_pl.data.order import EpochOrder, Places, eval_batches, fixed_order
@@ -59,6 +60,8 @@ class ReportDataModule(L.LightningDataModule):
         max_response_tokens: Longest response, eos included.
         on_bad_sample: ``error`` or ``skip``, for a sample that cannot be decoded.
         on_long_response: ``error`` or ``skip``, for a response longer than ``max_response_tokens``.
+        stored_features: Folder of stored vision features (``python -m echo_pl.tools.store_features``), which are read in the
+            place of images, for stages whose vision tower is frozen; None: the images.
         cache_samples: Training samples kept in memory once decoded (a 64 x 64 one takes 0.1 MB); only with num_workers=0.
         limit_train: Train on the first so many studies only.
         limit_val: Validate on the first so many studies only.
@@ -93,6 +96,7 @@ class ReportDataModule(L.LightningDataModule):
         max_response_tokens: int = 128,
         on_bad_sample: OnBad = "error",
         on_long_response: OnBad = "error",
+        stored_features: str | Path | None = None,
         cache_samples: int = 0,
         limit_train: int | None = None,
         limit_val: int | None = None,
@@ -123,6 +127,7 @@ class ReportDataModule(L.LightningDataModule):
         self._num_workers = num_workers
         self._on_bad_sample = on_bad_sample
         self._on_long_response = on_long_response
+        self._features_folder = None if stored_features is None else check_local(stored_features)
         self._cache_samples = cache_samples
         self._cache: dict[str, Sample] = {}
         self._limits = {"train": limit_train, "val": limit_val, "test": limit_test}
@@ -207,9 +212,28 @@ class ReportDataModule(L.LightningDataModule):
         parts = f"{self.index.fingerprint}\n{self.vocabulary_fingerprint}\n{sorted(asdict(self.processor_config).items())}"
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
+    @property
+    def image_processing(self) -> dict[str, int]:
+        """What decides how an image becomes patches."""
+        c = self.processor_config
+        return {name: getattr(c, name) for name in ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")}
+
+    @cached_property
+    def _features(self) -> FeatureReader | None:
+        if self._features_folder is None:
+            return None
+        reader = FeatureReader(self._features_folder)
+        reader.index.check(reader.folder, self.index.fingerprint, self.image_processing)
+        return reader
+
+    @property
+    def vision_fingerprint(self) -> str | None:
+        """Of the vision tower whose stored output the batches carry; None: they carry pixels."""
+        return None if self._features is None else self._features.index.vision_fingerprint
+
     def setup(self, stage: str | None = None) -> None:
-        """Read index and tokenizer, so that what is missing is said before training starts."""
-        _ = self.index, self.special
+        """Read index, tokenizer and index of features, so that what is missing is said before training starts."""
+        _ = self.index, self.special, self._features
         unknown = [shard.name for shard in self.index.splits.get("train", ()) if not shard.characters]
         if self._length_window and unknown:
             raise ValueError(
@@ -320,11 +344,13 @@ class ReportDataModule(L.LightningDataModule):
     ) -> BatchStream:
         return BatchStream(
             folder=self.root,
+            split=split,
             shards=self.index.shards(split),
             order=order,
             batches=batches,
             process=self.processor,
-            collate=ReportCollator(self.special, self.labels, references=references),
+            collate=ReportCollator(self.special, self.labels, references=references, vision_fingerprint=self.vision_fingerprint),
+            features=self._features,
             on_bad_sample=self._on_bad_sample,
             on_long_response=self._on_long_response,
             cache=cache,

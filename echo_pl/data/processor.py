@@ -79,6 +79,8 @@ class Sample:
     image_grid_thw: Tensor
     labels: tuple[str, ...]
     reference: ReportText
+    image_features: Tensor | None = None
+    """In the place of ``pixel_values``, which then are none."""
 
 
 class ReportProcessor:
@@ -117,21 +119,35 @@ class ReportProcessor:
                 f"the response of study {study.key} has {len(response_ids_R)} tokens, more than max_response_tokens="
                 f"{self.config.max_response_tokens}; raise it, or set on_long_response=skip"
             )
-        try:
-            features = self._images([image.convert("RGB") for image in study.images], return_tensors="pt")
-        except (ValueError, OSError) as error:
-            raise ValueError(f"an image of study {study.key} cannot be processed: {error}") from error
-        grid = features["image_grid_thw"]
+        stored = study.stored
+        pixel_values, grid = self.patches(study) if stored is None else (torch.zeros(0, self._patch_width), stored.grid_thw)
         merged = (grid.prod(dim=1) // self.config.merge_size**2).tolist()
         return Sample(
             key=study.key,
             context_ids_P=self.context_ids(tuple(merged)),
             response_ids_R=response_ids_R,
-            pixel_values=features["pixel_values"],
+            pixel_values=pixel_values,
             image_grid_thw=grid,
             labels=study.labels,
             reference=report,
+            image_features=None if stored is None else stored.features,
         )
+
+    def patches(self, study: Study) -> tuple[Tensor, Tensor]:
+        """Pixels of all images of a study in patches, as in :class:`echo_pl.structs.Batch`, and the grid of each image.
+
+        Raises:
+            ValueError: If an image has an impossible shape.
+        """
+        try:
+            features = self._images([image.convert("RGB") for image in study.images], return_tensors="pt")
+        except (ValueError, OSError) as error:
+            raise ValueError(f"an image of study {study.key} cannot be processed: {error}") from error
+        return features["pixel_values"], features["image_grid_thw"]
+
+    @property
+    def _patch_width(self) -> int:
+        return 3 * self.config.temporal_patch_size * self.config.patch_size**2
 
     def context_ids(self, image_tokens: tuple[int, ...]) -> Tensor:
         """Token ids of the context for images of so many vision tokens each, shape (P,)."""

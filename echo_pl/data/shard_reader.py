@@ -17,11 +17,12 @@ from typing import Any
 from PIL import Image
 
 from echo_pl.data.corpus_index import SCHEMA_VERSION, Shard, check_local
-from echo_pl.data.study import Study
+from echo_pl.data.study import StoredImages, Study
 from echo_pl.data.webdataset_secure import base_plus_ext, group_by_keys
 from echo_pl.structs import ReportText
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg")
+STUDY_SUFFIXES = ("json", *IMAGE_SUFFIXES)
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000
 
@@ -40,16 +41,25 @@ class RawSample:
     """Suffix (``0.png``, ``json``) to content."""
 
 
-def read_samples(folder: Path | str, shard: Shard, wanted: Collection[int]) -> Iterator[tuple[int, RawSample]]:
+def read_samples(
+    folder: Path | str,
+    shard: Shard,
+    wanted: Collection[int],
+    *,
+    suffixes: Collection[str] = STUDY_SUFFIXES,
+    passed_over: Collection[str] = (),
+) -> Iterator[tuple[int, RawSample]]:
     """Yield the wanted samples of one shard in their order, undecoded.
 
     Args:
         folder: The corpus folder.
         shard: As its index describes it.
         wanted: Places in the shard, from 0.
+        suffixes: What the shard may hold, by the last part of its members' names.
+        passed_over: Of these the content is not read.
 
     Raises:
-        ShardError: If the shard is missing, damaged, other than its index says, or holds anything but images and JSON.
+        ShardError: If the shard is missing, damaged, other than its index says, or holds anything but files of these suffixes.
     """
     path = check_local(folder) / shard.name
     if not path.is_file():
@@ -60,27 +70,29 @@ def read_samples(folder: Path | str, shard: Shard, wanted: Collection[int]) -> I
             "copy it again, or make the corpus again"
         )
     chosen = sorted(wanted)
-    members = _members(path, shard, frozenset(chosen))
+    members = _members(path, shard, frozenset(chosen), suffixes, passed_over)
     for place, sample in zip(chosen, group_by_keys(members), strict=True):
         fields = {name: content for name, content in sample.items() if not name.startswith("__")}
         yield place, RawSample(key=sample["__key__"], shard=shard.name, fields=fields)
 
 
-def _members(path: Path, shard: Shard, wanted: frozenset[int]) -> Iterator[dict[str, Any]]:
+def _members(
+    path: Path, shard: Shard, wanted: frozenset[int], suffixes: Collection[str], passed_over: Collection[str]
+) -> Iterator[dict[str, Any]]:
     """Yield the wanted samples' members as WebDataset's grouping expects them; the others' content is not read."""
     place, key = -1, None
     names: set[str] = set()
     try:
         with tarfile.open(path, mode="r:") as tar:
             for member in tar:
-                stem = _checked_stem(path, member)
+                stem, suffix = _checked_name(path, member, suffixes)
                 if stem != key:
                     place, key = place + 1, stem
                     names.clear()
                 if member.name in names:
                     raise ShardError(f"shard {path} holds {member.name!r} twice; make the corpus again")
                 names.add(member.name)
-                if place in wanted:
+                if place in wanted and suffix not in passed_over:
                     content = tar.extractfile(member)
                     assert content is not None  # _checked_stem lets regular files through only
                     yield {"fname": member.name, "data": content.read(), "__url__": str(path)}
@@ -90,21 +102,27 @@ def _members(path: Path, shard: Shard, wanted: frozenset[int]) -> Iterator[dict[
         raise ShardError(f"shard {path} holds {place + 1} samples, its index says {shard.samples}; make the corpus again")
 
 
-def _checked_stem(path: Path, member: tarfile.TarInfo) -> str:
-    stem, suffix = base_plus_ext(member.name)
-    allowed = suffix == "json" or (suffix is not None and suffix.lower().rsplit(".", 1)[-1] in IMAGE_SUFFIXES)
+def _checked_name(path: Path, member: tarfile.TarInfo, suffixes: Collection[str]) -> tuple[str, str]:
+    """Stem, and the last part of the suffix; a study has several images, ``0.png``, and one of everything else."""
+    stem, whole = base_plus_ext(member.name)
+    suffix = "" if whole is None else whole.lower().rsplit(".", 1)[-1]
+    allowed = suffix in suffixes and (whole == suffix or suffix in IMAGE_SUFFIXES)
     if not member.isreg() or not allowed or "/" in member.name or "\\" in member.name:
         raise ShardError(
-            f"shard {path} holds {member.name!r}; only plain files named *.json, *.{', *.'.join(IMAGE_SUFFIXES)} are "
+            f"shard {path} holds {member.name!r}; only plain files named *.{', *.'.join(suffixes)} are "
             "accepted, as a shard must hold nothing but images and text. Do not use it unless you know who made it"
         )
     if member.size > MAX_MEMBER_BYTES:
         raise ShardError(f"shard {path} holds {member.name!r} of {member.size} bytes, more than {MAX_MEMBER_BYTES}")
-    return str(stem)
+    return str(stem), suffix
 
 
-def decode_study(sample: RawSample) -> Study:
+def decode_study(sample: RawSample, stored: StoredImages | None = None) -> Study:
     """Decode one sample.
+
+    Args:
+        sample: As it stands in its shard.
+        stored: In the place of its images, which were passed over.
 
     Raises:
         ValueError: If its JSON or one of its images cannot be decoded; the message names sample and shard.
@@ -123,6 +141,7 @@ def decode_study(sample: RawSample) -> Study:
             raw=None if raw is None else _report(raw),
             labels=tuple(str(label) for label in record["labels"]),
             meta={str(name): str(value) for name, value in record["meta"].items()},
+            stored=stored,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where} lacks a field or has a wrong one: {error!r}") from error

@@ -1,6 +1,6 @@
 """One study as a corpus makes it and a shard keeps it: images, the report in two versions, labels.
 
-Knows nothing of files, tokens or tensors.
+Knows nothing of files or tokens.
 """
 
 from __future__ import annotations
@@ -10,11 +10,22 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from PIL import Image
+from torch import Tensor
 
 from echo_pl.structs import ReportText
 
 Version = Literal["normalized", "raw"]
 VERSIONS: tuple[Version, ...] = ("normalized", "raw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImages:
+    """One study's images, as a vision tower sees them."""
+
+    features: Tensor
+    """(image tokens of all images, E)."""
+    grid_thw: Tensor
+    """(images, 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +43,13 @@ class Study:
     """Positive finding labels."""
     meta: Mapping[str, str] = field(default_factory=dict)
     """Anything else worth keeping, as text: sizes of findings, view, age."""
+    stored: StoredImages | None = None
+    """In the place of images: what a frozen vision tower made of them."""
 
     def __post_init__(self) -> None:
         if not self.key or not all(c.isascii() and (c.isalnum() or c in "-_") for c in self.key):
             raise ValueError(f"key must be made of letters, digits, '-' and '_', got {self.key!r}")
-        if not self.images:
+        if not self.images and self.stored is None:
             raise ValueError(f"study {self.key} has no image")
 
     def report(self, version: Version) -> ReportText:

@@ -150,8 +150,7 @@ class UncachedBlocks:
         self._images_per_row = len(batch.image_grid_thw) // len(batch)
         if self._images_per_row * len(batch) != len(batch.image_grid_thw):
             raise ValueError("kv_cache=none decodes batches with the same number of images per study; use vanilla or fused")
-        self.grid = batch.image_grid_thw
-        self.pixels = list(batch.pixel_values.split(self.grid.prod(-1).tolist()))
+        self.images = batch.images
 
     def denoise(self, canvas_AL: Tensor, block: int, working: Tensor) -> Tensor:
         """See :meth:`CachedBlocks.denoise`."""
@@ -167,8 +166,7 @@ class UncachedBlocks:
             torch.cat([self.ids_AT, canvas_AL], dim=1),
             torch.cat([self.positions, response_AR.expand(3, -1, -1)], dim=2),
             AttentionRule(query=coords, key=coords, context_attention=self.config.context_attention, context_width=P),
-            pixel_values=torch.cat(self.pixels),
-            image_grid_thw=self.grid,
+            images=self.images,
             select=L,
         )
 
@@ -181,5 +179,5 @@ class UncachedBlocks:
         self.rows_A, self.ids_AT = self.rows_A[rows_A.cpu()], self.ids_AT[rows_A]
         self.lengths_A, self.behind_A = self.lengths_A[rows_A], self.behind_A[rows_A]
         self.positions = self.positions[:, rows_A]
-        images = (rows_A[:, None] * self._images_per_row + torch.arange(self._images_per_row, device=rows_A.device)).flatten()
-        self.grid, self.pixels = self.grid[images], [self.pixels[i] for i in images.tolist()]
+        numbers = (rows_A[:, None] * self._images_per_row + torch.arange(self._images_per_row, device=rows_A.device)).flatten()
+        self.images = self.images.chosen(numbers)

@@ -110,8 +110,7 @@ def prefill(
         context_ids_BP,
         positions,
         AttentionRule(query=coords, key=coords, context_attention=context_attention, context_width=P),
-        pixel_values=batch.pixel_values,
-        image_grid_thw=batch.image_grid_thw,
+        images=batch.images,
         cache=cache,
         select=last_BP if logits == "last" else 0,
     )

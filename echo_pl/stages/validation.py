@@ -37,6 +37,8 @@ class TextTools:
     judge: Judge | None
     fingerprint: str
     """Of the data; kept in checkpoints."""
+    vision_fingerprint: str | None = None
+    """Of the vision tower whose stored output the batches carry; None: they carry pixels."""
 
 
 def refuse_compile(decode: DecodeConfig) -> None:

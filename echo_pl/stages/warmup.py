@@ -58,6 +58,7 @@ class VisionWarmup(L.LightningModule):
             self.vlm = self.backbone.build(self.text.special, self.text.vocab_size)
             self.vlm.requires_grad_(False)
             self.vlm.network.model.visual.requires_grad_(True)
+            self.vlm.check_stored_features(self.text.vision_fingerprint)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 self.classifier = nn.Linear(self.vlm.width, len(self.text.labels))
@@ -76,7 +77,7 @@ class VisionWarmup(L.LightningModule):
         """Binary cross-entropy over all labels."""
         assert batch.labels_BF is not None
         loss = F.binary_cross_entropy_with_logits(self(batch).float(), batch.labels_BF)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:

@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from echo_pl.__main__ import reported
-from echo_pl.backbone.checkpoint import load_weights, weights_fingerprint
+from echo_pl.backbone.checkpoint import load_weights
+from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.lineage import refuse_other_data, resolve_start
 from echo_pl.run import prepare
 from echo_pl.sampling.collect import collect, store_identity

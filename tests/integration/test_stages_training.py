@@ -31,7 +31,8 @@ from torch.utils.data import DataLoader
 
 from callbacks.trajectory_logger import TrajectoryLogger
 from echo_pl.assemble import text_tools
-from echo_pl.backbone.checkpoint import read_checkpoint, weights_fingerprint
+from echo_pl.backbone.checkpoint import read_checkpoint
+from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.diffusion.objectives import SequenceLevel
 from echo_pl.sampling import BlockSampler

@@ -63,7 +63,7 @@ def rad(batch: Batch, grid: str, context_attention: str, copies: int = 2) -> Tra
 def logits(vlm: VLM, sequence: TrainingSequence, batch: Batch, backend: str) -> Tensor:
     vlm.train_attention = backend
     positions = vlm.sequence_positions(sequence, batch.image_grid_thw)
-    out = vlm(sequence.input_ids_BT, positions, sequence.rule, pixel_values=batch.pixel_values, image_grid_thw=batch.image_grid_thw)
+    out = vlm(sequence.input_ids_BT, positions, sequence.rule, images=batch.images)
     return out[real_tokens(sequence)]
 
 

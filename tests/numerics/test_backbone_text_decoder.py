@@ -43,8 +43,7 @@ def steps(vlm: VLM, contexts: list[int]) -> list[Tensor]:
         batch.context_ids_BP,
         positions,
         AttentionRule(query=coords, key=coords, context_width=P),
-        pixel_values=batch.pixel_values,
-        image_grid_thw=batch.image_grid_thw,
+        images=batch.images,
         cache=cache,
         select=0,
     )

@@ -51,7 +51,7 @@ def noisy_copies(blocked: BlockedResponse, copies: int) -> Tensor:
 def rad_logits(vlm: VLM, sequence: TrainingSequence, batch: Batch) -> Tensor:
     """Logits of everything behind the context."""
     positions = vlm.sequence_positions(sequence, batch.image_grid_thw)
-    out = vlm(sequence.input_ids_BT, positions, sequence.rule, pixel_values=batch.pixel_values, image_grid_thw=batch.image_grid_thw)
+    out = vlm(sequence.input_ids_BT, positions, sequence.rule, images=batch.images)
     return out[:, sequence.context_width :]
 
 

@@ -71,7 +71,7 @@ def autoregressive_case(batch: Batch) -> Case:
 @torch.no_grad()
 def logits(vlm: VLM, sequence: TrainingSequence, batch: Batch, ids: Tensor, pixels: Tensor) -> Tensor:
     positions = vlm.sequence_positions(sequence, batch.image_grid_thw)
-    return vlm(ids, positions, sequence.rule, pixel_values=pixels, image_grid_thw=batch.image_grid_thw)
+    return vlm(ids, positions, sequence.rule, images=replace(batch, pixel_values=pixels).images)
 
 
 def check(vlm: VLM, batch: Batch, case: Case, backend: AttentionBackend) -> None:

@@ -77,8 +77,7 @@ def test_sequence_logits_are_those_of_the_library_without_any_mask_or_position(v
             ids,
             vlm.sequence_positions(sequence, batch.image_grid_thw),
             sequence.rule,
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
+            images=batch.images,
         )
         theirs = stock_network(vlm)(
             input_ids=ids,

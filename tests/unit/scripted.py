@@ -8,7 +8,7 @@ from torch import Tensor
 from echo_pl.backbone.attention import QueryGroup
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.diffusion.block_mask import AttentionRule
-from echo_pl.structs import Batch, SpecialTokens
+from echo_pl.structs import Batch, Images, SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, eos=1, mask=2, image=3, never_sampled=(0, 2, 3))
 VOCABULARY = 128
@@ -43,8 +43,7 @@ class ScriptedVLM:
         positions_3AQ: Tensor,
         rule: AttentionRule | None,
         *,
-        pixel_values: Tensor | None = None,
-        image_grid_thw: Tensor | None = None,
+        images: Images | None = None,
         cache: BlockKVCache | None = None,
         select: Tensor | int | None = None,
     ) -> Tensor:

@@ -17,8 +17,8 @@ from echo_pl.backbone.checkpoint import (
     load_weights,
     read_checkpoint,
     record_dict,
-    weights_fingerprint,
 )
+from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.vlm import VLM
 
 

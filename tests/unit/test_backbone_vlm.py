@@ -22,9 +22,8 @@ def vlm() -> VLM:
 def forward(vlm: VLM, batch: Batch, **options) -> torch.Tensor:
     sequence = autoregressive_sequence(batch.context_ids_BP, batch.context_lengths_B, batch.response_ids_BR)
     positions = vlm.sequence_positions(sequence, batch.image_grid_thw)
-    images = {"pixel_values": batch.pixel_values, "image_grid_thw": batch.image_grid_thw}
     with torch.no_grad():
-        return vlm(sequence.input_ids_BT, positions, sequence.rule, **{**images, **options})
+        return vlm(sequence.input_ids_BT, positions, sequence.rule, **{"images": batch.images, **options})
 
 
 def test_positions_of_a_context_with_an_image(vlm):
@@ -72,7 +71,7 @@ def test_placeholders_and_images_must_agree(vlm):
     batch = make_batch([8, 6], [4, 4])
     short = replace(batch, pixel_values=batch.pixel_values[:16], image_grid_thw=batch.image_grid_thw[:1])
     with pytest.raises(ValueError, match=f"{2 * IMAGE_TOKENS} image placeholders for {IMAGE_TOKENS} image tokens"):
-        forward(vlm, batch, pixel_values=short.pixel_values, image_grid_thw=short.image_grid_thw)
+        forward(vlm, batch, images=short.images)
 
 
 def test_a_frozen_tower_keeps_no_graph_and_a_trained_one_does():
@@ -109,8 +108,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(backend):
             sequence.input_ids_BT,
             vlm.sequence_positions(sequence, batch.image_grid_thw),
             sequence.rule,
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
+            images=batch.images,
         )
         loss = logits.square().mean()
         loss.backward()

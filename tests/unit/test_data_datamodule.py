@@ -148,7 +148,7 @@ def test_a_place_in_another_order_is_refused(root):
 def test_resume_does_not_decode_what_it_skips(root, monkeypatch):
     decoded = []
     decode = stream.decode_study
-    monkeypatch.setattr(stream, "decode_study", lambda raw: decoded.append(raw.key) or decode(raw))
+    monkeypatch.setattr(stream, "decode_study", lambda raw, stored: decoded.append(raw.key) or decode(raw, stored))
     loader = module(root).train_dataloader()
     loader.load_state_dict({"epoch": 4, "batches_done": 6})
     assert len(list(loader)) == 1

@@ -10,7 +10,8 @@ import torch
 from models import SPECIAL, VOCABULARY
 from stage_parts import BACKBONE, DECODE, OPTIMIZATION, dcd, pretrain, rad, record, warmup, write_checkpoint
 
-from echo_pl.backbone.checkpoint import read_checkpoint, weights_fingerprint
+from echo_pl.backbone.checkpoint import read_checkpoint
+from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.objectives import SequenceLevel
 from echo_pl.sampling.collect import store_identity

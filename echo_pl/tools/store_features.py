@@ -1,0 +1,112 @@
+"""Run the frozen vision tower over a corpus once, for stages 2 and 3 to read its output in the place of images.
+
+    python -m echo_pl.tools.store_features --out outputs/features/synthetic
+    echo-pl stage=rad data.stored_features=outputs/features/synthetic
+
+The tower is that of the newest stage-1 run, unless start=<checkpoint> says otherwise; stages 2 and 3 do not train it. An
+interrupted run is continued by the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tqdm.auto import tqdm
+
+from echo_pl.__main__ import reported
+from echo_pl.backbone.checkpoint import load_weights
+from echo_pl.backbone.vlm import VLM
+from echo_pl.data.corpus_index import Shard
+from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.data.feature_store import DTYPES, FeatureIndex, FeatureWriter
+from echo_pl.data.shard_reader import decode_study, read_samples
+from echo_pl.data.study import StoredImages
+from echo_pl.lineage import refuse_other_data, resolve_start
+from echo_pl.run import prepare
+from echo_pl.tools.compose import compose_config
+
+
+def store_features(config: DictConfig, out: Path, dtype: str, batch_size: int) -> FeatureIndex:
+    """Store the features of every split of the corpus.
+
+    Args:
+        config: composed with ``stage=rad``; precision and device are those of its trainer.
+        out: folder to make, or to finish.
+        dtype: name of the type to store.
+        batch_size: studies whose images go through the tower at once.
+
+    Raises:
+        FileNotFoundError: no stage-1 run to start from, or no corpus.
+        ValueError: the folder holds something else; a checkpoint that does not fit.
+    """
+    data = prepare(config)
+    start, before = resolve_start(config, None)
+    refuse_other_data(data, None, start, before)
+    vlm = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
+    if start is not None:
+        load_weights(vlm, start, ("pretrain", "rad"))
+    vlm = vlm.to("cuda" if config.trainer.accelerator == "gpu" else "cpu").eval().requires_grad_(False)
+    writer = FeatureWriter(
+        out,
+        FeatureIndex(
+            corpus_fingerprint=data.index.fingerprint,
+            processing=data.image_processing,
+            vision_fingerprint=vlm.vision_fingerprint or "",
+            precision=str(config.trainer.precision),
+            dtype=dtype,
+            width=vlm.width,
+            splits={},
+        ),
+    )
+    if writer.complete:
+        return writer.index
+    splits = data.index.splits
+    with tqdm(total=sum(map(data.index.count, splits)), desc="vision features", unit="study") as bar:
+        for split, shards in splits.items():
+            for shard in shards:
+                if not writer.has(split, shard.name):
+                    writer.write(split, shard.name, _features_of(vlm, data, shard, writer.index, batch_size))
+                bar.update(shard.samples)
+    writer.finish()
+    return writer.index
+
+
+def _features_of(
+    vlm: VLM, data: ReportDataModule, shard: Shard, index: FeatureIndex, batch_size: int
+) -> Iterator[tuple[str, StoredImages]]:
+    samples = (raw for _, raw in read_samples(data.root, shard, range(shard.samples)))
+    mixed = index.precision == "bf16-mixed"  # as Lightning runs the same tower in training
+    while some := list(islice(samples, batch_size)):
+        patches = [data.processor.patches(decode_study(raw)) for raw in some]
+        pixels, grid = (torch.cat(parts).to(vlm.device) for parts in zip(*patches, strict=True))
+        with torch.no_grad(), torch.autocast(vlm.device.type, torch.bfloat16, enabled=mixed):
+            features = vlm.vision_features(pixels, grid).to("cpu", DTYPES[index.dtype])
+        tokens = [int(own.prod(-1).sum()) // data.processor_config.merge_size**2 for _, own in patches]
+        for raw, (_, own), part in zip(some, patches, features.split(tokens), strict=True):
+            yield raw.key, StoredImages(features=part.clone(), grid_thw=own)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to make, or to finish after an interruption")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="type to store (default bfloat16)")
+    parser.add_argument("--batch-size", type=int, default=64, help="studies at once (default 64)")
+    parser.add_argument("overrides", nargs="*", help="configuration, as for echo-pl: data=nih start=<checkpoint> ...")
+    args = parser.parse_args()
+    with reported():
+        index = store_features(compose_config(["stage=rad", *args.overrides]), args.out, args.dtype, args.batch_size)
+        size = sum(shard.bytes for shards in index.splits.values() for shard in shards)
+        print(
+            f"vision features of tower {index.vision_fingerprint}, {size / 1e6:.0f} MB; train with data.stored_features={args.out}"
+        )
+
+
+if __name__ == "__main__":
+    main()
