@@ -6,7 +6,6 @@ nothing of stages.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any
 import torch
 
 from echo_pl.backbone.factory import refuse_unmatched
+from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_into, read_meta, stored_shapes
 from echo_pl.backbone.vlm import VLM
 
 RECORD_KEY = "echo_pl"
 """Under this key a checkpoint holds its :class:`StageRecord`."""
+_PREFIX = "vlm."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,29 +43,36 @@ class StageRecord:
 
 
 def read_checkpoint(path: str | Path) -> tuple[StageRecord, dict[str, Any]]:
-    """Load a checkpoint of this project into CPU memory.
+    """Load a checkpoint of this project into CPU memory; of one in a folder (FSDP2) all but the tensors.
 
     Returns:
-        Its record and the whole checkpoint.
+        Its record and the checkpoint.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
         ValueError: the file is torn, or not a checkpoint of this project.
     """
     file = Path(path)
-    if not file.is_file():
+    sharded = is_sharded_checkpoint(file)
+    if not is_checkpoint(file):
         raise FileNotFoundError(
             f"no checkpoint at {file}; give start=<checkpoint of the stage before> or resume=<checkpoint of this stage>"
         )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        content = read_meta(file) if sharded else torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{file} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}") from error
     record = content.get(RECORD_KEY) if isinstance(content, dict) else None
-    if not isinstance(record, dict) or not {"stage", "backbone"} <= record.keys() or "state_dict" not in content:
+    whole = isinstance(record, dict) and {"stage", "backbone"} <= record.keys() and (sharded or "state_dict" in content)
+    if not whole or not isinstance(record, dict):
         raise ValueError(f"{file} is not a checkpoint of echo_pl: it has no {RECORD_KEY!r} record")
     known = {field.name for field in fields(StageRecord)}
     return StageRecord(**{name: value for name, value in record.items() if name in known}), content
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is a checkpoint, a file or a folder, to be read."""
+    return path.is_file() or is_sharded_checkpoint(path)
 
 
 def load_weights(
@@ -94,17 +102,23 @@ def load_weights(
     """
     record, content = read_checkpoint(path)
     refuse_other_stage(record, path, expected_stages, block_size, grid, context_attention)
-    prefix = "vlm."
-    weights = {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+    sharded = "state_dict" not in content
+    stored = stored_shapes(Path(path)) if sharded else {name: value.shape for name, value in content["state_dict"].items()}
+    shapes = {name.removeprefix(_PREFIX): shape for name, shape in stored.items() if name.startswith(_PREFIX)}
     own = vlm.state_dict()
-    refuse_unmatched(own.keys() - weights.keys(), weights.keys() - own.keys(), str(path))
-    shapes = [n for n in own if own[n].shape != weights[n].shape]
-    if shapes:
-        first = shapes[0]
+    refuse_unmatched(own.keys() - shapes.keys(), shapes.keys() - own.keys(), str(path))
+    other = [name for name in own if own[name].shape != shapes[name]]
+    if other:
+        first = other[0]
         raise ValueError(
-            f"{path} does not fit the model: {len(shapes)} weights have other shapes, {first} is {tuple(weights[first].shape)} "
+            f"{path} does not fit the model: {len(other)} weights have other shapes, {first} is {tuple(shapes[first])} "
             f"there and {tuple(own[first].shape)} here; is it another backbone or another tokenizer?"
         )
+    if sharded:
+        weights = {name: torch.empty_like(value) for name, value in own.items()}
+        read_into(Path(path), {_PREFIX + name: value for name, value in weights.items()})
+    else:
+        weights = {name: content["state_dict"][_PREFIX + name] for name in own}
     vlm.load_state_dict(weights)
     return record
 
@@ -134,12 +148,3 @@ def refuse_other_stage(
 def record_dict(record: StageRecord) -> dict[str, Any]:
     """The record as plain values, for a checkpoint or a JSON file."""
     return asdict(record)
-
-
-def weights_fingerprint(vlm: VLM) -> str:
-    """A hash of all weights, to tell which teacher stored trajectories belong to."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(vlm.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

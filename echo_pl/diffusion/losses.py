@@ -7,6 +7,7 @@ Shapes: M chosen positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,12 +21,36 @@ StepWeight = Literal["linear", "none"]
 WeightNorm = Literal["weights", "positions"]
 
 
-def next_token_loss(logits_MV: Tensor, target_M: Tensor) -> Tensor:
-    """Cross-entropy of the next token, mean over positions (METHOD.md 1). Context positions are simply not among the rows."""
-    return F.cross_entropy(logits_MV.float(), target_M)
+Share = Callable[[Tensor], Tensor]
+"""From what a mean is divided by on this rank to what all ranks together have, divided by their number; see :func:`own`."""
 
 
-def masked_diffusion_loss(logits_MV: Tensor, target_M: Tensor, t_M: Tensor, weight: LossWeight, supervised: Tensor | int) -> Tensor:
+def own(count: Tensor) -> Tensor:
+    """The :data:`Share` of a single process: the count itself."""
+    return count
+
+
+def next_token_loss(logits_MV: Tensor, target_M: Tensor, positions: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of the next token, mean over positions (METHOD.md 1). Context positions are simply not among the rows.
+
+    Args:
+        logits_MV: where a response token comes next.
+        target_M: that token.
+        positions: number to divide the sum by; None: M.
+    """
+    if positions is None:
+        return F.cross_entropy(logits_MV.float(), target_M)
+    return F.cross_entropy(logits_MV.float(), target_M, reduction="sum") / positions
+
+
+def masked_diffusion_loss(
+    logits_MV: Tensor,
+    target_M: Tensor,
+    t_M: Tensor,
+    weight: LossWeight,
+    supervised: Tensor | int,
+    masked: Tensor | int | None = None,
+) -> Tensor:
     """Cross-entropy of x0 at masked positions, same position, no shift (METHOD.md 2).
 
     Args:
@@ -35,6 +60,7 @@ def masked_diffusion_loss(logits_MV: Tensor, target_M: Tensor, t_M: Tensor, weig
         weight: ``elbo`` weighs a position by 1/t and divides by the number of supervised positions (the linear-schedule
             NELBO per token); ``mean`` is the plain mean over masked positions.
         supervised: number of supervised positions over all noisy copies, masked or not (used by ``elbo``).
+        masked: number of masked ones, to divide by (used by ``mean``); None: M.
 
     Raises:
         ValueError: an unknown ``weight``.
@@ -43,7 +69,7 @@ def masked_diffusion_loss(logits_MV: Tensor, target_M: Tensor, t_M: Tensor, weig
     if weight == "elbo":
         return (loss_M / t_M).sum() / supervised
     if weight == "mean":
-        return loss_M.mean()
+        return loss_M.sum() / (len(loss_M) if masked is None else masked)
     raise ValueError(f"loss_weight must be one of {get_args(LossWeight)}, got {weight!r}")
 
 
@@ -103,7 +129,13 @@ def temper(probabilities_MV: Tensor, temperature: float) -> Tensor:
 
 
 def direct_conditional_loss(
-    logits_MV: Tensor, target_MV: Tensor, token_M: Tensor, commit_step_M: Tensor, eos: int, config: DistillationConfig
+    logits_MV: Tensor,
+    target_MV: Tensor,
+    token_M: Tensor,
+    commit_step_M: Tensor,
+    eos: int,
+    config: DistillationConfig,
+    share: Share = own,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DCD: ``sum_i w(s_i) KL(P_i || p_i) / sum_i w(s_i) + lambda_eos * mean_{i: token_i = eos} CE(p_i, eos)``.
 
@@ -114,6 +146,7 @@ def direct_conditional_loss(
         commit_step_M: teacher's commit step of each position, from 1.
         eos: id of the eos token.
         config: the open choices.
+        share: of the ranks, in what the means are divided by.
 
     Returns:
         The loss, and its detached parts: ``kl`` (weighted) and ``eos_ce``.
@@ -121,14 +154,27 @@ def direct_conditional_loss(
     target_MV = temper(target_MV.float(), config.target_temperature * config.temperature)
     weight_M = step_weights(commit_step_M, config.step_weight)
     divergence_M = divergence_rows(logits_MV, target_MV, config.divergence, config.temperature)
-    norm = weight_M.sum() if config.weight_norm == "weights" else len(weight_M)
-    divergence = (weight_M * divergence_M).sum() / norm
+    norm = weight_M if config.weight_norm == "weights" else torch.ones_like(weight_M)
+    divergence = (weight_M * divergence_M).sum() / share(norm.sum())
     is_eos_M = token_M == eos
     # A batch without eos has no eos term; a zero that still hangs on the graph keeps every rank's backward alike.
-    eos_ce = F.cross_entropy(logits_MV.float(), token_M, reduction="none")[is_eos_M].sum() / is_eos_M.sum().clamp_min(1)
+    eos_ce = F.cross_entropy(logits_MV.float(), token_M, reduction="none")[is_eos_M].sum() / at_least_one(share(is_eos_M.sum()))
     return divergence + config.eos_weight * eos_ce, {"kl": divergence.detach(), "eos_ce": eos_ce.detach()}
 
 
-def pseudo_label_loss(logits_MV: Tensor, token_M: Tensor) -> Tensor:
+def mean_where(value_M: Tensor, chosen_M: Tensor, share: Share = own) -> Tensor:
+    """Mean over the chosen rows; over none of them a zero that still hangs on the graph, as every rank needs a backward."""
+    return value_M.masked_fill(~chosen_M, 0.0).sum() / at_least_one(share(chosen_M.sum()))
+
+
+def at_least_one(count: Tensor) -> Tensor:
+    """A count to divide by; 1 in the place of 0. (Of several ranks it may be a fraction.)"""
+    return torch.where(count > 0, count, torch.ones_like(count))
+
+
+def pseudo_label_loss(logits_MV: Tensor, token_M: Tensor, share: Share = own) -> Tensor:
     """Sequence-level distillation: cross-entropy of the teacher's tokens from the fully masked block (METHOD.md 3, ``ce``)."""
-    return F.cross_entropy(logits_MV.float(), token_M)
+    if share is own:
+        return F.cross_entropy(logits_MV.float(), token_M)
+    loss_M = F.cross_entropy(logits_MV.float(), token_M, reduction="none")
+    return mean_where(loss_M, torch.ones_like(token_M, dtype=torch.bool), share)

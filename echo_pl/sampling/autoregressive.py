@@ -16,6 +16,7 @@ from torch import Tensor
 from echo_pl.backbone.attention import QueryGroup
 from echo_pl.backbone.clock import now
 from echo_pl.backbone.kv_cache import BlockKVCache, filled_from_the_end
+from echo_pl.backbone.sharding import whole
 from echo_pl.backbone.static_cache import StaticCache
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling.config import LoopStop, TokenChoice
@@ -76,6 +77,10 @@ class AutoregressiveSampler:
     @torch.no_grad()
     def generate(self, batch: Batch, recorder: Recorder | None = None, start: Prefill | None = None) -> DecodeResult:
         """Decode the contexts of a batch; see :meth:`echo_pl.sampling.sampler.BlockSampler.generate`."""
+        with whole(self.vlm):
+            return self._generate(batch, recorder, start)
+
+    def _generate(self, batch: Batch, recorder: Recorder | None, start: Prefill | None) -> DecodeResult:
         device = batch.context_ids_BP.device
         start = start or self.prefill(batch)
         if start.logits_BV is None:

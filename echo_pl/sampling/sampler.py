@@ -16,6 +16,7 @@ from torch import Tensor
 
 from echo_pl.backbone.clock import now
 from echo_pl.backbone.kv_cache import filled_from_the_end
+from echo_pl.backbone.sharding import whole
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.sequence import BlockedContext, block_context
@@ -86,6 +87,10 @@ class BlockSampler:
         Raises:
             ValueError: the model has too few positions, or ``start`` too little room, fewer samples or another layout.
         """
+        with whole(self.vlm):
+            return self._generate(batch, recorder, start)
+
+    def _generate(self, batch: Batch, recorder: Recorder | None, start: Prefill | None) -> DecodeResult:
         device, config = batch.context_ids_BP.device, self.config
         self._never = torch.tensor(self.special.never_sampled, device=device)
         counter = NfeCounter(len(batch))

@@ -16,9 +16,11 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict, weights_fingerprint
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict
 from echo_pl.backbone.factory import BackboneFactory
+from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.vlm import VLM
+from echo_pl.diffusion.losses import own
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.objectives import Objective, PseudoLabels, Rows
 from echo_pl.diffusion.sequence import BlockedResponse, block_context, block_response, rad_sequence
@@ -27,7 +29,9 @@ from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.sampling.trajectory_store import CollectionCounts, TrajectoryStore
 from echo_pl.stages.optimization import Optimization
+from echo_pl.stages.placement import placed
 from echo_pl.stages.pseudo_labels import align, pseudo_labels
+from echo_pl.stages.reduction import is_alone, share_of_ranks
 from echo_pl.stages.validation import GenerationCheck, TextTools, refuse_compile
 from echo_pl.structs import Batch, Trajectory
 
@@ -97,16 +101,17 @@ class DCDModule(L.LightningModule):
         teacher = self._build()
         teacher.requires_grad_(False)
         teacher.eval()
-        object.__setattr__(self, "teacher", teacher)
-        student = self._build()
-        student.freeze_vision()
-        self.vlm = student
         if self.trajectories_folder is not None:
             store = TrajectoryStore(self.trajectories_folder)
             store.check(
                 store_identity(self.decode, weights_fingerprint(teacher), self.text.fingerprint, self.objective.needs_targets)
             )
             self._store = store
+        object.__setattr__(self, "teacher", placed(self, teacher))
+        student = self._build()
+        student.freeze_vision()
+        student.check_stored_features(self.text.vision_fingerprint)
+        self.vlm = placed(self, student)
 
     def _build(self) -> VLM:
         vlm = self.backbone.build(self.text.special, self.text.vocab_size)
@@ -176,9 +181,9 @@ class DCDModule(L.LightningModule):
         teacher_BKR = self.objective.teacher_masks(labels, progress, self._generators(batch, epoch))
         if teacher_BKR is not None:
             rows = self._teacher_rows(rows, batch, blocked, teacher_BKR & maskable_B1R, chosen_BKR)
-        if not bool(chosen_BKR.any()):
-            # No usable trajectory in this batch: a zero on the graph, so that every rank still has a backward.
-            return sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad), {}  # type: ignore[return-value]
+        if not bool(share_of_ranks(chosen_BKR.sum()) > 0):
+            # No usable trajectory on any rank: a zero on the graph, as there must be a backward.
+            return logits_MV.sum() * 0.0, {}
         return self.objective.loss(rows, progress)
 
     def _generators(self, batch: Batch, epoch: int) -> list[torch.Generator]:
@@ -192,14 +197,16 @@ class DCDModule(L.LightningModule):
             sequence.input_ids_BT,
             vlm.sequence_positions(sequence, batch.image_grid_thw),
             sequence.rule,
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
+            images=batch.images,
             select=sequence.noisy_positions(chosen_BKR),
         )
 
     def _rows(self, logits_MV: Tensor, labels: PseudoLabels, chosen_BKR: Tensor) -> Rows:
         sample_M, copy_M, place_M = chosen_BKR.nonzero(as_tuple=True)
         target_BRV = labels.target_BRV
+        target_MV = None if target_BRV is None else target_BRV[sample_M, place_M]
+        if target_MV is None and self.objective.needs_targets:
+            target_MV = logits_MV.detach()  # of no rows: another rank has some
         return Rows(
             logits_MV=logits_MV,
             token_M=labels.token_BR[sample_M, place_M],
@@ -208,7 +215,8 @@ class DCDModule(L.LightningModule):
             copy_M=copy_M,
             block_M=place_M // labels.block_size,
             eos=self.special.eos,
-            target_MV=None if target_BRV is None else target_BRV[sample_M, place_M],
+            target_MV=target_MV,
+            share=own if is_alone() else share_of_ranks,
         )
 
     def _teacher_rows(self, rows: Rows, batch: Batch, blocked: BlockedResponse, masked_BKR: Tensor, chosen_BKR: Tensor) -> Rows:
@@ -230,7 +238,7 @@ class DCDModule(L.LightningModule):
         """Phase 1, then phase 2."""
         trajectories = self.collect(batch)
         loss, parts = self.loss(batch, trajectories, self.current_epoch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch))
         used = sum(t is not None for t in trajectories)
         self.log("train/usable_trajectories", used / len(batch), batch_size=len(batch))

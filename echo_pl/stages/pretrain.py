@@ -21,6 +21,8 @@ from echo_pl.diffusion.losses import next_token_loss
 from echo_pl.diffusion.sequence import autoregressive_sequence
 from echo_pl.sampling.autoregressive import AutoregressiveSampler
 from echo_pl.stages.optimization import Optimization
+from echo_pl.stages.placement import placed
+from echo_pl.stages.reduction import is_alone, share_of_ranks
 from echo_pl.stages.validation import GenerationCheck, TextTools
 from echo_pl.structs import Batch
 
@@ -66,7 +68,8 @@ class NormalizedPretrain(L.LightningModule):
             vlm = self.backbone.build(self.text.special, self.text.vocab_size)
             if self.start is not None:
                 load_weights(vlm, self.start, self.previous_stages)
-            self.vlm = vlm
+            vlm.check_stored_features(self.text.vision_fingerprint)
+            self.vlm = placed(self, vlm)
 
     @property
     def model(self) -> VLM:
@@ -93,16 +96,16 @@ class NormalizedPretrain(L.LightningModule):
             sequence.input_ids_BT,
             self.model.sequence_positions(sequence, batch.image_grid_thw),
             sequence.rule,
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
+            images=batch.images,
             select=predicts_BT,
         )
-        return next_token_loss(logits_MV, batch.response_ids_BR[real_BR])
+        positions = None if is_alone() else share_of_ranks(real_BR.sum())
+        return next_token_loss(logits_MV, batch.response_ids_BR[real_BR], positions)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step."""
         loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:

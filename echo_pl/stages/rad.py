@@ -24,6 +24,8 @@ from echo_pl.diffusion.sequence import block_context, block_response, rad_sequen
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.stages.optimization import Optimization
+from echo_pl.stages.placement import placed
+from echo_pl.stages.reduction import share_of_ranks
 from echo_pl.stages.validation import GenerationCheck, TextTools, refuse_compile
 from echo_pl.structs import Batch
 
@@ -78,7 +80,8 @@ class RADModule(L.LightningModule):
             if self.start is not None:
                 load_weights(vlm, self.start, self.previous_stages)
             vlm.freeze_vision()
-            self.vlm = vlm
+            vlm.check_stored_features(self.text.vision_fingerprint)
+            self.vlm = placed(self, vlm)
 
     @property
     def model(self) -> VLM:
@@ -114,17 +117,18 @@ class RADModule(L.LightningModule):
             sequence.input_ids_BT,
             self.model.sequence_positions(sequence, batch.image_grid_thw),
             sequence.rule,
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
+            images=batch.images,
             select=sequence.noisy_positions(chosen_BKR),
         )
-        supervised = int(blocked.supervised_BR.sum()) * self.noise.noise_copies
-        return masked_diffusion_loss(logits_MV, clean_BKR[chosen_BKR], noise.t_BKR[chosen_BKR], self.loss_weight, supervised)
+        counts = torch.stack([blocked.supervised_BR.sum() * self.noise.noise_copies, chosen_BKR.sum()])
+        supervised, masked = share_of_ranks(counts)
+        t_M = noise.t_BKR[chosen_BKR]
+        return masked_diffusion_loss(logits_MV, clean_BKR[chosen_BKR], t_M, self.loss_weight, supervised, masked)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step."""
         loss = self.loss(batch, self.current_epoch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:

@@ -22,6 +22,10 @@ from echo_pl.diffusion.objectives.protocol import Objective, PseudoLabels, Rows
 MeanOver = Literal["sample", "block"]
 
 
+_MOST_BLOCKS = 1 << 20
+"""More than a response has: sample and block number make one number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Discriminative(Objective):
     """``ddo``: -log sig(b (l_phi(real) - l_ref(real))) - a log(1 - sig(b (l_phi(fake) - l_ref(fake)))) + 0.2 path CE.
@@ -83,11 +87,11 @@ class Discriminative(Objective):
         student_MV = rows.logits_MV.masked_fill(reference_MV.isneginf(), -torch.inf)
         group_M = rows.sample_M
         if self.mean_over == "block":
-            group_M = rows.sample_M * (rows.block_M.max() + 1) + rows.block_M
+            group_M = rows.sample_M * _MOST_BLOCKS + rows.block_M
         log_ratio_real_G, log_ratio_fake_G = (
             group_mean(token_log_probs(student_MV, token_M) - token_log_probs(reference_MV, token_M), group_M)
             for token_M in (rows.token_M, reference_MV.argmax(-1))
         )
-        loss, parts = discriminative_loss(log_ratio_real_G, log_ratio_fake_G, self.alpha, self.beta)
-        path = weighted_pseudo_label_loss(rows.logits_MV, rows.token_M, rows.commit_step_M, self.path_step_weight)
+        loss, parts = discriminative_loss(log_ratio_real_G, log_ratio_fake_G, self.alpha, self.beta, rows.share)
+        path = weighted_pseudo_label_loss(rows.logits_MV, rows.token_M, rows.commit_step_M, self.path_step_weight, rows.share)
         return loss + self.path_weight * path, {**parts, "path_ce": path.detach()}

@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from echo_pl.diffusion.losses import Share, own
+
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabels:
@@ -51,6 +53,8 @@ class Rows:
     """The frozen teacher's, at the same rows of ``teacher_masks``; -inf for ids that no decoder emits. If asked for."""
     reference_masked_M: Tensor | None = None
     """bool: the teacher, too, saw the position masked."""
+    share: Share = own
+    """For means: from a count on this rank to that of all ranks, divided by their number."""
 
 
 class Objective(Protocol):

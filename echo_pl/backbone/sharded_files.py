@@ -1,0 +1,88 @@
+"""Checkpoints in a folder with a file per rank, as FSDP2 writes them: read as data, into a model that is not sharded.
+
+torch keeps the list of what is where as a pickle; here only the few plain classes that such a list consists of are let through.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, Metadata, load
+from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+
+META = "meta.pt"
+"""What of a checkpoint is no tensor: Lightning's name for it."""
+LIST = ".metadata"
+_WEIGHTS = "state_dict."
+_PLAIN = {
+    "torch": {"Size", "device"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": None,
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath"},
+}
+
+
+def is_sharded_checkpoint(path: Path) -> bool:
+    """Whether this is such a folder, complete."""
+    return path.is_dir() and (path / META).is_file() and (path / LIST).is_file()
+
+
+class _DataOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        names = _PLAIN.get(module, set())
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or names is None or name in names:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no business in a checkpoint's list of tensors")
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with open(Path(self.path) / LIST, "rb") as file:
+            metadata: Metadata = _DataOnly(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Everything but the tensors.
+
+    Raises:
+        ValueError: the folder is torn, or holds more than data.
+    """
+    try:
+        meta = torch.load(path / META, map_location="cpu", weights_only=True)
+        _Reader(str(path)).read_metadata()
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}") from error
+    return meta if isinstance(meta, dict) else {}
+
+
+def stored_shapes(path: Path) -> dict[str, torch.Size]:
+    """Shape of every weight by name, as in a whole checkpoint's ``state_dict``."""
+    entries = _Reader(str(path)).read_metadata().state_dict_metadata
+    return {
+        name.removeprefix(_WEIGHTS): entry.size
+        for name, entry in entries.items()
+        if name.startswith(_WEIGHTS) and isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors, named as in a whole checkpoint's ``state_dict``, in place.
+
+    Raises:
+        ValueError: a file of the folder is missing or torn.
+    """
+    try:
+        load({"state_dict": dict(tensors)}, storage_reader=_Reader(str(path)), no_dist=True)
+    except Exception as error:  # torch wraps whatever went wrong in one of its own
+        raise ValueError(f"{path} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}") from error

@@ -1,0 +1,87 @@
+"""FSDP2 for a VLM: which parts are sharded, in which precision, and how a sharded model decodes.
+
+Knows torch's ``fully_shard`` and the model's parts; nothing of Lightning, stages or launchers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from echo_pl.backbone.vlm import VLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPolicy:
+    """How ``fully_shard`` is applied."""
+
+    param_dtype: str | None = None
+    """In which a layer computes (``bfloat16``); None: that of the weights, or of autocast."""
+    reduce_dtype: str | None = None
+    """In which gradients are summed over ranks; None: that of the computation."""
+    reshard_after_forward: bool = True
+    """Free a layer's whole weights after its forward, and gather them again for its backward."""
+    cpu_offload: bool = False
+    """Keep shards of weights, gradients and optimizer in CPU memory (GPU only)."""
+
+    def __post_init__(self) -> None:
+        for name in ("param_dtype", "reduce_dtype"):
+            value = getattr(self, name)
+            if value not in (None, "float32", "bfloat16", "float16"):
+                raise ValueError(f"{name} must be null, float32, bfloat16 or float16, got {value!r}")
+
+
+def shard(vlm: VLM, mesh: DeviceMesh, policy: ShardPolicy) -> VLM:
+    """Shard a model in place: every decoder layer and every vision block by itself, the rest together.
+
+    Its fingerprint and whatever else needs whole weights must be asked for before.
+    """
+    dtypes = {name: getattr(torch, value) for name in ("param_dtype", "reduce_dtype") if (value := getattr(policy, name))}
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(**dtypes)}
+    if policy.cpu_offload:
+        options["offload_policy"] = CPUOffloadPolicy()
+    for part in (*vlm.network.model.language_model.layers, *vlm.network.model.visual.blocks):
+        fully_shard(part, reshard_after_forward=policy.reshard_after_forward, **options)
+    # The head's weights are needed again as soon as the backward begins.
+    fully_shard(vlm, reshard_after_forward=False, **options)
+    vlm.reshard_after_forward = policy.reshard_after_forward
+    return vlm
+
+
+def is_sharded(vlm: VLM) -> bool:
+    """Whether :func:`shard` was applied."""
+    return isinstance(vlm, FSDPModule)
+
+
+@contextmanager
+def whole(vlm: VLM) -> Iterator[None]:
+    """All weights of a sharded model on every rank for a while; nothing to do for a model that is not sharded.
+
+    Decoding takes as many forwards as a rank's reports need. Were weights gathered in each of them, ranks would wait for one
+    another for ever; so they are gathered once, by all ranks together, here.
+    """
+    if not isinstance(vlm, FSDPModule):
+        yield
+        return
+    parts = [module for module in vlm.modules() if isinstance(module, FSDPModule)]
+    try:
+        vlm.set_reshard_after_forward(False)
+        for part in parts:
+            part.unshard()
+        yield
+    finally:
+        _reshard_layers(vlm, vlm.reshard_after_forward)
+        for part in parts:
+            part.reshard()
+
+
+def _reshard_layers(vlm: VLM, after_forward: bool) -> None:
+    for part in vlm.modules():
+        if isinstance(part, FSDPModule) and part is not vlm:
+            part.set_reshard_after_forward(after_forward, recurse=False)

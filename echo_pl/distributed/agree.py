@@ -1,0 +1,70 @@
+"""What all processes of a run must agree on before there is a trainer: its name, its start, where it goes on.
+
+Processes that a launcher has started ask rank 0 over the process group, which is opened here and which the trainer then finds
+open. Processes that Lightning starts from a running one are told by it in their environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.utilities.distributed import _init_dist_connection
+
+from echo_pl.distributed.launch import Launch
+
+_TOLD = "ECHO_PL_TOLD"
+_OF_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_TIMEOUT = timedelta(minutes=30)
+
+
+def open_group(launch: Launch, accelerator: str) -> None:
+    """Open the process group of launched processes; nothing to do for one process, or where it is open."""
+    if launch.world_size == 1 or dist.is_initialized():
+        return
+    cluster: ClusterEnvironment = SLURMEnvironment() if launch.launcher == "srun" else TorchElasticEnvironment()
+    backend = "gloo" if accelerator == "cpu" else "nccl"
+    if backend == "nccl":
+        torch.cuda.set_device(cluster.local_rank())
+    _init_dist_connection(cluster, backend, launch.rank, launch.world_size, timeout=_TIMEOUT)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Around a run: leave the process group as it was found, and the environment.
+
+    The group is closed by all ranks at once, as a process must not end while others talk to it; unless this one has failed.
+    What Lightning puts into the environment for the processes that it starts is taken away, so that a next run starts its own.
+    """
+    before = {name: os.environ.get(name) for name in (*_OF_LIGHTNING, _TOLD)}
+    try:
+        yield
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def agreed(launch: Launch, value: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's value, on every rank. The values must be plain (they travel as JSON)."""
+    if launch.world_size > 1:
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+    if launch.launcher == "python" and launch.rank > 0:
+        return json.loads(os.environ[_TOLD])
+    os.environ[_TOLD] = json.dumps(value)
+    return value

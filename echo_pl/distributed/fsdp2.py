@@ -1,0 +1,50 @@
+"""FSDP2 through Lightning: one data-parallel mesh over all processes, and checkpoints that are whole or not there.
+
+The stages shard their models in ``configure_model`` (:func:`echo_pl.stages.placement.placed`), by the policy that stands here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from echo_pl.backbone.sharding import ShardPolicy
+from echo_pl.runs import replace_path
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Lightning's ModelParallelStrategy without tensor parallelism; runs on CPUs too (gloo)."""
+
+    def __init__(self, *, policy: ShardPolicy | None = None, sharded_checkpoints: bool = True, **options: Any) -> None:
+        """Take the policy.
+
+        Args:
+            policy: how models are sharded.
+            sharded_checkpoints: a folder with a file per rank; False: one file, gathered on rank 0.
+            **options: of Lightning's strategy.
+        """
+        super().__init__(save_distributed_checkpoint=sharded_checkpoints, **options)
+        self.policy = policy or ShardPolicy()
+
+    def setup_environment(self) -> None:
+        """Make the mesh over all processes of all nodes."""
+        # Lightning's own defaults are as many data-parallel groups as nodes, and tensor parallelism inside a node.
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write under a temporary name, then rename: a run that dies while it writes leaves the checkpoint before."""
+        path = Path(self.broadcast(str(filepath)))
+        partial = path.with_name(path.name + ".partial")
+        if self.is_global_zero and partial.is_dir():
+            shutil.rmtree(partial)
+        self.barrier()
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            replace_path(partial, path)
+        self.barrier()

@@ -1,0 +1,91 @@
+"""Who started this process, and among how many: by ``python``, ``torchrun`` (``fabric run``) or ``srun``.
+
+Lightning's trainer believes what its configuration says; a launcher that started another number of processes would get as many
+separate runs, silently. Here both are compared. Knows environment variables only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Launcher = Literal["python", "torchrun", "srun"]
+RUN_NAME = "ECHO_PL_RUN_NAME"
+"""How a process that starts others tells them the name of their common run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One process among those of a run."""
+
+    launcher: Launcher
+    rank: int
+    world_size: int
+    """1 for ``python``: Lightning starts the others by itself."""
+    processes_per_node: int
+    nodes: int
+
+
+def detect(environment: Mapping[str, str] | None = None) -> Launch:
+    """Read the launcher's variables.
+
+    Raises:
+        ValueError: they contradict one another.
+    """
+    env = os.environ if environment is None else environment
+    if "TORCHELASTIC_RUN_ID" in env:
+        return _launch("torchrun", env, "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _is_number(env["SLURM_STEP_ID"]) and _in_step(env):
+        tasks, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_STEP_NUM_NODES"])
+        if tasks % nodes:
+            raise ValueError(f"srun started {tasks} tasks on {nodes} nodes; use the same number on every node (--ntasks-per-node)")
+        return Launch(
+            launcher="srun", rank=int(env["SLURM_PROCID"]), world_size=tasks, processes_per_node=tasks // nodes, nodes=nodes
+        )
+    return Launch(launcher="python", rank=int(env.get("LOCAL_RANK", 0)), world_size=1, processes_per_node=1, nodes=1)
+
+
+def _in_step(env: Mapping[str, str]) -> bool:
+    """The batch script of a job has SLURM's variables too, but is no step of tasks."""
+    return "SLURM_STEP_NUM_TASKS" in env and "SLURM_STEP_NUM_NODES" in env
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal()
+
+
+def _launch(launcher: Launcher, env: Mapping[str, str], rank: str, world: str, local: str, nodes: str) -> Launch:
+    try:
+        found = Launch(
+            launcher=launcher,
+            rank=int(env[rank]),
+            world_size=int(env[world]),
+            processes_per_node=int(env[local]),
+            nodes=int(env.get(nodes, "1")),
+        )
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{launcher} has set TORCHELASTIC_RUN_ID but not {error}: start again in a clean environment") from error
+    return found
+
+
+def refuse_other_world(launch: Launch, devices: int, nodes: int) -> None:
+    """Refuse a launcher that started other processes than the trainer is configured for.
+
+    Args:
+        launch: of this process.
+        devices: processes per node that the trainer asks for.
+        nodes: nodes that it asks for.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if launch.launcher == "python":
+        return
+    if (launch.processes_per_node, launch.nodes) != (devices, nodes):
+        raise ValueError(
+            f"{launch.launcher} started {launch.processes_per_node} processes on each of {launch.nodes} nodes, the trainer wants "
+            f"trainer.devices={devices} trainer.num_nodes={nodes}: give trainer.devices={launch.processes_per_node} "
+            f"trainer.num_nodes={launch.nodes}, or start as many processes as asked"
+        )
