@@ -11,7 +11,7 @@ DEV    := $(VENV)/.ready-dev
 DATA   := outputs/data/synthetic/index.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 bench test lint mlflow clean
+.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 bench bench-rad features test lint mlflow clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -54,6 +54,12 @@ stage3: $(DATA) ## stage 3, DCDModule, from the newest stage 2 (ARGS="block_size
 
 bench: $(READY) ## time every way of decoding on this machine -> outputs/bench (ARGS="models=[tiny] contexts=[300]")
 	$(BIN)/python -m echo_pl.tools.bench $(ARGS)
+
+bench-rad: $(READY) ## time a training step in every layout -> outputs/bench (ARGS="models=[d128] contexts=[256]")
+	$(BIN)/python -m echo_pl.tools.bench_rad $(ARGS)
+
+features: $(DATA) ## store the frozen vision tower's output -> outputs/features/synthetic, for data.stored_features=
+	$(BIN)/python -m echo_pl.tools.store_features --out outputs/features/synthetic $(ARGS)
 
 test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest

@@ -48,10 +48,16 @@ def reported() -> Iterator[None]:
 
 @hydra.main(version_base="1.3", config_path=str(EXPERIMENTS), config_name="config")
 def _run(config: DictConfig) -> None:
-    from echo_pl.run import run  # after Hydra has answered --help: importing torch takes seconds
+    from echo_pl.checkpointing import StoppedError  # after Hydra has answered --help: importing torch takes seconds
+    from echo_pl.distributed.agree import together
+    from echo_pl.run import run
 
-    with reported():
-        run(config)
+    try:
+        with reported(), together():
+            run(config)
+    except StoppedError as told:
+        print(f"echo-pl: {told}", file=sys.stderr)
+        raise SystemExit(128 + told.number) from None
 
 
 def main() -> None:

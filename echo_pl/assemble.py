@@ -10,16 +10,17 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import DictConfig
 
 from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
+from echo_pl.checkpointing import LastCheckpoint, StopWhenTold, WholeFileIO
 from echo_pl.config_keys import build
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.response import parse_response
 from echo_pl.evaluation.memory import return_free_memory
-from echo_pl.runs import FINAL, LAST
+from echo_pl.runs import FINAL
 from echo_pl.stages.validation import TextTools
 
 
@@ -30,7 +31,7 @@ class FinalCheckpoint(Checkpoint):
         self.path = path
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save (Lightning writes to a temporary name and renames)."""
+        """Save."""
         trainer.save_checkpoint(self.path, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def text_tools(data: ReportDataModule) -> TextTools:
         to_report=lambda tokens: parse_response(data.detokenize(tokens)),
         judge=data.judge,
         fingerprint=data.fingerprint,
+        vision_fingerprint=data.vision_fingerprint,
     )
 
 
@@ -84,14 +86,7 @@ def make_trainer(config: DictConfig, folder: Path, logger: MLFlowLogger | None) 
     checkpoints = folder / "checkpoints"
     callbacks: list[Callback] = [FinalCheckpoint(checkpoints / FINAL), FreeMemory()]
     callbacks += [instantiate(entry, _convert_="all") for entry in (config.callbacks or {}).values() if entry]
-    callbacks.append(
-        ModelCheckpoint(
-            checkpoints,
-            filename=Path(LAST).stem,
-            every_n_train_steps=config.stage.checkpoint_every,
-            enable_version_counter=False,
-        )
-    )
+    callbacks += [StopWhenTold(checkpoints), LastCheckpoint(checkpoints, config.stage.checkpoint_every)]
     if config.trainer.enable_progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     trainer: L.Trainer = build(
@@ -99,6 +94,7 @@ def make_trainer(config: DictConfig, folder: Path, logger: MLFlowLogger | None) 
         default_root_dir=str(folder),
         logger=logger if logger is not None else False,
         callbacks=callbacks,
+        plugins=[WholeFileIO()],
     )
     return trainer
 

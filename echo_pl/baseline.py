@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from echo_pl.backbone.checkpoint import StageRecord, load_weights, read_checkpoint
+from echo_pl.backbone.checkpoint import StageRecord, is_checkpoint, load_weights, read_checkpoint
 from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.data.tokenizer import load_tokenizer
 from echo_pl.sampling.autoregressive import AutoregressiveSampler
@@ -22,7 +22,7 @@ def ancestor(start: str | None, record: StageRecord | None, stage: str) -> str |
         if record.stage == stage:
             return start
         start = record.start
-        if start is not None and not Path(start).is_file():
+        if start is not None and not is_checkpoint(Path(start)):
             log.warning("the checkpoint %s, of an earlier stage of this chain, is gone", start)
             return None
         record = None if start is None else read_checkpoint(start)[0]

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from omegaconf import DictConfig
 
-from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint, refuse_other_stage
+from echo_pl.backbone.checkpoint import StageRecord, is_checkpoint, read_checkpoint, refuse_other_stage
 from echo_pl.config_keys import target
-from echo_pl.runs import FINAL, newest, newest_unfinished, read_info
+from echo_pl.runs import FINAL, LAST, PREVIOUS, newest, newest_unfinished, read_info
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,26 @@ def resolve_resume(config: DictConfig) -> Path | None:
             f"no unfinished run of stage {config.stage.name} with a checkpoint under {outputs}/runs; "
             "give resume=<checkpoint>, or leave resume out to start anew"
         )
+    found = whole_or_previous(found)
     log.info("resuming from %s", found)
     return found
+
+
+def whole_or_previous(last: Path) -> Path:
+    """The last checkpoint of a run, or with a warning the one before it where the last is torn.
+
+    Raises:
+        ValueError: it is torn, and there is none before it.
+    """
+    try:
+        read_checkpoint(last)
+    except ValueError as error:
+        previous = last.with_name(PREVIOUS)
+        if last.name != LAST or not previous.exists():
+            raise
+        log.warning("%s; going on from the checkpoint before it, %s", error, previous)
+        return previous
+    return last
 
 
 def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None, StageRecord | None]:
@@ -127,7 +145,7 @@ def kept_start(record: StageRecord, resume: Path) -> tuple[Path | None, StageRec
     if record.start is None:
         return None, None
     path = Path(record.start)
-    if path.is_file():
+    if is_checkpoint(path):
         return path, read_checkpoint(path)[0]
     if record.stage == "dcd":
         raise FileNotFoundError(f"{resume} has its teacher at {path}, which is gone; say where it is now: start=<checkpoint>")

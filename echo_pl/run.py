@@ -25,8 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 from echo_pl.assemble import make_logger, make_stage, make_trainer
 from echo_pl.backbone.checkpoint import StageRecord
 from echo_pl.baseline import ancestor
+from echo_pl.checkpointing import StoppedError, StopWhenTold
 from echo_pl.config_keys import check_keys
 from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.distributed.agree import agreed, open_group
+from echo_pl.distributed.launch import Launch, detect, refuse_other_world
 from echo_pl.lineage import (
     backbone_name,
     data_name,
@@ -36,7 +39,7 @@ from echo_pl.lineage import (
     resolve_start,
     run_folder,
 )
-from echo_pl.runs import FINAL, LAST, RunInfo, check_free_disk, now_text, write_info
+from echo_pl.runs import FINAL, RunInfo, check_free_disk, left_behind, now_text, write_info
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +63,15 @@ def run(config: DictConfig) -> RunOutcome:
         FileNotFoundError: data or a checkpoint is missing.
         OSError: too little free disk.
     """
+    launch = join(config)
     data = prepare(config)
-    resume = resolve_resume(config)
     if config.task == "validate":
-        return validate(config, data, resume)
+        return validate(config, data, resolve_resume(config))
+    plan = agreed(launch, make_plan(config) if launch.rank == 0 else {})
+    resume = None if plan["resume"] is None else Path(plan["resume"])
+    config.start, folder, chain = plan["start"], Path(plan["folder"]), plan["chain"]
     start, before = resolve_start(config, resume)
     refuse_other_data(data, resume, start, before)
-    folder = run_folder(config, resume)
-    chain = before.chain if before is not None and before.chain else f"{folder.name}-{uuid.uuid4().hex[:8]}"
     lineage = make_lineage(config, data, start, chain)
     fill_run_node(config, folder, lineage, before)
     # Whatever can be wrong in the configuration shows here, before a folder or an MLflow run is made.
@@ -75,9 +79,36 @@ def run(config: DictConfig) -> RunOutcome:
     stage = make_stage(config, data, lineage)
     trainer = make_trainer(config, folder, logger)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    if launch.rank == 0:
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
     lineage = stage.lineage = replace(lineage, mlflow_run_id=open_mlflow_run(logger))  # type: ignore[assignment]
     return fit(trainer, stage, data, folder, resume, run_info(config, lineage))
+
+
+def join(config: DictConfig) -> Launch:
+    """Find the other processes of this run.
+
+    Raises:
+        ValueError: a launcher started others than the trainer is configured for.
+    """
+    launch = detect()
+    refuse_other_world(launch, config.trainer.devices, config.trainer.num_nodes)
+    open_group(launch, config.trainer.accelerator)
+    return launch
+
+
+def make_plan(config: DictConfig) -> dict[str, str | None]:
+    """What all processes of a run must have the same of; each by itself might find another newest run, or another second."""
+    resume = resolve_resume(config)
+    start, before = resolve_start(config, resume)
+    folder = run_folder(config, resume)
+    chain = before.chain if before is not None and before.chain else f"{folder.name}-{uuid.uuid4().hex[:8]}"
+    return {
+        "resume": None if resume is None else str(resume),
+        "start": None if start is None else str(start),
+        "folder": str(folder),
+        "chain": chain,
+    }
 
 
 def prepare(config: DictConfig) -> ReportDataModule:
@@ -158,7 +189,8 @@ def fit(
     """Train to the end; the final checkpoint is written by its callback."""
     began = time.monotonic()
     log.info("stage %s writes to %s", info.stage, folder)
-    with recorded(folder, info, trainer), fitting(resume):
+    told = next(callback for callback in trainer.callbacks if isinstance(callback, StopWhenTold))  # type: ignore[attr-defined]
+    with recorded(folder, info, trainer), fitting(resume), told.listening():
         trainer.fit(stage, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
@@ -210,10 +242,10 @@ def recorded(folder: Path, info: RunInfo, trainer: L.Trainer) -> Iterator[None]:
     note(status="running")
     try:
         yield
-    except BaseException:
-        note(status="failed")
-        last = folder / "checkpoints" / LAST
-        if last.is_file():
+    except BaseException as error:
+        note(status="stopped" if isinstance(error, StoppedError) else "failed")
+        last = left_behind(folder)
+        if last is not None:
             log.error("the run did not finish; continue it with resume=%s", last)
         raise
     note(status="finished")

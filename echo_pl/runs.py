@@ -16,9 +16,11 @@ from typing import Literal
 
 log = logging.getLogger(__name__)
 
-Status = Literal["running", "finished", "failed"]
+Status = Literal["running", "finished", "stopped", "failed"]
 FINAL = "final.ckpt"
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+"""The one before the last, should that be torn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ def newest(
             for folder, info in found
             if (info.stage, info.backbone, info.data, info.status) == (stage, backbone, data, "finished")
             and (block_size is None or info.block_size == block_size)
-            and (folder / "checkpoints" / FINAL).is_file()
+            and (folder / "checkpoints" / FINAL).exists()
         ]
         if fitting:
             return max(fitting, key=lambda pair: pair[1].time)
@@ -91,14 +93,30 @@ def newest(
 def newest_unfinished(outputs: Path, stage: str, backbone: str, data: str) -> Path | None:
     """Checkpoint of the newest fitting run that has one to resume from and did not finish, or None."""
     found = [
-        (info.time, folder / "checkpoints" / LAST)
+        (info.time, path)
         for folder in sorted((outputs / "runs").glob("*"))
         if (info := read_info(folder))
         and (info.stage, info.backbone, info.data) == (stage, backbone, data)
         and info.status != "finished"
+        and (path := left_behind(folder)) is not None
     ]
-    with_checkpoint = [(time, path) for time, path in found if path.is_file()]
-    return max(with_checkpoint)[1] if with_checkpoint else None
+    return max(found)[1] if found else None
+
+
+def left_behind(folder: Path) -> Path | None:
+    """The last checkpoint of a run folder, or the one before it where a run died between the two; None without any."""
+    paths = (folder / "checkpoints" / name for name in (LAST, PREVIOUS))
+    return next((path for path in paths if path.exists()), None)
+
+
+def replace_path(new: Path, place: Path) -> None:
+    """Put a file or folder in the place of another. A folder cannot be replaced in one step: the old one is moved aside first."""
+    old = place.with_name(place.name + ".old")
+    if place.is_dir():
+        place.replace(old)
+    new.replace(place)
+    if old.is_dir():
+        shutil.rmtree(old)
 
 
 def check_free_disk(folder: Path, least_gb: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,3 +138,15 @@ class CutOff(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.at:
             raise ConnectionError("the power is gone")
+
+
+class Sender(L.Callback):
+    """A scheduler's signal in the batch that begins at this optimizer step."""
+
+    def __init__(self, name: str, at: int) -> None:
+        self.number, self.at, self.sent = getattr(signal, name), at, False
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.at - (1 if self.at else 0) and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), self.number)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import signal
 from pathlib import Path
 
 import mlflow
@@ -12,6 +14,7 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 
 from echo_pl.backbone.checkpoint import read_checkpoint
+from echo_pl.checkpointing import StoppedError
 from echo_pl.run import RunOutcome, run
 from echo_pl.runs import read_info
 from echo_pl.tools.compose import compose_config
@@ -118,6 +121,88 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(data_ro
         start_run(data_root, tmp_path / "outputs", f"stage={stage}", f"start={chain[start].checkpoint}", *asked)
     assert not (tmp_path / "outputs" / "runs").exists()
     assert not list(tmp_path.rglob("*.db"))
+
+
+OWN = ["stage=pretrain", "start=null", "mlflow=null", "callbacks=none"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data_root, tmp_path_factory) -> dict[str, torch.Tensor]:
+    outcome = start_run(data_root, tmp_path_factory.mktemp("uninterrupted"), *OWN)
+    return read_checkpoint(outcome.checkpoint)[1]["state_dict"]
+
+
+def same_weights(outcome: RunOutcome, weights: dict[str, torch.Tensor]) -> bool:
+    found = read_checkpoint(outcome.checkpoint)[1]["state_dict"]
+    return found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in found)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_a_run_behind_its_step_and_nothing_is_lost(data_root, tmp_path, uninterrupted, name):
+    before = signal.getsignal(getattr(signal, name))
+    sender = f"+callbacks.sender={{_target_: stage_parts.Sender, name: {name}, at: 2}}"
+    with pytest.raises(StoppedError, match=f"{name} ended the run behind a whole step; continue it with resume=auto"):
+        start_run(data_root, tmp_path, *OWN, "stage.checkpoint_every=100", sender)
+    assert signal.getsignal(getattr(signal, name)) is before
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert read_info(folder).status == "stopped"
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")[1]["global_step"] == 2
+    rest = start_run(data_root, tmp_path, *OWN, "resume=auto")
+    assert rest.folder == folder
+    assert same_weights(rest, uninterrupted)
+
+
+def test_a_signal_within_accumulated_batches_waits_for_the_step(data_root, tmp_path):
+    own = [*OWN, "stage.accumulate=2", "stage.max_steps=3"]
+    whole = start_run(data_root, tmp_path / "whole", *own)
+    sender = "+callbacks.sender={_target_: stage_parts.Sender, name: SIGTERM, at: 0}"  # in the first half of the first step
+    with pytest.raises(StoppedError):
+        start_run(data_root, tmp_path / "told", *own, sender)
+    (folder,) = (tmp_path / "told" / "runs").iterdir()
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")[1]["global_step"] == 1
+    rest = start_run(data_root, tmp_path / "told", *own, "resume=auto")
+    assert same_weights(rest, read_checkpoint(whole.checkpoint)[1]["state_dict"])
+
+
+def test_a_torn_checkpoint_is_noticed_and_the_one_before_is_used(data_root, tmp_path, uninterrupted, caplog):
+    with pytest.raises(ConnectionError):
+        start_run(data_root, tmp_path, *OWN, "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}")
+    (folder,) = (tmp_path / "runs").iterdir()
+    last, previous = (folder / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    assert [read_checkpoint(path)[1]["global_step"] for path in (last, previous)] == [2, 1]
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        rest = start_run(data_root, tmp_path, *OWN, "resume=auto")
+    assert f"going on from the checkpoint before it, {previous}" in caplog.text
+    assert same_weights(rest, uninterrupted)
+
+
+def test_a_run_that_died_between_two_checkpoints_goes_on_from_the_first(data_root, tmp_path, uninterrupted):
+    with pytest.raises(ConnectionError):
+        start_run(data_root, tmp_path, *OWN, "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}")
+    (folder,) = (tmp_path / "runs").iterdir()
+    (folder / "checkpoints" / "last.ckpt").rename(folder / "checkpoints" / "last.ckpt.partial")
+    assert same_weights(start_run(data_root, tmp_path, *OWN, "resume=auto"), uninterrupted)
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(data_root, tmp_path, uninterrupted, monkeypatch):
+    save, saved = torch.save, []
+
+    def full(content, path, *args, **kwargs):
+        if str(path).endswith("last.ckpt.partial"):
+            saved.append(path)
+            if len(saved) == 3:
+                Path(path).write_bytes(b"half")
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return save(content, path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match=r"cannot write a checkpoint .* make room, then resume=auto"):
+            start_run(data_root, tmp_path, *OWN)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not list(folder.rglob("*.partial"))
+    assert same_weights(start_run(data_root, tmp_path, *OWN, "resume=auto"), uninterrupted)
 
 
 def test_a_run_that_was_cut_off_goes_on_where_it_was(data_root, tmp_path):

@@ -1,0 +1,154 @@
+"""Checkpoints that are whole or not there, and runs that end when they are told to, at a step's end.
+
+Knows Lightning's checkpoints and files; nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from echo_pl.runs import LAST, PREVIOUS, replace_path
+
+log = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What ends a run at the next step: a cluster's scheduler sends one of them some time before it kills."""
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes beside the place, then renames. (Lightning's own writes in the system's folder for temporary files, then copies.)"""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint, or leave what is there.
+
+        Raises:
+            OSError: the disk is full; the checkpoint before stays.
+        """
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(place.name + ".partial")
+        try:
+            torch.save(checkpoint, partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOSPC):
+                raise
+            # torch's writer says of a full disk only that it failed
+            free = shutil.disk_usage(place.parent).free / 1e6
+            raise OSError(
+                errno.ENOSPC, f"cannot write a checkpoint ({free:.0f} MB free): make room, then resume=auto", str(place)
+            ) from error
+        replace_path(partial, place)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Writes ``last.ckpt`` every so many steps, and keeps the one before as ``previous.ckpt``, should the last be torn.
+
+    Args:
+        folder: of the checkpoints.
+        every_n_train_steps: optimizer steps.
+    """
+
+    def __init__(self, folder: Path, every_n_train_steps: int) -> None:
+        super().__init__(folder, filename=Path(LAST).stem, every_n_train_steps=every_n_train_steps, enable_version_counter=False)
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        keep_previous(trainer, Path(filepath))
+        super()._save_checkpoint(trainer, filepath)
+
+
+def keep_previous(trainer: L.Trainer, last: Path) -> None:
+    """Move the last checkpoint aside, before another one is written."""
+    if trainer.is_global_zero and last.exists():
+        replace_path(last, last.with_name(PREVIOUS))
+    trainer.strategy.barrier()
+
+
+class StoppedError(Exception):
+    """A signal ended the run; its last step is in ``last.ckpt``."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name} ended the run behind a whole step; continue it with resume=auto")
+        self.number = number
+
+
+class StopWhenTold(Callback):
+    """Ends a run behind the optimizer step in which a signal came, with a checkpoint, on all ranks at once.
+
+    Args:
+        folder: of the checkpoints.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._told = 0
+        self._step = 0
+        self._listens = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count steps, from where a resumed run is."""
+        self._step = trainer.global_step
+        if self._listens:  # Lightning has set handlers of its own meanwhile, which end a run within an optimizer step
+            self._note_signals()
+
+    def _note_signals(self) -> None:
+        def note(number: int, frame: FrameType | None) -> None:
+            self._told = number
+
+        for number in SIGNALS:
+            signal.signal(number, note)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note the signals instead of dying from them. Only the main thread may; elsewhere they are as they were."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listens = True
+        self._note_signals()
+        try:
+            yield
+        finally:
+            self._listens = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and stop, if any rank was told.
+
+        Raises:
+            StoppedError: when it was.
+        """
+        if trainer.global_step == self._step:
+            return  # half an optimizer step is in no checkpoint
+        self._step = trainer.global_step
+        number = self._told
+        if trainer.world_size > 1:
+            # A signal reaches ranks at different times; they stop behind the same step.
+            told = torch.tensor(float(self._told), device=pl_module.device)
+            number = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if not number:
+            return
+        keep_previous(trainer, self._folder / LAST)
+        trainer.save_checkpoint(self._folder / LAST)
+        raise StoppedError(number)
