@@ -46,15 +46,21 @@ class WholeFileIO(TorchCheckpointIO):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
+            free = shutil.disk_usage(place.parent).free  # torch's writer says of a full disk only that it failed
             partial.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno not in (None, errno.ENOSPC):
+            if free > _ROOM and getattr(error, "errno", None) != errno.ENOSPC:
                 raise
-            # torch's writer says of a full disk only that it failed
-            free = shutil.disk_usage(place.parent).free / 1e6
-            raise OSError(
-                errno.ENOSPC, f"cannot write a checkpoint ({free:.0f} MB free): make room, then resume=auto", str(place)
-            ) from error
+            raise full_disk(place, free) from error
         replace_path(partial, place)
+
+
+_ROOM = 10**8
+"""Bytes; a disk with more of them free is not full."""
+
+
+def full_disk(place: Path, free: int) -> OSError:
+    """The error of a checkpoint that had no room."""
+    return OSError(errno.ENOSPC, f"cannot write a checkpoint ({free / 1e6:.0f} MB free): make room, then resume=auto", str(place))
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -147,8 +153,8 @@ class StopWhenTold(Callback):
             # A signal reaches ranks at different times; they stop behind the same step.
             told = torch.tensor(float(self._told), device=pl_module.device)
             number = int(trainer.strategy.reduce(told, reduce_op="max"))
-        if not number:
-            return
+        if not number or trainer.global_step >= trainer.max_steps > 0:
+            return  # behind its last step a run ends by itself
         keep_previous(trainer, self._folder / LAST)
         trainer.save_checkpoint(self._folder / LAST)
         raise StoppedError(number)

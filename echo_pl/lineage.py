@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from echo_pl.backbone.checkpoint import StageRecord, is_checkpoint, read_checkpoint, refuse_other_stage
 from echo_pl.config_keys import target
-from echo_pl.runs import FINAL, LAST, PREVIOUS, newest, newest_unfinished, read_info
+from echo_pl.runs import FINAL, LAST, PREVIOUS, newest, newest_unfinished, read_info, replace_path
 
 log = logging.getLogger(__name__)
 
@@ -89,16 +89,21 @@ def resolve_resume(config: DictConfig) -> Path | None:
 def whole_or_previous(last: Path) -> Path:
     """The last checkpoint of a run, or with a warning the one before it where the last is torn.
 
+    A torn one is moved aside, so that it does not become the one before the next.
+
     Raises:
         ValueError: it is torn, and there is none before it.
+        FileNotFoundError: it is a folder without its list of files, and there is none before it.
     """
     try:
         read_checkpoint(last)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         previous = last.with_name(PREVIOUS)
-        if last.name != LAST or not previous.exists():
+        if last.name != LAST or not is_checkpoint(previous):
             raise
-        log.warning("%s; going on from the checkpoint before it, %s", error, previous)
+        torn = last.with_name(LAST + ".torn")
+        log.warning("%s; it is now %s, and the run goes on from the checkpoint before it, %s", error, torn, previous)
+        replace_path(last, torn)
         return previous
     return last
 

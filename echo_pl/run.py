@@ -65,6 +65,7 @@ def run(config: DictConfig) -> RunOutcome:
     """
     launch = join(config)
     data = prepare(config)
+    warn_of_other_precision(config, data)
     if config.task == "validate":
         return validate(config, data, resolve_resume(config))
     plan = agreed(launch, make_plan(config) if launch.rank == 0 else {})
@@ -95,6 +96,13 @@ def join(config: DictConfig) -> Launch:
     refuse_other_world(launch, config.trainer.devices, config.trainer.num_nodes)
     open_group(launch, config.trainer.accelerator)
     return launch
+
+
+def warn_of_other_precision(config: DictConfig, data: ReportDataModule) -> None:
+    """Stored features round as the tower did that made them."""
+    stored = data.stored_precision
+    if stored is not None and stored != str(config.trainer.precision):
+        log.warning("the stored vision features were computed in %s, this run trains in %s", stored, config.trainer.precision)
 
 
 def make_plan(config: DictConfig) -> dict[str, str | None]:
@@ -194,6 +202,9 @@ def fit(
         trainer.fit(stage, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
+        final = folder / "checkpoints" / FINAL
+        if not final.exists():  # resumed behind its last step, there was no training left that would end
+            trainer.save_checkpoint(final)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     seconds = time.monotonic() - began
     return RunOutcome(folder=folder, checkpoint=folder / "checkpoints" / FINAL, metrics=metrics, seconds=seconds)

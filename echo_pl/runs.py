@@ -112,11 +112,18 @@ def left_behind(folder: Path) -> Path | None:
 def replace_path(new: Path, place: Path) -> None:
     """Put a file or folder in the place of another. A folder cannot be replaced in one step: the old one is moved aside first."""
     old = place.with_name(place.name + ".old")
-    if place.is_dir():
+    _remove(old)  # of a process that was killed while it removed it
+    if place.exists() and (place.is_dir() or new.is_dir()):
         place.replace(old)
     new.replace(place)
-    if old.is_dir():
-        shutil.rmtree(old)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_free_disk(folder: Path, least_gb: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -150,3 +151,20 @@ class Sender(L.Callback):
         if trainer.global_step == self.at - (1 if self.at else 0) and not self.sent:
             self.sent = True
             os.kill(os.getpid(), self.number)
+
+
+class Probe(L.Callback):
+    """Writes the loss of every step and the norm of its gradients, unclipped, as JSON."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.steps = Path(path), []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.steps.append([float(norm)])
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.steps[-1].append(float(trainer.callback_metrics["train/loss"]))
+        if trainer.is_global_zero:
+            self.path.write_text(json.dumps(self.steps))

@@ -22,7 +22,16 @@ _WEIGHTS = "state_dict."
 _PLAIN = {
     "torch": {"Size", "device"},
     "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.metadata": None,
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
     "collections": {"OrderedDict"},
     "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath"},
@@ -36,9 +45,9 @@ def is_sharded_checkpoint(path: Path) -> bool:
 
 class _DataOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        names = _PLAIN.get(module, set())
+        # Whole names alone: a pickle may also ask for "os.system" of a module that has imported os.
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or names is None or name in names:
+        if is_dtype or name in _PLAIN.get(module, set()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} has no business in a checkpoint's list of tensors")
 
@@ -60,7 +69,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     """
     try:
         meta = torch.load(path / META, map_location="cpu", weights_only=True)
-        _Reader(str(path)).read_metadata()
+        for entry in (_Reader(str(path)).read_metadata().storage_data or {}).values():
+            file, end = path / entry.relative_path, entry.offset + entry.length
+            if not file.is_file() or file.stat().st_size < end:
+                raise ValueError(f"{file.name} is missing or shorter than the {end} bytes it should have")
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}") from error
     return meta if isinstance(meta, dict) else {}

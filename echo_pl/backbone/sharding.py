@@ -38,10 +38,8 @@ class ShardPolicy:
 
 
 def shard(vlm: VLM, mesh: DeviceMesh, policy: ShardPolicy) -> VLM:
-    """Shard a model in place: every decoder layer and every vision block by itself, the rest together.
-
-    Its fingerprint and whatever else needs whole weights must be asked for before.
-    """
+    """Shard a model in place: every decoder layer and every vision block by itself, the rest together."""
+    vlm.whole_vision_fingerprint = vlm.vision_fingerprint  # None, where the tower is trained
     dtypes = {name: getattr(torch, value) for name in ("param_dtype", "reduce_dtype") if (value := getattr(policy, name))}
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(**dtypes)}
     if policy.cpu_offload:

@@ -31,6 +31,8 @@ class VLM(nn.Module):
 
     reshard_after_forward: bool = True
     """Of a sharded model: see :class:`echo_pl.backbone.sharding.ShardPolicy`."""
+    whole_vision_fingerprint: str | None = None
+    """Of a sharded model with a frozen vision tower: what its weights were before they were sharded."""
 
     def __init__(
         self,
@@ -144,6 +146,8 @@ class VLM(nn.Module):
     @property
     def vision_fingerprint(self) -> str | None:
         """Hash of the vision tower's weights, projector included; None while they are in training."""
+        if self.whole_vision_fingerprint is not None:
+            return self.whole_vision_fingerprint
         visual = self.network.model.visual
         parameters = list(visual.parameters())
         if any(p.requires_grad for p in parameters):

@@ -231,6 +231,11 @@ class ReportDataModule(L.LightningDataModule):
         """Of the vision tower whose stored output the batches carry; None: they carry pixels."""
         return None if self._features is None else self._features.index.vision_fingerprint
 
+    @property
+    def stored_precision(self) -> str | None:
+        """In which the tower computed its stored output; None: batches carry pixels."""
+        return None if self._features is None else self._features.index.precision
+
     def setup(self, stage: str | None = None) -> None:
         """Read index, tokenizer and index of features, so that what is missing is said before training starts."""
         _ = self.index, self.special, self._features

@@ -43,7 +43,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self.is_global_zero and partial.is_dir():
             shutil.rmtree(partial)
         self.barrier()
-        super().save_checkpoint(checkpoint, partial, storage_options)
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+        except Exception:
+            # Half a checkpoint must not keep a full disk full; the last good one stays.
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         self.barrier()
         if self.is_global_zero:
             replace_path(partial, path)

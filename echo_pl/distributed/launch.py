@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 Launcher = Literal["python", "torchrun", "srun"]
-RUN_NAME = "ECHO_PL_RUN_NAME"
-"""How a process that starts others tells them the name of their common run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +80,8 @@ def refuse_other_world(launch: Launch, devices: int, nodes: int) -> None:
         ValueError: naming both.
     """
     if launch.launcher == "python":
+        if nodes > 1:
+            raise ValueError(f"trainer.num_nodes={nodes} needs a launcher that starts processes on all of them: torchrun or srun")
         return
     if (launch.processes_per_node, launch.nodes) != (devices, nodes):
         raise ValueError(

@@ -239,9 +239,9 @@ class DCDModule(L.LightningModule):
         trajectories = self.collect(batch)
         loss, parts = self.loss(batch, trajectories, self.current_epoch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch))
+        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch), sync_dist=True)
         used = sum(t is not None for t in trajectories)
-        self.log("train/usable_trajectories", used / len(batch), batch_size=len(batch))
+        self.log("train/usable_trajectories", used / len(batch), batch_size=len(batch), sync_dist=True)
         self.log_dict(self._drop_scores(), batch_size=len(batch))
         return loss
 

@@ -99,7 +99,7 @@ class NormalizedPretrain(L.LightningModule):
             images=batch.images,
             select=predicts_BT,
         )
-        positions = None if is_alone() else share_of_ranks(real_BR.sum())
+        positions = share_of_ranks(real_BR.sum()) if self.training and not is_alone() else None
         return next_token_loss(logits_MV, batch.response_ids_BR[real_BR], positions)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:

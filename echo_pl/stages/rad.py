@@ -121,7 +121,7 @@ class RADModule(L.LightningModule):
             select=sequence.noisy_positions(chosen_BKR),
         )
         counts = torch.stack([blocked.supervised_BR.sum() * self.noise.noise_copies, chosen_BKR.sum()])
-        supervised, masked = share_of_ranks(counts)
+        supervised, masked = share_of_ranks(counts) if self.training else counts
         t_M = noise.t_BKR[chosen_BKR]
         return masked_diffusion_loss(logits_MV, clean_BKR[chosen_BKR], t_M, self.loss_weight, supervised, masked)
 

@@ -45,6 +45,9 @@ def store_features(config: DictConfig, out: Path, dtype: str, batch_size: int) -
         FileNotFoundError: no stage-1 run to start from, or no corpus.
         ValueError: the folder holds something else; a checkpoint that does not fit.
     """
+    precision = str(config.trainer.precision)
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(f"vision features are stored in precision 32-true or bf16-mixed, got trainer.precision={precision}")
     data = prepare(config)
     start, before = resolve_start(config, None)
     refuse_other_data(data, None, start, before)
@@ -58,7 +61,7 @@ def store_features(config: DictConfig, out: Path, dtype: str, batch_size: int) -
             corpus_fingerprint=data.index.fingerprint,
             processing=data.image_processing,
             vision_fingerprint=vlm.vision_fingerprint or "",
-            precision=str(config.trainer.precision),
+            precision=precision,
             dtype=dtype,
             width=vlm.width,
             splits={},
@@ -87,6 +90,10 @@ def _features_of(
         pixels, grid = (torch.cat(parts).to(vlm.device) for parts in zip(*patches, strict=True))
         with torch.no_grad(), torch.autocast(vlm.device.type, torch.bfloat16, enabled=mixed):
             features = vlm.vision_features(pixels, grid).to("cpu", DTYPES[index.dtype])
+        if not bool(features.isfinite().all()):
+            raise ValueError(
+                f"vision features of shard {shard.name} are not finite in {index.dtype}; store them in --dtype bfloat16"
+            )
         tokens = [int(own.prod(-1).sum()) // data.processor_config.merge_size**2 for _, own in patches]
         for raw, (_, own), part in zip(some, patches, features.split(tokens), strict=True):
             yield raw.key, StoredImages(features=part.clone(), grid_thw=own)

@@ -173,7 +173,39 @@ def test_a_torn_checkpoint_is_noticed_and_the_one_before_is_used(data_root, tmp_
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     with caplog.at_level(logging.WARNING):
         rest = start_run(data_root, tmp_path, *OWN, "resume=auto")
-    assert f"going on from the checkpoint before it, {previous}" in caplog.text
+    assert f"goes on from the checkpoint before it, {previous}" in caplog.text
+    assert same_weights(rest, uninterrupted)
+
+
+def test_a_torn_checkpoint_does_not_become_the_one_before(data_root, tmp_path, uninterrupted, monkeypatch):
+    """Torn, resumed, and no room for the first checkpoint then: the good one is still there."""
+    with pytest.raises(ConnectionError):
+        start_run(data_root, tmp_path, *OWN, "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}")
+    (folder,) = (tmp_path / "runs").iterdir()
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:100])
+
+    def full(content, path, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="cannot write a checkpoint"):
+            start_run(data_root, tmp_path, *OWN, "resume=auto")
+    assert same_weights(start_run(data_root, tmp_path, *OWN, "resume=auto"), uninterrupted)
+
+
+def test_a_signal_in_the_last_step_comes_too_late(data_root, tmp_path, uninterrupted):
+    sender = "+callbacks.sender={_target_: stage_parts.Sender, name: SIGTERM, at: 4}"
+    assert same_weights(start_run(data_root, tmp_path, *OWN, sender), uninterrupted)
+
+
+def test_a_run_that_died_behind_its_last_step_is_finished(data_root, tmp_path, uninterrupted):
+    outcome = start_run(data_root, tmp_path, *OWN)
+    outcome.checkpoint.unlink()
+    info = outcome.folder / "run.json"
+    info.write_text(info.read_text().replace("finished", "failed"))
+    rest = start_run(data_root, tmp_path, *OWN, "resume=auto")
     assert same_weights(rest, uninterrupted)
 
 

@@ -55,5 +55,7 @@ def test_another_world_names_both(devices, nodes):
         refuse_other_world(launch, devices, nodes)
 
 
-def test_python_starts_what_is_asked():
+def test_python_starts_what_is_asked_on_its_own_node():
     refuse_other_world(detect({}), 8, 1)
+    with pytest.raises(ValueError, match=r"trainer.num_nodes=2 needs a launcher .*: torchrun or srun"):
+        refuse_other_world(detect({}), 8, 2)

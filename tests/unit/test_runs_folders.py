@@ -9,7 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from echo_pl.runs import FINAL, LAST, RunInfo, check_free_disk, newest, newest_unfinished, now_text, read_info, write_info
+from echo_pl.runs import (
+    FINAL,
+    LAST,
+    RunInfo,
+    check_free_disk,
+    newest,
+    newest_unfinished,
+    now_text,
+    read_info,
+    replace_path,
+    write_info,
+)
 
 
 def make(outputs: Path, name: str, files: tuple[str, ...] = (FINAL,), **changes) -> Path:
@@ -104,3 +115,24 @@ def test_too_little_disk_is_refused_before_anything_begins(tmp_path, monkeypatch
 
 def test_times_sort(monkeypatch):
     assert now_text() <= now_text()
+
+
+def put(path: Path, kind: str, content: str) -> Path:
+    if kind == "folder":
+        path.mkdir()
+        (path / "inside").write_text(content)
+    else:
+        path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize("place", ["file", "folder", "nothing"])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_a_file_or_folder_takes_the_place_of_another(tmp_path, new, place):
+    target = tmp_path / "place"
+    if place != "nothing":
+        put(target, place, "old")
+    put(tmp_path / "place.old", "folder", "left by a process that was killed")
+    replace_path(put(tmp_path / "new", new, "new"), target)
+    assert (target / "inside" if new == "folder" else target).read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
