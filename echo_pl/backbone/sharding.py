@@ -52,11 +52,6 @@ def shard(vlm: VLM, mesh: DeviceMesh, policy: ShardPolicy) -> VLM:
     return vlm
 
 
-def is_sharded(vlm: VLM) -> bool:
-    """Whether :func:`shard` was applied."""
-    return isinstance(vlm, FSDPModule)
-
-
 @contextmanager
 def whole(vlm: VLM) -> Iterator[None]:
     """All weights of a sharded model on every rank for a while; nothing to do for a model that is not sharded.

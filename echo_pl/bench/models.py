@@ -66,18 +66,23 @@ class BenchModel:
         )
 
     def build(self, device: torch.device, attention: AttentionBackend) -> VLM:
-        """Random weights, frozen."""
+        """Random weights, frozen, to decode with."""
+        return self.trainable(attention).to(device, self.torch_dtype).eval().requires_grad_(False)
+
+    def trainable(self, attention: AttentionBackend) -> VLM:
+        """Random float32 weights; training and decoding attend by this backend."""
         factory = TinyBackbone(
             width=self.width,
             layers=self.layers,
             heads=self.heads,
             key_heads=self.key_heads,
             mlp_width=self.mlp_width,
+            train_attention=attention,
             decode_attention=attention,
             pack_weights=self.pack_weights,
         )
         with_eos = replace(self.special, eos=0)  # the library's configuration wants one in the vocabulary
-        return factory.build(with_eos, self.vocabulary).to(device, self.torch_dtype).eval().requires_grad_(False)
+        return factory.build(with_eos, self.vocabulary)
 
 
 def text_prompts(batch_size: int, context: int, vocabulary: int, device: torch.device) -> Batch:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.clock import now
-from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.vlm import VLM
 from echo_pl.bench.full_duplication import full_duplication, full_duplication_positions
 from echo_pl.bench.models import BenchModel, text_prompts
@@ -116,7 +115,8 @@ def time_training(
 
 
 def _prepared(variant: Variant, model: BenchModel, context: int, grid: TrainingGrid, device: torch.device) -> _Timed:
-    vlm = _build(model, variant).to(device)
+    vlm = model.trainable(variant.attention).to(device)
+    vlm.freeze_vision()
     batch = _batch(model, context, grid, device, vlm, variant.vision)
     optimizer = torch.optim.AdamW([p for p in vlm.parameters() if p.requires_grad], lr=1e-4, foreach=True)
     parameters = [p for p in vlm.parameters() if p.requires_grad]
@@ -133,20 +133,6 @@ def _prepared(variant: Variant, model: BenchModel, context: int, grid: TrainingG
     copies = {"autoregressive": 0, "full_duplication": 1, "rad": variant.copies}[variant.layout]
     contexts = 2 if variant.layout == "full_duplication" else 1
     return _Timed(variant=variant, step=step, tokens=contexts * context + (copies + 1) * grid.response)
-
-
-def _build(model: BenchModel, variant: Variant) -> VLM:
-    factory = TinyBackbone(
-        width=model.width,
-        layers=model.layers,
-        heads=model.heads,
-        key_heads=model.key_heads,
-        mlp_width=model.mlp_width,
-        train_attention=variant.attention,
-    )
-    vlm = factory.build(replace(model.special, eos=0), model.vocabulary)
-    vlm.freeze_vision()
-    return vlm
 
 
 def _batch(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import sys
@@ -23,7 +22,7 @@ from echo_pl.bench.models import BenchModel
 from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, cost_table, markdown_table, text_table
 from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
 from echo_pl.evaluation.speed_plot import speed_figure
-from echo_pl.tools.benchmarks import load_benchmark, log_benchmark, say
+from echo_pl.tools.benchmarks import benchmark_command, load_benchmark, log_benchmark, say
 
 _LOGGED = ("tps_median", "tps_spread", "tpf", "tpf_published", "speedup_over_ar", "efficiency", "prefill_seconds", "peak_memory_mb")
 CONFIG = EXPERIMENTS / "bench" / "decode.yaml"
@@ -168,27 +167,25 @@ def metrics(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
+def _carry_out(overrides: list[str]) -> list[Path]:
+    config = load_config(overrides)
+    record = run_bench(config)
+    out = Path(config.out)
+    files = [out / "decode.json", *write_report(record, out)]
+    if config.mlflow is not None:
+        log_benchmark(config, "decode", record["machine"], metrics(record["rows"]), files)
+    return files
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="echo-pl-bench",
-        description="Time autoregressive, multi-step and one-step decoding on the same random weights, interleaved.",
-        epilog=f"Keys and defaults: {CONFIG}. A quick look: echo-pl-bench models=[tiny] batch_sizes=[1] contexts=[300]",
+    return benchmark_command(
+        "echo-pl-bench",
+        "Time autoregressive, multi-step and one-step decoding on the same random weights, interleaved.",
+        f"Keys and defaults: {CONFIG}. A quick look: echo-pl-bench models=[tiny] batch_sizes=[1] contexts=[300]",
+        arguments,
+        _carry_out,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of experiments/bench/decode.yaml")
-    args = parser.parse_args(arguments)
-    try:
-        config = load_config(args.overrides)
-        record = run_bench(config)
-        out = Path(config.out)
-        files = [out / "decode.json", *write_report(record, out)]
-        if config.mlflow is not None:
-            log_benchmark(config, "decode", record["machine"], metrics(record["rows"]), files)
-    except (ValueError, OSError) as error:
-        print(f"echo-pl-bench: {error}", file=sys.stderr)
-        return 1
-    print("written: " + ", ".join(str(path) for path in files))
-    return 0
 
 
 if __name__ == "__main__":

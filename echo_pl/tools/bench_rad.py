@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from echo_pl.bench.models import BenchModel
 from echo_pl.bench.rad import TrainingGrid, arithmetic, time_training
 from echo_pl.bench.rad_table import ARITHMETIC_LEGEND, LEGEND, arithmetic_table, markdown_table, text_table
 from echo_pl.evaluation.files import write_text_atomic
-from echo_pl.tools.benchmarks import load_benchmark, log_benchmark, say
+from echo_pl.tools.benchmarks import benchmark_command, load_benchmark, log_benchmark, say
 
 CONFIG = EXPERIMENTS / "bench" / "rad.yaml"
 _LOGGED = ("seconds", "supervised_tokens_per_second", "peak_memory_mb", "speedup_over_full_duplication")
@@ -92,27 +91,25 @@ def metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def _carry_out(overrides: list[str]) -> list[Path]:
+    config = load_benchmark(_Schema, CONFIG, overrides)
+    record = run_bench(config)
+    out = Path(config.out)
+    files = [out / "rad.json", write_report(record, out)]
+    if config.mlflow is not None:
+        log_benchmark(config, "rad", record["machine"], metrics(record["rows"]), files)
+    return files
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m echo_pl.tools.bench_rad",
-        description="Time training steps: autoregressive, full duplication, RAD dense and split, noisy copies, stored features.",
-        epilog=f"Keys and defaults: {CONFIG}. A quick look: models=[d128] contexts=[256] repetitions=1",
+    return benchmark_command(
+        "bench-rad",
+        "Time training steps: autoregressive, full duplication, RAD dense and split, noisy copies, stored features.",
+        f"Keys and defaults: {CONFIG}. A quick look: models=[d128] contexts=[256] repetitions=1",
+        arguments,
+        _carry_out,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of experiments/bench/rad.yaml")
-    args = parser.parse_args(arguments)
-    try:
-        config = load_benchmark(_Schema, CONFIG, args.overrides)
-        record = run_bench(config)
-        out = Path(config.out)
-        files = [out / "rad.json", write_report(record, out)]
-        if config.mlflow is not None:
-            log_benchmark(config, "rad", record["machine"], metrics(record["rows"]), files)
-    except (ValueError, OSError) as error:
-        print(f"bench-rad: {error}", file=sys.stderr)
-        return 1
-    print("written: " + ", ".join(str(path) for path in files))
-    return 0
 
 
 if __name__ == "__main__":
