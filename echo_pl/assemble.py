@@ -10,8 +10,10 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
-from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig
 
 from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
@@ -19,7 +21,9 @@ from echo_pl.checkpointing import LastCheckpoint, StopWhenTold, WholeFileIO
 from echo_pl.config_keys import build
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.response import parse_response
+from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.memory import return_free_memory
+from echo_pl.finite_loss import NonFiniteLoss
 from echo_pl.runs import FINAL
 from echo_pl.stages.validation import TextTools
 
@@ -81,11 +85,12 @@ def text_tools(data: ReportDataModule) -> TextTools:
     )
 
 
-def make_trainer(config: DictConfig, folder: Path, logger: MLFlowLogger | None) -> L.Trainer:
+def make_trainer(config: DictConfig, folder: Path, logger: Logger | None) -> L.Trainer:
     """Build callbacks and trainer."""
     checkpoints = folder / "checkpoints"
     callbacks: list[Callback] = [FinalCheckpoint(checkpoints / FINAL), FreeMemory()]
     callbacks += [instantiate(entry, _convert_="all") for entry in (config.callbacks or {}).values() if entry]
+    callbacks += [NonFiniteLoss(config.stage.on_nonfinite_loss)]
     callbacks += [StopWhenTold(checkpoints), LastCheckpoint(checkpoints, config.stage.checkpoint_every)]
     if config.trainer.enable_progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
@@ -94,15 +99,25 @@ def make_trainer(config: DictConfig, folder: Path, logger: MLFlowLogger | None) 
         default_root_dir=str(folder),
         logger=logger if logger is not None else False,
         callbacks=callbacks,
-        plugins=[WholeFileIO()],
+        plugins=[WholeFileIO(), *cluster_environment()],
     )
     return trainer
 
 
-def make_logger(config: DictConfig, folder: Path, resume: Path | None) -> MLFlowLogger | None:
-    """MLflow on a local database unless told otherwise; a resumed run goes on in its own MLflow run."""
+def cluster_environment() -> list[SLURMEnvironment]:
+    """For tasks of srun, Lightning's own without its requeueing, which saves in the middle of a step: see StopWhenTold."""
+    return [SLURMEnvironment(auto_requeue=False)] if detect().launcher == "srun" else []
+
+
+def make_logger(config: DictConfig, folder: Path, resume: Path | None, rank: int) -> Logger | None:
+    """MLflow on a local database unless told otherwise; a resumed run goes on in its own MLflow run.
+
+    Rank 0 alone talks to it: processes that open a new database at the same time would each make its tables.
+    """
     if config.mlflow is None:
         return None
+    if rank > 0:
+        return DummyLogger()
     local = config.mlflow.tracking_uri is None
     outputs = Path(config.outputs).resolve()
     return MLFlowLogger(

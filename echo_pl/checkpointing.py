@@ -104,6 +104,7 @@ class StopWhenTold(Callback):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._told = 0
+        self._stopped = 0
         self._step = 0
         self._listens = False
 
@@ -140,11 +141,7 @@ class StopWhenTold(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop, if any rank was told.
-
-        Raises:
-            StoppedError: when it was.
-        """
+        """Save, if any rank was told; the run ends behind the loggers, which have this step yet to write."""
         if trainer.global_step == self._step:
             return  # half an optimizer step is in no checkpoint
         self._step = trainer.global_step
@@ -157,4 +154,20 @@ class StopWhenTold(Callback):
             return  # behind its last step a run ends by itself
         keep_previous(trainer, self._folder / LAST)
         trainer.save_checkpoint(self._folder / LAST)
-        raise StoppedError(number)
+        self._stopped = number
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop before another step."""
+        self._stop()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop before a validation."""
+        self._stop()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at the end of an epoch."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._stopped:
+            raise StoppedError(self._stopped)

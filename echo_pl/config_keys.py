@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 ROOT = """stage backbone data trainer callbacks task block_size max_response_tokens grid context_attention seed threads run_name
 outputs data_root start resume min_free_gb mlflow run"""
 STAGE = """name max_steps batch_size eval_batch_size limit_train length_window validate_every accumulate gradient_clip
-checkpoint_every module"""
+checkpoint_every on_nonfinite_loss module"""
 KEYS = {"": ROOT, "stage": STAGE, "backbone": "needs_warmup factory", "mlflow": "tracking_uri experiment"}
 """Keys by node; nodes with a ``_target_`` are checked by what they build."""
 TASKS = ("fit", "validate")

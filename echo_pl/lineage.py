@@ -68,22 +68,42 @@ def resolve_resume(config: DictConfig) -> Path | None:
     """The checkpoint to continue from, if any.
 
     Raises:
-        FileNotFoundError: ``resume=auto`` and no unfinished run of this stage has a checkpoint.
+        FileNotFoundError: ``resume=auto`` and no unfinished run of this stage (and of this ``run_name``) has a checkpoint.
+        ValueError: ``resume=if_any`` without a ``run_name``; a sharded checkpoint for a trainer that does not shard.
     """
     if config.resume is None:
         return None
-    if config.resume != "auto":
-        return Path(config.resume)
+    if config.resume not in ("auto", "if_any"):
+        return of_this_trainer(config, Path(config.resume))
+    if config.resume == "if_any" and config.run_name is None:
+        raise ValueError("resume=if_any goes on with the run of this name, or begins it: give run_name=<name>")
     outputs = Path(config.outputs)
-    found = newest_unfinished(outputs, config.stage.name, backbone_name(config), data_name(config))
+    found = newest_unfinished(outputs, config.stage.name, backbone_name(config), data_name(config), config.run_name)
+    if found is None and config.resume == "if_any":
+        return None
     if found is None:
         raise FileNotFoundError(
             f"no unfinished run of stage {config.stage.name} with a checkpoint under {outputs}/runs; "
             "give resume=<checkpoint>, or leave resume out to start anew"
         )
-    found = whole_or_previous(found)
+    found = of_this_trainer(config, whole_or_previous(found))
     log.info("resuming from %s", found)
     return found
+
+
+def of_this_trainer(config: DictConfig, path: Path) -> Path:
+    """Refuse a sharded checkpoint where the strategy cannot read it, before it says so in words of its own.
+
+    Raises:
+        ValueError: with the command that makes one file of it.
+    """
+    strategy = config.trainer.get("strategy")
+    if path.is_dir() and str(strategy.get("_target_") if isinstance(strategy, DictConfig) else "").find("FSDP2") < 0:
+        raise ValueError(
+            f"{path} is sharded, and this trainer does not shard: resume it with trainer=fsdp2, or make one file of it: "
+            f"python -m echo_pl.tools.checkpoint merge {path} {path.with_suffix('.merged.ckpt')}"
+        )
+    return path
 
 
 def whole_or_previous(last: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,7 +28,7 @@ from echo_pl.baseline import ancestor
 from echo_pl.checkpointing import StoppedError, StopWhenTold
 from echo_pl.config_keys import check_keys
 from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.distributed.agree import agreed, open_group
+from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings
 from echo_pl.distributed.launch import Launch, detect, refuse_other_world
 from echo_pl.lineage import (
     backbone_name,
@@ -76,7 +76,7 @@ def run(config: DictConfig) -> RunOutcome:
     lineage = make_lineage(config, data, start, chain)
     fill_run_node(config, folder, lineage, before)
     # Whatever can be wrong in the configuration shows here, before a folder or an MLflow run is made.
-    logger = make_logger(config, folder, resume)
+    logger = make_logger(config, folder, resume, launch.rank)
     stage = make_stage(config, data, lineage)
     trainer = make_trainer(config, folder, logger)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,12 +90,24 @@ def join(config: DictConfig) -> Launch:
     """Find the other processes of this run.
 
     Raises:
-        ValueError: a launcher started others than the trainer is configured for.
+        ValueError: a launcher started others than the trainer is configured for, or with other configurations.
     """
     launch = detect()
     refuse_other_world(launch, config.trainer.devices, config.trainer.num_nodes)
     open_group(launch, config.trainer.accelerator)
+    refuse_other_settings(launch, flat_settings(config))
     return launch
+
+
+def flat_settings(config: DictConfig) -> dict[str, Any]:
+    """Every value of a configuration by its dotted name; what only a running run knows is left out."""
+
+    def flat(node: Any, name: str) -> dict[str, Any]:
+        if isinstance(node, dict):
+            return {key: value for child in node for key, value in flat(node[child], f"{name}.{child}" if name else child).items()}
+        return {name: node}
+
+    return flat(OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "run"])), "")
 
 
 def warn_of_other_precision(config: DictConfig, data: ReportDataModule) -> None:
@@ -147,14 +159,14 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(("💡 Tip", "GPU available", "TPU available"))
 
 
-def open_mlflow_run(logger: MLFlowLogger | None) -> str | None:
-    """Create the MLflow run, or find the one that is continued; return its id.
+def open_mlflow_run(logger: Logger | None) -> str | None:
+    """Create the MLflow run, or find the one that is continued; return its id, which rank 0 alone has.
 
     Raises:
         ValueError: the tracking server cannot be reached, or does not know the run.
     """
     try:
-        return None if logger is None else logger.run_id
+        return logger.run_id if isinstance(logger, MLFlowLogger) else None
     except MlflowException as error:
         raise ValueError(f"MLflow: {error}; check mlflow.tracking_uri, or switch it off with mlflow=null") from error
 

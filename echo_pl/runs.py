@@ -90,12 +90,21 @@ def newest(
     return None
 
 
-def newest_unfinished(outputs: Path, stage: str, backbone: str, data: str) -> Path | None:
-    """Checkpoint of the newest fitting run that has one to resume from and did not finish, or None."""
+def newest_unfinished(outputs: Path, stage: str, backbone: str, data: str, name: str | None = None) -> Path | None:
+    """Checkpoint of the newest fitting run that has one to resume from and did not finish, or None.
+
+    Args:
+        outputs: where runs are kept.
+        stage: of the run.
+        backbone: name of the backbone.
+        data: name of the data group.
+        name: of the run; None: any.
+    """
     found = [
         (info.time, path)
         for folder in sorted((outputs / "runs").glob("*"))
-        if (info := read_info(folder))
+        if (name is None or folder.name == name)
+        and (info := read_info(folder))
         and (info.stage, info.backbone, info.data) == (stage, backbone, data)
         and info.status != "finished"
         and (path := left_behind(folder)) is not None

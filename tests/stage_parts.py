@@ -153,6 +153,31 @@ class Sender(L.Callback):
             os.kill(os.getpid(), self.number)
 
 
+class SpoilLoss(L.Callback):
+    """Weights of one batch's forward that give a loss of nan; they are put back before anybody could step from them.
+
+    Args:
+        at: optimizer steps before it.
+        rank: where it happens.
+    """
+
+    def __init__(self, at: int, rank: int = 0) -> None:
+        self.at, self.rank, self.kept = at, rank, None
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.at and trainer.global_rank == self.rank:
+            head = module.vlm.network.lm_head.weight
+            self.kept = head.detach().clone()
+            with torch.no_grad():
+                head.fill_(float("nan"))
+
+    def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        if self.kept is not None:
+            with torch.no_grad():
+                module.vlm.network.lm_head.weight.data.copy_(self.kept)
+            self.kept = None
+
+
 class Probe(L.Callback):
     """Writes the loss of every step and the norm of its gradients, unclipped, as JSON."""
 

@@ -5,6 +5,7 @@ torch keeps the list of what is where as a pickle; here only the few plain class
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, Metadata, load
-from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 
 META = "meta.pt"
 """What of a checkpoint is no tensor: Lightning's name for it."""
 LIST = ".metadata"
 _WEIGHTS = "state_dict."
+_OPTIMIZER = "optimizer_"
 _PLAIN = {
     "torch": {"Size", "device"},
     "torch.serialization": {"_get_layout"},
@@ -98,3 +103,35 @@ def read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
         load({"state_dict": dict(tensors)}, storage_reader=_Reader(str(path)), no_dist=True)
     except Exception as error:  # torch wraps whatever went wrong in one of its own
         raise ValueError(f"{path} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}") from error
+
+
+class _PlainLoadPlanner(DefaultLoadPlanner):
+    """Reads what is no tensor (learning rates, counters) as data; torch's own planner would run what a pickle asks for."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        self.state_dict[read_item.dest_index.fqn] = torch.load(value, map_location="cpu", weights_only=True)
+
+
+def read_whole(path: Path) -> dict[str, Any]:
+    """A sharded checkpoint as the one that Lightning writes to a single file: weights, optimizer states and the rest, in memory.
+
+    Raises:
+        ValueError: the folder is torn, or holds more than data.
+    """
+    meta = read_meta(path)
+    about = _Reader(str(path)).read_metadata()
+    flat: dict[str, Any] = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
+        for name, entry in about.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata | BytesStorageMetadata)
+    }
+    try:
+        load(flat, storage_reader=_Reader(str(path)), planner=_PlainLoadPlanner(), no_dist=True)
+        nested = unflatten_state_dict(flat, about.planner_data)
+    except Exception as error:  # torch wraps whatever went wrong in one of its own
+        raise ValueError(f"{path} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}") from error
+    optimizers = sorted((name for name in nested if name.startswith(_OPTIMIZER)), key=lambda name: int(name[len(_OPTIMIZER) :]))
+    return {**meta, "state_dict": nested["state_dict"], "optimizer_states": [nested[name] for name in optimizers]}

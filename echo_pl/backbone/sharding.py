@@ -41,7 +41,8 @@ def shard(vlm: VLM, mesh: DeviceMesh, policy: ShardPolicy) -> VLM:
     """Shard a model in place: every decoder layer and every vision block by itself, the rest together."""
     vlm.whole_vision_fingerprint = vlm.vision_fingerprint  # None, where the tower is trained
     dtypes = {name: getattr(torch, value) for name in ("param_dtype", "reduce_dtype") if (value := getattr(policy, name))}
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(**dtypes)}
+    # Inputs are not cast: token ids and rules are none to cast, and all else is computed from weights in param_dtype.
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)}
     if policy.cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
     for part in (*vlm.network.model.language_model.layers, *vlm.network.model.visual.blocks):

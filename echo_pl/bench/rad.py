@@ -24,7 +24,7 @@ from echo_pl.bench.roofline import ModelShape
 from echo_pl.diffusion.losses import masked_diffusion_loss, next_token_loss
 from echo_pl.diffusion.noise import NoiseConfig, draw_noise
 from echo_pl.diffusion.sequence import BlockLayout, autoregressive_sequence, block_context, block_response, rad_sequence
-from echo_pl.evaluation.memory import peak_memory_gb, restart_peak_memory
+from echo_pl.evaluation.memory import memory_gb, peak_memory_gb, restart_peak_memory, return_free_memory
 from echo_pl.structs import Batch
 
 Row = dict[str, Any]
@@ -88,15 +88,11 @@ class _Timed:
     tokens: int
     seconds: list[float] = field(default_factory=list)
     supervised: int = 0
-    peak_memory_mb: float | None = None
 
     def repeat(self, device: torch.device) -> None:
-        restarted = restart_peak_memory(device)
         started = now(device)
         self.supervised = self.step()
         self.seconds.append(now(device) - started)
-        if restarted:
-            self.peak_memory_mb = max(self.peak_memory_mb or 0.0, 1e3 * peak_memory_gb(device))
 
 
 def time_training(
@@ -105,13 +101,29 @@ def time_training(
     """Time all variants at every context; yields the rows of one context at a time."""
     for context in grid.contexts:
         progress(f"{name}, context {context}")
+        memory = {variant.name: memory_of(variant, model, context, grid, device) for variant in variants(grid.copies)}
         timed = [_prepared(variant, model, context, grid, device) for variant in variants(grid.copies)]
         for one in timed:
             one.step()
         for _ in range(grid.repetitions):
             for one in timed:
                 one.repeat(device)
-        yield _rows(name, context, grid, timed)
+        yield [row | {"peak_memory_mb": memory[row["variant"]]} for row in _rows(name, context, grid, timed)]
+
+
+def memory_of(variant: Variant, model: BenchModel, context: int, grid: TrainingGrid, device: torch.device) -> float | None:
+    """Most memory of a step, in MB: weights, gradients, optimizer states and activations of this variant alone.
+
+    None where the system does not tell.
+    """
+    return_free_memory()
+    before = memory_gb(device)
+    one = _prepared(variant, model, context, grid, device)
+    one.step()  # makes the optimizer's states
+    if before is None or not restart_peak_memory(device):
+        return None
+    one.step()
+    return 1e3 * (peak_memory_gb(device) - before)
 
 
 def _prepared(variant: Variant, model: BenchModel, context: int, grid: TrainingGrid, device: torch.device) -> _Timed:
@@ -228,7 +240,6 @@ def _row(name: str, context: int, grid: TrainingGrid, one: _Timed, reference: _T
         "supervised_tokens": one.supervised,
         "supervised_tokens_per_second": per_second,
         "seconds_per_supervised_token": seconds / one.supervised,
-        "peak_memory_mb": one.peak_memory_mb,
         # Full duplication was timed without a vision tower, so a step with one is not compared with it.
         "speedup_over_full_duplication": None if with_tower else reference_seconds / seconds,
         "supervised_speedup_over_full_duplication": None if with_tower else per_second * reference_seconds / reference.supervised,

@@ -29,7 +29,7 @@ from echo_pl.data.processor import ProcessorConfig, ReportProcessor, Sample, Tem
 from echo_pl.data.shard_reader import first_images
 from echo_pl.data.stream import BatchStream, OnBad
 from echo_pl.data.study import Version
-from echo_pl.data.tokenizer import ReportTokenizer, load_tokenizer
+from echo_pl.data.tokenizer import ReportTokenizer, load_tokenizer, vocabulary_fingerprint
 from echo_pl.data.training_order import TrainingOrder
 from echo_pl.structs import Batch, SpecialTokens
 
@@ -203,8 +203,7 @@ class ReportDataModule(L.LightningDataModule):
     @cached_property
     def vocabulary_fingerprint(self) -> str:
         """Hash of what every token id means."""
-        vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
-        return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+        return vocabulary_fingerprint(self.tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -7,6 +7,7 @@ processor needs torchvision, which this project does without. Knows nothing of s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -144,6 +145,11 @@ class ReportProcessor:
         except (ValueError, OSError) as error:
             raise ValueError(f"an image of study {study.key} cannot be processed: {error}") from error
         return features["pixel_values"], features["image_grid_thw"]
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and image processor as transformers loads them."""
+        self._tokenizer.save_pretrained(folder)
+        self._images.save_pretrained(folder)
 
     @property
     def _patch_width(self) -> int:

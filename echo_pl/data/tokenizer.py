@@ -5,6 +5,7 @@ Knows text and ids; nothing of images or reports.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -87,6 +88,11 @@ def load_tokenizer(path: Path | str) -> tuple[ReportTokenizer, SpecialTokens]:
         tokenizer.add_special_tokens({"mask_token": MASK})
         logger.warning("the tokenizer in %s had no mask token: %s added as id %d", folder, MASK, len(tokenizer) - 1)
     return tokenizer, _special_tokens(tokenizer)
+
+
+def vocabulary_fingerprint(tokenizer: ReportTokenizer) -> str:
+    """Hash of what every token id means."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
 def _special_tokens(tokenizer: ReportTokenizer) -> SpecialTokens:

@@ -58,6 +58,30 @@ def together() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def refuse_other_settings(launch: Launch, settings: dict[str, Any]) -> None:
+    """Refuse to begin where a rank has been given other settings than rank 0. Every rank raises the same.
+
+    Args:
+        launch: of this process.
+        settings: by name; plain values.
+
+    Raises:
+        ValueError: naming a setting and the two values.
+    """
+    if launch.world_size == 1:
+        return
+    everyone: list[Any] = [None] * launch.world_size
+    dist.all_gather_object(everyone, settings)
+    first = everyone[0]
+    for rank, own in enumerate(everyone):
+        for name in sorted(first.keys() | own.keys()):
+            if first.get(name) != own.get(name):
+                raise ValueError(
+                    f"the ranks of this run were given different configurations: {name} is {first.get(name)!r} on rank 0 and "
+                    f"{own.get(name)!r} on rank {rank}; start all of them with the same command and files"
+                )
+
+
 def agreed(launch: Launch, value: dict[str, Any]) -> dict[str, Any]:
     """Rank 0's value, on every rank. The values must be plain (they travel as JSON)."""
     if launch.world_size > 1:

@@ -36,6 +36,17 @@ def restart_peak_memory(device: torch.device) -> bool:
     return True
 
 
+def memory_gb(device: torch.device) -> float | None:
+    """Memory in use now, in GB (10^9 bytes): of tensors on a GPU, resident of the process elsewhere; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 1e9
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])  # Linux
+    except OSError:
+        return None
+    return pages * resource.getpagesize() / 1e9
+
+
 def peak_memory_gb(device: torch.device | None = None) -> float:
     """Largest memory this process has had, in GB (10^9 bytes): on the device; None: on the GPU if there is one, else resident."""
     if device.type == "cuda" if device is not None else torch.cuda.is_available():

@@ -54,7 +54,7 @@ def compose(data_root: Path, *overrides: str) -> DictConfig:
 
 def test_every_file_is_in_a_group_that_is_tested():
     files = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml")}
-    files -= {"bench/decode.yaml", "bench/rad.yaml"}
+    files -= {"bench/decode.yaml", "bench/rad.yaml", "hydra/launcher/slurm.yaml"}  # the last needs submitit: make test-slurm
     assert files == PIECES | {f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names}
     assert set(GROUPS) == {"stage", "backbone", "data", "trainer", "callbacks", "ablation"}
     assert set(GROUPS["stage"]) == set(BEFORE)

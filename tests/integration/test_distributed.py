@@ -6,34 +6,25 @@ themselves, and weights to 1 % of the change of each: sums are in another order,
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from stage_parts import BACKBONE, lively, record, write_checkpoint
-from torch import Tensor
+from mlflow import MlflowClient
+from ranks import SIZES, SMALL, assert_same_steps, assert_trained_alike, pretrained_checkpoint, probe, steps, weights
 
-from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
-from echo_pl.backbone.factory import TinyBackbone
-from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.lineage import whole_or_previous
 from echo_pl.runs import read_info
+from echo_pl.tools.checkpoint import merge
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 from echo_pl.tools.store_features import store_features
 
-NAMES = ("width", "layers", "heads", "key_heads", "mlp_width", "vision_width", "vision_layers", "vision_heads", "vision_mlp_width")
-SMALL = [
-    "threads=1", "min_free_gb=0", "mlflow=null", "callbacks=none", "trainer.enable_progress_bar=false", "trainer.precision=32-true",
-    "stage.max_steps=3", "stage.validate_every=3", "stage.checkpoint_every=2", "stage.eval_batch_size=2", "data.limit_val=4",
-    "data.cache_samples=0", "stage.module.generation_batches=1", "max_response_tokens=96",
-]  # fmt: skip
 TWO = ["stage.batch_size=2", "trainer.devices=2"]
 PATIENCE = 300
 
@@ -51,12 +42,11 @@ def outputs(tmp_path_factory) -> Path:
 
 
 def command(data_root: Path, outputs: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    sizes = [f"backbone.factory.{name}={getattr(BACKBONE, name)}" for name in NAMES]
     places = [f"data_root={data_root}", f"outputs={outputs}"]
     launchers = ("SLURM_", "TORCHELASTIC", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_", "ECHO_PL_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
     return subprocess.run(
-        [sys.executable, *(launcher or ("-m",)), "echo_pl", *SMALL, *sizes, *places, *overrides],
+        [sys.executable, *(launcher or ("-m",)), "echo_pl", *SMALL, *SIZES, *places, *overrides],
         env=clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path])},
         capture_output=True,
         text=True,
@@ -67,8 +57,7 @@ def command(data_root: Path, outputs: Path, *overrides: str, launcher: tuple[str
 
 def finished(data_root: Path, outputs: Path, name: str, *overrides: str, launcher: tuple[str, ...] = ()) -> Path:
     """Run a stage to its end; return its final checkpoint."""
-    probe = f"+callbacks.probe={{_target_: stage_parts.Probe, path: {outputs / name}.json}}"
-    done = command(data_root, outputs, f"run_name={name}", probe, *overrides, launcher=launcher)
+    done = command(data_root, outputs, f"run_name={name}", probe(outputs, name), *overrides, launcher=launcher)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = outputs / "runs" / name
     assert read_info(folder).status == "finished"
@@ -81,43 +70,13 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 @pytest.fixture(scope="module")
 def pretrained(data_root, outputs) -> Path:
     """A stage-1 checkpoint with weights whose reports sometimes end."""
-    data = ReportDataModule(root=data_root / "synthetic")
-    vlm = lively(replace(BACKBONE, seed=8).build(data.special, data.vocab_size), data.special, eos_scale=2.0)
-    return write_checkpoint(outputs / "pretrain.ckpt", vlm, record("pretrain", vocabulary=data.vocabulary_fingerprint))
+    return pretrained_checkpoint(data_root, outputs)
 
 
 @pytest.fixture(scope="module")
 def alone(data_root, outputs, pretrained) -> Path:
     """Stage 2 in one process."""
     return finished(data_root, outputs, "one-rad", "stage=rad", f"start={pretrained}", "stage.batch_size=4")
-
-
-def weights(path: Path, data_root: Path) -> dict[str, Tensor]:
-    data = ReportDataModule(root=data_root / "synthetic")
-    vlm = TinyBackbone(**{name: getattr(BACKBONE, name) for name in NAMES}).build(data.special, data.vocab_size)
-    load_weights(vlm, path, ("pretrain", "rad", "dcd"))
-    return {name: value.clone() for name, value in vlm.state_dict().items()}
-
-
-def steps(checkpoint: Path) -> Tensor:
-    """Gradient norm and loss of every step of the run that wrote a checkpoint."""
-    folder = checkpoint.parent.parent
-    return torch.tensor(json.loads((folder.parent.parent / f"{folder.name}.json").read_text()))
-
-
-def assert_same_steps(one: Path, other: Path) -> None:
-    assert steps(one).shape == (3, 2)
-    assert float(steps(one)[:, 0].min()) > 0
-    assert torch.allclose(steps(one), steps(other), rtol=1e-4), f"{steps(one)} and {steps(other)}"
-
-
-def assert_trained_alike(one: Path, other: Path, start: Path, data_root: Path) -> None:
-    before, first, second = (weights(path, data_root) for path in (start, one, other))
-    changes = {name: float((first[name] - before[name]).abs().max()) for name in first}
-    assert max(changes.values()) > 1e-4, "nothing was trained"
-    for name, value in first.items():
-        difference = float((value - second[name]).abs().max())
-        assert difference <= 1e-5 + 1e-2 * changes[name], f"{name}: {difference} apart after a change of {changes[name]}"
 
 
 def test_ddp_by_lightnings_own_launcher(data_root, outputs, alone, pretrained):
@@ -143,6 +102,35 @@ def test_fsdp2_by_torchrun(data_root, alone, pretrained, sharded):
     assert_trained_alike(alone, sharded, pretrained, data_root)
 
 
+@pytest.mark.filterwarnings("ignore:.*noload")
+def test_two_ranks_are_one_mlflow_run(data_root, outputs, pretrained):
+    """In a database that does not exist yet, which ranks that open it together would make twice."""
+    database = f"sqlite:///{outputs / 'ranks.db'}"
+    recorded = ["mlflow={tracking_uri: '" + database + "', experiment: ranks}", "trainer.log_every_n_steps=1"]
+    own = ["stage=rad", f"start={pretrained}", "trainer=ddp", *TWO]
+    made = finished(data_root, outputs, "recorded-rad", *own, *recorded, launcher=TORCHRUN)
+    (run,) = MlflowClient(database).search_runs([MlflowClient(database).get_experiment_by_name("ranks").experiment_id])
+    assert (run.info.run_id, run.info.status) == (read_checkpoint(made)[0].mlflow_run_id, "FINISHED")
+    assert run.data.metrics["train/loss"] == pytest.approx(float(steps(made)[-1, 1]))
+
+
+def test_activation_checkpointing_in_shards_changes_nothing(data_root, outputs, alone, pretrained):
+    own = ["stage=rad", f"start={pretrained}", "trainer=fsdp2", *TWO, "backbone.factory.gradient_checkpointing=true"]
+    assert_same_steps(alone, finished(data_root, outputs, "checkpointing-rad", *own))
+
+
+def test_layers_that_compute_in_bfloat16_with_sums_in_float32(data_root, outputs, alone, pretrained):
+    """FSDP2's mixed precision: master weights and checkpoints stay in float32; 2^-8 of rounding in a layer, 5 % in a step."""
+    policy = ["trainer.strategy.policy.param_dtype=bfloat16", "trainer.strategy.policy.reduce_dtype=float32"]
+    made = finished(data_root, outputs, "bf16-rad", "stage=rad", f"start={pretrained}", "trainer=fsdp2", *TWO, *policy)
+    assert torch.allclose(steps(alone), steps(made), rtol=5e-2)
+    assert not torch.allclose(steps(alone), steps(made), rtol=1e-5), "nothing was rounded"
+    before, after = weights(pretrained, data_root), weights(made, data_root)
+    change = next(after[name] - before[name] for name in after if name.endswith("layers.0.mlp.up_proj.weight"))
+    assert 0 < float(change.abs().max()) < 1e-2
+    assert bool((change != change.bfloat16().float()).any())
+
+
 @pytest.mark.parametrize(("ablation", "trainer"), [("ce", "fsdp2"), (None, "ddp")], ids=["ce-fsdp2", "dcd-ddp"])
 def test_stage_3_from_sharded_weights(data_root, outputs, sharded, ablation, trainer):
     """The teacher decodes on the fly while reports of different lengths keep the ranks apart; under FSDP2 it is sharded too."""
@@ -162,9 +150,8 @@ def test_stage_3_from_sharded_weights(data_root, outputs, sharded, ablation, tra
 
 
 def test_stored_vision_features_train_a_sharded_model(data_root, outputs, pretrained, alone):
-    sizes = [f"backbone.factory.{name}={getattr(BACKBONE, name)}" for name in NAMES]
     config = compose_config(
-        ["stage=rad", "trainer.precision=32-true", *sizes, f"data_root={data_root}", f"outputs={outputs}", f"start={pretrained}",
+        ["stage=rad", "trainer.precision=32-true", *SIZES, f"data_root={data_root}", f"outputs={outputs}", f"start={pretrained}",
          "min_free_gb=0", "max_response_tokens=96"]
     )  # fmt: skip
     store_features(config, outputs / "features", "float32", 8)
@@ -199,6 +186,69 @@ def test_a_sharded_run_goes_on_with_other_ranks(data_root, outputs, pretrained, 
     done = command(data_root, outputs / "copied", *own, f"resume={last}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert_trained_alike(sharded, folder / "checkpoints" / "final.ckpt", pretrained, data_root)
+
+
+SPOIL = "+callbacks.spoil={_target_: stage_parts.SpoilLoss, at: 1, rank: 1}"
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(data_root, outputs, pretrained):
+    done = command(data_root, outputs, "stage=rad", f"start={pretrained}", "trainer=ddp", *TWO, SPOIL, launcher=TORCHRUN)
+    assert done.returncode != 0
+    assert done.stderr.count("the loss of optimizer step 2 is not finite; studies of the batch: ") == 2
+
+
+def test_all_ranks_leave_out_a_step_whose_loss_is_not_finite_on_one(data_root, outputs, pretrained):
+    own = ["stage=rad", f"start={pretrained}", "trainer=ddp", *TWO, "stage.on_nonfinite_loss=skip", "stage.checkpoint_every=1"]
+    made = finished(data_root, outputs, "skipped-rad", *own, "stage.max_steps=2", SPOIL)
+    one, two = weights(made.parent / "previous.ckpt", data_root), weights(made, data_root)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+OTHER_SEED = """
+import os, sys
+sys.argv = ["echo-pl", *sys.argv[2:], f"seed={os.environ['RANK']}"]
+from echo_pl.__main__ import main
+main()
+"""
+
+
+def test_ranks_with_different_configurations_are_refused(data_root, outputs, pretrained, tmp_path):
+    script = tmp_path / "other_seed.py"
+    script.write_text(OTHER_SEED)
+    torchrun = (*TORCHRUN[:-1], str(script))  # the module's name comes behind it, as an argument that the script drops
+    done = command(data_root, outputs, "stage=rad", f"start={pretrained}", "trainer=ddp", *TWO, launcher=torchrun)
+    assert done.returncode != 0
+    assert "the ranks of this run were given different configurations: " in done.stderr
+    assert "seed is 0 on rank 0 and 1 on rank 1" in done.stderr
+
+
+def test_a_sharded_run_goes_on_without_sharding_once_merged(data_root, outputs, pretrained, sharded):
+    """From the checkpoint of the second of three steps: the third step of one plain process is that of two shards."""
+    folder = shutil.copytree(sharded.parent.parent, outputs / "merged" / "runs" / "fsdp2-rad")
+    shutil.rmtree(folder / "checkpoints" / "final.ckpt")
+    last = folder / "checkpoints" / "last.ckpt"
+    own = ["stage=rad", f"start={pretrained}", "stage.batch_size=4"]
+    refused = command(data_root, outputs / "merged", *own, f"resume={last}")
+    assert refused.returncode == 2
+    assert f"python -m echo_pl.tools.checkpoint merge {last}" in refused.stderr
+    whole = last.with_name("merged.ckpt")
+    merge(last, whole)
+    done = command(data_root, outputs / "merged", *own, f"resume={whole}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_trained_alike(sharded, folder / "checkpoints" / "final.ckpt", pretrained, data_root)
+
+
+def test_a_merged_checkpoint_is_the_whole_of_the_shards(data_root, sharded, tmp_path):
+    merge(sharded, tmp_path / "whole.ckpt")
+    one, other = weights(tmp_path / "whole.ckpt", data_root), weights(sharded, data_root)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    (record_of_one, content), (record_of_other, _) = read_checkpoint(tmp_path / "whole.ckpt"), read_checkpoint(sharded)
+    assert record_of_one == record_of_other
+    (optimizer,) = content["optimizer_states"]
+    assert {tuple(sorted(state)) for state in optimizer["state"].values()} == {("exp_avg", "exp_avg_sq", "step")}
+    assert [group["weight_decay"] for group in optimizer["param_groups"]] == [0.01, 0.0]
+    with pytest.raises(ValueError, match="is one file already"):
+        merge(tmp_path / "whole.ckpt", tmp_path / "again.ckpt")
 
 
 def test_another_world_than_asked_is_refused(data_root, outputs, pretrained):

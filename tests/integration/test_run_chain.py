@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.checkpointing import StoppedError
+from echo_pl.finite_loss import NonFiniteLossError
 from echo_pl.run import RunOutcome, run
 from echo_pl.runs import read_info
 from echo_pl.tools.compose import compose_config
@@ -152,6 +153,22 @@ def test_a_signal_ends_a_run_behind_its_step_and_nothing_is_lost(data_root, tmp_
     assert same_weights(rest, uninterrupted)
 
 
+@pytest.mark.parametrize("at", [1, 2, 3], ids=["step", "validation", "epoch"])
+@pytest.mark.filterwarnings("ignore:.*noload")
+def test_the_step_of_a_signal_is_in_mlflow_too(data_root, tmp_path, at):
+    """Loggers write a step behind the callbacks. After the second step comes a validation, after the third an epoch."""
+    own = ["stage=pretrain", "start=null", "callbacks=none", "trainer.log_every_n_steps=1"]
+    with pytest.raises(StoppedError):
+        start_run(data_root, tmp_path, *own, f"+callbacks.sender={{_target_: stage_parts.Sender, name: SIGUSR1, at: {at}}}")
+    (folder,) = (tmp_path / "runs").iterdir()
+    record, content = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert content["global_step"] == at
+    start_run(data_root, tmp_path, *own, "resume=auto")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert [metric.step for metric in client.get_metric_history(record.mlflow_run_id, "train/loss")] == [0, 1, 2, 3]
+    assert client.get_run(record.mlflow_run_id).info.status == "FINISHED"
+
+
 def test_a_signal_within_accumulated_batches_waits_for_the_step(data_root, tmp_path):
     own = [*OWN, "stage.accumulate=2", "stage.max_steps=3"]
     whole = start_run(data_root, tmp_path / "whole", *own)
@@ -253,6 +270,50 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(data_root, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(FileNotFoundError, match="no unfinished run of stage pretrain"):
         start_run(data_root, tmp_path / "cut", *own, "resume=auto")
+
+
+def test_a_named_run_is_begun_and_gone_on_with_by_the_same_command(data_root, tmp_path, uninterrupted):
+    """As a batch job does that is started again: another unfinished run beside it is not taken."""
+    own = [*OWN, "resume=if_any"]
+    cut = "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}"
+    with pytest.raises(ConnectionError):
+        start_run(data_root, tmp_path, *own, "run_name=job-1", cut)
+    with pytest.raises(ConnectionError):
+        start_run(data_root, tmp_path, *own, "run_name=job-2", "seed=1", cut)
+    rest = start_run(data_root, tmp_path, *own, "run_name=job-1")
+    assert rest.folder.name == "job-1"
+    assert same_weights(rest, uninterrupted)
+    with pytest.raises(FileExistsError, match="is a finished run"):
+        start_run(data_root, tmp_path, *own, "run_name=job-1")
+    with pytest.raises(ValueError, match=r"resume=if_any .*: give run_name"):
+        start_run(data_root, tmp_path, *own)
+    with pytest.raises(FileNotFoundError, match="no unfinished run of stage pretrain"):
+        start_run(data_root, tmp_path, *OWN, "resume=auto", "run_name=job-3")
+
+
+NAN_AT_2 = "+callbacks.spoil={_target_: stage_parts.SpoilLoss, at: 2}"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_studies(data_root, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"optimizer step 3 is not finite; studies of the batch: \S+, \S+, \S+, \S+\. "):
+        start_run(data_root, tmp_path, *OWN, NAN_AT_2)
+    (folder,) = (tmp_path / "runs").iterdir()
+    found = read_checkpoint(folder / "checkpoints" / "last.ckpt")[1]
+    assert found["global_step"] == 2
+    assert all(bool(value.isfinite().all()) for value in found["state_dict"].values())
+
+
+def test_a_step_whose_loss_is_not_finite_can_be_left_out(data_root, tmp_path, caplog):
+    own = [*OWN, "stage.on_nonfinite_loss=skip"]
+    outcome = start_run(data_root, tmp_path, *own, NAN_AT_2, "stage.max_steps=3")
+    assert outcome.metrics["train/skipped_steps"] == 1
+    assert "is not finite; studies of the batch:" in caplog.text
+    two = read_checkpoint(outcome.folder / "checkpoints" / "previous.ckpt")[1]  # of the step before the one left out
+    three = read_checkpoint(outcome.checkpoint)[1]
+    assert (two["global_step"], three["global_step"]) == (2, 3)
+    assert all(torch.equal(two["state_dict"][name], value) for name, value in three["state_dict"].items())
+    with pytest.raises(ValueError, match=r"on_nonfinite_loss must be one of \('error', 'skip'\), got 'ignore'"):
+        start_run(data_root, tmp_path / "other", *OWN, "stage.on_nonfinite_loss=ignore")
 
 
 def test_a_resume_that_does_not_fit_is_refused(data_root, chain):

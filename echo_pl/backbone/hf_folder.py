@@ -1,0 +1,125 @@
+"""A model's weights as a Hugging Face folder (safetensors and config), and such a folder's as a checkpoint's.
+
+Knows weights and configurations; nothing of tokenizers, runs or trainers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, read_checkpoint, record_dict
+from echo_pl.backbone.factory import BackboneFactory, PretrainedBackbone, TinyBackbone, refuse_unmatched
+from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_whole
+from echo_pl.structs import SpecialTokens
+
+_NETWORK = "vlm.network."
+_EMBEDDING = "model.language_model.embed_tokens.weight"
+
+
+def network_weights(path: Path) -> tuple[StageRecord, dict[str, Tensor]]:
+    """A checkpoint's record, and the weights of its model named as the stock class names them.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: it is torn, or no checkpoint of this project.
+    """
+    record, content = read_checkpoint(path)
+    stored = read_whole(path)["state_dict"] if is_sharded_checkpoint(path) else content["state_dict"]
+    weights = {name.removeprefix(_NETWORK): value for name, value in stored.items() if name.startswith(_NETWORK)}
+    if _EMBEDDING not in weights:
+        raise ValueError(f"{path} is a checkpoint of stage {record.stage!r} without a language model")
+    return record, weights
+
+
+def network_config(factory: BackboneFactory, special: SpecialTokens, rows: int) -> Qwen2_5_VLConfig:
+    """The configuration of the network that a factory builds, for a vocabulary of so many rows. Loads no weights.
+
+    Raises:
+        ValueError: a factory of another kind.
+    """
+    if isinstance(factory, TinyBackbone):
+        return factory.config(special, rows)
+    if isinstance(factory, PretrainedBackbone):
+        config = Qwen2_5_VLConfig.from_pretrained(str(Path(factory.path).expanduser()))
+        text: Any = config.text_config
+        text.vocab_size = rows  # grown, where the tokenizer has added tokens
+        return config
+    raise ValueError(f"there is no Hugging Face configuration for a {type(factory).__name__}")
+
+
+def write_network(
+    weights: Mapping[str, Tensor], factory: BackboneFactory, special: SpecialTokens, folder: Path, dtype: str | None = None
+) -> None:
+    """Write ``config.json`` and safetensors that ``Qwen2_5_VLForConditionalGeneration.from_pretrained`` reads.
+
+    Args:
+        weights: as of :func:`network_weights`.
+        factory: of the backbone.
+        special: the tokenizer's ids.
+        folder: exists; files in it are replaced.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None: as the weights are.
+
+    Raises:
+        ValueError: the weights are not those of this backbone.
+    """
+    config = network_config(factory, special, len(weights[_EMBEDDING]))
+    with torch.device("meta"):  # the weights take their places; nothing is initialized, nothing is there twice
+        network = Qwen2_5_VLForConditionalGeneration(config)
+    own = network.state_dict()
+    refuse_unmatched(own.keys() - weights.keys(), weights.keys() - own.keys(), "the checkpoint")
+    other = [name for name in own if own[name].shape != weights[name].shape]
+    if other:
+        raise ValueError(
+            f"the checkpoint does not fit the backbone: {other[0]} is {tuple(weights[other[0]].shape)} there and "
+            f"{tuple(own[other[0]].shape)} in the configuration"
+        )
+    kind = None if dtype is None else getattr(torch, dtype)
+    network.load_state_dict({name: value.to(kind) if kind else value for name, value in weights.items()}, assign=True)
+    network.config.dtype = network.dtype
+    network.save_pretrained(folder)
+
+
+def refuse_no_model(folder: Path) -> None:
+    """Raise FileNotFoundError for a folder without a model."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no config.json in {folder}: it is not the folder of a Hugging Face model")
+
+
+def read_network(folder: Path, dtype: str = "float32") -> dict[str, Tensor]:
+    """The weights of a Hugging Face folder, named as the stock class names them.
+
+    Raises:
+        FileNotFoundError: there is no model in the folder.
+        ValueError: weights are missing, or have no place.
+    """
+    refuse_no_model(folder)
+    loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
+    )
+    network, info = loaded
+    refuse_unmatched(info["missing_keys"], info["unexpected_keys"], str(folder))
+    return dict(network.state_dict())
+
+
+def as_checkpoint(weights: Mapping[str, Tensor], record: StageRecord, version: str) -> dict[str, Any]:
+    """Weights as a checkpoint that a stage starts from, validates or decodes; there is no optimizer in it to go on with.
+
+    Args:
+        weights: as of :func:`read_network`.
+        record: what the checkpoint says of itself.
+        version: of Lightning, which migrates checkpoints by it.
+    """
+    return {
+        "state_dict": {_NETWORK + name: value for name, value in weights.items()},
+        RECORD_KEY: record_dict(record),
+        "pytorch-lightning_version": version,
+        "epoch": 0,
+        "global_step": 0,
+        "loops": {},
+    }

@@ -1,0 +1,26 @@
+# Sourced by the batch scripts of this folder. `run_echo_pl ARGUMENTS` starts echo-pl in every task of the job.
+#
+# The run is named after the job, so that the same job goes on with it when it is started again: SIGUSR1, which --signal sends
+# some minutes before the time is up, ends the run behind a whole step with a checkpoint and exit status 138; the job is then
+# put back into the queue. After a failed node SLURM does that by itself. scancel (SIGTERM, exit status 143) ends it for good.
+
+# The environment that `make install` made, unless another one is named.
+export PATH="${ECHO_PL_VENV:-$SLURM_SUBMIT_DIR/.venv}/bin:$PATH"
+# Where rank 0 listens: the first node of the job, unless its name cannot be resolved by the others.
+export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+
+run_echo_pl() {
+    cd "$SLURM_SUBMIT_DIR" || return 1
+    # --wait: when a task has ended, the others get this many seconds; a rank that waits for a dead one must not wait for days.
+    # --cpus-per-task: since SLURM 22.05 srun does not take it from the job.
+    srun --wait=300 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} echo-pl \
+        "trainer.devices=${SLURM_NTASKS_PER_NODE:-1}" "trainer.num_nodes=$SLURM_JOB_NUM_NODES" \
+        "run_name=${RUN_NAME:-$SLURM_JOB_NAME-$SLURM_JOB_ID}" resume=if_any "$@"
+    local status=$?
+    if [ "$status" -eq 138 ]; then
+        echo "the time is nearly up: job $SLURM_JOB_ID goes back into the queue"
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    return "$status"
+}

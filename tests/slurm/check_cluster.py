@@ -1,0 +1,198 @@
+"""Batch jobs on two emulated nodes: `make test-slurm`. Not part of `make test`: it installs SLURM and takes minutes.
+
+Every job is submitted by the scripts of experiments/slurm, as a user submits them, with options for a cluster without GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlflow
+import pytest
+import torch
+from cluster import Cluster, cluster
+from ranks import SIZES, SMALL, assert_same_steps, assert_trained_alike, pretrained_checkpoint, probe, weights
+
+from echo_pl.backbone.checkpoint import read_checkpoint
+from echo_pl.runs import read_info
+from echo_pl.tools.make_corpus import make_synthetic
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPTS = REPOSITORY / "experiments" / "slurm"
+ON_CPUS = ["trainer.accelerator=cpu"]
+ONE_TASK_A_NODE = ["--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--time=00:10:00"]
+TWO_NODES = ["--nodes=2", *ONE_TASK_A_NODE]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    with TemporaryDirectory(prefix="echo-pl-slurm-") as folder:
+        Path(folder).chmod(0o755)  # munge wants its socket where everybody may go
+        with cluster(Path(folder)) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_synthetic(folder / "synthetic", train=24, val=4, test=2, seed=2, shard_size=5, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def pretrained(data_root, outputs) -> Path:
+    return pretrained_checkpoint(data_root, outputs)
+
+
+@pytest.fixture(scope="module")
+def alone(data_root, outputs, pretrained) -> Path:
+    """Stage 2 in one process, without SLURM."""
+    own = arguments(data_root, outputs, pretrained, "one", "stage.batch_size=4")
+    done = subprocess.run(
+        [sys.executable, "-m", "echo_pl", *own, "run_name=one"],
+        env=os.environ | extra(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return final(outputs, "one")
+
+
+def arguments(data_root: Path, outputs: Path, start: Path, name: str, *more: str) -> list[str]:
+    places = [f"data_root={data_root}", f"outputs={outputs}", f"start={start}"]
+    return ["stage=rad", *SMALL, *SIZES, *places, probe(outputs, name), *more]
+
+
+def extra() -> dict[str, str]:
+    """What jobs find in their environment besides what the scripts set."""
+    return {
+        "ECHO_PL_VENV": sys.prefix,
+        "MASTER_ADDR": "127.0.0.1",  # the emulated nodes have names that nobody resolves
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)]),
+    }
+
+
+def submit(slurm: Cluster, outputs: Path, script: str, options: list[str], own: list[str], **environment: str) -> str:
+    places = [f"--chdir={REPOSITORY}", f"--output={outputs}/job-%j.log"]
+    return slurm.submit(SCRIPTS / script, own, [*options, *places], **extra(), **environment)
+
+
+def log(outputs: Path, number: str) -> str:
+    path = outputs / f"job-{number}.log"
+    return path.read_text() if path.is_file() else ""
+
+
+def final(outputs: Path, name: str) -> Path:
+    folder = outputs / "runs" / name
+    assert read_info(folder).status == "finished"
+    return folder / "checkpoints" / "final.ckpt"
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_two_nodes_train_what_one_process_trains(slurm, data_root, outputs, pretrained, alone, trainer):
+    own = arguments(data_root, outputs, pretrained, trainer, "stage.batch_size=2", f"trainer={trainer}", *ON_CPUS)
+    number = submit(slurm, outputs, "several_nodes.sbatch", TWO_NODES, own, RUN_NAME=trainer)
+    job = slurm.wait(number)
+    assert (job.state, job.exit_code) == ("COMPLETED", "0:0"), log(outputs, number)[-3000:]
+    made = final(outputs, trainer)
+    assert made.is_dir() == (trainer == "fsdp2")
+    assert_same_steps(alone, made)
+    assert_trained_alike(alone, made, pretrained, data_root)
+    assert len(list((outputs / "runs").glob(f"{trainer}*"))) == 1
+
+
+LONG = ["stage.max_steps=40", "stage.validate_every=40", "stage.checkpoint_every=100", "stage.batch_size=2", "trainer=ddp"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(slurm, data_root, outputs, pretrained) -> Path:
+    own = arguments(data_root, outputs, pretrained, "through", *LONG, *ON_CPUS)
+    number = submit(slurm, outputs, "several_nodes.sbatch", TWO_NODES, own, RUN_NAME="through")
+    assert slurm.wait(number).state == "COMPLETED", log(outputs, number)[-3000:]
+    return final(outputs, "through")
+
+
+def test_a_job_that_is_signalled_goes_on_as_if_nothing_had_happened(slurm, data_root, outputs, pretrained, uninterrupted):
+    database = f"sqlite:///{outputs / 'requeued.db'}"
+    recorded = ["mlflow={tracking_uri: '" + database + "', experiment: requeue}", "trainer.log_every_n_steps=1"]
+    own = arguments(data_root, outputs, pretrained, "requeued", *LONG, *ON_CPUS, *recorded)
+    number = submit(slurm, outputs, "several_nodes.sbatch", TWO_NODES, own)
+    name = f"echo-pl-{number}"  # of the job, as the scripts name a run
+    wait_for_steps(slurm, number, outputs, 5)
+    slurm.call("scancel", "--signal=USR1", number)
+    slurm.wait(number, "PENDING", "FAILED", "COMPLETED")
+    assert "goes back into the queue" in log(outputs, number), log(outputs, number)[-3000:]
+    last = outputs / "runs" / name / "checkpoints" / "last.ckpt"
+    record, content = read_checkpoint(last)
+    assert 5 <= content["global_step"] < 40
+    assert read_info(outputs / "runs" / name).status == "stopped"
+    time.sleep(5)  # SLURM itself waits two minutes; a node refuses a job that it has just been told to kill
+    slurm.call("scontrol", "update", f"jobid={number}", "StartTime=now")
+    job = slurm.wait(number)
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", "0:0", 1), log(outputs, number)[-3000:]
+    one, other = weights(uninterrupted, data_root), weights(final(outputs, name), data_root)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert len(list((outputs / "runs").glob(f"{name}*"))) == 1
+    mlflow.set_tracking_uri(database)
+    (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (found.info.run_id, found.info.status) == (record.mlflow_run_id, "FINISHED")
+    logged = mlflow.MlflowClient().get_metric_history(found.info.run_id, "train/loss")
+    assert {metric.step for metric in logged} >= set(range(39))
+
+
+def wait_for_steps(slurm: Cluster, number: str, outputs: Path, count: int, seconds: float = 180) -> None:
+    path, give_up = outputs / "requeued.json", time.monotonic() + seconds
+    while not (path.is_file() and (text := path.read_text()) and len(json.loads(text)) >= count):
+        assert time.monotonic() < give_up, f"no {count} steps after {seconds} s"
+        assert slurm.job(number).state in ("PENDING", "RUNNING"), log(outputs, number)[-3000:]
+        time.sleep(0.2)
+
+
+def test_a_sweep_of_block_sizes_as_a_job_array(slurm, data_root, outputs, pretrained):
+    own = arguments(data_root, outputs, pretrained, "array", "stage.batch_size=4", "trainer=cpu", *ON_CPUS)
+    options = ["--nodes=1", *ONE_TASK_A_NODE, "--array=0-2"]
+    number = submit(slurm, outputs, "sweep.sbatch", options, own, BLOCK_SIZES="4 8")
+    states = [slurm.wait(f"{number}_{task}").state for task in range(3)]
+    assert states == ["COMPLETED", "COMPLETED", "FAILED"]
+    infos = [read_info(folder) for folder in (outputs / "runs").glob("echo-pl-sweep-*")]
+    assert sorted((info.block_size, info.status) for info in infos) == [(4, "finished"), (8, "finished")]
+    assert any("there is no block size number 2" in path.read_text() for path in outputs.glob("job-*.log"))
+
+
+def test_a_sweep_by_hydra_and_submitit(slurm, data_root, outputs, pretrained):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e '.[slurm]'")
+    sweep = outputs / "sweep"
+    sweep.mkdir()
+    own = ["stage=rad", *SMALL, *SIZES, f"data_root={data_root}", f"outputs={sweep}", f"start={pretrained}", "stage.batch_size=4"]
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "echo_pl", "-m", *own, *launcher, "block_size=4,8"],
+        env=slurm.environment | extra(), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    infos = [read_info(folder) for folder in (sweep / "runs").glob("*")]
+    assert sorted((info.block_size, info.status) for info in infos) == [(4, "finished"), (8, "finished")]
+
+
+def test_tasks_that_contradict_the_trainer_are_refused(slurm, data_root, outputs, pretrained):
+    own = arguments(data_root, outputs, pretrained, "other", "stage.batch_size=2", "trainer=ddp", "trainer.devices=2", *ON_CPUS)
+    number = submit(slurm, outputs, "several_nodes.sbatch", TWO_NODES, own, RUN_NAME="other")
+    job = slurm.wait(number)
+    assert (job.state, job.exit_code) == ("FAILED", "2:0"), log(outputs, number)[-3000:]
+    wrong = "srun started 1 processes on each of 2 nodes, the trainer wants trainer.devices=2 trainer.num_nodes=2"
+    assert wrong in log(outputs, number)
+    assert not (outputs / "runs" / "other").exists()

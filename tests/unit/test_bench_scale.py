@@ -1,0 +1,111 @@
+"""Training on paper, held against arithmetic that is done here by hand and against the memory of a step that is carried out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from echo_pl.bench.models import BenchModel
+from echo_pl.bench.scale import Machine, StepTokens, memory_per_gpu, parts_of, trace_step, trace_tower, traffic_per_step
+from echo_pl.tools.scale import EXACT, SEVEN_B, builder, estimate, predict
+
+MODEL = BenchModel(width=64, layers=3, heads=2, key_heads=1, mlp_width=256, vocabulary=512, dtype="float32")
+
+
+def test_the_7b_has_its_published_number_of_parameters():
+    parts = parts_of(builder(SEVEN_B, 152064)[0])
+    assert (parts.total, parts.tower) == (8_292_166_656, 676_550_144)
+    assert parts.layers == 28
+    assert parts.root == 2 * 152064 * 3584 + 3584
+
+
+@pytest.mark.parametrize(("stage", "copies", "length"), [("pretrain", 1, 48 + 16), ("rad", 1, 48 + 32), ("rad", 3, 48 + 64)])
+def test_operations_are_those_of_the_matrices_and_of_attention(stage, copies, length):
+    tokens = StepTokens(batch_size=2, context=48, response=16, block_size=8, noise_copies=copies)
+    assert tokens.length(stage) == length
+    traced = trace_step(
+        lambda: MODEL.trainable("split"),
+        MODEL.special,
+        stage,
+        tokens,
+        precision="32-true",
+        checkpointing=False,
+        keep_gradients=True,
+    )
+    layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 256  # q, k, v; output; gate, up, down
+    linear = 3 * 2 * 3 * layer * 2 * length  # forward and two in the backward, 3 layers, 2 studies
+    head = 3 * 2 * 64 * 512 * 2 * tokens.supervised(stage)
+    responses = length - 48
+    pairs = 48 * 48 + responses * length
+    attention = 2 * 3 * 2 * 2 * 32 * pairs * (2 + 5)  # studies, layers, operations, heads x size; 2 products forward, 5 backward
+    assert traced.flops == pytest.approx(linear + head + attention, rel=0.02)
+
+
+def test_checkpointing_keeps_a_layer_s_input():
+    tokens = StepTokens(batch_size=1, context=1024, response=32)
+
+    def live(layers: int, checkpointing: bool) -> int:
+        model = BenchModel(width=64, layers=layers, heads=2, key_heads=1, mlp_width=256, vocabulary=64, dtype="float32")
+        return trace_step(
+            lambda: model.trainable("split"), model.special, "rad", tokens, precision="bf16-true", checkpointing=checkpointing,
+            keep_gradients=False,
+        ).forward_backward  # fmt: skip
+
+    per_layer = (live(6, True) - live(4, True)) / 2
+    assert per_layer == pytest.approx(tokens.length("rad") * 64 * 2, rel=0.05)
+    assert (live(6, False) - live(4, False)) / 2 > 10 * per_layer
+
+
+def test_a_step_needs_the_memory_that_was_counted():
+    """Within 15 %, in a process that gets every block of memory from the system. Only Linux tells."""
+    case = ["d128", 1024, "32-true", "rad", 1, 2]
+    done = subprocess.run(
+        [sys.executable, "-m", "echo_pl.tools.scale", "--measure", json.dumps(case)],
+        env=os.environ | EXACT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "needs Linux" in done.stderr:
+        pytest.skip("this system does not tell how much memory a process has had")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert predict(*case) == pytest.approx(float(done.stdout.splitlines()[-1]), rel=0.15)
+
+
+def test_shards_shrink_with_ranks_and_what_is_gathered_does_not():
+    parts = parts_of(lambda: MODEL.trainable("split"))
+    eight, sixteen = (memory_per_gpu(parts, "dcd", gpus, 1e6, 2e6) for gpus in (8, 16))
+    for name in ("weights", "gradients", "optimizer", "teacher"):
+        assert eight[name] == 2 * sixteen[name] > 0
+    for name in ("gathered", "activations", "vision"):
+        assert eight[name] == sixteen[name] > 0
+    assert memory_per_gpu(parts, "dcd", 8, 1e6, 2e6, teacher=False)["teacher"] == 0
+    assert memory_per_gpu(parts, "pretrain", 8, 0, 0)["optimizer"] == parts.total
+    assert traffic_per_step(parts, "rad", 1) == 0
+    # Weights in bfloat16 twice (root and tower once), float32 gradients of what is trained.
+    whole = 2 * (2 * parts.layer * parts.layers + parts.root + parts.tower) + 4 * parts.language
+    assert traffic_per_step(parts, "rad", 4) == pytest.approx(whole * 3 / 4)
+
+
+def test_the_tower_is_linear_in_layers():
+    tower = trace_tower(32, 64, 2, torch.float32)
+    assert tower.training(10, 4, False) - tower.training(10, 2, False) == pytest.approx(20 * tower.layer)
+    assert tower.training(10, 4, True) < tower.training(10, 4, False)
+
+
+def test_the_slowest_link_counts():
+    rows = estimate(
+        {**SEVEN_B, "width": 64, "layers": 2, "heads": 2, "key_heads": 1, "mlp_width": 128, "vision_width": 32, "vision_layers": 2,
+         "vision_heads": 2, "vision_mlp_width": 64},
+        512, StepTokens(batch_size=2, context=64, response=16), [Machine(gpus=8), Machine(gpus=16)],
+        {"pretrain": 1600, "rad": 160, "dcd": 160}, checkpointing=True, stored_features=True, stored_trajectories=True,
+    )  # fmt: skip
+    assert [(row["stage"], row["gpus"]) for row in rows] == [(s, g) for s in ("pretrain", "rad", "dcd") for g in (8, 16)]
+    inside, across = rows[2], rows[3]
+    assert across["traffic_seconds"] > 5 * inside["traffic_seconds"]
+    assert (rows[0]["steps"], inside["steps"], across["steps"]) == (100, 10, 5)
+    assert inside["vision"] == 0 < rows[0]["vision"]
+    parts = ("weights", "gradients", "optimizer", "teacher", "gathered", "activations", "vision")
+    assert inside["memory_gb"] == pytest.approx(sum(inside[name] for name in parts))
