@@ -51,5 +51,11 @@ def peak_memory_gb(device: torch.device | None = None) -> float:
     """Largest memory this process has had, in GB (10^9 bytes): on the device; None: on the GPU if there is one, else resident."""
     if device.type == "cuda" if device is not None else torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        # Linux: of this process alone; its ru_maxrss begins with that of the process that started it.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
+    except (OSError, StopIteration):
+        pass
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ SEVEN_B = {
 _PATCHES_PER_TOKEN = 4
 # Every block of memory straight from the system and back to it: what glibc keeps in gaps is no memory of a step.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_MAX_": "1000000"}
+_WARM_UP = BenchModel(width=32, layers=1, heads=1, key_heads=1, mlp_width=32, vocabulary=16, dtype="float32")
 _CHECKED = {
     "d128": BenchModel(width=128, layers=4, heads=2, key_heads=2, mlp_width=512, vocabulary=4096, dtype="float32"),
     "d512": BenchModel(width=512, layers=2, heads=8, key_heads=8, mlp_width=2048, vocabulary=32000, dtype="float32"),
@@ -212,7 +213,10 @@ def measure(name: str, context: int, precision: TracedPrecision, layout: str, co
         contexts=(context,), response=160, block_size=8, batch_size=batch_size, copies=(2,), repetitions=1,
         precision=precision,  # type: ignore[arg-type]
     )  # fmt: skip
-    found = memory_of(variant, _CHECKED[name], context, grid, torch.device("cpu"))
+    device = torch.device("cpu")
+    # What a process loads and sets up in its first step is no memory of a step.
+    memory_of(variant, _WARM_UP, 16, replace(grid, contexts=(16,)), device)
+    found = memory_of(variant, _CHECKED[name], context, grid, device)
     if found is None:
         raise ValueError("this system does not tell how much memory a process has had: --check needs Linux")
     return found
@@ -241,6 +245,7 @@ def main() -> None:
     for name, value in SEVEN_B.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"(default {value})")
     parser.add_argument("--check", action="store_true", help="count and measure small steps on this machine instead")
+    parser.add_argument("--check-models", choices=tuple(_CHECKED), nargs="+", default=["d128", "d512"], help="(default d128 d512)")
     parser.add_argument("--check-contexts", type=int, nargs="+", default=[256, 1024, 2870], help="(default 256 1024 2870)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("outputs/scale"), help="where to write (default outputs/scale)")
@@ -250,7 +255,7 @@ def main() -> None:
             print(measure(*json.loads(args.measure)))
             return
         if args.check:
-            rows = check(tuple(_CHECKED), args.check_contexts, batch_size=2)
+            rows = check(args.check_models, args.check_contexts, batch_size=2)
             table, name, facts = markdown(rows, CHECK_COLUMNS), "check", {}
             worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
             table += f"\nFarthest apart: {CHECK_LINE.format(**worst)}.\n"
