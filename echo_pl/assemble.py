@@ -91,7 +91,8 @@ def make_trainer(config: DictConfig, folder: Path, logger: Logger | None) -> L.T
     callbacks: list[Callback] = [FinalCheckpoint(checkpoints / FINAL), FreeMemory()]
     callbacks += [instantiate(entry, _convert_="all") for entry in (config.callbacks or {}).values() if entry]
     callbacks += [NonFiniteLoss(config.stage.on_nonfinite_loss)]
-    callbacks += [StopWhenTold(checkpoints), LastCheckpoint(checkpoints, config.stage.checkpoint_every)]
+    told = StopWhenTold(checkpoints)
+    callbacks += [told, LastCheckpoint(checkpoints, config.stage.checkpoint_every, told)]
     if config.trainer.enable_progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     trainer: L.Trainer = build(

@@ -69,12 +69,16 @@ class LastCheckpoint(ModelCheckpoint):
     Args:
         folder: of the checkpoints.
         every_n_train_steps: optimizer steps.
+        told: what may have written the same step before.
     """
 
-    def __init__(self, folder: Path, every_n_train_steps: int) -> None:
+    def __init__(self, folder: Path, every_n_train_steps: int, told: StopWhenTold) -> None:
         super().__init__(folder, filename=Path(LAST).stem, every_n_train_steps=every_n_train_steps, enable_version_counter=False)
+        self._told = told
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        if self._told.stopped:
+            return  # the same step is there: written twice, it would push the one before out
         keep_previous(trainer, Path(filepath))
         super()._save_checkpoint(trainer, filepath)
 
@@ -104,7 +108,8 @@ class StopWhenTold(Callback):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._told = 0
-        self._stopped = 0
+        self.stopped = 0
+        """The signal that ends this run, whose checkpoint is written."""
         self._step = 0
         self._listens = False
 
@@ -154,14 +159,14 @@ class StopWhenTold(Callback):
             return  # behind its last step a run ends by itself
         keep_previous(trainer, self._folder / LAST)
         trainer.save_checkpoint(self._folder / LAST)
-        self._stopped = number
+        self.stopped = number
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop before another step."""
         self._stop()
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop before a validation."""
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop behind the validation that this step was followed by; a resumed run would not make up for it."""
         self._stop()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -169,5 +174,5 @@ class StopWhenTold(Callback):
         self._stop()
 
     def _stop(self) -> None:
-        if self._stopped:
-            raise StoppedError(self._stopped)
+        if self.stopped:
+            raise StoppedError(self.stopped)

@@ -73,7 +73,13 @@ class NonFiniteLoss(Callback):
                 parameter.grad = None
         self._skip = False
         self.skipped += 1
-        pl_module.log("train/skipped_steps", float(self.skipped), batch_size=1)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the count from the first one on, at every step: loggers look at some of them only."""
+        if self.skipped:
+            pl_module.log("train/skipped_steps", float(self.skipped), batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         """The count."""

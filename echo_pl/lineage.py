@@ -10,11 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 
 from echo_pl.backbone.checkpoint import StageRecord, is_checkpoint, read_checkpoint, refuse_other_stage
+from echo_pl.backbone.sharded_files import is_sharded_checkpoint
 from echo_pl.config_keys import target
-from echo_pl.runs import FINAL, LAST, PREVIOUS, newest, newest_unfinished, read_info, replace_path
+from echo_pl.runs import FINAL, LAST, PREVIOUS, left_behind, newest, newest_unfinished, read_info, replace_path
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +81,39 @@ def resolve_resume(config: DictConfig) -> Path | None:
         raise ValueError("resume=if_any goes on with the run of this name, or begins it: give run_name=<name>")
     outputs = Path(config.outputs)
     found = newest_unfinished(outputs, config.stage.name, backbone_name(config), data_name(config), config.run_name)
-    if found is None and config.resume == "if_any":
-        return None
+    if found is None and config.run_name is not None:
+        refuse_other_run(config, outputs / "runs" / config.run_name)
+        if config.resume == "if_any":
+            return None
     if found is None:
+        name = "" if config.run_name is None else f" and name {config.run_name!r}"
         raise FileNotFoundError(
-            f"no unfinished run of stage {config.stage.name} with a checkpoint under {outputs}/runs; "
+            f"no unfinished run of stage {config.stage.name}{name} with a checkpoint under {outputs}/runs; "
             "give resume=<checkpoint>, or leave resume out to start anew"
         )
     found = of_this_trainer(config, whole_or_previous(found))
     log.info("resuming from %s", found)
     return found
+
+
+def refuse_other_run(config: DictConfig, folder: Path) -> None:
+    """Refuse to begin in a folder where another run has left a checkpoint: it would be lost.
+
+    Raises:
+        ValueError: the run there is of another stage, backbone or data, or its record cannot be read.
+    """
+    last = left_behind(folder)
+    if last is None:
+        return
+    info = read_info(folder)
+    if info is None:
+        raise ValueError(f"{folder} has a checkpoint and no readable run.json: resume={last}, or give another run_name")
+    wanted = (("stage", config.stage.name), ("backbone", backbone_name(config)), ("data", data_name(config)))
+    for name, value in wanted:
+        if getattr(info, name) != value:
+            raise ValueError(
+                f"{folder} is an unfinished run of {name} {getattr(info, name)}, this one is of {value}: give another run_name"
+            )
 
 
 def of_this_trainer(config: DictConfig, path: Path) -> Path:
@@ -98,7 +123,8 @@ def of_this_trainer(config: DictConfig, path: Path) -> Path:
         ValueError: with the command that makes one file of it.
     """
     strategy = config.trainer.get("strategy")
-    if path.is_dir() and str(strategy.get("_target_") if isinstance(strategy, DictConfig) else "").find("FSDP2") < 0:
+    shards = isinstance(strategy, DictConfig) and issubclass(target(strategy), ModelParallelStrategy)
+    if is_sharded_checkpoint(path) and not shards:
         raise ValueError(
             f"{path} is sharded, and this trainer does not shard: resume it with trainer=fsdp2, or make one file of it: "
             f"python -m echo_pl.tools.checkpoint merge {path} {path.with_suffix('.merged.ckpt')}"

@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from echo_pl.assemble import make_logger, make_stage, make_trainer
 from echo_pl.backbone.checkpoint import StageRecord
@@ -28,7 +29,7 @@ from echo_pl.baseline import ancestor
 from echo_pl.checkpointing import StoppedError, StopWhenTold
 from echo_pl.config_keys import check_keys
 from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings
+from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings, refuse_together
 from echo_pl.distributed.launch import Launch, detect, refuse_other_world
 from echo_pl.lineage import (
     backbone_name,
@@ -82,7 +83,9 @@ def run(config: DictConfig) -> RunOutcome:
     folder.mkdir(parents=True, exist_ok=True)
     if launch.rank == 0:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
-    lineage = stage.lineage = replace(lineage, mlflow_run_id=open_mlflow_run(logger))  # type: ignore[assignment]
+    run_id, problem = open_mlflow_run(logger)
+    refuse_together(launch, problem)
+    lineage = stage.lineage = replace(lineage, mlflow_run_id=run_id)  # type: ignore[assignment]
     return fit(trainer, stage, data, folder, resume, run_info(config, lineage))
 
 
@@ -100,12 +103,16 @@ def join(config: DictConfig) -> Launch:
 
 
 def flat_settings(config: DictConfig) -> dict[str, Any]:
-    """Every value of a configuration by its dotted name; what only a running run knows is left out."""
+    """Every value of a configuration by its dotted name, as it is used; what only a running run knows is left out."""
 
     def flat(node: Any, name: str) -> dict[str, Any]:
         if isinstance(node, dict):
             return {key: value for child in node for key, value in flat(node[child], f"{name}.{child}" if name else child).items()}
-        return {name: node}
+        try:
+            value = OmegaConf.select(config, name)
+        except OmegaConfBaseException:  # it refers to what a run fills in
+            return {name: node}
+        return {name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value}
 
     return flat(OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "run"])), "")
 
@@ -159,16 +166,16 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(("💡 Tip", "GPU available", "TPU available"))
 
 
-def open_mlflow_run(logger: Logger | None) -> str | None:
-    """Create the MLflow run, or find the one that is continued; return its id, which rank 0 alone has.
+def open_mlflow_run(logger: Logger | None) -> tuple[str | None, str | None]:
+    """Create the MLflow run, or find the one that is continued.
 
-    Raises:
-        ValueError: the tracking server cannot be reached, or does not know the run.
+    Returns:
+        Its id, which rank 0 alone has, and what is wrong: the server cannot be reached, or does not know the run.
     """
     try:
-        return logger.run_id if isinstance(logger, MLFlowLogger) else None
+        return (logger.run_id if isinstance(logger, MLFlowLogger) else None), None
     except MlflowException as error:
-        raise ValueError(f"MLflow: {error}; check mlflow.tracking_uri, or switch it off with mlflow=null") from error
+        return None, f"MLflow: {error}; check mlflow.tracking_uri, or switch it off with mlflow=null"
 
 
 def fill_run_node(config: DictConfig, folder: Path, lineage: StageRecord, before: StageRecord | None) -> None:

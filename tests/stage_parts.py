@@ -192,4 +192,6 @@ class Probe(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.steps[-1].append(float(trainer.callback_metrics["train/loss"]))
         if trainer.is_global_zero:
-            self.path.write_text(json.dumps(self.steps))
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.steps))
+            os.replace(part, self.path)  # somebody may be reading it

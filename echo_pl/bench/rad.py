@@ -41,6 +41,7 @@ class Variant:
     attention: Literal["sdpa", "split"]
     copies: int = 1
     vision: Literal["none", "pixels", "stored"] = "none"
+    checkpointing: bool = False
 
 
 def variants(copies: Sequence[int]) -> list[Variant]:
@@ -129,6 +130,8 @@ def memory_of(variant: Variant, model: BenchModel, context: int, grid: TrainingG
 def _prepared(variant: Variant, model: BenchModel, context: int, grid: TrainingGrid, device: torch.device) -> _Timed:
     vlm = model.trainable(variant.attention).to(device)
     vlm.freeze_vision()
+    if variant.checkpointing:
+        vlm.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = _batch(model, context, grid, device, vlm, variant.vision)
     optimizer = torch.optim.AdamW([p for p in vlm.parameters() if p.requires_grad], lr=1e-4, foreach=True)
     parameters = [p for p in vlm.parameters() if p.requires_grad]

@@ -240,9 +240,11 @@ def _gradients(parameters: list[nn.Parameter], keep: bool) -> Iterator[None]:
         parameter.grad = None
 
     handles = [] if keep else [p.register_post_accumulate_grad_hook(drop) for p in parameters]
-    yield
-    for handle in handles:
-        handle.remove()
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,9 +393,25 @@ def memory_per_gpu(
     }
 
 
-def traffic_per_step(parts: ModelParts, stage: Stage, gpus: int) -> float:
-    """Bytes that a GPU receives in a step: weights gathered for forward and backward, gradients scattered."""
+def decoding_memory(parts: ModelParts, stage: Stage, gpus: int, teacher: bool = True) -> float:
+    """Bytes of one GPU while a validation or a collection of trajectories decodes: shards, and one whole model in bfloat16.
+
+    Without gradients and activations; the cache of a few studies is small beside it.
+    """
+    shards = memory_per_gpu(parts, stage, gpus, 0.0, 0.0, teacher)
+    return shards["weights"] + shards["optimizer"] + shards["teacher"] + 2 * parts.total
+
+
+def traffic_per_step(parts: ModelParts, stage: Stage, gpus: int, runs_tower: bool = True) -> float:
+    """Bytes that a GPU receives in a step: weights gathered for forward and backward, gradients scattered.
+
+    Args:
+        parts: of the model.
+        stage: a frozen tower has no backward.
+        gpus: that share a model.
+        runs_tower: False: stages 2 and 3 from stored features.
+    """
     trained = parts.total if stage == "pretrain" else parts.language
-    passes = 2 if stage == "pretrain" else 1  # a frozen tower has no backward
+    passes = 2 if stage == "pretrain" else int(runs_tower)
     gathers = 2 * (2 * parts.layer * parts.layers + parts.root + passes * parts.tower)
     return (gathers + 4 * trained) * (gpus - 1) / gpus

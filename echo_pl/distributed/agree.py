@@ -74,12 +74,25 @@ def refuse_other_settings(launch: Launch, settings: dict[str, Any]) -> None:
     dist.all_gather_object(everyone, settings)
     first = everyone[0]
     for rank, own in enumerate(everyone):
-        for name in sorted(first.keys() | own.keys()):
+        for name in sorted(first.keys() | own.keys(), key=lambda name: (name.count("."), name)):  # what others refer to first
             if first.get(name) != own.get(name):
                 raise ValueError(
                     f"the ranks of this run were given different configurations: {name} is {first.get(name)!r} on rank 0 and "
                     f"{own.get(name)!r} on rank {rank}; start all of them with the same command and files"
                 )
+
+
+def refuse_together(launch: Launch, problem: str | None) -> None:
+    """Raise on every rank what rank 0 has found, so that no rank waits for one that has given up.
+
+    Raises:
+        ValueError: with rank 0's message, if there is one.
+    """
+    box = [problem]
+    if launch.world_size > 1:
+        dist.broadcast_object_list(box, src=0)
+    if box[0] is not None:
+        raise ValueError(box[0])
 
 
 def agreed(launch: Launch, value: dict[str, Any]) -> dict[str, Any]:

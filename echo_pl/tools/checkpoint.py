@@ -1,7 +1,7 @@
 """Look at a checkpoint, make one file of a sharded one, and go to a Hugging Face folder and back.
 
     python -m echo_pl.tools.checkpoint show outputs/runs/RUN/checkpoints/final.ckpt
-    python -m echo_pl.tools.checkpoint merge outputs/runs/RUN/checkpoints/last.ckpt merged.ckpt
+    python -m echo_pl.tools.checkpoint merge outputs/runs/RUN/checkpoints/last.ckpt outputs/runs/RUN/checkpoints/merged.ckpt
     python -m echo_pl.tools.checkpoint to-hf outputs/runs/RUN/checkpoints/final.ckpt exported --dtype bfloat16
     python -m echo_pl.tools.checkpoint from-hf exported imported.ckpt
     python -m echo_pl.tools.checkpoint from-hf FOREIGN imported.ckpt --stage dcd --block-size 8 --grid absolute
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,10 +35,11 @@ from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.tokenizer import load_tokenizer, vocabulary_fingerprint
 from echo_pl.diffusion.block_mask import ContextAttention
 from echo_pl.diffusion.sequence import Grid
-from echo_pl.lineage import BEFORE
+from echo_pl.lineage import BEFORE, backbone_name
 from echo_pl.runs import replace_path
 from echo_pl.tools.compose import compose_config
 
+log = logging.getLogger(__name__)
 RECORD_FILE = "echo_pl.json"
 """Beside an exported model: what its checkpoint said of itself, and how its prompts are made."""
 DTYPES = ("float32", "bfloat16", "float16")
@@ -90,6 +92,9 @@ def to_hf(checkpoint: Path, out: Path, dtype: str | None = None, overrides: tupl
     refuse_existing(out)
     record, weights = network_weights(checkpoint)
     config = configuration_of(checkpoint, record, overrides)
+    name = backbone_name(config)
+    if record.backbone != name:
+        log.warning("%s says that its backbone is a %s, the configuration has %s", checkpoint, record.backbone, name)
     data: ReportDataModule = instantiate(config.data, _convert_="all")
     if record.vocabulary and record.vocabulary != data.vocabulary_fingerprint:
         raise ValueError(
@@ -105,9 +110,18 @@ def to_hf(checkpoint: Path, out: Path, dtype: str | None = None, overrides: tupl
 
 
 def configuration_of(checkpoint: Path, record: StageRecord, overrides: tuple[str, ...]) -> DictConfig:
-    """The configuration that stands in the run's folder; without one, that of the checkpoint's stage."""
-    beside = checkpoint.parent.parent / "config.yaml"
+    """The configuration that stands in the run's folder; without one, that of the checkpoint's stage with overrides.
+
+    Raises:
+        ValueError: there is neither: sizes that the weights do not show (heads, patches, the prompt) would be guessed.
+    """
+    beside = checkpoint.resolve().parent.parent / "config.yaml"
     if not beside.is_file():
+        if not overrides:
+            raise ValueError(
+                f"there is no {beside}, the configuration of the run that wrote {checkpoint}: put the checkpoint back into "
+                "<run>/checkpoints, or say what it is with overrides: backbone=... data=..."
+            )
         return compose_config([f"stage={record.stage}", *overrides])
     config = OmegaConf.load(beside)
     OmegaConf.set_struct(config, True)  # a misspelt key is an error

@@ -1,10 +1,10 @@
-"""What K noisy copies of a response per context do to quality in equal time: stage 2, once for every K, to the same second.
+"""What K noisy copies of a response per context do to quality in equal time: stage 2, once for every K, for about the same time.
 
     python -m echo_pl.tools.compare_copies --set start=outputs/demo/runs/stage1/checkpoints/final.ckpt
 
 The time of a step is measured first, for all K in one process; each K is then trained for as many steps as fit into the minutes,
-with its own complete schedule, and decoded on the same held-out studies: with many forwards per block, and with one. Writes
-copies.json and copies.md.
+with its own complete schedule, and decoded on the same held-out studies: with many forwards per block, and with one. The seconds
+that each training took in the end are in the table, which goes to copies.json and copies.md.
 """
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ def compare(copies: Sequence[int], minutes: float, studies: int, out: Path, over
         raise ValueError(f"copies must be positive, got {list(copies)}")
     usual = compose_config(["stage=rad", *overrides])  # data and start are those of the user's outputs, runs go elsewhere
     start, _ = resolve_start(usual, None)
+    if start is None:
+        raise ValueError("the comparison begins with a stage-1 checkpoint: give start=<path>")
     overrides = [*overrides, f"data_root={usual.data_root}", f"start={start}"]
     step = {k: seconds_per_step(k, out, overrides) for k in copies}
     steps = {k: round(60 * minutes / step[k]) for k in copies}

@@ -31,6 +31,7 @@ from echo_pl.bench.scale import (
     Stage,
     StepTokens,
     TracedPrecision,
+    decoding_memory,
     memory_per_gpu,
     parts_of,
     trace_step,
@@ -109,7 +110,7 @@ def estimate(
                 parts, stage, machine.gpus, traced.forward_backward, tower_bytes, teacher=not stored_trajectories
             )
             compute = flops / (machine.flops * machine.utilisation)
-            traffic = traffic_per_step(parts, stage, machine.gpus)
+            traffic = traffic_per_step(parts, stage, machine.gpus, runs_tower=trains_tower or not stored_features)
             moving = traffic / machine.bandwidth
             steps = studies[stage] / (tokens.batch_size * machine.gpus)
             rows.append(
@@ -118,6 +119,7 @@ def estimate(
                     "gpus": machine.gpus,
                     **{name: value / GB for name, value in memory.items()},
                     "memory_gb": sum(memory.values()) / GB,
+                    "decoding_gb": decoding_memory(parts, stage, machine.gpus, not stored_trajectories) / GB,
                     "tflop_per_step": flops / 1e12,
                     "traffic_gb_per_step": traffic / GB,
                     "compute_seconds": compute,
@@ -131,13 +133,25 @@ def estimate(
 
 
 COLUMNS = (
-    ("stage", "stage", "{}"), ("gpus", "GPUs", "{}"), ("weights", "weights", "{:.1f}"), ("gradients", "gradients", "{:.1f}"),
-    ("optimizer", "AdamW", "{:.1f}"), ("teacher", "teacher", "{:.1f}"), ("gathered", "gathered", "{:.1f}"),
-    ("activations", "activations", "{:.1f}"), ("vision", "tower", "{:.1f}"), ("memory_gb", "GB in all", "**{:.1f}**"),
-    ("tflop_per_step", "TFLOP/step", "{:.0f}"), ("traffic_gb_per_step", "GB moved/step", "{:.0f}"),
-    ("compute_seconds", "s compute", "{:.2f}"), ("traffic_seconds", "s traffic", "{:.2f}"), ("steps", "steps", "{}"),
-    ("days_overlapped", "days", "{:.2f}"), ("days_one_after_the_other", "days, no overlap", "{:.2f}"),
-)  # fmt: skip
+    ("stage", "stage", "{}"),
+    ("gpus", "GPUs", "{}"),
+    ("weights", "weights", "{:.1f}"),
+    ("gradients", "gradients", "{:.1f}"),
+    ("optimizer", "AdamW", "{:.1f}"),
+    ("teacher", "teacher", "{:.1f}"),
+    ("gathered", "gathered", "{:.1f}"),
+    ("activations", "activations", "{:.1f}"),
+    ("vision", "tower", "{:.1f}"),
+    ("memory_gb", "GB in all", "**{:.1f}**"),
+    ("decoding_gb", "decoding", "{:.1f}"),
+    ("tflop_per_step", "TFLOP/step", "{:.0f}"),
+    ("traffic_gb_per_step", "GB moved/step", "{:.0f}"),
+    ("compute_seconds", "s compute", "{:.2f}"),
+    ("traffic_seconds", "s traffic", "{:.2f}"),
+    ("steps", "steps", "{}"),
+    ("days_overlapped", "days", "{:.2f}"),
+    ("days_one_after_the_other", "days, no overlap", "{:.2f}"),
+)
 
 
 def markdown(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, str]]) -> str:
@@ -156,8 +170,8 @@ def check(names: Sequence[str], contexts: Sequence[int], batch_size: int) -> lis
     for name in names:
         for context in contexts:
             for precision in ("32-true", "bf16-mixed"):
-                for layout, copies in (("autoregressive", 1), ("rad", 1), ("rad", 4)):
-                    case = json.dumps([name, context, precision, layout, copies, batch_size])
+                for layout, copies, checkpointing in _CASES:
+                    case = json.dumps([name, context, precision, layout, copies, checkpointing, batch_size])
                     done = subprocess.run(
                         [sys.executable, "-m", __spec__.name, "--measure", case],
                         env=os.environ | EXACT, capture_output=True, text=True, check=False,
@@ -165,26 +179,46 @@ def check(names: Sequence[str], contexts: Sequence[int], batch_size: int) -> lis
                     if done.returncode:
                         raise OSError(f"the step of {case} could not be measured: {done.stderr[-500:]}")
                     measured = float(done.stdout.splitlines()[-1])
-                    predicted = predict(name, context, precision, layout, copies, batch_size)
+                    predicted = predict(name, context, precision, layout, copies, checkpointing, batch_size)
                     rows.append(
                         {
-                            "model": name, "context": context, "precision": precision, "layout": layout, "copies": copies,
-                            "predicted_mb": predicted, "measured_mb": measured, "ratio": predicted / measured,
+                            "model": name,
+                            "context": context,
+                            "precision": precision,
+                            "layout": layout,
+                            "copies": copies,
+                            "checkpointing": checkpointing,
+                            "predicted_mb": predicted,
+                            "measured_mb": measured,
+                            "ratio": predicted / measured,
                         }
-                    )  # fmt: skip
+                    )
                     print(CHECK_LINE.format(**rows[-1]), flush=True)
     return rows
 
 
-CHECK_LINE = "{model} context {context} {precision} {layout} K={copies}: {predicted_mb:.0f} MB counted, {measured_mb:.0f} measured"
+_CASES = (("autoregressive", 1, False), ("rad", 1, False), ("rad", 4, False), ("rad", 1, True))
+TOLERANCE = 0.15
+CHECK_LINE = (
+    "{model} context {context} {precision} {layout} K={copies} checkpointing={checkpointing}: "
+    "{predicted_mb:.0f} MB counted, {measured_mb:.0f} measured"
+)
 CHECK_COLUMNS = (
-    ("model", "model", "{}"), ("context", "context", "{}"), ("precision", "precision", "{}"), ("layout", "layout", "{}"),
-    ("copies", "K", "{}"), ("predicted_mb", "counted, MB", "{:.0f}"), ("measured_mb", "measured, MB", "{:.0f}"),
+    ("model", "model", "{}"),
+    ("context", "context", "{}"),
+    ("precision", "precision", "{}"),
+    ("layout", "layout", "{}"),
+    ("copies", "K", "{}"),
+    ("checkpointing", "checkpointing", "{}"),
+    ("predicted_mb", "counted, MB", "{:.0f}"),
+    ("measured_mb", "measured, MB", "{:.0f}"),
     ("ratio", "ratio", "{:.3f}"),
-)  # fmt: skip
+)
 
 
-def predict(name: str, context: int, precision: TracedPrecision, layout: str, copies: int, batch_size: int) -> float:
+def predict(
+    name: str, context: int, precision: TracedPrecision, layout: str, copies: int, checkpointing: bool, batch_size: int
+) -> float:
     """MB of a step of one process: weights, and the most that is alive beside them, in backward or in AdamW."""
     model = _CHECKED[name]
     tokens = StepTokens(batch_size=batch_size, context=context, response=160, noise_copies=copies)
@@ -202,13 +236,15 @@ def predict(name: str, context: int, precision: TracedPrecision, layout: str, co
     return (4 * parts.total + max(traced.forward_backward + 8 * parts.language, traced.optimizer)) / 1e6
 
 
-def measure(name: str, context: int, precision: TracedPrecision, layout: str, copies: int, batch_size: int) -> float:
+def measure(
+    name: str, context: int, precision: TracedPrecision, layout: str, copies: int, checkpointing: bool, batch_size: int
+) -> float:
     """MB of the same step, carried out.
 
     Raises:
         ValueError: the system does not tell.
     """
-    variant = Variant(name="checked", layout=layout, attention="split", copies=copies)  # type: ignore[arg-type]
+    variant = Variant(name="checked", layout=layout, attention="split", copies=copies, checkpointing=checkpointing)  # type: ignore[arg-type]
     grid = TrainingGrid(
         contexts=(context,), response=160, block_size=8, batch_size=batch_size, copies=(2,), repetitions=1,
         precision=precision,  # type: ignore[arg-type]
@@ -250,6 +286,7 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("outputs/scale"), help="where to write (default outputs/scale)")
     args = parser.parse_args()
+    failed = False
     with reported():
         if args.measure is not None:
             print(measure(*json.loads(args.measure)))
@@ -259,6 +296,7 @@ def main() -> None:
             table, name, facts = markdown(rows, CHECK_COLUMNS), "check", {}
             worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
             table += f"\nFarthest apart: {CHECK_LINE.format(**worst)}.\n"
+            failed = abs(worst["ratio"] - 1) > TOLERANCE
         else:
             tokens = StepTokens(
                 batch_size=args.batch_size, context=args.context, response=args.response, block_size=args.block_size,
@@ -279,6 +317,9 @@ def main() -> None:
         print("\n" + table)
         write_text_atomic(args.out / f"{name}.json", json.dumps({**facts, "rows": rows}, indent=1) + "\n")
         write_text_atomic(args.out / f"{name}.md", table)
+    if failed:
+        print(f"counted and measured are more than {TOLERANCE:.0%} apart", file=sys.stderr)
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -121,8 +121,7 @@ def test_activation_checkpointing_in_shards_changes_nothing(data_root, outputs, 
 
 def test_layers_that_compute_in_bfloat16_with_sums_in_float32(data_root, outputs, alone, pretrained):
     """FSDP2's mixed precision: master weights and checkpoints stay in float32; 2^-8 of rounding in a layer, 5 % in a step."""
-    policy = ["trainer.strategy.policy.param_dtype=bfloat16", "trainer.strategy.policy.reduce_dtype=float32"]
-    made = finished(data_root, outputs, "bf16-rad", "stage=rad", f"start={pretrained}", "trainer=fsdp2", *TWO, *policy)
+    made = finished(data_root, outputs, "bf16-rad", "stage=rad", f"start={pretrained}", "trainer=fsdp2_bf16", *TWO)
     assert torch.allclose(steps(alone), steps(made), rtol=5e-2)
     assert not torch.allclose(steps(alone), steps(made), rtol=1e-5), "nothing was rounded"
     before, after = weights(pretrained, data_root), weights(made, data_root)

@@ -163,9 +163,12 @@ def test_the_step_of_a_signal_is_in_mlflow_too(data_root, tmp_path, at):
     (folder,) = (tmp_path / "runs").iterdir()
     record, content = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert content["global_step"] == at
+    if at > 1:  # a checkpoint was due at the same step, and is not written twice
+        assert read_checkpoint(folder / "checkpoints" / "previous.ckpt")[1]["global_step"] == at - 1
     start_run(data_root, tmp_path, *own, "resume=auto")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert [metric.step for metric in client.get_metric_history(record.mlflow_run_id, "train/loss")] == [0, 1, 2, 3]
+    assert len(client.get_metric_history(record.mlflow_run_id, "val/loss")) == 2
     assert client.get_run(record.mlflow_run_id).info.status == "FINISHED"
 
 
@@ -287,8 +290,22 @@ def test_a_named_run_is_begun_and_gone_on_with_by_the_same_command(data_root, tm
         start_run(data_root, tmp_path, *own, "run_name=job-1")
     with pytest.raises(ValueError, match=r"resume=if_any .*: give run_name"):
         start_run(data_root, tmp_path, *own)
-    with pytest.raises(FileNotFoundError, match="no unfinished run of stage pretrain"):
+    with pytest.raises(FileNotFoundError, match="no unfinished run of stage pretrain and name 'job-3'"):
         start_run(data_root, tmp_path, *OWN, "resume=auto", "run_name=job-3")
+
+
+def test_a_run_of_another_stage_is_not_begun_over_an_unfinished_one(data_root, tmp_path):
+    with pytest.raises(ConnectionError):
+        start_run(data_root, tmp_path, *OWN, "run_name=job", "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}")
+    folder = tmp_path / "runs" / "job"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"job is an unfinished run of stage pretrain, this one is of rad: give another run_name"):
+        start_run(data_root, tmp_path, "stage=rad", "start=null", *QUIET, "run_name=job", "resume=if_any")
+    (folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"has a checkpoint and no readable run.json: resume=.*last.ckpt"):
+        start_run(data_root, tmp_path, *OWN, "run_name=job", "resume=if_any")
+    (folder / "run.json").write_bytes(before[folder / "run.json"])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 NAN_AT_2 = "+callbacks.spoil={_target_: stage_parts.SpoilLoss, at: 2}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import signal
@@ -114,10 +115,12 @@ def install() -> None:
     Raises:
         ClusterError: that is not possible here.
     """
+    if os.geteuid():
+        raise ClusterError("the daemons of a cluster that is started here run as root: be root, in a container for instance")
     if all(shutil.which(name) for name in ("slurmctld", "slurmd", "sbatch", "munged")):
         return
-    if os.geteuid() or shutil.which("apt-get") is None:
-        raise ClusterError(f"install these first, or run as root on Debian: {' '.join(PACKAGES)}")
+    if shutil.which("apt-get") is None:
+        raise ClusterError(f"this is no Debian, install these first: {' '.join(PACKAGES)}")
     quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *PACKAGES]):
         done = subprocess.run(["apt-get", *command], env=quiet, capture_output=True, text=True, check=False)
@@ -169,18 +172,28 @@ def _wait_for_nodes(running: Cluster, seconds: float = 60) -> None:
 
 def _stop(running: Cluster) -> None:
     try:
-        running.call("scancel", "--state=RUNNING", "--user=root")
-        running.call("scancel", "--state=PENDING", "--user=root")
+        for state in ("RUNNING", "PENDING"):
+            running.call("scancel", f"--state={state}", f"--user={getpass.getuser()}")
         time.sleep(2)
     except (ClusterError, subprocess.TimeoutExpired):
         pass  # the controller never came up
     for name in (*(f"slurmd.{node}" for node in NODES), "slurmctld", "munged"):
         pid = running.folder / "run" / f"{name}.pid"
         if pid.is_file() and (text := pid.read_text().strip()):
-            try:
-                os.kill(int(text), signal.SIGTERM)
-            except ProcessLookupError:
-                continue
+            _end(int(text))
+
+
+def _end(pid: int, seconds: float = 15) -> None:
+    """End a daemon, and wait until it is gone: it writes to its folder until then."""
+    give_up = time.monotonic() + seconds
+    number: int = signal.SIGTERM
+    while True:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        number = 0 if time.monotonic() < give_up else signal.SIGKILL
+        time.sleep(0.2)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -63,7 +63,7 @@ def test_checkpointing_keeps_a_layer_s_input():
 
 def test_a_step_needs_the_memory_that_was_counted():
     """Within 15 %, in a process that gets every block of memory from the system. Only Linux tells."""
-    case = ["d128", 1024, "32-true", "rad", 1, 2]
+    case = ["d128", 1024, "32-true", "rad", 1, False, 2]
     done = subprocess.run(
         [sys.executable, "-m", "echo_pl.tools.scale", "--measure", json.dumps(case)],
         env=os.environ | EXACT, capture_output=True, text=True, check=False,

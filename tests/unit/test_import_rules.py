@@ -65,6 +65,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "echo_pl.stages",
         "echo_pl.assemble",
         "echo_pl.run",
+        "echo_pl.lineage",
         "echo_pl.tools.checkpoint",
         "echo_pl.tools.compare_copies",
         "callbacks",

@@ -111,6 +111,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(checkpoint, data, data
     )
     with pytest.raises(ValueError, match=r"was trained with vocabulary another, .*data.tokenizer_path"):
         to_hf(other, tmp_path / "out", None, own)
+    with pytest.raises(ValueError, match=r"there is no .*config.yaml, the configuration of the run"):
+        to_hf(checkpoint, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at"):
         to_hf(tmp_path / "nowhere.ckpt", tmp_path / "out", None, own)
     with pytest.raises(FileNotFoundError, match=r"no config.json in"):

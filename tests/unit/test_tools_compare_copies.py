@@ -1,4 +1,4 @@
-"""The comparison of noisy copies trains every K for the same time, and says what it measured."""
+"""The comparison of noisy copies gives every K the steps that fit into its time, and says what it measured."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from echo_pl.tools.compare_copies import compare
 from echo_pl.tools.make_corpus import make_synthetic
 
 
-def test_every_k_gets_the_same_time(tmp_path: Path):
+def test_every_k_gets_the_steps_that_fit(tmp_path: Path):
     make_synthetic(tmp_path / "data" / "synthetic", train=24, val=4, test=4, seed=2, shard_size=8, progress=False)
     start = pretrained_checkpoint(tmp_path / "data", tmp_path)
     own = [*(o for o in SMALL if not o.startswith(("stage.max", "stage.val", "stage.check", "mlflow", "callbacks"))), *SIZES]
     places = [f"data_root={tmp_path / 'data'}", f"start={start}", "stage.batch_size=4"]
     out = tmp_path / "out"
-    record = compare([1, 3], 0.02, 4, out, [*own, *places])
+    record = compare([1, 3], 0.05, 4, out, [*own, *places])
     one, three = record["rows"]
     assert (one["copies"], three["copies"]) == (1, 3)
     for row in (one, three):
-        assert row["steps"] == round(1.2 / row["seconds_per_step"])
+        assert row["steps"] == round(3.0 / row["seconds_per_step"])
         assert row["training_seconds"] > 0
         assert row["val_loss"] > 0
         assert 0 <= row["finding_f1"] <= 1
