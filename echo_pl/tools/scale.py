@@ -149,8 +149,8 @@ COLUMNS = (
     ("compute_seconds", "s compute", "{:.2f}"),
     ("traffic_seconds", "s traffic", "{:.2f}"),
     ("steps", "steps", "{}"),
-    ("days_overlapped", "days", "{:.2f}"),
-    ("days_one_after_the_other", "days, no overlap", "{:.2f}"),
+    ("days_overlapped", "days", "{:.2g}"),
+    ("days_one_after_the_other", "days, no overlap", "{:.2g}"),
 )
 
 
@@ -229,7 +229,7 @@ def predict(
         stage,
         tokens,
         precision=precision,
-        checkpointing=False,
+        checkpointing=checkpointing,
         keep_gradients=True,
     )
     parts = parts_of(lambda: model.trainable("split"))

@@ -117,7 +117,7 @@ def test_every_set_of_callbacks_builds(data_root, tmp_path, name):
     assert bool(callbacks) == (name != "none")
 
 
-STRATEGIES = {"cpu": SingleDeviceStrategy, "ddp": DDPStrategy, "fsdp2": FSDP2Strategy, "gpu": None}
+STRATEGIES = {"cpu": SingleDeviceStrategy, "ddp": DDPStrategy, "fsdp2": FSDP2Strategy, "fsdp2_bf16": FSDP2Strategy, "gpu": None}
 
 
 @pytest.mark.parametrize("name", GROUPS["trainer"])
@@ -128,7 +128,7 @@ def test_every_trainer_composes_and_builds_where_it_can(data_root, tmp_path, nam
     if strategy is not None:
         trainer = make_trainer(config, tmp_path, None)
         assert (trainer.max_steps, trainer.accumulate_grad_batches) == (7, 3)
-        assert trainer.precision == "bf16-mixed"
+        assert trainer.precision == ("32-true" if name == "fsdp2_bf16" else "bf16-mixed")
         assert type(trainer.strategy) is strategy
         assert trainer.world_size == config.trainer.devices * config.trainer.num_nodes
 
