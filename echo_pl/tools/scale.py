@@ -26,18 +26,8 @@ from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.vlm import VLM
 from echo_pl.bench.models import BenchModel
 from echo_pl.bench.rad import TrainingGrid, Variant, memory_of
-from echo_pl.bench.scale import (
-    Machine,
-    Stage,
-    StepTokens,
-    TracedPrecision,
-    decoding_memory,
-    memory_per_gpu,
-    parts_of,
-    trace_step,
-    trace_tower,
-    traffic_per_step,
-)
+from echo_pl.bench.scale import Machine, decoding_memory, memory_per_gpu, parts_of, traffic_per_step
+from echo_pl.bench.step_trace import Stage, StepTokens, TracedPrecision, trace_step, trace_tower
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.structs import SpecialTokens
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from echo_pl.bench.models import BenchModel
-from echo_pl.bench.scale import Machine, StepTokens, memory_per_gpu, parts_of, trace_step, trace_tower, traffic_per_step
+from echo_pl.bench.scale import Machine, memory_per_gpu, parts_of, traffic_per_step
+from echo_pl.bench.step_trace import StepTokens, trace_step, trace_tower
 from echo_pl.tools.scale import EXACT, SEVEN_B, builder, estimate, predict
 
 MODEL = BenchModel(width=64, layers=3, heads=2, key_heads=1, mlp_width=256, vocabulary=512, dtype="float32")
