@@ -25,8 +25,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from echo_pl.runs import LAST, PREVIOUS, replace_path
 
 log = logging.getLogger(__name__)
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What ends a run at the next step: a cluster's scheduler sends one of them some time before it kills."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What ends a run at the next step: a cluster's scheduler sends one of them some time before it kills (submitit's: SIGUSR2)."""
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -46,11 +46,11 @@ class WholeFileIO(TorchCheckpointIO):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
-            free = shutil.disk_usage(place.parent).free  # torch's writer says of a full disk only that it failed
+            full = full_disk(place, error)
             partial.unlink(missing_ok=True)
-            if free > _ROOM and getattr(error, "errno", None) != errno.ENOSPC:
+            if full is None:
                 raise
-            raise full_disk(place, free) from error
+            raise full from error
         replace_path(partial, place)
 
 
@@ -58,8 +58,11 @@ _ROOM = 10**8
 """Bytes; a disk with more of them free is not full."""
 
 
-def full_disk(place: Path, free: int) -> OSError:
-    """The error of a checkpoint that had no room."""
+def full_disk(place: Path, error: BaseException) -> OSError | None:
+    """The error of a checkpoint that had no room, if that is what went wrong; ask before what was half written is removed."""
+    free = shutil.disk_usage(place.parent).free  # torch's writers say of a full disk only that they failed
+    if free > _ROOM and getattr(error, "errno", None) != errno.ENOSPC:
+        return None
     return OSError(errno.ENOSPC, f"cannot write a checkpoint ({free / 1e6:.0f} MB free): make room, then resume=auto", str(place))
 
 

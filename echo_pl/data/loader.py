@@ -6,12 +6,28 @@ knows of shards. They wrap torch's DataLoader, so that Lightning neither replace
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 
 from torch.utils.data import DataLoader
 
 from echo_pl.data.stream import BatchStream
 from echo_pl.structs import Batch
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a loading process live on when a scheduler signals all processes of a job: the training process ends the run and then it.
+
+    SIGUSR1 and SIGUSR2 are ignored, and the first SIGTERM, which may be the scheduler's; a second one is the training process's.
+    """
+
+    def die_of_the_next(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, die_of_the_next)
 
 
 class FixedLoader:
@@ -25,7 +41,9 @@ class FixedLoader:
 
     def __init__(self, stream: BatchStream, *, num_workers: int, pin_memory: bool) -> None:
         self._batches = len(stream)
-        self._loader = DataLoader(stream, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
+        self._loader = DataLoader(
+            stream, batch_size=None, num_workers=num_workers, pin_memory=pin_memory, worker_init_fn=outlive_signals
+        )
 
     def __len__(self) -> int:
         return self._batches
