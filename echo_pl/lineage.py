@@ -118,10 +118,11 @@ def refuse_other_run(config: DictConfig, folder: Path) -> None:
 
 
 def of_this_trainer(config: DictConfig, path: Path) -> Path:
-    """Refuse a sharded checkpoint where the strategy cannot read it, before it says so in words of its own.
+    """Refuse a sharded checkpoint where the strategy cannot read it, and one with the optimizer states of a trainer that does not
+    shard where it would give them to other weights.
 
     Raises:
-        ValueError: with the command that makes one file of it.
+        ValueError: with the way out.
     """
     strategy = config.trainer.get("strategy")
     shards = isinstance(strategy, DictConfig) and issubclass(target(strategy), ModelParallelStrategy)
@@ -130,7 +131,23 @@ def of_this_trainer(config: DictConfig, path: Path) -> Path:
             f"{path} is sharded, and this trainer does not shard: resume it with trainer=fsdp2, or make one file of it: "
             f"python -m echo_pl.tools.checkpoint merge {path} {path.with_suffix('.merged.ckpt')}"
         )
+    if shards and path.is_file() and is_numbered_by_groups(path):
+        raise ValueError(
+            f"{path} was written by a trainer that does not shard, and this one does: resume it with trainer=cpu, gpu or ddp"
+        )
     return path
+
+
+def is_numbered_by_groups(path: Path) -> bool:
+    """Whether optimizer states are numbered group after group, as by all trainers but those that shard.
+
+    These keep names, or number weights as the model has them.
+    """
+    for optimizer in read_checkpoint(path)[1].get("optimizer_states") or ():
+        numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
+        if numbers == list(range(len(numbers))):
+            return True
+    return False
 
 
 def whole_or_previous(last: Path) -> Path:

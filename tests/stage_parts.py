@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,12 +166,12 @@ class Sender(L.Callback):
 
     def __init__(self, name: str, at: int, to_all: bool = False) -> None:
         self.number, self.at, self.sent = getattr(signal, name), at, False
-        self.send = os.killpg if to_all else os.kill
+        self.to = f"-{os.getpid()}" if to_all else str(os.getpid())
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.at - (1 if self.at else 0) and not self.sent:
             self.sent = True
-            self.send(os.getpid(), self.number)
+            subprocess.run(["kill", f"-{int(self.number)}", "--", self.to], check=True, start_new_session=True)
 
 
 class SpoilLoss(L.Callback):

@@ -99,8 +99,9 @@ def write_network(
     network.load_state_dict(weights, assign=True)
     if lora is not None:
         merge_adapters(network)
-    for parameter in network.parameters() if dtype is not None else ():
-        parameter.data = parameter.data.to(getattr(torch, dtype))
+    if dtype is not None:
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
     network.config.dtype = network.dtype
     network.save_pretrained(folder)
 

@@ -6,9 +6,10 @@ knows of shards. They wrap torch's DataLoader, so that Lightning neither replace
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 
 from torch.utils.data import DataLoader
 
@@ -19,15 +20,20 @@ from echo_pl.structs import Batch
 def outlive_signals(worker: int) -> None:
     """Let a loading process live on when a scheduler signals all processes of a job: the training process ends the run and then it.
 
-    SIGUSR1 and SIGUSR2 are ignored, and the first SIGTERM, which may be the scheduler's; a second one is the training process's.
+    SIGUSR1, SIGUSR2 and a SIGTERM that is not of the training process are ignored (on macOS, which does not say of whom it is, a
+    SIGTERM is what it was).
     """
-
-    def die_of_the_next(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, die_of_the_next)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class FixedLoader:

@@ -256,7 +256,7 @@ def process(data_root: Path, outputs: Path, *overrides: str) -> subprocess.Compl
 def test_a_signal_to_all_processes_spares_those_that_load(data_root, tmp_path, uninterrupted, name):
     """As SLURM sends it: to every process of a job's step."""
     sender = f"+callbacks.sender={{_target_: stage_parts.Sender, name: {name}, at: 2, to_all: true}}"
-    done = process(data_root, tmp_path, *OWN, "stage.checkpoint_every=100", "data.num_workers=2", sender)
+    done = process(data_root, tmp_path, *OWN, "stage.checkpoint_every=100", "data.num_workers=2", "data.cache_samples=0", sender)
     assert done.returncode == 128 + getattr(signal, name), done.stderr[-2000:]
     (folder,) = (tmp_path / "runs").iterdir()
     assert (read_info(folder).status, read_checkpoint(left_behind(folder))[1]["global_step"]) == ("stopped", 2)
