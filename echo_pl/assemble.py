@@ -109,10 +109,10 @@ def make_trainer(config: DictConfig, folder: Path, logger: Logger | None) -> L.T
 
 def cluster_environment() -> list[ClusterEnvironment]:
     """What Lightning would guess wrong: without srun nobody but itself starts the processes of a SLURM job."""
-    launcher = detect().launcher
-    if launcher == "srun":
+    launch = detect()
+    if launch.launcher == "srun" and launch.world_size > 1:
         return [slurm_environment()]
-    return [LightningEnvironment()] if launcher == "python" and "SLURM_NTASKS" in os.environ else []
+    return [LightningEnvironment()] if launch.launcher != "torchrun" and "SLURM_NTASKS" in os.environ else []
 
 
 def make_logger(config: DictConfig, folder: Path, resume: Path | None, rank: int) -> Logger | None:

@@ -60,10 +60,25 @@ _ROOM = 10**8
 
 def full_disk(place: Path, error: BaseException) -> OSError | None:
     """The error of a checkpoint that had no room, if that is what went wrong; ask before what was half written is removed."""
-    free = shutil.disk_usage(place.parent).free  # torch's writers say of a full disk only that they failed
-    if free > _ROOM and getattr(error, "errno", None) != errno.ENOSPC:
+    free = shutil.disk_usage(next(folder for folder in place.parents if folder.exists())).free
+    if free > _ROOM and not _no_room(error):  # some of torch's writers say only that they failed
         return None
     return OSError(errno.ENOSPC, f"cannot write a checkpoint ({free / 1e6:.0f} MB free): make room, then resume=auto", str(place))
+
+
+def _no_room(error: BaseException) -> bool:
+    """Whether an error, or one that it comes from on any rank, says that a disk or a quota is full."""
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        todo += [one.__cause__, one.__context__, *(failure[0] for failure in getattr(one, "failures", {}).values())]
+    return False
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -131,7 +131,7 @@ def of_this_trainer(config: DictConfig, path: Path) -> Path:
             f"{path} is sharded, and this trainer does not shard: resume it with trainer=fsdp2, or make one file of it: "
             f"python -m echo_pl.tools.checkpoint merge {path} {path.with_suffix('.merged.ckpt')}"
         )
-    if shards and path.is_file() and is_numbered_by_groups(path):
+    if shards and config.task == "fit" and path.is_file() and is_numbered_by_groups(path):
         raise ValueError(
             f"{path} was written by a trainer that does not shard, and this one does: resume it with trainer=cpu, gpu or ddp"
         )

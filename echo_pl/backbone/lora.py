@@ -79,6 +79,7 @@ def add_lora(vlm: VLM, settings: LoraSettings) -> None:
     if settings.mask_embedding:
         row = network.model.language_model.embed_tokens.weight[vlm.special.mask]
         vlm.mask_embedding = nn.Parameter(row.detach().float().clone())
+    vlm.modules_replaced()
 
 
 def add_adapters(network: Any, settings: LoraSettings) -> None:

@@ -6,6 +6,7 @@ knows of shards. They wrap torch's DataLoader, so that Lightning neither replace
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -27,11 +28,13 @@ def outlive_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_the_parent, daemon=True).start()
+        training = multiprocessing.parent_process()  # not the parent of the operating system, which may be a server of forks
+        assert training is not None, "not in a loading process"
+        threading.Thread(target=_end_when_told_by, args=(training.pid,), daemon=True).start()
 
 
-def _end_with_the_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _end_when_told_by(process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
         pass
     os._exit(0)
 

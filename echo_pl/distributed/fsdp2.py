@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 
 from echo_pl.backbone.sharding import ShardPolicy
 from echo_pl.checkpointing import full_disk
@@ -46,7 +47,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.barrier()
         try:
             super().save_checkpoint(checkpoint, partial, storage_options)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # torch's own is no Exception
             full = full_disk(path, error)
             # Half a checkpoint must not keep a full disk full; the last good one stays.
             shutil.rmtree(partial, ignore_errors=True)

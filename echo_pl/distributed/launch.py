@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 log = logging.getLogger(__name__)
+_FIRST_OF_SLURMS_OWN_STEPS = 0xFFFF_FFF0
 Launcher = Literal["python", "torchrun", "srun"]
 
 
@@ -37,7 +38,7 @@ def detect(environment: Mapping[str, str] | None = None) -> Launch:
     env = os.environ if environment is None else environment
     if "TORCHELASTIC_RUN_ID" in env:
         return _launch("torchrun", env, "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
-    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _is_number(env["SLURM_STEP_ID"]) and _in_step(env):
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _is_step(env["SLURM_STEP_ID"]) and _in_step(env):
         tasks, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_STEP_NUM_NODES"])
         per_node = env.get("SLURM_STEP_TASKS_PER_NODE", "1")
         if tasks % nodes or "," in per_node:  # "2(x4)", or "3,1" where they differ
@@ -55,6 +56,11 @@ def _in_step(env: Mapping[str, str]) -> bool:
 
 def _is_number(text: str) -> bool:
     return text.isdecimal()
+
+
+def _is_step(text: str) -> bool:
+    """Not the batch script, and not the shell of an interactive job, whose steps have the highest numbers there are."""
+    return _is_number(text) and int(text) < _FIRST_OF_SLURMS_OWN_STEPS
 
 
 def _launch(launcher: Launcher, env: Mapping[str, str], rank: str, world: str, local: str, nodes: str) -> Launch:

@@ -12,6 +12,7 @@ import pytest
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 
 from echo_pl.assemble import cluster_environment
 from echo_pl.distributed.agree import slurm_environment, together
@@ -43,7 +44,11 @@ def test_srun():
     assert detect(SRUN) == Launch(launcher="srun", rank=5, world_size=8, processes_per_node=4, nodes=2)
 
 
-@pytest.mark.parametrize("change", [{"SLURM_STEP_ID": "batch"}, {"SLURM_STEP_NUM_TASKS": None}], ids=["batch script", "no step"])
+@pytest.mark.parametrize(
+    "change",
+    [{"SLURM_STEP_ID": "batch"}, {"SLURM_STEP_ID": "4294967290"}, {"SLURM_STEP_NUM_TASKS": None}],
+    ids=["batch script", "interactive shell", "no step"],
+)
 def test_a_job_s_script_is_no_step_of_tasks(change):
     environment = {name: value for name, value in {**SRUN, **change}.items() if value is not None}
     assert detect(environment).launcher == "python"
@@ -107,27 +112,30 @@ def test_a_full_disk_ends_a_sharded_checkpoint_with_one_message(tmp_path, monkey
     last = tmp_path / "last.ckpt"
     last.mkdir()
 
-    def full(self, checkpoint, filepath, storage_options=None):
-        Path(filepath).mkdir()
-        (Path(filepath) / "__0_0.distcp").write_bytes(b"half")
-        raise RuntimeError("the writer has failed") from OSError(errno.ENOSPC, "No space left on device")
+    def failing(error: BaseException) -> None:
+        def save(self, checkpoint, filepath, storage_options=None):
+            Path(filepath).mkdir()
+            (Path(filepath) / "__0_0.distcp").write_bytes(b"half")
+            raise error
 
-    monkeypatch.setattr(ModelParallelStrategy, "save_checkpoint", full)
+        monkeypatch.setattr(ModelParallelStrategy, "save_checkpoint", save)
+
     monkeypatch.setattr(FSDP2Strategy, "broadcast", lambda self, value: value)
     monkeypatch.setattr(FSDP2Strategy, "barrier", lambda self: None)
     monkeypatch.setattr(FSDP2Strategy, "is_global_zero", True)
+    failing(RuntimeError("the writer has failed"))
     with pytest.raises(RuntimeError, match="the writer has failed"):
         strategy.save_checkpoint({}, last)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
-    with pytest.raises(OSError, match=r"cannot write a checkpoint \(5 MB free\): make room, then resume=auto"):
+    failing(CheckpointException("write", {1: (OSError(errno.EDQUOT, "Disk quota exceeded"), [])}))  # as torch says it on every rank
+    with pytest.raises(OSError, match=r"cannot write a checkpoint \(\d+ MB free\): make room, then resume=auto"):
         strategy.save_checkpoint({}, last)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_a_torn_environment_is_refused():
-    with pytest.raises(ValueError, match="torchrun has set TORCHELASTIC_RUN_ID but not 'WORLD_SIZE'"):
-        detect({name: value for name, value in TORCHRUN.items() if name != "WORLD_SIZE"})
+    failing(RuntimeError("the writer has failed"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    with pytest.raises(OSError, match=r"cannot write a checkpoint \(5 MB free\)"):
+        strategy.save_checkpoint({}, last)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize(("devices", "nodes"), [(1, 1), (4, 1), (2, 1)])
