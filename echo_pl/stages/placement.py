@@ -29,9 +29,11 @@ def placed(stage: L.LightningModule, vlm: VLM) -> VLM:
 @contextmanager
 def deployed(vlm: VLM) -> Iterator[None]:
     """A model for a while as it would be deployed, to time it: low-rank adapters are part of the weights."""
+    if not has_lora(vlm):
+        yield
+        return
     if isinstance(vlm, FSDPModule):
-        if has_lora(vlm):
-            log.warning("a sharded model keeps its low-rank adapters beside its weights: its speed is not that of a merged one")
+        log.warning("a sharded model keeps its low-rank adapters beside its weights: its speed is not that of a merged one")
         yield
         return
     with merged_for_a_while(vlm):
