@@ -23,6 +23,7 @@ from echo_pl.evaluation.harness import EvaluatedMethod, Method, Sampler, evaluat
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import SCORES, Row, Setting
 from echo_pl.evaluation.table import text_table
+from echo_pl.stages.placement import deployed
 
 STAGES = ("rad", "dcd")
 """Stages that decode blocks."""
@@ -110,7 +111,8 @@ class SpeedupAblation(Callback):
             return
         # Every rank decodes all studies, since a sharded model needs all ranks for its forwards; rank 0 writes.
         # Outside autocast, which is for training: timed is the model as it would be deployed, in its weights' own type.
-        with observing(trainer, pl_module), frozen(pl_module), torch.autocast(pl_module.device.type, enabled=False):
+        autocast = torch.autocast(pl_module.device.type, enabled=False)
+        with observing(trainer, pl_module), frozen(pl_module), autocast, deployed(module.vlm):
             data = report_data(trainer)
             batches = {
                 size: [batch.to(pl_module.device) for batch in data.held_out_batches(self.split, size, self.studies)]

@@ -5,12 +5,13 @@ Callbacks come by ``_target_``; nothing here imports them.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -21,6 +22,7 @@ from echo_pl.checkpointing import LastCheckpoint, StopWhenTold, WholeFileIO
 from echo_pl.config_keys import build
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.response import parse_response
+from echo_pl.distributed.agree import slurm_environment
 from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.memory import return_free_memory
 from echo_pl.finite_loss import NonFiniteLoss
@@ -105,9 +107,12 @@ def make_trainer(config: DictConfig, folder: Path, logger: Logger | None) -> L.T
     return trainer
 
 
-def cluster_environment() -> list[SLURMEnvironment]:
-    """For tasks of srun, Lightning's own without its requeueing, which saves in the middle of a step: see StopWhenTold."""
-    return [SLURMEnvironment(auto_requeue=False)] if detect().launcher == "srun" else []
+def cluster_environment() -> list[ClusterEnvironment]:
+    """What Lightning would guess wrong: without srun nobody but itself starts the processes of a SLURM job."""
+    launch = detect()
+    if launch.launcher == "srun" and launch.world_size > 1:
+        return [slurm_environment()]
+    return [LightningEnvironment()] if launch.launcher != "torchrun" and "SLURM_NTASKS" in os.environ else []
 
 
 def make_logger(config: DictConfig, folder: Path, resume: Path | None, rank: int) -> Logger | None:

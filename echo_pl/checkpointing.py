@@ -25,8 +25,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from echo_pl.runs import LAST, PREVIOUS, replace_path
 
 log = logging.getLogger(__name__)
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What ends a run at the next step: a cluster's scheduler sends one of them some time before it kills."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What ends a run at the next step: a cluster's scheduler sends one of them some time before it kills (submitit's: SIGUSR2)."""
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -46,11 +46,11 @@ class WholeFileIO(TorchCheckpointIO):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
-            free = shutil.disk_usage(place.parent).free  # torch's writer says of a full disk only that it failed
+            full = full_disk(place, error)
             partial.unlink(missing_ok=True)
-            if free > _ROOM and getattr(error, "errno", None) != errno.ENOSPC:
+            if full is None:
                 raise
-            raise full_disk(place, free) from error
+            raise full from error
         replace_path(partial, place)
 
 
@@ -58,9 +58,27 @@ _ROOM = 10**8
 """Bytes; a disk with more of them free is not full."""
 
 
-def full_disk(place: Path, free: int) -> OSError:
-    """The error of a checkpoint that had no room."""
+def full_disk(place: Path, error: BaseException) -> OSError | None:
+    """The error of a checkpoint that had no room, if that is what went wrong; ask before what was half written is removed."""
+    free = shutil.disk_usage(next(folder for folder in place.parents if folder.exists())).free
+    if free > _ROOM and not _no_room(error):  # some of torch's writers say only that they failed
+        return None
     return OSError(errno.ENOSPC, f"cannot write a checkpoint ({free / 1e6:.0f} MB free): make room, then resume=auto", str(place))
+
+
+def _no_room(error: BaseException) -> bool:
+    """Whether an error, or one that it comes from on any rank, says that a disk or a quota is full."""
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        todo += [one.__cause__, one.__context__, *(failure[0] for failure in getattr(one, "failures", {}).values())]
+    return False
 
 
 class LastCheckpoint(ModelCheckpoint):

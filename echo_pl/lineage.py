@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 
 from echo_pl.backbone.checkpoint import StageRecord, is_checkpoint, read_checkpoint, refuse_other_stage
+from echo_pl.backbone.lora import LoraSettings, require_peft
 from echo_pl.backbone.sharded_files import is_sharded_checkpoint
-from echo_pl.config_keys import target
+from echo_pl.config_keys import build, target
 from echo_pl.runs import FINAL, LAST, PREVIOUS, left_behind, newest, newest_unfinished, read_info, replace_path
 
 log = logging.getLogger(__name__)
@@ -117,10 +118,11 @@ def refuse_other_run(config: DictConfig, folder: Path) -> None:
 
 
 def of_this_trainer(config: DictConfig, path: Path) -> Path:
-    """Refuse a sharded checkpoint where the strategy cannot read it, before it says so in words of its own.
+    """Refuse a sharded checkpoint where the strategy cannot read it, and one with the optimizer states of a trainer that does not
+    shard where it would give them to other weights.
 
     Raises:
-        ValueError: with the command that makes one file of it.
+        ValueError: with the way out.
     """
     strategy = config.trainer.get("strategy")
     shards = isinstance(strategy, DictConfig) and issubclass(target(strategy), ModelParallelStrategy)
@@ -129,7 +131,23 @@ def of_this_trainer(config: DictConfig, path: Path) -> Path:
             f"{path} is sharded, and this trainer does not shard: resume it with trainer=fsdp2, or make one file of it: "
             f"python -m echo_pl.tools.checkpoint merge {path} {path.with_suffix('.merged.ckpt')}"
         )
+    if shards and config.task == "fit" and path.is_file() and is_numbered_by_groups(path):
+        raise ValueError(
+            f"{path} was written by a trainer that does not shard, and this one does: resume it with trainer=cpu, gpu or ddp"
+        )
     return path
+
+
+def is_numbered_by_groups(path: Path) -> bool:
+    """Whether optimizer states are numbered group after group, as by all trainers but those that shard.
+
+    These keep names, or number weights as the model has them.
+    """
+    for optimizer in read_checkpoint(path)[1].get("optimizer_states") or ():
+        numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
+        if numbers == list(range(len(numbers))):
+            return True
+    return False
 
 
 def whole_or_previous(last: Path) -> Path:
@@ -212,6 +230,28 @@ def refuse_other_layout(config: DictConfig, record: StageRecord, resume: Path) -
         had = getattr(record, name)
         if had != config[name]:
             raise ValueError(f"{resume} was trained with {name} {had}, asked for is {config[name]}; give {name}={had} to resume it")
+    if record.lora != (wanted := lora_record(config)):
+        raise ValueError(
+            f"{resume} was trained with lora {record.lora}, asked for is {wanted}; give lora=all_linear with the keys "
+            "of stage.module.lora as they were, or leave lora out"
+        )
+
+
+def lora_record(config: DictConfig) -> dict[str, Any] | None:
+    """Settings of low-rank adapters as checkpoints keep them."""
+    node = config.stage.module.get("lora")
+    if node is None:
+        return None
+    settings: LoraSettings = build(node)
+    require_peft()
+    return settings.record
+
+
+def adopt_lora(config: DictConfig, checkpoint: Path) -> None:
+    """Look at a checkpoint with the adapters that it has, where the configuration says nothing of any."""
+    had = read_checkpoint(checkpoint)[0].lora
+    if had is not None and "lora" in config.stage.module and config.stage.module.lora is None:
+        config.stage.module.lora = {"_target_": f"{LoraSettings.__module__}.{LoraSettings.__name__}", **had}
 
 
 def find_start(config: DictConfig) -> Path:
@@ -264,4 +304,5 @@ def make_lineage(config: DictConfig, data: DataIdentity, start: Path | None, cha
         start=None if start is None else str(start.resolve()),
         chain=chain,
         vocabulary=data.vocabulary_fingerprint,
+        lora=lora_record(config),
     )

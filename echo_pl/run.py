@@ -30,8 +30,9 @@ from echo_pl.checkpointing import StoppedError, StopWhenTold
 from echo_pl.config_keys import check_keys
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings, refuse_together
-from echo_pl.distributed.launch import Launch, detect, refuse_other_world
+from echo_pl.distributed.launch import Launch, detect, refuse_other_world, warn_of_idle_tasks
 from echo_pl.lineage import (
+    adopt_lora,
     backbone_name,
     data_name,
     make_lineage,
@@ -96,6 +97,7 @@ def join(config: DictConfig) -> Launch:
         ValueError: a launcher started others than the trainer is configured for, or with other configurations.
     """
     launch = detect()
+    warn_of_idle_tasks(launch)
     refuse_other_world(launch, config.trainer.devices, config.trainer.num_nodes)
     open_group(launch, config.trainer.accelerator)
     refuse_other_settings(launch, flat_settings(config))
@@ -237,6 +239,7 @@ def validate(config: DictConfig, data: ReportDataModule, checkpoint: Path | None
     """
     if checkpoint is None:
         raise ValueError("task=validate needs the checkpoint to validate: give resume=<checkpoint>")
+    adopt_lora(config, checkpoint)
     start, before = resolve_start(config, checkpoint)
     refuse_other_data(data, checkpoint, start, before)
     began = time.monotonic()

@@ -48,6 +48,8 @@ class Images:
 
     def chosen(self, numbers: Tensor) -> Images:
         """Some of the images, in this order."""
+        if not len(self):
+            return self
         patches = self.grid_thw.prod(-1)
         pixels, features = self.pixel_values, self.features
         if features is None:

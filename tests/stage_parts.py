@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,16 +142,36 @@ class CutOff(L.Callback):
             raise ConnectionError("the power is gone")
 
 
-class Sender(L.Callback):
-    """A scheduler's signal in the batch that begins at this optimizer step."""
+class Killed(L.Callback):
+    """kill -9 behind this optimizer step: before its checkpoint is written, or while it is."""
 
-    def __init__(self, name: str, at: int) -> None:
+    def __init__(self, at: int, writing: bool = False) -> None:
+        self.at, self.writing = at, writing
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step != self.at:
+            return
+        if not self.writing:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def half(content: Any, path: Path, *args: Any, **kwargs: Any) -> None:
+            Path(path).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = half
+
+
+class Sender(L.Callback):
+    """A scheduler's signal in the batch that begins at this optimizer step; to the process, or to all of its session."""
+
+    def __init__(self, name: str, at: int, to_all: bool = False) -> None:
         self.number, self.at, self.sent = getattr(signal, name), at, False
+        self.to = f"-{os.getpid()}" if to_all else str(os.getpid())
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.at - (1 if self.at else 0) and not self.sent:
             self.sent = True
-            os.kill(os.getpid(), self.number)
+            subprocess.run(["kill", f"-{int(self.number)}", "--", self.to], check=True, start_new_session=True)
 
 
 class SpoilLoss(L.Callback):
@@ -195,3 +216,14 @@ class Probe(L.Callback):
             part = self.path.with_suffix(".part")
             part.write_text(json.dumps(self.steps))
             os.replace(part, self.path)  # somebody may be reading it
+
+
+class Logged(L.Callback):
+    """Writes what was logged of the last training step, ``train/<name>``, as JSON."""
+
+    def __init__(self, path: str, names: list[str]) -> None:
+        self.path, self.names = Path(path), names
+
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            self.path.write_text(json.dumps([float(trainer.callback_metrics[f"train/{name}"]) for name in self.names]))

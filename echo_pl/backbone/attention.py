@@ -200,10 +200,10 @@ def _split(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, scale: float, d
     )
     if q.shape[2] == P:
         return context
-    padding = view.response_to_context_BK
+    to_context = view.response_to_context_BQK
     response = merged_attention(
         q[:, :, P:],
-        (k[:, :, :P], v[:, :, :P], None if padding is None else padding[:, None, None]),
+        (k[:, :, :P], v[:, :, :P], None if to_context is None else to_context[:, None]),
         (k[:, :, P:], v[:, :, P:], view.response_BQK[:, None]),
         scale,
     )

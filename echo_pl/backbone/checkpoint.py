@@ -7,13 +7,15 @@ nothing of stages.
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from echo_pl.backbone.factory import refuse_unmatched
+from echo_pl.backbone.lora import LoraSettings, add_lora, merge_lora
 from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_into, read_meta, stored_shapes
 from echo_pl.backbone.vlm import VLM
 
@@ -40,6 +42,10 @@ class StageRecord:
     chain: str = ""
     """Name that the stages of one chain share."""
     mlflow_run_id: str | None = None
+    geometry: dict[str, int] | None = None
+    """:attr:`echo_pl.backbone.vlm.VLM.geometry` of the model; None where nobody has said it."""
+    lora: dict[str, Any] | None = None
+    """Settings of the low-rank adapters that it has beside the weights; None: there are none."""
 
 
 def read_checkpoint(path: str | Path) -> tuple[StageRecord, dict[str, Any]]:
@@ -83,7 +89,7 @@ def load_weights(
     grid: str | None = None,
     context_attention: str | None = None,
 ) -> StageRecord:
-    """Load the model of a checkpoint into ``vlm``: every weight, or an error.
+    """Load the model of a checkpoint into ``vlm``: every weight, or an error. Low-rank adapters are added to the weights.
 
     Args:
         vlm: receives the weights, in place.
@@ -102,6 +108,10 @@ def load_weights(
     """
     record, content = read_checkpoint(path)
     refuse_other_stage(record, path, expected_stages, block_size, grid, context_attention)
+    refuse_other_geometry(record.geometry, vlm, str(path))
+    trained = {name: parameter.requires_grad for name, parameter in vlm.named_parameters()}
+    if record.lora is not None:
+        add_lora(vlm, LoraSettings(**record.lora))
     sharded = "state_dict" not in content
     stored = stored_shapes(Path(path)) if sharded else {name: value.shape for name, value in content["state_dict"].items()}
     shapes = {name.removeprefix(_PREFIX): shape for name, shape in stored.items() if name.startswith(_PREFIX)}
@@ -120,6 +130,10 @@ def load_weights(
     else:
         weights = {name: content["state_dict"][_PREFIX + name] for name in own}
     vlm.load_state_dict(weights)
+    if record.lora is not None:
+        merge_lora(vlm)
+        for name, parameter in vlm.named_parameters():
+            parameter.requires_grad_(trained[name])
     return record
 
 
@@ -145,6 +159,14 @@ def refuse_other_stage(
             )
 
 
-def record_dict(record: StageRecord) -> dict[str, Any]:
-    """The record as plain values, for a checkpoint or a JSON file."""
-    return asdict(record)
+def refuse_other_geometry(trained: Mapping[str, int] | None, vlm: VLM, source: str) -> None:
+    """Raise ValueError where weights were trained with another number of heads, or another patch size, than a model has."""
+    own = vlm.geometry
+    for name, value in (trained or {}).items():
+        if own.get(name, value) != value:
+            raise ValueError(f"{source} was trained with {name} {value}, the model of this configuration has {own[name]}")
+
+
+def record_dict(record: StageRecord, vlm: VLM | None = None) -> dict[str, Any]:
+    """The record as plain values, for a checkpoint or a JSON file; with the model's geometry, where it is given."""
+    return asdict(record if vlm is None else replace(record, geometry=vlm.geometry))

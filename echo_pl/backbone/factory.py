@@ -55,6 +55,7 @@ class TinyBackbone:
     decode_attention: AttentionBackend = "split"
     pack_weights: bool = False
     gradient_checkpointing: bool = False
+    compile_layers: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -110,7 +111,7 @@ class TinyBackbone:
             torch.manual_seed(self.seed)
             network = Qwen2_5_VLForConditionalGeneration(self.config(special, vocab_size))
         network = finish(network, vocab_size, self.gradient_checkpointing)
-        return VLM(network, special, self.train_attention, self.decode_attention, self.pack_weights)
+        return VLM(network, special, self.train_attention, self.decode_attention, self.pack_weights, self.compile_layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,7 @@ class PretrainedBackbone:
     decode_attention: AttentionBackend = "split"
     pack_weights: bool = False
     gradient_checkpointing: bool = True
+    compile_layers: bool = False
 
     def __post_init__(self) -> None:
         check_attention(train_attention=self.train_attention, decode_attention=self.decode_attention)
@@ -146,7 +148,7 @@ class PretrainedBackbone:
         network, info = loaded
         refuse_unmatched(info["missing_keys"], info["unexpected_keys"], path)
         network = finish(network, vocab_size, self.gradient_checkpointing)
-        return VLM(network, special, self.train_attention, self.decode_attention, self.pack_weights)
+        return VLM(network, special, self.train_attention, self.decode_attention, self.pack_weights, self.compile_layers)
 
 
 def refuse_unmatched(missing: Iterable[str], unexpected: Iterable[str], source: str) -> None:

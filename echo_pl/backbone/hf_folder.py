@@ -15,15 +15,17 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, read_checkpoint, record_dict
 from echo_pl.backbone.factory import BackboneFactory, PretrainedBackbone, TinyBackbone, refuse_unmatched
+from echo_pl.backbone.lora import LoraSettings, add_adapters, merge_adapters
 from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_whole
 from echo_pl.structs import SpecialTokens
 
 _NETWORK = "vlm.network."
 _EMBEDDING = "model.language_model.embed_tokens.weight"
+_MASK_EMBEDDING = "mask_embedding"
 
 
 def network_weights(path: Path) -> tuple[StageRecord, dict[str, Tensor]]:
-    """A checkpoint's record, and the weights of its model named as the stock class names them.
+    """A checkpoint's record, and the weights of its model named as the stock class names them; adapters' as peft does.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
@@ -32,6 +34,8 @@ def network_weights(path: Path) -> tuple[StageRecord, dict[str, Tensor]]:
     record, content = read_checkpoint(path)
     stored = read_whole(path)["state_dict"] if is_sharded_checkpoint(path) else content["state_dict"]
     weights = {name.removeprefix(_NETWORK): value for name, value in stored.items() if name.startswith(_NETWORK)}
+    if f"vlm.{_MASK_EMBEDDING}" in stored:
+        weights[_MASK_EMBEDDING] = stored[f"vlm.{_MASK_EMBEDDING}"]
     if _EMBEDDING not in weights:
         raise ValueError(f"{path} is a checkpoint of stage {record.stage!r} without a language model")
     return record, weights
@@ -54,7 +58,12 @@ def network_config(factory: BackboneFactory, special: SpecialTokens, rows: int) 
 
 
 def write_network(
-    weights: Mapping[str, Tensor], factory: BackboneFactory, special: SpecialTokens, folder: Path, dtype: str | None = None
+    weights: Mapping[str, Tensor],
+    factory: BackboneFactory,
+    special: SpecialTokens,
+    folder: Path,
+    dtype: str | None = None,
+    lora: LoraSettings | None = None,
 ) -> None:
     """Write ``config.json`` and safetensors that ``Qwen2_5_VLForConditionalGeneration.from_pretrained`` reads.
 
@@ -64,13 +73,18 @@ def write_network(
         special: the tokenizer's ids.
         folder: exists; files in it are replaced.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None: as the weights are.
+        lora: of the adapters among the weights, which are added to what they belong to.
 
     Raises:
         ValueError: the weights are not those of this backbone.
     """
+    weights = dict(weights)
+    mask_row = weights.pop(_MASK_EMBEDDING, None)
     config = network_config(factory, special, len(weights[_EMBEDDING]))
     with torch.device("meta"):  # the weights take their places; nothing is initialized, nothing is there twice
         network = Qwen2_5_VLForConditionalGeneration(config)
+        if lora is not None:
+            add_adapters(network, lora)
     own = network.state_dict()
     refuse_unmatched(own.keys() - weights.keys(), weights.keys() - own.keys(), "the checkpoint")
     other = [name for name in own if own[name].shape != weights[name].shape]
@@ -79,8 +93,15 @@ def write_network(
             f"the checkpoint does not fit the backbone: {other[0]} is {tuple(weights[other[0]].shape)} there and "
             f"{tuple(own[other[0]].shape)} in the configuration"
         )
-    kind = None if dtype is None else getattr(torch, dtype)
-    network.load_state_dict({name: value.to(kind) if kind else value for name, value in weights.items()}, assign=True)
+    if mask_row is not None:
+        weights[_EMBEDDING] = weights[_EMBEDDING].clone()
+        weights[_EMBEDDING][special.mask] = mask_row.to(weights[_EMBEDDING].dtype)
+    network.load_state_dict(weights, assign=True)
+    if lora is not None:
+        merge_adapters(network)
+    if dtype is not None:
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
     network.config.dtype = network.dtype
     network.save_pretrained(folder)
 

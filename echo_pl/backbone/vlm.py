@@ -41,6 +41,7 @@ class VLM(nn.Module):
         train_attention: AttentionBackend = "sdpa",
         decode_attention: AttentionBackend = "split",
         pack_weights: bool = False,
+        compile_layers: bool = False,
     ) -> None:
         """Wrap a network.
 
@@ -51,6 +52,7 @@ class VLM(nn.Module):
             decode_attention: backend of prefill and of decode steps.
             pack_weights: decode steps of frozen bfloat16 models on a CPU multiply by copies in that CPU's own layout: half the time
                 for a second set of weights.
+            compile_layers: norms and feed-forward layers go through torch.compile, once :meth:`prepare_to_train` was called.
 
         Raises:
             ValueError: the network and the tokenizer disagree on the image token or the vocabulary, or a backend's package is
@@ -71,10 +73,13 @@ class VLM(nn.Module):
         attention.register()
         network.set_attn_implementation({"text_config": attention.NAME, "vision_config": "sdpa"})
         self.network = network
+        self.mask_embedding: nn.Parameter | None = None
+        """Of the mask token, where it is trained beside a frozen embedding: see :mod:`echo_pl.backbone.lora`."""
         self.special = special
         self.train_attention = train_attention
         self.decode_attention = decode_attention
         self.pack_weights = pack_weights
+        self.compile_layers = compile_layers
         self._text_decoder: TextDecoder | None = None
         self._vision_fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
 
@@ -103,9 +108,33 @@ class VLM(nn.Module):
         """E, the width of the language model and of projected image tokens."""
         return self.network.model.language_model.embed_tokens.embedding_dim
 
+    @property
+    def geometry(self) -> dict[str, int]:
+        """What weights mean beyond their shapes: two models may share all shapes and differ here."""
+        text: Any = self.network.config.text_config
+        vision: Any = self.network.config.vision_config
+        return {
+            "heads": text.num_attention_heads,
+            "key_heads": text.num_key_value_heads,
+            "vision_heads": vision.num_heads,
+            "patch_size": vision.patch_size,
+            "spatial_merge_size": vision.spatial_merge_size,
+        }
+
     def freeze_vision(self) -> None:
         """Take the vision tower and its projector (the merger inside it) out of training: stages 2 and 3."""
         self.network.model.visual.requires_grad_(False)
+
+    def prepare_to_train(self) -> None:
+        """Compile what is compiled of the decoder layers, if asked for; for models that are trained.
+
+        Not whole layers: attention asks a rule or a cache, and a compiler gives a layer up without a word when its activations are
+        computed twice.
+        """
+        if self.compile_layers:
+            for layer in self.network.model.language_model.layers:
+                for part in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
+                    part.compile(dynamic=True)
 
     def vision_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Projected image tokens of all images, (tokens, E), in the order of their placeholders."""
@@ -208,6 +237,9 @@ class VLM(nn.Module):
         """
         language_model = self.network.model.language_model
         embeds_BQE = language_model.embed_tokens(input_ids_BQ)
+        if self.mask_embedding is not None:
+            mask_BQ1 = (input_ids_BQ == self.special.mask)[..., None]
+            embeds_BQE = torch.where(mask_BQ1, self.mask_embedding.to(embeds_BQE.dtype), embeds_BQE)
         if images is not None and len(images):
             image_BQ1 = (input_ids_BQ == self.special.image)[..., None]
             features = self.image_features(images)
@@ -273,12 +305,18 @@ class VLM(nn.Module):
                 warnings.warn("pack_weights=true is not used under autocast: decode outside of it", stacklevel=2)
             return None
         if self._text_decoder is None or not self._text_decoder.fits:
+            if any(parameter.requires_grad for parameter in language_model.parameters()):
+                return None  # adapters
             why = unsuited(language_model)
             if why and self.pack_weights:
                 raise ValueError(f"pack_weights=true is for models that decode in one piece: {why}; set it to false")
             with torch.inference_mode(False), torch.no_grad():  # parameters joined in inference mode could not be trained again
                 self._text_decoder = None if why else TextDecoder(self.network, self.pack_weights)
         return self._text_decoder
+
+    def modules_replaced(self) -> None:
+        """Look at the language model anew before the next decode step: a module of it is another one now."""
+        self._text_decoder = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the text decoder, which is made anew: packed weights cannot be copied or pickled."""

@@ -6,12 +6,37 @@ knows of shards. They wrap torch's DataLoader, so that Lightning neither replace
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 
 from torch.utils.data import DataLoader
 
 from echo_pl.data.stream import BatchStream
 from echo_pl.structs import Batch
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a loading process live on when a scheduler signals all processes of a job: the training process ends the run and then it.
+
+    SIGUSR1, SIGUSR2 and a SIGTERM that is not of the training process are ignored (on macOS, which does not say of whom it is, a
+    SIGTERM is what it was).
+    """
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        training = multiprocessing.parent_process()  # not the parent of the operating system, which may be a server of forks
+        assert training is not None, "not in a loading process"
+        threading.Thread(target=_end_when_told_by, args=(training.pid,), daemon=True).start()
+
+
+def _end_when_told_by(process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+        pass
+    os._exit(0)
 
 
 class FixedLoader:
@@ -25,7 +50,9 @@ class FixedLoader:
 
     def __init__(self, stream: BatchStream, *, num_workers: int, pin_memory: bool) -> None:
         self._batches = len(stream)
-        self._loader = DataLoader(stream, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
+        self._loader = DataLoader(
+            stream, batch_size=None, num_workers=num_workers, pin_memory=pin_memory, worker_init_fn=outlive_signals
+        )
 
     def __len__(self) -> int:
         return self._batches

@@ -39,6 +39,8 @@ class TokenCoords:
     """Block number: response blocks from 0; context blocks from 0 too (read only by ``block_causal``)."""
     index_BT: Tensor
     """Place within the context, for causality there; anything for response tokens."""
+    document_BT: Tensor | None = None
+    """Of rows that hold several studies: which study a token is of (-1: padding). Nobody sees another's; None: one study a row."""
 
     def __len__(self) -> int:
         return self.copy_BT.shape[1]
@@ -49,11 +51,12 @@ class TokenCoords:
             copy_BT=self.copy_BT[:, start:stop],
             block_BT=self.block_BT[:, start:stop],
             index_BT=self.index_BT[:, start:stop],
+            document_BT=None if self.document_BT is None else self.document_BT[:, start:stop],
         )
 
 
 def concatenate(*parts: TokenCoords) -> TokenCoords:
-    """Join coordinates along the tokens; shared rows are repeated where another part has its own."""
+    """Join coordinates along the tokens, of one study a row; shared rows are repeated where another part has its own."""
     batch = max(part.copy_BT.shape[0] for part in parts)
 
     def join(name: str) -> Tensor:
@@ -85,7 +88,10 @@ def allowed(query: TokenCoords, key: TokenCoords, context_attention: ContextAtte
     """
     q_copy, q_block, q_index = (x[:, :, None] for x in (query.copy_BT, query.block_BT, query.index_BT))
     k_copy, k_block, k_index = (x[:, None, :] for x in (key.copy_BT, key.block_BT, key.index_BT))
-    return allowed_between(q_copy, q_block, q_index, k_copy, k_block, k_index, context_attention)
+    seen_BQK = allowed_between(q_copy, q_block, q_index, k_copy, k_block, k_index, context_attention)
+    if query.document_BT is None or key.document_BT is None:
+        return seen_BQK
+    return seen_BQK & (query.document_BT[:, :, None] == key.document_BT[:, None, :])
 
 
 def allowed_between(
@@ -145,7 +151,7 @@ class AttentionRule:
         def mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             bq = b if query.copy_BT.shape[0] > 1 else torch.zeros_like(b)
             bk = b if key.copy_BT.shape[0] > 1 else torch.zeros_like(b)
-            return allowed_between(
+            seen = allowed_between(
                 query.copy_BT[bq, q],
                 query.block_BT[bq, q],
                 query.index_BT[bq, q],
@@ -154,6 +160,9 @@ class AttentionRule:
                 key.index_BT[bk, k],
                 self.context_attention,
             )
+            if query.document_BT is None or key.document_BT is None:
+                return seen
+            return seen & (query.document_BT[bq, q] == key.document_BT[bk, k])
 
         return mod
 
@@ -181,14 +190,19 @@ class AttentionRule:
         response_q = self.query.slice(P, len(self.query))
         response_k = self.key.slice(P, len(self.key))
         context_k = self.key.slice(0, P)
-        padded = bool((context_k.copy_BT == PADDING).any())
-        context_mask = None
-        if self.context_attention != "causal":
+        packed = self.key.document_BT is not None
+        context_mask = to_context = None
+        if packed or self.context_attention != "causal":
             context_mask = allowed(self.query.slice(0, P), context_k, self.context_attention)
+        if packed:
+            # Padding behind the responses sees every key here, as a softmax needs one; nobody sees what comes of it.
+            to_context = allowed(response_q, context_k, self.context_attention) | (response_q.copy_BT == PADDING)[:, :, None]
+        elif bool((context_k.copy_BT == PADDING).any()):
+            to_context = (context_k.copy_BT == CONTEXT)[:, None]
         return SplitView(
             context_width=P,
             context_BPP=context_mask,
-            response_to_context_BK=(context_k.copy_BT == CONTEXT) if padded else None,
+            response_to_context_BQK=to_context,
             response_BQK=allowed(response_q, response_k, self.context_attention),
         )
 
@@ -211,23 +225,35 @@ class AttentionRule:
         P, T = self._checked_width("flash_attn"), len(self.key)
         parts: list[VarlenPart | None] = []
         copy_BT, block_BT = (x.expand(B, -1) for x in (self.key.copy_BT, self.key.block_BT))
+        document_BT = self.key.document_BT
         in_context_BT = copy_BT == CONTEXT
         in_response_BT = copy_BT >= CLEAN
-        if self.context_attention != "causal":
-            parts.append(whole_part(in_context_BT, in_context_BT, causal=self.context_attention == "block_causal"))
+        plainly_causal = self.context_attention == "causal" and document_BT is None
+        if not plainly_causal:
+            parts.append(whole_part(in_context_BT, in_context_BT, self.context_attention != "full", document_BT))
         if self.context_attention == "block_causal":
-            parts.append(rest_of_block_part(in_context_BT[:, :P], block_BT[:, :P], T))
-        if T > P and bool((copy_BT[:, P:] == CLEAN).all()) and bool((block_BT[:, P:].diff(dim=1) == 1).all()):
-            # Autoregressive: plainly causal, where a sequence of its own for every token would gather all keys before it.
-            parts.append(whole_part(in_response_BT, in_context_BT))
-            parts.append(whole_part(in_response_BT, in_response_BT, causal=True))
+            blocks_BT = block_BT
+            if document_BT is not None:  # blocks of different studies have different numbers here
+                blocks_BT = block_BT + document_BT * (int(block_BT.max()) + 1)
+            parts.append(rest_of_block_part(in_context_BT[:, :P], blocks_BT[:, :P], T))
+        if T > P:
+            parts.append(whole_part(in_response_BT, in_context_BT, documents_BT=document_BT))
+        if T > P and self._is_autoregressive(P, copy_BT, block_BT):
+            # Plainly causal, where a sequence of its own for every token would gather all keys before it.
+            parts.append(whole_part(in_response_BT, in_response_BT, True, document_BT))
         elif T > P:
             among_themselves = allowed(self.query.slice(P, T), self.key.slice(P, T), self.context_attention)
-            parts.append(whole_part(in_response_BT, in_context_BT))
             parts.append(masked_part(among_themselves.expand(B, -1, -1), P, P, T, T))
-        return VarlenView(
-            causal_width=P if self.context_attention == "causal" else 0, parts=tuple(part for part in parts if part is not None)
-        )
+        return VarlenView(causal_width=P if plainly_causal else 0, parts=tuple(part for part in parts if part is not None))
+
+    def _is_autoregressive(self, P: int, copy_BT: Tensor, block_BT: Tensor) -> bool:
+        """Whether responses are clean blocks of one token, in order."""
+        copies, follows = copy_BT[:, P:], block_BT[:, P:].diff(dim=1) == 1
+        if self.key.document_BT is None:
+            return bool((copies == CLEAN).all()) and bool(follows.all())
+        another = self.key.document_BT[:, P:].diff(dim=1) != 0
+        padding = copies == PADDING
+        return bool(((copies == CLEAN) | padding).all()) and bool((follows | another | padding[:, 1:]).all())
 
     def _checked_width(self, backend: str) -> int:
         if self.context_width is None:
@@ -255,7 +281,8 @@ class SplitView:
     context_width: int
     context_BPP: Tensor | None
     """None: plain causal attention (padding comes last, so real context tokens never see it)."""
-    response_to_context_BK: Tensor | None
-    """None: every response token sees every context token; else the real context tokens of each sample."""
+    response_to_context_BQK: Tensor | None
+    """None: every response token sees every context token. Else (B, 1, K), the real context tokens of each sample, or (B, Q, K),
+    those of each query's own study."""
     response_BQK: Tensor
     """Response copies among themselves."""

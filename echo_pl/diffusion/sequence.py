@@ -69,6 +69,8 @@ class BlockedResponse:
     """bool: response tokens and eos fill; not the context tail."""
     supervised_BR: Tensor
     """bool: response tokens up to eos and, by option, the eos fill of the last block."""
+    whole_lengths_B: Tensor
+    """Tokens of each sample's own whole blocks, context tail and eos fill included."""
     layout: BlockLayout
 
 
@@ -132,6 +134,7 @@ def block_response(
         clean_ids_BR=torch.where(in_tail_BR, tail_BR, clean_BR),
         maskable_BR=~in_tail_BR,
         supervised_BR=real_BR | fill_BR if layout.supervise_eos_fill else real_BR,
+        whole_lengths_B=whole_B,
         layout=layout,
     )
 
@@ -144,6 +147,8 @@ class TrainingSequence:
     context_lengths_B: Tensor
     rule: AttentionRule
     context_width: int
+    response_lengths_B: Tensor
+    """Tokens of one copy of each response that are its own; the others only fill the row."""
     response_width: int
     noise_copies: int
     """0 for the autoregressive sequence."""
@@ -178,13 +183,16 @@ def rad_sequence(blocked: BlockedResponse, noisy_ids_BKR: Tensor) -> TrainingSeq
         context_lengths_B=prompt.context_lengths_B,
         rule=AttentionRule(query=coords, key=coords, context_attention=layout.context_attention, context_width=P),
         context_width=P,
+        response_lengths_B=blocked.whole_lengths_B,
         response_width=R,
         noise_copies=K,
     )
 
 
-def autoregressive_sequence(context_ids_BP: Tensor, context_lengths_B: Tensor, response_ids_BR: Tensor) -> TrainingSequence:
-    """Build ``[context | response]`` under causal attention: blocks of one clean token."""
+def autoregressive_sequence(
+    context_ids_BP: Tensor, context_lengths_B: Tensor, response_ids_BR: Tensor, response_lengths_B: Tensor | None = None
+) -> TrainingSequence:
+    """Build ``[context | response]`` under causal attention: blocks of one clean token. Without lengths all responses fill R."""
     P, R = context_ids_BP.shape[1], response_ids_BR.shape[1]
     coords = concatenate(context_coords(context_lengths_B, P, 1), response_coords(CLEAN, 0, R, 1, response_ids_BR.device))
     return TrainingSequence(
@@ -192,6 +200,7 @@ def autoregressive_sequence(context_ids_BP: Tensor, context_lengths_B: Tensor, r
         context_lengths_B=context_lengths_B,
         rule=AttentionRule(query=coords, key=coords, context_width=P),
         context_width=P,
+        response_lengths_B=torch.full_like(context_lengths_B, R) if response_lengths_B is None else response_lengths_B,
         response_width=R,
         noise_copies=0,
     )

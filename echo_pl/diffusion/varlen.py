@@ -75,9 +75,23 @@ def masked_part(allowed_BQK: Tensor, first_query: int, first_key: int, queries: 
     return part(query_X, sample_S[sequence_Y] * keys + first_key + key_Y, query_lengths_S, seen_SK.sum(-1))
 
 
-def whole_part(query_BQ: Tensor, key_BK: Tensor, causal: bool = False) -> VarlenPart:
-    """One sequence per sample: the marked queries over the marked keys (bool, over rows of all)."""
-    return part(query_BQ.flatten().nonzero()[:, 0], key_BK.flatten().nonzero()[:, 0], query_BQ.sum(-1), key_BK.sum(-1), causal)
+def whole_part(query_BQ: Tensor, key_BK: Tensor, causal: bool = False, documents_BT: Tensor | None = None) -> VarlenPart:
+    """One sequence per sample, or per document of it: the marked queries over the marked keys (bool, over rows of all).
+
+    Args:
+        query_BQ: marked queries.
+        key_BK: marked keys; every document that has queries has some, and they come in the same order. Those of documents
+            without queries are left out.
+        causal: as in :class:`VarlenPart`.
+        documents_BT: which document each token is of, where rows hold several.
+    """
+    query_X, key_Y = query_BQ.flatten().nonzero()[:, 0], key_BK.flatten().nonzero()[:, 0]
+    if documents_BT is None:
+        return part(query_X, key_Y, query_BQ.sum(-1), key_BK.sum(-1), causal)
+    document = documents_BT.flatten()
+    key_Y = key_Y[torch.isin(document[key_Y], document[query_X])]
+    query_lengths, key_lengths = (document[places].unique_consecutive(return_counts=True)[1] for places in (query_X, key_Y))
+    return part(query_X, key_Y, query_lengths, key_lengths, causal)
 
 
 def rest_of_block_part(real_BP: Tensor, block_BP: Tensor, keys: int) -> VarlenPart | None:

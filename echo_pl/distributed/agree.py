@@ -29,11 +29,23 @@ def open_group(launch: Launch, accelerator: str) -> None:
     """Open the process group of launched processes; nothing to do for one process, or where it is open."""
     if launch.world_size == 1 or dist.is_initialized():
         return
-    cluster: ClusterEnvironment = SLURMEnvironment() if launch.launcher == "srun" else TorchElasticEnvironment()
+    cluster: ClusterEnvironment = slurm_environment() if launch.launcher == "srun" else TorchElasticEnvironment()
     backend = "gloo" if accelerator == "cpu" else "nccl"
     if backend == "nccl":
         torch.cuda.set_device(cluster.local_rank())
     _init_dist_connection(cluster, backend, launch.rank, launch.world_size, timeout=_TIMEOUT)
+
+
+def slurm_environment() -> SLURMEnvironment:
+    """Lightning's own without its requeueing, which saves in the middle of a step (:mod:`echo_pl.checkpointing`).
+
+    Raises:
+        ValueError: Lightning refuses the job's variables (``--ntasks`` without ``--ntasks-per-node``).
+    """
+    try:
+        return SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:
+        raise ValueError(f"SLURM: {error}") from error
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 
 from echo_pl.backbone.sharding import ShardPolicy
+from echo_pl.checkpointing import full_disk
 from echo_pl.runs import replace_path
 
 
@@ -45,10 +47,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.barrier()
         try:
             super().save_checkpoint(checkpoint, partial, storage_options)
-        except Exception:
+        except (Exception, CheckpointException) as error:  # torch's own is no Exception
+            full = full_disk(path, error)
             # Half a checkpoint must not keep a full disk full; the last good one stays.
             shutil.rmtree(partial, ignore_errors=True)
-            raise
+            if full is None:
+                raise
+            raise full from error
         self.barrier()
         if self.is_global_zero:
             replace_path(partial, path)

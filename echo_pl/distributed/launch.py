@@ -6,11 +6,14 @@ separate runs, silently. Here both are compared. Knows environment variables onl
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+log = logging.getLogger(__name__)
+_FIRST_OF_SLURMS_OWN_STEPS = 0xFFFF_FFF0
 Launcher = Literal["python", "torchrun", "srun"]
 
 
@@ -35,9 +38,10 @@ def detect(environment: Mapping[str, str] | None = None) -> Launch:
     env = os.environ if environment is None else environment
     if "TORCHELASTIC_RUN_ID" in env:
         return _launch("torchrun", env, "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
-    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _is_number(env["SLURM_STEP_ID"]) and _in_step(env):
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _is_step(env["SLURM_STEP_ID"]) and _in_step(env):
         tasks, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_STEP_NUM_NODES"])
-        if tasks % nodes:
+        per_node = env.get("SLURM_STEP_TASKS_PER_NODE", "1")
+        if tasks % nodes or "," in per_node:  # "2(x4)", or "3,1" where they differ
             raise ValueError(f"srun started {tasks} tasks on {nodes} nodes; use the same number on every node (--ntasks-per-node)")
         return Launch(
             launcher="srun", rank=int(env["SLURM_PROCID"]), world_size=tasks, processes_per_node=tasks // nodes, nodes=nodes
@@ -54,6 +58,11 @@ def _is_number(text: str) -> bool:
     return text.isdecimal()
 
 
+def _is_step(text: str) -> bool:
+    """Not the batch script, and not the shell of an interactive job, whose steps have the highest numbers there are."""
+    return _is_number(text) and int(text) < _FIRST_OF_SLURMS_OWN_STEPS
+
+
 def _launch(launcher: Launcher, env: Mapping[str, str], rank: str, world: str, local: str, nodes: str) -> Launch:
     try:
         found = Launch(
@@ -66,6 +75,18 @@ def _launch(launcher: Launcher, env: Mapping[str, str], rank: str, world: str, l
     except (KeyError, ValueError) as error:
         raise ValueError(f"{launcher} has set TORCHELASTIC_RUN_ID but not {error}: start again in a clean environment") from error
     return found
+
+
+def warn_of_idle_tasks(launch: Launch, environment: Mapping[str, str] | None = None) -> None:
+    """Say so where a SLURM job has tasks and this process is none of them."""
+    env = os.environ if environment is None else environment
+    tasks = env.get("SLURM_NTASKS", "1")
+    if launch.launcher == "python" and launch.rank == 0 and _is_number(tasks) and int(tasks) > 1:
+        log.warning(
+            "this SLURM job has %s tasks, and srun started none of them: the processes of this run are started here, on this node "
+            "alone; begin the command with srun to use the tasks",
+            tasks,
+        )
 
 
 def refuse_other_world(launch: Launch, devices: int, nodes: int) -> None:

@@ -16,9 +16,10 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict, refuse_other_geometry
 from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.fingerprint import weights_fingerprint
+from echo_pl.backbone.lora import LoraSettings, add_lora
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.losses import own
 from echo_pl.diffusion.noise import sample_generator
@@ -32,6 +33,7 @@ from echo_pl.stages.optimization import Optimization
 from echo_pl.stages.placement import placed
 from echo_pl.stages.pseudo_labels import align, pseudo_labels
 from echo_pl.stages.reduction import is_alone, share_of_ranks
+from echo_pl.stages.sequence_logits import SequenceLogits
 from echo_pl.stages.validation import GenerationCheck, TextTools, refuse_compile
 from echo_pl.structs import Batch, Trajectory
 
@@ -58,6 +60,8 @@ class DCDModule(L.LightningModule):
         objective: Objective,
         start: str,
         trajectories: str | None = None,
+        lora: LoraSettings | None = None,
+        pack_tokens: int | None = None,
         seed: int = 0,
         generation_batches: int = 1,
     ) -> None:
@@ -72,6 +76,8 @@ class DCDModule(L.LightningModule):
             objective: what the student is trained on.
             start: the stage-2 checkpoint, teacher and start of the student.
             trajectories: a folder of stored trajectories, or None to decode each training batch on the fly.
+            lora: train low-rank adapters of the student alone; None: its whole language model.
+            pack_tokens: most tokens of a row of several studies; None: one study a row.
             seed: of the objective's own masks, where it has any.
             generation_batches: validation batches that are decoded and scored.
 
@@ -84,7 +90,8 @@ class DCDModule(L.LightningModule):
             raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.decode, self.objective, self.start, self.seed = decode, objective, start, seed
-        self.trajectories_folder = trajectories
+        self.trajectories_folder, self.lora = trajectories, lora
+        self.logits = SequenceLogits(pack_tokens)
         self.generation = GenerationCheck(text, generation_batches)
         self.special = text.special
         self.vlm: VLM | None = None
@@ -111,6 +118,8 @@ class DCDModule(L.LightningModule):
         student = self._build()
         student.freeze_vision()
         student.check_stored_features(self.text.vision_fingerprint)
+        if self.lora is not None:
+            add_lora(student, self.lora)
         self.vlm = placed(self, student)
 
     def _build(self) -> VLM:
@@ -193,13 +202,7 @@ class DCDModule(L.LightningModule):
         """Logits (M, V) at the chosen positions of masked copies, all copies in one forward."""
         clean_BKR = blocked.clean_ids_BR[:, None].expand_as(masked_BKR)
         sequence = rad_sequence(blocked, torch.where(masked_BKR, self.special.mask, clean_BKR))
-        return vlm(
-            sequence.input_ids_BT,
-            vlm.sequence_positions(sequence, batch.image_grid_thw),
-            sequence.rule,
-            images=batch.images,
-            select=sequence.noisy_positions(chosen_BKR),
-        )
+        return self.logits(vlm, sequence, batch.images, sequence.noisy_positions(chosen_BKR))
 
     def _rows(self, logits_MV: Tensor, labels: PseudoLabels, chosen_BKR: Tensor) -> Rows:
         sample_M, copy_M, place_M = chosen_BKR.nonzero(as_tuple=True)
@@ -240,6 +243,7 @@ class DCDModule(L.LightningModule):
         loss, parts = self.loss(batch, trajectories, self.current_epoch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch), sync_dist=True)
+        self.log_dict(self.logits.padding, batch_size=len(batch), sync_dist=True)
         used = sum(t is not None for t in trajectories)
         self.log("train/usable_trajectories", used / len(batch), batch_size=len(batch), sync_dist=True)
         self.log_dict(self._drop_scores(), batch_size=len(batch))
@@ -281,9 +285,10 @@ class DCDModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say where the checkpoint comes from, and how many trajectories were dropped until now."""
-        checkpoint[RECORD_KEY] = record_dict(self.lineage)
+        checkpoint[RECORD_KEY] = record_dict(self.lineage, self.vlm)
         checkpoint[DROPPED_KEY] = dict(self.dropped)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting dropped trajectories where the run was."""
+        """Refuse weights of the same shapes and another meaning; go on counting dropped trajectories where the run was."""
+        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model, "the checkpoint to resume")
         self.dropped = dict(checkpoint[DROPPED_KEY])

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-import lightning as L
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import lightning as L
+from torch.distributed.fsdp import FSDPModule
+
+from echo_pl.backbone.lora import has_lora, merged_for_a_while
 from echo_pl.backbone.sharding import ShardPolicy, shard
 from echo_pl.backbone.vlm import VLM
 
+log = logging.getLogger(__name__)
+
 
 def placed(stage: L.LightningModule, vlm: VLM) -> VLM:
-    """Shard a model that has its weights, if the trainer's strategy shards."""
+    """Compile a model that has its weights, if asked for, and shard it, if the trainer's strategy shards."""
+    vlm.prepare_to_train()
     mesh = stage.device_mesh
     if mesh is None:
         return vlm
     policy: ShardPolicy = getattr(stage.trainer.strategy, "policy", None) or ShardPolicy()
     return shard(vlm.to(mesh.device_type), mesh["data_parallel"], policy)
+
+
+@contextmanager
+def deployed(vlm: VLM) -> Iterator[None]:
+    """A model for a while as it would be deployed, to time it: low-rank adapters are part of the weights."""
+    if not has_lora(vlm):
+        yield
+        return
+    if isinstance(vlm, FSDPModule):
+        log.warning("a sharded model keeps its low-rank adapters beside its weights: its speed is not that of a merged one")
+        yield
+        return
+    with merged_for_a_while(vlm):
+        yield

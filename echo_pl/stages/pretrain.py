@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict, refuse_other_geometry
 from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.losses import next_token_loss
@@ -23,6 +23,7 @@ from echo_pl.sampling.autoregressive import AutoregressiveSampler
 from echo_pl.stages.optimization import Optimization
 from echo_pl.stages.placement import placed
 from echo_pl.stages.reduction import is_alone, share_of_ranks
+from echo_pl.stages.sequence_logits import SequenceLogits
 from echo_pl.stages.validation import GenerationCheck, TextTools
 from echo_pl.structs import Batch
 
@@ -42,6 +43,7 @@ class NormalizedPretrain(L.LightningModule):
         lineage: StageRecord,
         max_response_tokens: int,
         start: str | None = None,
+        pack_tokens: int | None = None,
         generation_batches: int = 1,
     ) -> None:
         """Take everything ready-made; the model is built in ``configure_model``.
@@ -53,11 +55,13 @@ class NormalizedPretrain(L.LightningModule):
             lineage: written into every checkpoint.
             max_response_tokens: limit of validation decodes.
             start: checkpoint of the vision warm-up, or None (a pretrained backbone).
+            pack_tokens: most tokens of a row of several studies; None: one study a row.
             generation_batches: validation batches that are decoded and scored.
         """
         super().__init__()
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.start, self.max_response_tokens = start, max_response_tokens
+        self.logits = SequenceLogits(pack_tokens)
         self.generation = GenerationCheck(text, generation_batches)
         self.special = text.special
         self.vlm: VLM | None = None
@@ -84,7 +88,9 @@ class NormalizedPretrain(L.LightningModule):
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over response tokens, eos included."""
-        sequence = autoregressive_sequence(batch.context_ids_BP, batch.context_lengths_B, batch.response_ids_BR)
+        sequence = autoregressive_sequence(
+            batch.context_ids_BP, batch.context_lengths_B, batch.response_ids_BR, batch.response_lengths_B
+        )
         P, R = sequence.context_width, sequence.response_width
         place_R = torch.arange(R, device=batch.response_ids_BR.device)
         real_BR = place_R[None] < batch.response_lengths_B[:, None]
@@ -92,13 +98,7 @@ class NormalizedPretrain(L.LightningModule):
         predicts_BT = torch.zeros_like(sequence.input_ids_BT, dtype=torch.bool)
         predicts_BT[:, P:-1] = real_BR[:, 1:]
         predicts_BT.scatter_(1, batch.context_lengths_B[:, None] - 1, True)
-        logits_MV = self.model(
-            sequence.input_ids_BT,
-            self.model.sequence_positions(sequence, batch.image_grid_thw),
-            sequence.rule,
-            images=batch.images,
-            select=predicts_BT,
-        )
+        logits_MV = self.logits(self.model, sequence, batch.images, predicts_BT)
         positions = share_of_ranks(real_BR.sum()) if self.training and not is_alone() else None
         return next_token_loss(logits_MV, batch.response_ids_BR[real_BR], positions)
 
@@ -106,6 +106,7 @@ class NormalizedPretrain(L.LightningModule):
         """One step."""
         loss = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log_dict(self.logits.padding, batch_size=len(batch), sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -127,4 +128,9 @@ class NormalizedPretrain(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say where the checkpoint comes from."""
-        checkpoint[RECORD_KEY] = record_dict(self.lineage)
+        checkpoint[RECORD_KEY] = record_dict(self.lineage, self.vlm)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of the same shapes and another meaning."""
+        assert self.vlm is not None, "configure_model has not run"
+        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.vlm, "the checkpoint to resume")

@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict, refuse_other_geometry
 from echo_pl.backbone.factory import BackboneFactory
+from echo_pl.backbone.lora import LoraSettings, add_lora
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.losses import LossWeight, masked_diffusion_loss
 from echo_pl.diffusion.noise import NoiseConfig, draw_noise
@@ -26,6 +27,7 @@ from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.stages.optimization import Optimization
 from echo_pl.stages.placement import placed
 from echo_pl.stages.reduction import share_of_ranks
+from echo_pl.stages.sequence_logits import SequenceLogits
 from echo_pl.stages.validation import GenerationCheck, TextTools, refuse_compile
 from echo_pl.structs import Batch
 
@@ -48,6 +50,8 @@ class RADModule(L.LightningModule):
         loss_weight: LossWeight = "elbo",
         supervise_eos_fill: bool = True,
         start: str | None = None,
+        lora: LoraSettings | None = None,
+        pack_tokens: int | None = None,
         generation_batches: int = 1,
     ) -> None:
         """Take everything ready-made; the model is built in ``configure_model``.
@@ -62,13 +66,16 @@ class RADModule(L.LightningModule):
             loss_weight: ``elbo`` (1/t) or ``mean``.
             supervise_eos_fill: supervise the eos tokens that fill the last block.
             start: the stage-1 checkpoint, or None (a pretrained AR backbone).
+            lora: train low-rank adapters alone; None: the whole language model.
+            pack_tokens: most tokens of a row of several studies; None: one study a row.
             generation_batches: validation batches that are decoded and scored.
         """
         super().__init__()
         refuse_compile(decode)
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.decode, self.noise, self.loss_weight, self.start = decode, noise, loss_weight, start
-        self.supervise_eos_fill = supervise_eos_fill
+        self.supervise_eos_fill, self.lora = supervise_eos_fill, lora
+        self.logits = SequenceLogits(pack_tokens)
         self.generation = GenerationCheck(text, generation_batches)
         self.special = text.special
         self.vlm: VLM | None = None
@@ -81,6 +88,8 @@ class RADModule(L.LightningModule):
                 load_weights(vlm, self.start, self.previous_stages)
             vlm.freeze_vision()
             vlm.check_stored_features(self.text.vision_fingerprint)
+            if self.lora is not None:
+                add_lora(vlm, self.lora)
             self.vlm = placed(self, vlm)
 
     @property
@@ -113,13 +122,7 @@ class RADModule(L.LightningModule):
         clean_BKR = blocked.clean_ids_BR[:, None].expand_as(noise.masked_BKR)
         sequence = rad_sequence(blocked, torch.where(noise.masked_BKR, special.mask, clean_BKR))
         chosen_BKR = noise.masked_BKR & blocked.supervised_BR[:, None]
-        logits_MV = self.model(
-            sequence.input_ids_BT,
-            self.model.sequence_positions(sequence, batch.image_grid_thw),
-            sequence.rule,
-            images=batch.images,
-            select=sequence.noisy_positions(chosen_BKR),
-        )
+        logits_MV = self.logits(self.model, sequence, batch.images, sequence.noisy_positions(chosen_BKR))
         counts = torch.stack([blocked.supervised_BR.sum() * self.noise.noise_copies, chosen_BKR.sum()])
         supervised, masked = share_of_ranks(counts) if self.training else counts
         t_M = noise.t_BKR[chosen_BKR]
@@ -129,6 +132,7 @@ class RADModule(L.LightningModule):
         """One step."""
         loss = self.loss(batch, self.current_epoch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log_dict(self.logits.padding, batch_size=len(batch), sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -150,4 +154,9 @@ class RADModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say where the checkpoint comes from."""
-        checkpoint[RECORD_KEY] = record_dict(self.lineage)
+        checkpoint[RECORD_KEY] = record_dict(self.lineage, self.vlm)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of the same shapes and another meaning."""
+        assert self.vlm is not None, "configure_model has not run"
+        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.vlm, "the checkpoint to resume")

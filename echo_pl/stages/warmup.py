@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics.classification import MultilabelF1Score
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, record_dict
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, record_dict, refuse_other_geometry
 from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.vlm import VLM
 from echo_pl.stages.optimization import Optimization
@@ -99,4 +99,9 @@ class VisionWarmup(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say where the checkpoint comes from."""
-        checkpoint[RECORD_KEY] = record_dict(self.lineage)
+        checkpoint[RECORD_KEY] = record_dict(self.lineage, self.vlm)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of the same shapes and another meaning."""
+        assert self.vlm is not None, "configure_model has not run"
+        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.vlm, "the checkpoint to resume")

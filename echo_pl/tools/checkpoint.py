@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from echo_pl.__main__ import reported
 from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
 from echo_pl.backbone.hf_folder import as_checkpoint, network_weights, read_network, refuse_no_model, write_network
+from echo_pl.backbone.lora import LoraSettings
 from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_whole, stored_shapes
 from echo_pl.checkpointing import WholeFileIO
 from echo_pl.data.datamodule import ReportDataModule
@@ -103,9 +104,10 @@ def to_hf(checkpoint: Path, out: Path, dtype: str | None = None, overrides: tupl
         )
     factory = instantiate(config.backbone.factory, _convert_="all")
     with made_whole(out) as folder:
-        write_network(weights, factory, data.special, folder, dtype)
+        lora = None if record.lora is None else LoraSettings(**record.lora)
+        write_network(weights, factory, data.special, folder, dtype, lora)
         data.processor.save(folder)
-        about = {"record": asdict(record), "prompt": asdict(data.processor_config)}
+        about = {"record": asdict(replace(record, lora=None)), "prompt": asdict(data.processor_config)}
         (folder / RECORD_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 

@@ -16,6 +16,7 @@ from omegaconf.errors import MissingMandatoryValue
 from echo_pl.__main__ import EXPERIMENTS
 from echo_pl.assemble import make_stage, make_trainer
 from echo_pl.backbone.factory import PretrainedBackbone, TinyBackbone
+from echo_pl.backbone.lora import LoraSettings
 from echo_pl.config_keys import check_keys
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.diffusion.objectives import DirectConditional
@@ -56,7 +57,7 @@ def test_every_file_is_in_a_group_that_is_tested():
     files = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml")}
     files -= {"bench/decode.yaml", "bench/rad.yaml", "hydra/launcher/slurm.yaml"}  # the last needs submitit: make test-slurm
     assert files == PIECES | {f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names}
-    assert set(GROUPS) == {"stage", "backbone", "data", "trainer", "callbacks", "ablation"}
+    assert set(GROUPS) == {"stage", "backbone", "data", "trainer", "callbacks", "lora", "ablation"}
     assert set(GROUPS["stage"]) == set(BEFORE)
 
 
@@ -74,6 +75,20 @@ def test_every_ablation_composes_and_builds(data_root, ablation):
     plain = build(compose(data_root, "stage=dcd"), data_root)
     assert type(plain.objective) is DirectConditional
     assert (module.objective, module.decode) != (plain.objective, plain.decode)
+
+
+@pytest.mark.parametrize("stage", ["rad", "dcd"])
+@pytest.mark.parametrize("lora", GROUPS["lora"])
+def test_every_set_of_adapters_builds(data_root, stage, lora):
+    module = build(compose(data_root, f"stage={stage}", f"lora={lora}", "stage.module.lora.rank=4"), data_root)
+    assert module.lora == LoraSettings(rank=4)
+    assert module.lineage.lora == module.lora.record
+    assert build(compose(data_root, f"stage={stage}"), data_root).lineage.lora is None
+
+
+def test_stage_1_has_no_adapters(data_root):
+    with pytest.raises(ValueError, match="NormalizedPretrain got an unexpected keyword argument 'lora'"):
+        build(compose(data_root, "stage=pretrain", "lora=all_linear"), data_root)
 
 
 @pytest.mark.parametrize("ablation", GROUPS["ablation"])

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from echo_pl.__main__ import EXPERIMENTS
 from echo_pl.backbone.factory import PretrainedBackbone, TinyBackbone
+from echo_pl.backbone.lora import LoraSettings
 from echo_pl.diffusion.losses import DistillationConfig
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.sampling.config import DecodeConfig, LoopStop, TokenChoice
@@ -30,6 +31,7 @@ PLACES = [
     (NoiseConfig, "stage=rad", "stage.module.noise"),
     (DistillationConfig, "stage=dcd", "stage.module.objective.config"),
     *((Optimization, f"stage={stage}", "stage.module.optimization") for stage in ("warmup", "pretrain", "rad", "dcd")),
+    (LoraSettings, "lora=all_linear", "stage.module.lora"),
     (TinyBackbone, "backbone=tiny", "backbone.factory"),
     (PretrainedBackbone, "backbone=qwen2_5_vl_7b", "backbone.factory"),
 ]

@@ -6,6 +6,7 @@ themselves, and weights to 1 % of the change of each: sums are in another order,
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,11 +17,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from ranks import SIZES, SMALL, assert_same_steps, assert_trained_alike, pretrained_checkpoint, probe, steps, weights
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.lineage import whole_or_previous
 from echo_pl.runs import read_info
-from echo_pl.tools.checkpoint import merge
+from echo_pl.tools.checkpoint import merge, to_hf
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 from echo_pl.tools.store_features import store_features
@@ -130,7 +132,7 @@ def test_layers_that_compute_in_bfloat16_with_sums_in_float32(data_root, outputs
     assert bool((change != change.bfloat16().float()).any())
 
 
-@pytest.mark.parametrize(("ablation", "trainer"), [("ce", "fsdp2"), (None, "ddp")], ids=["ce-fsdp2", "dcd-ddp"])
+@pytest.mark.parametrize(("ablation", "trainer"), [("ce", "ddp"), (None, "fsdp2")], ids=["ce-ddp", "dcd-fsdp2"])
 def test_stage_3_from_sharded_weights(data_root, outputs, sharded, ablation, trainer):
     """The teacher decodes on the fly while reports of different lengths keep the ranks apart; under FSDP2 it is sharded too."""
     own = [
@@ -146,6 +148,47 @@ def test_stage_3_from_sharded_weights(data_root, outputs, sharded, ablation, tra
     assert not any("teacher" in name for name in meta)
     assert_same_steps(one, two)
     assert_trained_alike(one, two, sharded, data_root)
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_low_rank_adapters_over_two_processes(data_root, outputs, pretrained, trainer):
+    own = ["stage=rad", f"start={pretrained}", "lora=all_linear", "stage.module.lora.rank=4"]
+    one = finished(data_root, outputs, f"one-lora-{trainer}", *own, "stage.batch_size=4")
+    two = finished(data_root, outputs, f"two-lora-{trainer}", *own, f"trainer={trainer}", *TWO)
+    assert_same_steps(one, two)
+    assert_trained_alike(one, two, pretrained, data_root)  # of what both are loaded as, the sum
+    assert read_checkpoint(two)[0].lora["rank"] == 4
+
+
+def test_packed_rows_over_two_processes(data_root, outputs, pretrained, alone):
+    """The shares of padding are logged, of all ranks: written by a callback that looks at the last step."""
+    own = ["stage=rad", f"start={pretrained}", "trainer=fsdp2", *TWO, "stage.module.pack_tokens=600"]
+    seen = f"+callbacks.seen={{_target_: stage_parts.Logged, path: {outputs / 'padding.json'}, names: [padding, padding_unpacked]}}"
+    made = finished(data_root, outputs, "packed-rad", *own, seen)
+    assert_same_steps(alone, made)
+    padding, unpacked = json.loads((outputs / "padding.json").read_text())
+    assert 0 <= padding <= unpacked < 1
+
+
+def test_compiled_layers_in_shards(data_root, outputs, alone, pretrained):
+    own = ["stage=rad", f"start={pretrained}", "trainer=fsdp2", *TWO, "backbone.factory.compile_layers=true"]
+    assert_same_steps(alone, finished(data_root, outputs, "compiled-rad", *own))
+
+
+def test_clipping_was_at_work(alone):
+    assert float(steps(alone)[:, 0].max()) > 1.0, "the norm that gradients are clipped to"
+
+
+FABRIC = ("-m", "lightning.fabric.cli", "--accelerator", "cpu", "--devices", "2")
+
+
+def test_fabric_run_is_another_launcher(data_root, outputs, pretrained, alone, tmp_path):
+    script = tmp_path / "start.py"
+    script.write_text("import sys\nsys.argv = ['echo-pl', *sys.argv[2:]]\nfrom echo_pl.__main__ import main\nmain()\n")
+    own = ["stage=rad", f"start={pretrained}", "trainer=ddp", *TWO]
+    made = finished(data_root, outputs, "fabric-rad", *own, launcher=(*FABRIC, str(script)))
+    assert_same_steps(alone, made)
+    assert len(list((outputs / "runs").glob("fabric-rad*"))) == 1
 
 
 def test_stored_vision_features_train_a_sharded_model(data_root, outputs, pretrained, alone):
@@ -221,6 +264,36 @@ def test_ranks_with_different_configurations_are_refused(data_root, outputs, pre
     assert "seed is 0 on rank 0 and 1 on rank 1" in done.stderr
 
 
+def test_a_run_without_shards_does_not_go_on_in_shards(data_root, outputs, pretrained, alone):
+    """Its optimizer states have numbers in the place of names, which a sharded run would give to other weights."""
+    last = alone.with_name("last.ckpt")
+    done = command(data_root, outputs, "stage=rad", f"start={pretrained}", "trainer=fsdp2", *TWO, f"resume={last}")
+    assert done.returncode == 2
+    assert f"{last} was written by a trainer that does not shard" in done.stderr
+
+
+def test_shards_that_are_told_to_stop_go_on(data_root, outputs, pretrained, sharded):
+    """Both processes get the signal in the second step, end behind it, and the same two go on."""
+    own = ["stage=rad", f"start={pretrained}", "trainer=fsdp2", *TWO, "run_name=told", "stage.checkpoint_every=100"]
+    told = "+callbacks.sender={_target_: stage_parts.Sender, name: SIGUSR1, at: 2}"
+    done = command(data_root, outputs, *own, told, launcher=TORCHRUN)
+    assert done.returncode != 0
+    last = outputs / "runs" / "told" / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)[1]["global_step"] == 2
+    done = command(data_root, outputs, *own, "resume=auto", launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = weights(last.with_name("final.ckpt"), data_root), weights(sharded, data_root)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_shards_are_exported(data_root, outputs, sharded, tmp_path):
+    to_hf(sharded, tmp_path / "model")
+    exported = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "model").state_dict()
+    ours = {name.removeprefix("network."): value for name, value in weights(sharded, data_root).items()}
+    assert exported.keys() == ours.keys()
+    assert all(torch.equal(exported[name], ours[name]) for name in exported)
+
+
 def test_a_sharded_run_goes_on_without_sharding_once_merged(data_root, outputs, pretrained, sharded):
     """From the checkpoint of the second of three steps: the third step of one plain process is that of two shards."""
     folder = shutil.copytree(sharded.parent.parent, outputs / "merged" / "runs" / "fsdp2-rad")
@@ -264,3 +337,10 @@ def test_weights_of_a_full_checkpoint_are_those_of_the_shards(data_root, outputs
     assert full.is_file()
     one, other = weights(full, data_root), weights(sharded, data_root)
     assert all(torch.equal(one[name], other[name]) for name in one)
+    # From the checkpoint of the second step, by one process.
+    folder = shutil.copytree(full.parent.parent, outputs / "narrowed" / "runs" / "full-rad")
+    (folder / "checkpoints" / "final.ckpt").unlink()
+    own = ["stage=rad", f"start={pretrained}", "trainer=fsdp2", "trainer.devices=1", "stage.batch_size=4"]
+    done = command(data_root, outputs / "narrowed", *own, f"resume={folder / 'checkpoints' / 'last.ckpt'}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_trained_alike(sharded, folder / "checkpoints" / "final.ckpt", pretrained, data_root)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -17,7 +20,7 @@ from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.checkpointing import StoppedError
 from echo_pl.finite_loss import NonFiniteLossError
 from echo_pl.run import RunOutcome, run
-from echo_pl.runs import read_info
+from echo_pl.runs import left_behind, read_info
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 
@@ -138,7 +141,7 @@ def same_weights(outcome: RunOutcome, weights: dict[str, torch.Tensor]) -> bool:
     return found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in found)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_ends_a_run_behind_its_step_and_nothing_is_lost(data_root, tmp_path, uninterrupted, name):
     before = signal.getsignal(getattr(signal, name))
     sender = f"+callbacks.sender={{_target_: stage_parts.Sender, name: {name}, at: 2}}"
@@ -235,6 +238,44 @@ def test_a_run_that_died_between_two_checkpoints_goes_on_from_the_first(data_roo
     (folder,) = (tmp_path / "runs").iterdir()
     (folder / "checkpoints" / "last.ckpt").rename(folder / "checkpoints" / "last.ckpt.partial")
     assert same_weights(start_run(data_root, tmp_path, *OWN, "resume=auto"), uninterrupted)
+
+
+def process(data_root: Path, outputs: Path, *overrides: str) -> subprocess.CompletedProcess[bytes]:
+    """A run as a session of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "echo_pl", f"data_root={data_root}", f"outputs={outputs}", *SMALL, *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=300,
+        check=False,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_all_processes_spares_those_that_load(data_root, tmp_path, uninterrupted, name):
+    """As SLURM sends it: to every process of a job's step."""
+    sender = f"+callbacks.sender={{_target_: stage_parts.Sender, name: {name}, at: 2, to_all: true}}"
+    done = process(data_root, tmp_path, *OWN, "stage.checkpoint_every=100", "data.num_workers=2", "data.cache_samples=0", sender)
+    assert done.returncode == 128 + getattr(signal, name), done.stderr[-2000:]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (read_info(folder).status, read_checkpoint(left_behind(folder))[1]["global_step"]) == ("stopped", 2)
+    assert same_weights(start_run(data_root, tmp_path, *OWN, "resume=auto"), uninterrupted)
+
+
+@pytest.mark.parametrize("writing", ["false", "true"], ids=["between-steps", "in-a-checkpoint"])
+def test_a_run_that_was_killed_goes_on(data_root, tmp_path, uninterrupted, writing):
+    """A process of its own, as nothing is left of it."""
+    done = process(data_root, tmp_path, *OWN, f"+callbacks.killed={{_target_: stage_parts.Killed, at: 3, writing: {writing}}}")
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert read_info(folder).status == "running", "nobody could say otherwise"
+    assert (folder / "checkpoints" / "last.ckpt.partial").exists() == (writing == "true")
+    assert read_checkpoint(left_behind(folder))[1]["global_step"] == 2
+    rest = start_run(data_root, tmp_path, *OWN, "resume=auto")
+    assert rest.folder == folder
+    assert same_weights(rest, uninterrupted)
+    assert not list(folder.rglob("*.partial"))
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(data_root, tmp_path, uninterrupted, monkeypatch):

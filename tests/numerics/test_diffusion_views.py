@@ -65,8 +65,7 @@ def test_split_view_put_together_is_the_table(grid, mode, copies, block_size):
     together = torch.zeros_like(table)
     causal = torch.ones(P, P, dtype=torch.bool).tril()
     together[:, :P, :P] = causal if view.context_BPP is None else view.context_BPP
-    padding = view.response_to_context_BK
-    together[:, P:, :P] = True if padding is None else padding[:, None]
+    together[:, P:, :P] = True if view.response_to_context_BQK is None else view.response_to_context_BQK
     together[:, P:, P:] = view.response_BQK
     # What padding queries see does not matter: nobody sees them.
     real = rule.query.copy_BT.expand(len(table), -1) != PADDING

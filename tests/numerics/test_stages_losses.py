@@ -20,7 +20,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.diffusion.losses import DistillationConfig
 from echo_pl.diffusion.noise import NoiseConfig, draw_noise
-from echo_pl.diffusion.objectives import DirectConditional, SequenceLevel
+from echo_pl.diffusion.objectives import DirectConditional, NestedConsistency, SequenceLevel
 from echo_pl.stages.validation import TextTools
 from echo_pl.structs import Batch, ReportText, Trajectory
 
@@ -210,3 +210,34 @@ def test_dcd_scores_the_fully_masked_response_over_the_pseudo_labels(text, start
     with torch.no_grad():
         loss, _ = module.loss(batch, made, epoch=0)
     assert float(loss) == pytest.approx(expected, rel=REL)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("stage", "two_rows"), [("pretrain", 40), ("rad", 96), ("dcd", 60), ("dscd", 60)])
+def test_several_studies_in_a_row_have_the_same_loss(text, start, batch, stage, two_rows, rows):
+    """Two studies in a row, or all three; the noise is the same. dscd also asks the teacher, whose rows are packed too."""
+    pack_tokens = two_rows if rows == 2 else 10_000
+    losses = []
+    for tokens in (None, pack_tokens):
+        if stage == "pretrain":
+            module = pretrain(text, None, pack_tokens=tokens)
+            arguments = (batch,)
+        elif stage == "rad":
+            noise = NoiseConfig(seed=3, noise_copies=2)
+            module = rad(text, start / "pretrain.ckpt", noise=noise, pack_tokens=tokens)
+            arguments = (batch, 5)
+        else:
+            objective = DirectConditional() if stage == "dcd" else NestedConsistency()
+            module = dcd(text, start / "rad.ckpt", objective=objective, pack_tokens=tokens)
+            module._trainer = SimpleNamespace(estimated_stepping_batches=10, global_step=0)
+            arguments = (batch, trajectories("response"), 0)
+        module.configure_model()
+        loss = module.loss(*arguments)
+        loss = loss if stage in ("pretrain", "rad") else loss[0]
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+        losses.append((float(loss.detach()), float(norm)))
+    assert losses[0] == pytest.approx(losses[1], rel=REL)
+    # A single row has no padding; two of different lengths have some, and not as much as three.
+    assert (module.logits.padding["train/padding"] == 0) == (rows == 1)
+    assert module.logits.padding["train/padding"] != pytest.approx(module.logits.padding["train/padding_unpacked"])

@@ -168,3 +168,17 @@ def test_the_fingerprint_follows_every_weight(saved):
     with torch.no_grad():
         other.network.lm_head.weight[0, 0] += 1e-6
     assert one != weights_fingerprint(other)
+
+
+def test_the_same_shapes_with_other_heads_are_refused(tmp_path):
+    sizes = {"width": 64, "key_heads": 1, "heads": 2}
+    saved = build(**sizes)
+    content = {"state_dict": {f"vlm.{name}": value for name, value in saved.state_dict().items()}}
+    torch.save({**content, RECORD_KEY: record_dict(record("rad"), saved)}, tmp_path / "two.ckpt")
+    load_weights(build(**sizes), tmp_path / "two.ckpt", ("rad",))
+    other = build(width=64, key_heads=2, heads=4)
+    assert {name: value.shape for name, value in other.state_dict().items()} == {
+        name: value.shape for name, value in saved.state_dict().items()
+    }
+    with pytest.raises(ValueError, match=r"two.ckpt was trained with heads 2, the model of this configuration has 4"):
+        load_weights(other, tmp_path / "two.ckpt", ("rad",))

@@ -30,7 +30,7 @@ OURS: dict[str, set[str]] = {
         "echo_pl.data.response",
     },
     "echo_pl.bench": {"echo_pl.structs", "echo_pl.diffusion", "echo_pl.backbone", "echo_pl.sampling", "echo_pl.evaluation"},
-    "echo_pl.distributed": {"echo_pl.backbone", "echo_pl.runs"},
+    "echo_pl.distributed": {"echo_pl.backbone", "echo_pl.checkpointing", "echo_pl.runs"},
     "echo_pl.stages": {
         "echo_pl.structs",
         "echo_pl.diffusion",
@@ -71,6 +71,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "callbacks",
     ),
     "transformers": ("echo_pl.backbone", "echo_pl.data.processor", "echo_pl.data.tokenizer"),
+    "peft": ("echo_pl.backbone.lora",),
     "tokenizers": ("echo_pl.data.tokenizer",),
     "webdataset": ("echo_pl.data",),
     "safetensors": ("echo_pl.sampling.trajectory_store", "echo_pl.data.feature_store"),
