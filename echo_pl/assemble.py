@@ -17,7 +17,8 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig
 
-from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
+from echo_pl.backbone.checkpoint import StageRecord, make_fit, read_checkpoint, stored_vision_fingerprint
+from echo_pl.backbone.fingerprint import refuse_other_tower
 from echo_pl.checkpointing import LastCheckpoint, StopWhenTold, WholeFileIO
 from echo_pl.config_keys import build
 from echo_pl.data.datamodule import ReportDataModule
@@ -72,6 +73,20 @@ def make_stage(config: DictConfig, data: ReportDataModule, lineage: StageRecord)
         start=lineage.start,
     )
     return stage
+
+
+def refuse_other_model(config: DictConfig, data: ReportDataModule, checkpoint: Path) -> None:
+    """Refuse weights that do not fit the configuration's model, and features of another tower; builds no more than shapes for that.
+
+    Every rank looks for itself, so that none waits for one that has given up.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    skeleton = instantiate(config.backbone.factory, _convert_="all").skeleton(data.special, data.vocab_size)
+    make_fit(skeleton, checkpoint, *read_checkpoint(checkpoint))
+    if data.vision_fingerprint is not None and config.stage.name in ("rad", "dcd"):  # others train theirs, and say so
+        refuse_other_tower(data.vision_fingerprint, stored_vision_fingerprint(skeleton, checkpoint))
 
 
 def text_tools(data: ReportDataModule) -> TextTools:

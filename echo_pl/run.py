@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from echo_pl.assemble import make_logger, make_stage, make_trainer
+from echo_pl.assemble import make_logger, make_stage, make_trainer, refuse_other_model
 from echo_pl.backbone.checkpoint import StageRecord
 from echo_pl.baseline import ancestor
 from echo_pl.checkpointing import StoppedError, StopWhenTold
@@ -75,6 +75,9 @@ def run(config: DictConfig) -> RunOutcome:
     config.start, folder, chain = plan["start"], Path(plan["folder"]), plan["chain"]
     start, before = resolve_start(config, resume)
     refuse_other_data(data, resume, start, before)
+    data.refuse_too_few(config.trainer.devices * config.trainer.num_nodes)
+    for checkpoint in dict.fromkeys(path for path in (resume, start) if path is not None):
+        refuse_other_model(config, data, checkpoint)
     lineage = make_lineage(config, data, start, chain)
     fill_run_node(config, folder, lineage, before)
     # Whatever can be wrong in the configuration shows here, before a folder or an MLflow run is made.

@@ -6,6 +6,7 @@ nothing of stages.
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from echo_pl.backbone.factory import refuse_unmatched
+from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.lora import LoraSettings, add_lora, merge_lora
 from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_into, read_meta, stored_shapes
 from echo_pl.backbone.vlm import VLM
@@ -22,6 +25,7 @@ from echo_pl.backbone.vlm import VLM
 RECORD_KEY = "echo_pl"
 """Under this key a checkpoint holds its :class:`StageRecord`."""
 _PREFIX = "vlm."
+_TOWER = _PREFIX + "network.model.visual."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,33 +112,66 @@ def load_weights(
     """
     record, content = read_checkpoint(path)
     refuse_other_stage(record, path, expected_stages, block_size, grid, context_attention)
-    refuse_other_geometry(record.geometry, vlm, str(path))
     trained = {name: parameter.requires_grad for name, parameter in vlm.named_parameters()}
+    make_fit(vlm, path, record, content)
+    vlm.load_state_dict(_weights(vlm, path, content, _PREFIX))
+    if record.lora is not None:
+        merge_lora(vlm)
+        for name, parameter in vlm.named_parameters():
+            parameter.requires_grad_(trained[name])
+    return record
+
+
+def make_fit(vlm: VLM, path: str | Path, record: StageRecord, content: Mapping[str, Any]) -> None:
+    """Give a model the adapters of a checkpoint, and refuse one whose weights then are others. Shapes alone: ``meta`` will do.
+
+    Args:
+        vlm: gets adapters, in place, if the checkpoint has some.
+        path: of the checkpoint.
+        record: of :func:`read_checkpoint`.
+        content: likewise.
+
+    Raises:
+        ValueError: naming the first difference, or all of them in number.
+    """
+    refuse_other_geometry(record.geometry, vlm, str(path))
     if record.lora is not None:
         add_lora(vlm, LoraSettings(**record.lora))
     sharded = "state_dict" not in content
     stored = stored_shapes(Path(path)) if sharded else {name: value.shape for name, value in content["state_dict"].items()}
     shapes = {name.removeprefix(_PREFIX): shape for name, shape in stored.items() if name.startswith(_PREFIX)}
     own = vlm.state_dict()
-    refuse_unmatched(own.keys() - shapes.keys(), shapes.keys() - own.keys(), str(path))
+    whose = f"{path} (a {record.backbone})"
+    refuse_unmatched(own.keys() - shapes.keys(), shapes.keys() - own.keys(), whose)
     other = [name for name in own if own[name].shape != shapes[name]]
     if other:
         first = other[0]
         raise ValueError(
-            f"{path} does not fit the model: {len(other)} weights have other shapes, {first} is {tuple(shapes[first])} "
+            f"{whose} does not fit the model: {len(other)} weights have other shapes, {first} is {tuple(shapes[first])} "
             f"there and {tuple(own[first].shape)} here; is it another backbone or another tokenizer?"
         )
-    if sharded:
-        weights = {name: torch.empty_like(value) for name, value in own.items()}
-        read_into(Path(path), {_PREFIX + name: value for name, value in weights.items()})
-    else:
-        weights = {name: content["state_dict"][_PREFIX + name] for name in own}
-    vlm.load_state_dict(weights)
-    if record.lora is not None:
-        merge_lora(vlm)
-        for name, parameter in vlm.named_parameters():
-            parameter.requires_grad_(trained[name])
-    return record
+
+
+def stored_vision_fingerprint(skeleton: VLM, path: str | Path) -> str:
+    """Of the vision tower that ``skeleton`` has with a checkpoint's weights.
+
+    Args:
+        skeleton: on any device, ``meta`` too; left as it is.
+        path: of a checkpoint that fits it.
+    """
+    tower = copy.deepcopy(skeleton.network.model.visual).to_empty(device="cpu")
+    tower.load_state_dict(_weights(tower, path, read_checkpoint(path)[1], _TOWER))
+    return weights_fingerprint(tower)
+
+
+def _weights(module: nn.Module, path: str | Path, content: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    """The weights of a module, which have this prefix in a checkpoint."""
+    own = module.state_dict()
+    if "state_dict" in content:
+        return {name: content["state_dict"][prefix + name] for name in own}
+    weights = {name: torch.empty_like(value) for name, value in own.items()}
+    read_into(Path(path), {prefix + name: value for name, value in weights.items()})
+    return weights
 
 
 def refuse_other_stage(

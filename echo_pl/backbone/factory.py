@@ -28,6 +28,10 @@ class BackboneFactory(Protocol):
         """Return a model whose vocabulary holds every token of the tokenizer."""
         ...
 
+    def skeleton(self, special: SpecialTokens, vocab_size: int) -> VLM:
+        """Return the same on the ``meta`` device: shapes and types, no numbers, and no file of weights read."""
+        ...
+
 
 def check_attention(**backends: str) -> None:
     """Raise ValueError for an unknown backend; the names are those of the options."""
@@ -113,6 +117,11 @@ class TinyBackbone:
         network = finish(network, vocab_size, self.gradient_checkpointing)
         return VLM(network, special, self.train_attention, self.decode_attention, self.pack_weights, self.compile_layers)
 
+    def skeleton(self, special: SpecialTokens, vocab_size: int) -> VLM:
+        """The same without numbers."""
+        with torch.device("meta"):
+            return self.build(special, vocab_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedBackbone:
@@ -139,14 +148,31 @@ class PretrainedBackbone:
             FileNotFoundError: the path looks local and is not there.
             ValueError: it is not a Qwen2.5-VL model, or keys do not match.
         """
-        if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
-            raise FileNotFoundError(f"no model folder at {self.path}; give backbone.factory.path=<folder or hub id>")
-        path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
+        path = self._place()
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, dtype=getattr(torch, self.dtype), output_loading_info=True
         )
         network, info = loaded
         refuse_unmatched(info["missing_keys"], info["unexpected_keys"], path)
+        return self._finished(network, special, vocab_size)
+
+    def skeleton(self, special: SpecialTokens, vocab_size: int) -> VLM:
+        """The same without numbers, from the folder's configuration.
+
+        Raises:
+            FileNotFoundError: the path looks local and is not there.
+        """
+        config = Qwen2_5_VLConfig.from_pretrained(self._place())
+        with torch.device("meta"):
+            network = Qwen2_5_VLForConditionalGeneration(config).to(getattr(torch, self.dtype))
+            return self._finished(network, special, vocab_size)
+
+    def _place(self) -> str:
+        if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
+            raise FileNotFoundError(f"no model folder at {self.path}; give backbone.factory.path=<folder or hub id>")
+        return str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
+
+    def _finished(self, network: Qwen2_5_VLForConditionalGeneration, special: SpecialTokens, vocab_size: int) -> VLM:
         network = finish(network, vocab_size, self.gradient_checkpointing)
         return VLM(network, special, self.train_attention, self.decode_attention, self.pack_weights, self.compile_layers)
 
@@ -165,10 +191,12 @@ def finish(
     network: Qwen2_5_VLForConditionalGeneration, vocab_size: int, gradient_checkpointing: bool
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Make room for added tokens, switch checkpointing on."""
-    rows = network.model.language_model.embed_tokens.num_embeddings
+    embedding = network.model.language_model.embed_tokens
+    rows, has_numbers = embedding.num_embeddings, not embedding.weight.is_meta
     if vocab_size > rows:
-        log.warning("vocabulary grows from %d to %d rows: the tokenizer has added tokens", rows, vocab_size)
-        network.resize_token_embeddings(vocab_size)
+        if has_numbers:
+            log.warning("vocabulary grows from %d to %d rows: the tokenizer has added tokens", rows, vocab_size)
+        network.resize_token_embeddings(vocab_size, mean_resizing=has_numbers)
     if gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return network

@@ -15,3 +15,12 @@ def weights_fingerprint(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def refuse_other_tower(stored: str, own: str) -> None:
+    """Raise ValueError when stored vision features are of another tower than a model's; both are fingerprints."""
+    if stored != own:
+        raise ValueError(
+            f"the stored vision features are of tower {stored}, this model has {own}: make them anew with "
+            "python -m echo_pl.tools.store_features, or set data.stored_features=null"
+        )

@@ -18,7 +18,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone import attention, flash_attention
 from echo_pl.backbone.attention import AttentionBackend, AttentionCall, QueryGroup
-from echo_pl.backbone.fingerprint import weights_fingerprint
+from echo_pl.backbone.fingerprint import refuse_other_tower, weights_fingerprint
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.text_decoder import TextDecoder, unsuited
 from echo_pl.diffusion.block_mask import AttentionRule
@@ -163,14 +163,9 @@ class VLM(nn.Module):
         if fingerprint is None:
             return
         own = self.vision_fingerprint
-        if own == fingerprint:
-            return
         if own is None:
             raise ValueError("the vision tower is in training here, which stored features do not do: set data.stored_features=null")
-        raise ValueError(
-            f"the stored vision features are of tower {fingerprint}, this model has {own}: make them anew with "
-            "python -m echo_pl.tools.store_features, or set data.stored_features=null"
-        )
+        refuse_other_tower(fingerprint, own)
 
     @property
     def vision_fingerprint(self) -> str | None:

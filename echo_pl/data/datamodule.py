@@ -251,20 +251,31 @@ class ReportDataModule(L.LightningDataModule):
         Raises:
             ValueError: If the training split does not fill one batch of every rank.
         """
-        order = self._training_order()
+        order = self._training_order(*self._place())
+        return ResumableLoader(
+            self._train_stream,
+            batches=self._batches_of_an_epoch(order),
+            order=str(order),
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+        )
+
+    def refuse_too_few(self, world_size: int) -> None:
+        """Refuse a training split that does not fill one batch of every rank.
+
+        Raises:
+            ValueError: naming both numbers.
+        """
+        self._batches_of_an_epoch(self._training_order(0, world_size))
+
+    def _batches_of_an_epoch(self, order: TrainingOrder) -> int:
         visited, batches = order.epoch(0)
         if not batches:
             raise ValueError(
                 f"{len(visited.places)} training studies do not fill one batch of {self.batch_size} on "
                 f"{order.world_size} rank(s); use a smaller batch_size or a larger corpus"
             )
-        return ResumableLoader(
-            self._train_stream,
-            batches=len(batches),
-            order=str(order),
-            num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
-        )
+        return len(batches)
 
     def val_dataloader(self) -> FixedLoader:
         """Return the validation split in its order, with references."""
@@ -312,8 +323,7 @@ class ReportDataModule(L.LightningDataModule):
             return dist.get_rank(), dist.get_world_size()
         return 0, 1
 
-    def _training_order(self) -> TrainingOrder:
-        rank, world_size = self._place()
+    def _training_order(self, rank: int, world_size: int) -> TrainingOrder:
         return TrainingOrder(
             shards=self.index.shards("train"),
             seed=self._seed,
@@ -326,7 +336,7 @@ class ReportDataModule(L.LightningDataModule):
         )
 
     def _train_stream(self, epoch: int, done: int) -> BatchStream:
-        order, batches = self._training_order().epoch(epoch)
+        order, batches = self._training_order(*self._place()).epoch(epoch)
         cache = self._cache if self._cache_samples else None
         return self._stream("train", order, batches[done:], references=False, cache=cache)
 

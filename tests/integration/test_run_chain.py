@@ -23,6 +23,7 @@ from echo_pl.run import RunOutcome, run
 from echo_pl.runs import left_behind, read_info
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
+from echo_pl.tools.store_features import store_features
 
 SMALL = [
     "threads=1",
@@ -118,6 +119,15 @@ def test_a_stage_without_the_one_before_it_names_the_command(data_root, tmp_path
         ("dcd", "pretrain", (), r"is a checkpoint of stage 'pretrain', needed is one of 'rad'"),
         ("rad", "warmup", (), r"is a checkpoint of stage 'warmup', needed is one of 'pretrain' or 'rad'"),
         ("dcd", "rad", ("block_size=4",), r"was trained with block_size 8, asked for is 4"),
+        (
+            "dcd",
+            "rad",
+            ("backbone.factory.width=64",),
+            r"\(a TinyBackbone\) does not fit .* weights have other shapes",
+        ),
+        ("rad", "pretrain", ("backbone.factory.vision_heads=2",), r"was trained with vision_heads 4, the model of .* has 2"),
+        ("rad", "pretrain", ("stage.batch_size=64",), r"12 training studies do not fill one batch of 64 on 1 rank"),
+        ("rad", "pretrain", ("stage.batch_size=8", "trainer=ddp"), r"12 training studies do not fill one batch of 8 on 2 rank"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(data_root, tmp_path, chain, stage, start, asked, message):
@@ -125,6 +135,19 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(data_ro
         start_run(data_root, tmp_path / "outputs", f"stage={stage}", f"start={chain[start].checkpoint}", *asked)
     assert not (tmp_path / "outputs" / "runs").exists()
     assert not list(tmp_path.rglob("*.db"))
+
+
+def test_stored_features_of_another_tower_are_refused_before_anything_is_written(data_root, tmp_path, chain):
+    other = start_run(data_root, tmp_path / "other", "stage=pretrain", "start=null", "stage.max_steps=1", *QUIET)
+    common = [f"data_root={data_root}", *SMALL, "stage=rad"]
+    own = compose_config([*common, f"outputs={tmp_path}", f"start={chain['pretrain'].checkpoint}"])
+    store_features(own, tmp_path / "features", "float32", 8)
+    stored = f"data.stored_features={tmp_path / 'features'}"
+    for stage, start in (("rad", chain["pretrain"]), ("dcd", chain["rad"])):
+        start_run(data_root, tmp_path / "right", f"stage={stage}", f"start={start.checkpoint}", stored, "stage.max_steps=1", *QUIET)
+    with pytest.raises(ValueError, match=r"stored vision features are of tower \w+, this model has \w+: make them anew"):
+        start_run(data_root, tmp_path / "outputs", "stage=rad", f"start={other.checkpoint}", stored)
+    assert not (tmp_path / "outputs" / "runs").exists()
 
 
 OWN = ["stage=pretrain", "start=null", "mlflow=null", "callbacks=none"]

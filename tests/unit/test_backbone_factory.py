@@ -72,6 +72,18 @@ def test_a_saved_folder_loads_as_it_was_and_grows_for_added_tokens(tmp_path, cap
     assert torch.equal(head[:96], vlm.network.lm_head.weight)
 
 
+@pytest.mark.parametrize("rows", [VOCABULARY, VOCABULARY + 1])
+def test_a_skeleton_has_the_shapes_and_types_of_the_model_and_no_numbers(tmp_path, rows):
+    small_vlm().network.save_pretrained(tmp_path / "model")
+    loaded = PretrainedBackbone(path=str(tmp_path / "model"), dtype="bfloat16")
+    for factory in (loaded, TinyBackbone(width=32, layers=2, seed=3)):
+        skeleton, built = factory.skeleton(SPECIAL, rows), factory.build(SPECIAL, rows)
+        assert all(value.is_meta for value in skeleton.state_dict().values())
+        about = [{name: (value.shape, value.dtype) for name, value in vlm.state_dict().items()} for vlm in (skeleton, built)]
+        assert about[0] == about[1]
+        assert skeleton.geometry == built.geometry
+
+
 def test_a_loaded_folder_decodes_like_the_model_it_was_saved_from(tmp_path):
     from echo_pl.sampling import AutoregressiveSampler
 
