@@ -27,6 +27,7 @@ from echo_pl.distributed.agree import slurm_environment
 from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.memory import return_free_memory
 from echo_pl.finite_loss import NonFiniteLoss
+from echo_pl.mlflow_logger import ContinuedMLFlowLogger
 from echo_pl.runs import FINAL
 from echo_pl.stages.validation import TextTools
 
@@ -141,10 +142,11 @@ def make_logger(config: DictConfig, folder: Path, resume: Path | None, rank: int
         return DummyLogger()
     local = config.mlflow.tracking_uri is None
     outputs = Path(config.outputs).resolve()
-    return MLFlowLogger(
+    run_id = None if resume is None else read_checkpoint(resume)[0].mlflow_run_id
+    return (MLFlowLogger if run_id is None else ContinuedMLFlowLogger)(
         experiment_name=config.mlflow.experiment,
         tracking_uri=f"sqlite:///{outputs / 'mlflow.db'}" if local else config.mlflow.tracking_uri,
         run_name=folder.name,
-        run_id=None if resume is None else read_checkpoint(resume)[0].mlflow_run_id,
+        run_id=run_id,
         artifact_location=str(outputs / "mlartifacts") if local else None,
     )

@@ -109,7 +109,12 @@ def time_training(
         for _ in range(grid.repetitions):
             for one in timed:
                 one.repeat(device)
-        yield [row | {"peak_memory_mb": memory[row["variant"]]} for row in _rows(name, context, grid, timed)]
+        yield [_with_memory(row, memory[row["variant"]]) for row in _rows(name, context, grid, timed)]
+
+
+def _with_memory(row: Row, megabytes: float | None) -> Row:
+    per_token = None if megabytes is None else 1e3 * megabytes / row["supervised_tokens"]
+    return row | {"peak_memory_mb": megabytes, "peak_memory_kb_per_supervised_token": per_token}
 
 
 def memory_of(variant: Variant, model: BenchModel, context: int, grid: TrainingGrid, device: torch.device) -> float | None:

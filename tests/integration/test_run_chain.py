@@ -301,6 +301,26 @@ def test_a_run_that_was_killed_goes_on(data_root, tmp_path, uninterrupted, writi
     assert not list(folder.rglob("*.partial"))
 
 
+@pytest.mark.filterwarnings("ignore:.*noload")
+def test_a_run_that_was_killed_goes_on_in_its_mlflow_run_and_no_step_stands_there_twice(data_root, tmp_path):
+    own = ["stage=pretrain", "start=null", "callbacks=none", "trainer.log_every_n_steps=1", "stage.checkpoint_every=2"]
+    killed = "+callbacks.killed={_target_: stage_parts.Killed, at: 4, writing: false}"
+    assert process(data_root, tmp_path, *own, killed).returncode == -signal.SIGKILL
+    (folder,) = (tmp_path / "runs").iterdir()
+    record, content = read_checkpoint(left_behind(folder))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+    def steps(name: str) -> list[int]:
+        return [metric.step for metric in client.get_metric_history(record.mlflow_run_id, name)]
+
+    assert max(steps("train/loss")) >= content["global_step"], "a step was logged that the checkpoint does not have"
+    start_run(data_root, tmp_path, *own, "resume=auto")
+    assert steps("train/loss") == [0, 1, 2, 3]
+    assert len(steps("val/loss")) == 2
+    assert client.get_run(record.mlflow_run_id).info.status == "FINISHED"
+    assert len(client.search_runs([client.get_run(record.mlflow_run_id).info.experiment_id])) == 1
+
+
 def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(data_root, tmp_path, uninterrupted, monkeypatch):
     save, saved = torch.save, []
 

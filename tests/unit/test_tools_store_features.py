@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from stage_parts import BACKBONE, dcd, lively, pretrain, rad, record, report_data, warmup, write_checkpoint
 
 from echo_pl.assemble import text_tools
+from echo_pl.backbone.vlm import VLM
 from echo_pl.data import shard_reader
 from echo_pl.data.feature_store import INDEX_NAME, FeatureIndex
 from echo_pl.sampling import AutoregressiveSampler
@@ -99,6 +100,36 @@ def test_losses_are_those_from_pixels(folder, stage):
         losses.append(torch.stack(found))
     assert losses[0].requires_grad
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2**-9), ("bfloat16", 2**-6)])
+@pytest.mark.parametrize("stage", ["rad", "dcd"])
+def test_logits_of_training_sequences_are_those_from_pixels(folder, stage, dtype, tolerance, monkeypatch):
+    """To the rounding of the stored type: two of its smallest steps around 1 (float32: to that of sums in another order)."""
+    if not (folder / dtype / INDEX_NAME).is_file():
+        store_features(config(folder), folder / dtype, dtype, 5)
+    found = []
+
+    def kept(self, *args, **kwargs):
+        found[-1].append(forward(self, *args, **kwargs).detach())
+        return found[-1][-1]
+
+    forward = VLM.forward
+    monkeypatch.setattr(VLM, "forward", kept)
+    for features in (None, dtype):
+        text = text_tools(data_of(folder, features))
+        module = {"rad": rad, "dcd": dcd}[stage](text, folder / ("pretrain.ckpt" if stage == "rad" else "rad.ckpt"))
+        module.configure_model()
+        found.append([])
+        batch = batches(folder, features)[0]
+        with torch.no_grad():
+            module.loss(batch, 0) if stage == "rad" else module._reference_loss(batch)
+    pixels, stored = (torch.cat([logits.flatten(0, -2) for logits in one]) for one in found)
+    assert len(pixels) > 50
+    assert pixels.dtype == stored.dtype == torch.float32
+    difference = float((pixels - stored).abs().max() / pixels.abs().max())
+    assert difference <= tolerance
+    assert (difference > 1e-5) == (dtype != "float32"), "what is stored in half the bits is rounded"
 
 
 def test_decoded_logits_are_those_from_pixels(folder):
