@@ -290,5 +290,5 @@ class DCDModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of the same shapes and another meaning; go on counting dropped trajectories where the run was."""
-        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model, "the checkpoint to resume")
+        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model.geometry, "the checkpoint to resume")
         self.dropped = dict(checkpoint[DROPPED_KEY])

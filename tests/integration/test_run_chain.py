@@ -179,6 +179,17 @@ def test_a_signal_ends_a_run_behind_its_step_and_nothing_is_lost(data_root, tmp_
     assert same_weights(rest, uninterrupted)
 
 
+def test_a_run_in_mixed_precision_goes_on_bit_by_bit(data_root, tmp_path):
+    own = [*OWN, "trainer.precision=bf16-mixed", "stage.checkpoint_every=100"]
+    whole = start_run(data_root, tmp_path / "whole", *own)
+    with pytest.raises(StoppedError):
+        start_run(data_root, tmp_path / "told", *own, "+callbacks.sender={_target_: stage_parts.Sender, name: SIGUSR1, at: 2}")
+    rest = start_run(data_root, tmp_path / "told", *own, "resume=auto")
+    assert same_weights(rest, read_checkpoint(whole.checkpoint)[1]["state_dict"])
+    exact = start_run(data_root, tmp_path / "exact", *OWN)
+    assert not same_weights(exact, read_checkpoint(whole.checkpoint)[1]["state_dict"]), "nothing was rounded"
+
+
 @pytest.mark.parametrize("at", [1, 2, 3], ids=["step", "validation", "epoch"])
 @pytest.mark.filterwarnings("ignore:.*noload")
 def test_the_step_of_a_signal_is_in_mlflow_too(data_root, tmp_path, at):
