@@ -155,8 +155,12 @@ class Killed(L.Callback):
         if not self.writing:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        def half(content: Any, path: Path, *args: Any, **kwargs: Any) -> None:
-            Path(path).write_bytes(b"half")
+        def half(content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+            if isinstance(file, str | Path):
+                Path(file).write_bytes(b"half")
+            else:
+                file.write(b"half")
+                file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
 
         torch.save = half

@@ -16,7 +16,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, read_checkpoint, record_dict, refuse_other_geometry
 from echo_pl.backbone.factory import BackboneFactory, PretrainedBackbone, TinyBackbone, refuse_unmatched
 from echo_pl.backbone.lora import LoraSettings, add_adapters, merge_adapters
-from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_whole
+from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_weights
 from echo_pl.backbone.vlm import geometry_of
 from echo_pl.structs import SpecialTokens
 
@@ -33,7 +33,7 @@ def network_weights(path: Path) -> tuple[StageRecord, dict[str, Tensor]]:
         ValueError: it is torn, or no checkpoint of this project.
     """
     record, content = read_checkpoint(path)
-    stored = read_whole(path)["state_dict"] if is_sharded_checkpoint(path) else content["state_dict"]
+    stored = read_weights(path) if is_sharded_checkpoint(path) else content["state_dict"]
     weights = {name.removeprefix(_NETWORK): value for name, value in stored.items() if name.startswith(_NETWORK)}
     if f"vlm.{_MASK_EMBEDDING}" in stored:
         weights[_MASK_EMBEDDING] = stored[f"vlm.{_MASK_EMBEDDING}"]
@@ -151,5 +151,4 @@ def as_checkpoint(weights: Mapping[str, Tensor], record: StageRecord, version: s
         "pytorch-lightning_version": version,
         "epoch": 0,
         "global_step": 0,
-        "loops": {},
     }

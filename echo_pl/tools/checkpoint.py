@@ -163,8 +163,10 @@ def from_hf(folder: Path, out: Path, dtype: str = "float32", **given: Any) -> St
     tokenizer, _ = load_tokenizer(folder)
     values.setdefault("backbone", "PretrainedBackbone")
     # Where it came from is not on this machine, and its run is not to be written to.
-    known_now = {"vocabulary": vocabulary_fingerprint(tokenizer), "geometry": folder_geometry(folder)}
-    record = replace(StageRecord(**values), **known_now, start=None, mlflow_run_id=None)
+    record = replace(
+        StageRecord(**values), vocabulary=vocabulary_fingerprint(tokenizer), geometry=folder_geometry(folder), start=None,
+        mlflow_run_id=None,
+    )  # fmt: skip
     WholeFileIO().save_checkpoint(as_checkpoint(read_network(folder, dtype), record, lightning.__version__), out)
     return record
 

@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,9 @@ def estimate(
     usual_patches = _PATCHES_PER_TOKEN * usual.context * usual.batch_size
     rows = []
     for stage in STAGES:
-        traced, counted = (
-            trace_step(build, special, stage, one, precision="bf16-true", checkpointing=checkpointing, keep_gradients=False)
-            for one in (tokens, usual)
-        )
+        trace = partial(trace_step, build, special, stage, precision="bf16-true", checkpointing=checkpointing, keep_gradients=False)
+        traced = trace(tokens)
+        counted = traced if usual == tokens else trace(usual)
         trains_tower = stage == "pretrain"
         tower_passes = (4 if checkpointing else 3) if trains_tower else 0 if stored_features else 1
         if trains_tower:
@@ -171,8 +171,8 @@ def main() -> None:
     parser.add_argument("--network", type=float, default=50e9, help="bytes/s between nodes for each GPU (default 50e9)")
     parser.add_argument("--node-network", type=float, default=450e9, help="bytes/s inside a node (default 450e9)")
     parser.add_argument("--batch-size", type=int, default=4, help="studies of a GPU and step (default 4)")
-    parser.add_argument("--context", type=int, default=2870, help="context tokens (default 2870)")
-    parser.add_argument("--response", type=int, default=160, help="response tokens, whole blocks (default 160)")
+    parser.add_argument("--context", type=int, help="context tokens (default 2870)")
+    parser.add_argument("--response", type=int, help="response tokens, whole blocks (default 160)")
     parser.add_argument("--data", nargs="+", metavar="KEY=VALUE",
                         help="take contexts and responses from a corpus, as echo-pl would read it: data=synthetic data_root=... "
                              "(memory for its longest, time for its mean)")  # fmt: skip
@@ -201,11 +201,13 @@ def main() -> None:
             failed = abs(worst["ratio"] - 1) > TOLERANCE
         else:
             tokens = StepTokens(
-                batch_size=args.batch_size, context=args.context, response=args.response, block_size=args.block_size,
-                noise_copies=args.noise_copies,
+                batch_size=args.batch_size, context=args.context or 2870, response=args.response or 160,
+                block_size=args.block_size, noise_copies=args.noise_copies,
             )  # fmt: skip
             typical, statistics = tokens, None
             if args.data is not None:
+                if args.context is not None or args.response is not None:
+                    raise ValueError("--data says how long contexts and responses are: give it, or --context and --response")
                 statistics = token_statistics(args.data)
                 print(statistics.sentence)
                 tokens, typical = steps_of(statistics, tokens)

@@ -173,7 +173,7 @@ def _measure_step(case: Case) -> float | None:
 def _measure_tower(case: Case) -> float | None:
     device = torch.device("cpu")
     special = SpecialTokens(pad=13, eos=12, mask=14, image=15, never_sampled=(13, 14, 15))
-    factory = TinyBackbone(width=128, layers=1, gradient_checkpointing=case.checkpointing, **_TOWER)
+    factory = TinyBackbone(width=128, layers=1, gradient_checkpointing=case.checkpointing, **_TOWER)  # type: ignore[arg-type]
     visual = factory.build(special, 16).network.model.visual.train()
     peak = None
     for side in (4, _SIDE):  # the first sets up what a process needs once
