@@ -125,14 +125,21 @@ def _with_memory(row: Row, megabytes: float | None) -> Row:
     return row | {"peak_memory_mb": megabytes, "peak_memory_kb_per_supervised_token": per_token}
 
 
-def memory_of(variant: Variant, model: BenchModel, context: int, grid: TrainingGrid, device: torch.device) -> float | None:
+def memory_of(
+    variant: Variant,
+    model: BenchModel,
+    context: int,
+    grid: TrainingGrid,
+    device: torch.device,
+    place: Callable[[VLM], VLM] | None = None,
+) -> float | None:
     """Most memory of a step, in MB: weights, gradients, optimizer states and activations of this variant alone.
 
-    None where the system does not tell.
+    None where the system does not tell. ``place`` may shard the model.
     """
     return_free_memory()
     before = memory_gb(device)
-    one = _prepared(variant, model, context, grid, device)
+    one = _prepared(variant, model, context, grid, device, place)
     one.step()  # makes the optimizer's states
     if before is None or not restart_peak_memory(device):
         return None
@@ -140,11 +147,20 @@ def memory_of(variant: Variant, model: BenchModel, context: int, grid: TrainingG
     return 1e3 * (peak_memory_gb(device) - before)
 
 
-def _prepared(variant: Variant, model: BenchModel, context: int, grid: TrainingGrid, device: torch.device) -> _Timed:
+def _prepared(
+    variant: Variant,
+    model: BenchModel,
+    context: int,
+    grid: TrainingGrid,
+    device: torch.device,
+    place: Callable[[VLM], VLM] | None = None,
+) -> _Timed:
     vlm = model.trainable(variant.attention).to(device)
     vlm.freeze_vision()
     if variant.checkpointing:
         vlm.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if place is not None:
+        vlm = place(vlm)
     batch = _batch(model, context, grid, device, vlm, variant.vision)
     optimizer = torch.optim.AdamW([p for p in vlm.parameters() if p.requires_grad], lr=1e-4, foreach=True)
     parameters = [p for p in vlm.parameters() if p.requires_grad]

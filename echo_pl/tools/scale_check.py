@@ -12,18 +12,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from echo_pl.__main__ import reported
 from echo_pl.backbone.factory import TinyBackbone
+from echo_pl.backbone.sharding import ShardPolicy, shard
+from echo_pl.backbone.vlm import VLM
 from echo_pl.bench.models import BenchModel
 from echo_pl.bench.rad import TrainingGrid, Variant, memory_of
-from echo_pl.bench.scale import parts_of
+from echo_pl.bench.scale import memory_per_gpu, parts_of
 from echo_pl.bench.step_trace import Stage, StepTokens, gradients_kept, trace_step, trace_tower
 from echo_pl.evaluation.memory import memory_gb, peak_memory_gb, restart_peak_memory, return_free_memory
 from echo_pl.structs import SpecialTokens
@@ -49,6 +53,7 @@ _STAGE_OF: dict[str, Stage] = {"autoregressive": "pretrain", "rad": "rad", "dist
 _TOWER = {"vision_width": 256, "vision_layers": 4, "vision_heads": 4, "vision_mlp_width": 768}
 _SIDE = 96
 """Patches along an edge of the image that a tower is measured with."""
+_RANKS = 2
 Layout = Literal["autoregressive", "rad", "distillation", "tower_trained", "tower_frozen"]
 
 
@@ -63,10 +68,12 @@ class Case:
     copies: int
     checkpointing: bool
     batch_size: int
+    ranks: int = 1
+    """2: in shards, layers in bfloat16, sums in float32, as ``trainer=fsdp2_bf16``."""
 
 
 CHECK_LINE = (
-    "{model} context {context} {precision} {layout} K={copies} checkpointing={checkpointing}: "
+    "{model} context {context} {precision} {layout} K={copies} checkpointing={checkpointing} ranks={ranks}: "
     "{predicted_mb:.0f} MB counted, {measured_mb:.0f} measured"
 )
 CHECK_COLUMNS = (
@@ -76,6 +83,7 @@ CHECK_COLUMNS = (
     ("layout", "layout", "{}"),
     ("copies", "K", "{}"),
     ("checkpointing", "checkpointing", "{}"),
+    ("ranks", "ranks", "{}"),
     ("predicted_mb", "counted, MB", "{:.0f}"),
     ("measured_mb", "measured, MB", "{:.0f}"),
     ("ratio", "ratio", "{:.3f}"),
@@ -90,16 +98,26 @@ def check(names: Sequence[str], contexts: Sequence[int], batch_size: int) -> lis
     """
     rows = []
     for case in cases(names, contexts, batch_size):
-        done = subprocess.run(
-            [sys.executable, "-m", __spec__.name, json.dumps(asdict(case))],
-            env=os.environ | EXACT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise OSError(f"the step of {case} could not be measured: {done.stderr[-500:]}")
-        measured, predicted = float(done.stdout.splitlines()[-1]), predict(case)
+        measured, predicted = carried_out(case), predict(case)
         rows.append(asdict(case) | {"predicted_mb": predicted, "measured_mb": measured, "ratio": predicted / measured})
         print(CHECK_LINE.format(**rows[-1]), flush=True)
     return rows
+
+
+def carried_out(case: Case) -> float:
+    """MB of a step in a process of its own, or in two; then of the one that needed more.
+
+    Raises:
+        OSError: it could not be carried out.
+    """
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(case.ranks), "-m"] if case.ranks > 1 else []
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, __spec__.name, json.dumps(asdict(case))],
+        env=os.environ | EXACT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise OSError(f"the step of {case} could not be measured: {done.stderr[-1500:]}")
+    return max(float(line) for line in done.stdout.split())
 
 
 def cases(names: Sequence[str], contexts: Sequence[int], batch_size: int) -> Iterator[Case]:
@@ -112,6 +130,14 @@ def cases(names: Sequence[str], contexts: Sequence[int], batch_size: int) -> Ite
                         model=name, context=context, precision=precision, layout=layout, copies=copies,  # type: ignore[arg-type]
                         checkpointing=checkpointing, batch_size=batch_size,
                     )  # fmt: skip
+    for name in names:
+        if name == "d128":
+            continue  # 60 MB, of which what two processes need to talk to each other would be a sixth
+        for checkpointing in (False, True):
+            yield Case(
+                model=name, context=max(contexts), precision="32-true", layout="rad", copies=1, checkpointing=checkpointing,
+                batch_size=batch_size, ranks=_RANKS,
+            )  # fmt: skip
     for layout, checkpointing in (("tower_frozen", False), ("tower_trained", False), ("tower_trained", True)):
         yield Case(
             model="tower", context=_SIDE**2 // 4, precision="32-true", layout=layout, copies=0,  # type: ignore[arg-type]
@@ -137,11 +163,13 @@ def predict(case: Case) -> float:
         model.special,
         _STAGE_OF[case.layout],
         tokens,
-        precision=case.precision,
+        precision=case.precision if case.ranks == 1 else "bf16-true",
         checkpointing=case.checkpointing,
-        keep_gradients=True,
+        keep_gradients=case.ranks == 1,
     )
     parts = parts_of(lambda: model.trainable("split"))
+    if case.ranks > 1:
+        return memory_per_gpu(parts, _STAGE_OF[case.layout], case.ranks, step.forward_backward, 0.0).peak / 1e6
     return (4 * parts.total + max(step.forward_backward + 8 * parts.language, step.optimizer)) / 1e6
 
 
@@ -165,9 +193,15 @@ def _measure_step(case: Case) -> float | None:
         precision=case.precision,
     )  # fmt: skip
     device = torch.device("cpu")
+    place = None if case.ranks == 1 else _in_shards(case.ranks)
     # What a process loads and sets up in its first step is no memory of a step.
-    memory_of(variant, _WARM_UP, 16, replace(grid, contexts=(16,)), device)
-    return memory_of(variant, CHECKED[case.model], case.context, grid, device)
+    memory_of(variant, _WARM_UP, 16, replace(grid, contexts=(16,)), device, place)
+    return memory_of(variant, CHECKED[case.model], case.context, grid, device, place)
+
+
+def _in_shards(ranks: int) -> Callable[[VLM], VLM]:
+    mesh = init_device_mesh("cpu", (ranks,))
+    return lambda vlm: shard(vlm, mesh, ShardPolicy(param_dtype="bfloat16", reduce_dtype="float32"))
 
 
 def _measure_tower(case: Case) -> float | None:
@@ -176,7 +210,7 @@ def _measure_tower(case: Case) -> float | None:
     factory = TinyBackbone(width=128, layers=1, gradient_checkpointing=case.checkpointing, **_TOWER)  # type: ignore[arg-type]
     visual = factory.build(special, 16).network.model.visual.train()
     peak = None
-    for side in (4, _SIDE):  # the first sets up what a process needs once
+    for side in (4, round(2 * case.context**0.5)):  # the first sets up what a process needs once
         pixels, grid = torch.zeros(side * side, 3 * 2 * factory.patch_size**2), torch.tensor([[1, side, side]])
         return_free_memory()
         before = memory_gb(device)
@@ -198,7 +232,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", help="a Case as JSON; `python -m echo_pl.tools.scale --check` gives it")
     with reported():
-        print(measure(Case(**json.loads(parser.parse_args().case))))
+        found = measure(Case(**json.loads(parser.parse_args().case)))
+        print(f"{found}\n", end="", flush=True)  # in one piece: another rank prints too
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":
