@@ -14,7 +14,8 @@ from echo_pl.data.reports.rules import RuleNormalizer
 RAW = RawReport(
     findings=(
         "Two views. The heart is normal in size. There is a 12 mm nodule in the right upper lobe. Small left effusion. "
-        "No pneumothorax. The basal shadow may represent pneumonia. A left pacemaker is in place. Odd loop of thread in the left neck."
+        "No pneumothorax. The basal shadow may represent pneumonia. A left pacemaker is in place. "
+        "Odd loop of thread in the left neck."
     ),
     impression="1. Right upper lobe nodule.",
 )

@@ -36,7 +36,10 @@ _PLAIN: Final = str.maketrans(
     }
 )
 _MARK = r"(?:x-)?(?:<?\bX{3,}\b>?|_{2,}|\[\*\*[^\]]{0,80}\*\*\])"
-_DANGLING = r"(?:(?:\b(?:dated|since|from|of|on|at|by|in|to|with|than|compared to|compared with)\s+)?(?:\b(?:the|a|an)\s+)?(?:\bDrs?\.?\s+)?)"
+_DANGLING = (
+    r"(?:(?:\b(?:dated|since|from|of|on|at|by|in|to|with|than|compared to|compared with)\s+)?(?:\b(?:the|a|an)\s+)?"
+    r"(?:\bDrs?\.?\s+)?)"
+)
 _MARKS = re.compile(
     rf"{_DANGLING}{_MARK}(?:[\s,/]+{_MARK})*(?=\s*(?:[.;:)]|,|$|\b(?:is|are|was|were|and|or|in|of|on|at|with|from|to|by)\b))|{_MARK}",
     re.IGNORECASE,
@@ -46,14 +49,14 @@ _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _LETTER = re.compile(r"[^\W\d_]")
 _ENGLISH_WORDS: Final = word_set(
     """
-    the is are of no and in with there or to normal heart lungs lung chest clear size within limits without pleural effusion acute
-    disease focal not seen right left pneumothorax stable unremarkable pulmonary mild evidence abnormality findings
+    the is are of no and in with there or to normal heart lungs lung chest clear size within limits without pleural effusion
+    acute disease focal not seen right left pneumothorax stable unremarkable pulmonary mild evidence abnormality findings
     """
 )
 _FOREIGN_WORDS: Final = word_set(
     """
-    el la los las de del y sin con se en una un les des et le du pas est sont der die das und ist keine kein mit nicht sem com na
-    no_es dos da della delle nella senza il non sono het een geen van w nie jest bez
+    el la los las de del y sin con se en una un les des et le du pas est sont der die das und ist keine kein mit nicht sem com
+    na no_es dos da della delle nella senza il non sono het een geen van w nie jest bez
     """
 )
 
@@ -141,5 +144,5 @@ def clean(text: str) -> Cleaned:
         text = _PARAGRAPH.sub("\n\n", text)
         text = re.sub(r" +", " ", _SPACES.sub(" ", text))
     if found or _DOUBLE_MARKS.search(text):
-        text = _DOUBLE_MARKS.sub(r"\1", re.sub(r" (?=[.,;:)])", "", text))
+        text = _DOUBLE_MARKS.sub(lambda marks: "." if "." in marks[0] else marks[1], re.sub(r" (?=[.,;:)])", "", text))
     return Cleaned(text=text.strip(), counts=+counts)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from echo_pl.data.regions import REGION_NAMES
 from echo_pl.data.reports.cleaning import clean, language_of
 from echo_pl.data.reports.concepts import is_device
-from echo_pl.data.reports.kinds import Kind, kind_of
+from echo_pl.data.reports.kinds import Kind, about_the_examination, kind_of
 from echo_pl.data.reports.labeller import Label, Labeller, summarize
 from echo_pl.data.reports.lexicon import word_set
 from echo_pl.data.reports.mention import Mention, Reader, Status
@@ -99,13 +99,10 @@ class CompletenessCheck:
     def _words(self, before: list[_Sentence], after: list[_Sentence]) -> Iterable[Problem]:
         kept = {word for one in after for word in _WORD.findall(one.text.lower())}
         known = {word for one in before for word in _WORD.findall(one.text.lower())}
-        lost = {
-            word
-            for one in before
-            if one.plain and one.kind in (Kind.STATEMENT, Kind.INTERPRETATION)
-            for word in _WORD.findall(one.text.lower())
-        }
-        for word in sorted(lost - kept - _SAID_ELSEWHERE):
+        due = [one for one in before if one.plain and one.kind not in (Kind.COMMUNICATION, Kind.REMNANT)]
+        due = [one for one in due if not about_the_examination(one.text)]
+        said = {word for one in due for word in _WORD.findall(one.text.lower())}
+        for word in sorted(said - kept - _SAID_ELSEWHERE):
             yield Problem(name="words_lost", detail=word)
         told = {word for one in after if one.plain for word in _WORD.findall(one.text.lower())}
         for word in sorted(told - known - _SAID_ELSEWHERE):
