@@ -26,6 +26,8 @@ _REFERRING = re.compile(
     re.IGNORECASE,
 )
 """What refers back to the words before a joint is not cut off from them."""
+_PARTICIPLE = re.compile(r"\b(?:suggest|show|demonstrat|indicat|represent|reflect)ing\s+$")
+"""What ends like this needs the words behind it."""
 _LEADING = re.compile(r"^(?:[,;:，、\s]|(?:and|with|but|however|although|though|while|also|yet)\b)+", re.IGNORECASE)
 
 _TRAILING = re.compile(r"(?:[,;:，、\s]|\b(?:and|or|with|but|however|although|though|while|yet)\b)+$", re.IGNORECASE)
@@ -78,6 +80,8 @@ def _pieces(text: str, found: Analysis) -> list[_Piece]:
     cuts = [0]
     for start, end in found.joints:
         word = text[start:end].lower()
+        if word in _CUT_BEFORE and _PARTICIPLE.search(text[:start]):
+            continue
         if (word in _CUT_AT or word in _CUT_BEFORE) and start > cuts[-1] and not _REFERRING.match(text[end:]):
             cuts.append(start)
     pieces = []
@@ -182,7 +186,8 @@ class ClauseCutter:
     def _named(self, words: str) -> tuple[str, ...]:
         """Regions of the parts that are named, where nothing else is."""
         parts = self._reader.read(words).parts
-        return tuple(dict.fromkeys(ANATOMY[one].region for one in parts if ANATOMY[one].region != OTHER)) or (OTHER,)
+        single = [one for part in parts for one in (ANATOMY[part].parts or (part,))]
+        return tuple(dict.fromkeys(ANATOMY[one].region for one in single if ANATOMY[one].region != OTHER)) or (OTHER,)
 
     def _canonical(self, piece: _Piece, found: Analysis, source: str) -> list[Clause] | None:
         """Canonical sentences of a group that only denies; None where they would lose something."""

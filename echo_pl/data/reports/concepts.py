@@ -150,7 +150,7 @@ _HILA = _region(
 _DIAPHRAGM = _region(
     "diaphragm",
     _row("effusion", "pleural effusion",
-         "effusion | pleural effusion | pleural fluid | hydrothorax | hemothorax | pleural fluid collection | fluid | empyema"
+         "effusion | pleural effusion | pleural fluid | hydrothorax | hemothorax | pleural fluid collection | empyema"
          "| pleural collection | fluid collection"),
     _row("costophrenic_blunting", "blunting of the costophrenic angles", "blunting"),
     _row("pleural_thickening", "pleural thickening", "pleural thickening | pleural plaque | pleural scarring | pleural reaction"

@@ -102,7 +102,8 @@ _EXPANDED = """well expanded | well aerated | normally inflated | normally expan
 | adequately inflated"""
 _GENERIC = """abnormality | disease | process | finding | pathology | abnormal | disease process | injury | trauma | problem
 | irregularity | pathologic process"""
-_NEUTRAL = """no change | no significant change | no interval change | no longer | not significantly changed | not changed
+_NEUTRAL = """no progression | no interval progression | no growth
+| no change | no significant change | no interval change | no longer | not significantly changed | not changed
 | not included
 | no significant interval change | without change | without significant change | no increase | not only | not well seen
 | not well visualized
@@ -174,6 +175,8 @@ QUALIFIERS: Final[frozenset[str]] = word_set(
     """
 )
 """Words that narrow what is denied, and stay in a canonical negative."""
+SIZES: Final[frozenset[str]] = word_set("large sizable sizeable significant definite gross obvious overt")
+"""Qualifiers that may be meant of all that an enumeration denies: "no large effusion or pneumothorax"."""
 BROAD_PARTS: Final[frozenset[str]] = frozenset({"lungs", "pulmonary", "pleura", "chest"})
 """Parts whose name adds nothing to the finding that is denied in them."""
 

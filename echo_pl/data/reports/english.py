@@ -18,6 +18,7 @@ from echo_pl.data.reports.cues import (
     FILLERS,
     NORMAL_PARTS,
     QUALIFIERS,
+    SIZES,
     ZONES,
     Role,
     Term,
@@ -117,12 +118,27 @@ def _read(sentence: str) -> Analysis:
 
 
 def _begin(item: Item, items: Sequence[Item]) -> int:
-    """First token of the member of an enumeration that a phrase stands in."""
-    return max((one.last for one in items if one.last <= item.first and one.term.role in _BEFORE), default=0)
+    """First token of the member of an enumeration that a phrase stands in; a comma between qualifiers begins no member."""
+    begin, named = 0, False
+    for one in items:
+        if one.first >= item.first:
+            break
+        if one.term.role in _BEFORE and (named or one.term.role is not Role.JOINT):
+            begin, named = one.last, one.term.role is Role.FINDING
+        elif one.term.role in (Role.PART, Role.CHANGE, Role.GENERIC, Role.NORMAL):
+            named = True
+    return begin
 
 
 def _qualifiers(item: Item, items: Sequence[Item], tokens: Sequence[Token]) -> tuple[str, ...]:
-    return tuple(token.stem for token in tokens[_begin(item, items) : item.first] if token.stem in QUALIFIERS)
+    """Words that narrow a denial; those of size that the first member has are of all."""
+    begin = _begin(item, items)
+    own = tuple(token.stem for token in tokens[begin : item.first] if token.stem in QUALIFIERS)
+    if own or not item.denied:
+        return own
+    denial = max((one.last for one in items if one.term.role is Role.DENY and one.last <= item.first), default=begin)
+    first = next((one.last for one in items if one.first >= denial and one.term.role in (Role.FINDING, Role.PART)), denial)
+    return tuple(token.stem for token in tokens[denial : min(first, begin)] if token.stem in SIZES)
 
 
 def _denied_as(item: Item, items: Sequence[Item], tokens: Sequence[Token], sentence: str, name: str, placed: bool) -> str:

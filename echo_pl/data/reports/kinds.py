@@ -63,6 +63,7 @@ _MEANING = _any(
 _REMNANT = re.compile(
     r"^(?:and |or |the )*(?:is|are|was|were|appears?|has|have|and|of|in|to|with|within|by|at|on|for|as|t)\b", re.I
 )
+_UNFINISHED = re.compile(r"\b(?:is|are|was|were|the|a|an|of)$", re.IGNORECASE)
 REFERRING: Final = _any(
     r"^(?:this|these|it|they)\b",
     r"^the (?:largest|smallest|other|smaller|larger|former|latter|appearance|second|first)\b",
@@ -115,6 +116,8 @@ def kind_of(sentence: str, found: Analysis) -> Kind:
         return Kind.INTERPRETATION
     if not found.mentions and not found.normals:
         silent = set(found.parts) <= _WHOLE_CHEST
+        if _UNFINISHED.search(sentence):
+            return Kind.REMNANT
         if len(_WORD.findall(sentence)) < 2 and (found.parts or _is_remnant(sentence)):
             return Kind.REMNANT
         if silent and _COMMUNICATION.search(sentence):
