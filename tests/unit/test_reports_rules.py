@@ -78,6 +78,12 @@ def test_clauses(engine, sentence, expected):
         ("Hilar fullness is present suggesting no progress.", "hila", "Hilar fullness is present suggesting no progress."),
         ("No nodule, large effusion, or pneumothorax.", "lungs", "There is no nodule or pneumothorax."),
         ("Stable cardiomediastinal silhouette.", "mediastinum", "Stable cardiomediastinal silhouette."),
+        (
+            "Calcified mediastinal and hilar nodes of old granulomatous disease.",
+            "hila",
+            "Calcified mediastinal and hilar nodes of old granulomatous disease.",
+        ),
+        ("Two views of the chest show normal size of the heart.", "heart", "Two views of the chest show normal size of the heart."),
         ("The apices are clear.", "lungs", "The apices are clear."),
         ("There is an opacity also present before.", "lungs", "There is an opacity also present before."),
     ],

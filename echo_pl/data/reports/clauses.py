@@ -28,6 +28,11 @@ _REFERRING = re.compile(
 """What refers back to the words before a joint is not cut off from them."""
 _PARTICIPLE = re.compile(r"\b(?:suggest|show|demonstrat|indicat|represent|reflect)ing\s+$")
 """What ends like this needs the words behind it."""
+_ADJECTIVE = re.compile(
+    r"\b(?:mediastinal|hilar|pulmonary|pleural|cardiac|aortic|thoracic|lumbar|cervical|left|right|upper|lower|basilar|apical|calcified)\s+$",
+    re.IGNORECASE,
+)
+"""What ends like this has its noun behind the conjunction: "calcified mediastinal and hilar nodes"."""
 _LEADING = re.compile(r"^(?:[,;:，、\s]|(?:and|with|but|however|although|though|while|also|yet)\b)+", re.IGNORECASE)
 
 _TRAILING = re.compile(r"(?:[,;:，、\s]|\b(?:and|or|with|but|however|although|though|while|yet)\b)+$", re.IGNORECASE)
@@ -80,7 +85,7 @@ def _pieces(text: str, found: Analysis) -> list[_Piece]:
     cuts = [0]
     for start, end in found.joints:
         word = text[start:end].lower()
-        if word in _CUT_BEFORE and _PARTICIPLE.search(text[:start]):
+        if (word in _CUT_BEFORE and _PARTICIPLE.search(text[:start])) or (word == "and" and _ADJECTIVE.search(text[:start])):
             continue
         if (word in _CUT_AT or word in _CUT_BEFORE) and start > cuts[-1] and not _REFERRING.match(text[end:]):
             cuts.append(start)

@@ -102,7 +102,7 @@ _EXPANDED = """well expanded | well aerated | normally inflated | normally expan
 | adequately inflated"""
 _GENERIC = """abnormality | disease | process | finding | pathology | abnormal | disease process | injury | trauma | problem
 | irregularity | pathologic process"""
-_NEUTRAL = """no progression | no interval progression | no growth
+_NEUTRAL = """view of the chest | radiograph of the chest | view the chest | no progression | no interval progression | no growth
 | no change | no significant change | no interval change | no longer | not significantly changed | not changed
 | not included
 | no significant interval change | without change | without significant change | no increase | not only | not well seen

@@ -116,7 +116,7 @@ def kind_of(sentence: str, found: Analysis) -> Kind:
         return Kind.INTERPRETATION
     if not found.mentions and not found.normals:
         silent = set(found.parts) <= _WHOLE_CHEST
-        if _UNFINISHED.search(sentence):
+        if found.parts and len(_WORD.findall(sentence)) < 5 and _UNFINISHED.search(sentence):
             return Kind.REMNANT
         if len(_WORD.findall(sentence)) < 2 and (found.parts or _is_remnant(sentence)):
             return Kind.REMNANT
