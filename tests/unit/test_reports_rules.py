@@ -92,6 +92,15 @@ def test_faults_that_were_read(engine, sentence, section_name, text):
     assert text in section(engine.normalize(RawReport(findings=sentence, impression="See above.")), section_name)
 
 
+def test_a_report_in_lines_with_headings(engine):
+    findings = "FINDINGS:\nHeart: normal\nLungs: Clear, no\npneumothorax\nPleura: small left effusion\n1. Old rib fracture"
+    report = engine.normalize(RawReport(findings=findings, impression="See above."))
+    assert section(report, "heart") == ["The heart is normal in size."]
+    assert section(report, "lungs") == ["The lungs are clear.", "There is no pneumothorax."]
+    assert section(report, "diaphragm") == ["Pleura: small left effusion."]
+    assert section(report, "bones") == ["Old rib fracture."]
+
+
 def test_a_region_that_only_a_device_lies_in_is_filled(engine):
     report = engine.normalize(RawReport(findings="The endotracheal tube is 3 cm above the carina."))
     assert section(report, "mediastinum") == ["The endotracheal tube is 3 cm above the carina."]

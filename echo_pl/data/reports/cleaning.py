@@ -19,6 +19,8 @@ _BLOCK = re.compile(r"<\s*/?\s*(?:br|p|div|li|tr|h[1-6])\b[^<>]*>", re.IGNORECAS
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,6}|[A-Za-z]{2,10});")
 _ODD_SPACE = re.compile(r"[^\S\n ]|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]|  +")
 _PARAGRAPH = re.compile(r"\s*\n\s*\n\s*")
+_HEADED_LINE = re.compile(r"\n(?=[ \t]*[A-Z][A-Za-z /]{2,30}:|[ \t]*\d{1,2}[.)]\s|[ \t]*[-*\u2022]\s)")
+"""A line that begins with a heading, a number or a bullet begins a paragraph; other single line ends are wrapped text."""
 _SPACES = re.compile(r"[^\S\n]+|(?<!\n)\n(?!\n)|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]")
 _DOUBLE_MARKS = re.compile(r"([.,;])(?:\s*[.,;])+")
 _MOJIBAKE = re.compile("[\u00c2\u00c3\u00e2][\u0080-\u00bf\u20ac\u2122\u0153\u201c\u201d\u02dc\u2018\u2019\u0161]")
@@ -141,6 +143,7 @@ def clean(text: str) -> Cleaned:
     if odd:
         counts["whitespace"] += odd
     if odd or found or counts or "\n" in text:
+        text = _HEADED_LINE.sub("\n\n", text)
         text = _PARAGRAPH.sub("\n\n", text)
         text = re.sub(r" +", " ", _SPACES.sub(" ", text))
     if found or _DOUBLE_MARKS.search(text):

@@ -69,7 +69,7 @@ _DOUBTED = """is possible | cannot be excluded | can not be excluded | not exclu
 | could not be excluded | are suspected | is likely | not be excluded | cannot be completely excluded
 | would be difficult to exclude | may be present | not completely excluded | is a possibility | cannot be ruled out"""
 _VERSUS = "versus | vs"
-_BREAK = """but | however | although | though | while | except | with | which | whereas | ; | : | other than | apart from
+_BREAK = """but | however | although | though | while | except | with | which | whereas | ; | other than | apart from
 | aside from | yet | despite | due to | secondary to | therefore | except for | with exception of | that | demonstrating | showing
 | because | since | also | there is | there are | related to | where | as well as | likely due to | likely secondary to
 | possibly related to | possibly secondary to | possibly due to | likely related to | probably related to
