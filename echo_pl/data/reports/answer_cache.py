@@ -1,7 +1,7 @@
 """Answers of a language model on disk: one file each, named by what was asked, so that a rerun asks nothing twice.
 
-Knows files and strings; nothing of HTTP or of what an answer means. Answers hold report text: folders and files are readable by their
-owner alone.
+Knows files and strings; nothing of HTTP or of what an answer means. Answers hold report text: folders and files are readable by
+their owner alone.
 """
 
 from __future__ import annotations

@@ -240,9 +240,7 @@ def _checked_url(base_url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url must be http:// or https:// and a host, got {parts.scheme!r} and {parts.hostname!r}")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(
-            f"the base_url of {parts.hostname} must hold no user, password, query or fragment"
-        )
+        raise ValueError(f"the base_url of {parts.hostname} must hold no user, password, query or fragment")
     return f"{base_url.rstrip('/')}/chat/completions"
 
 
