@@ -119,13 +119,12 @@ class MiniLMEmbedder:
     threshold: float = 0.97
 
     def __init__(self, folder: Path | str, *, batch_size: int = 64, max_tokens: int = 256) -> None:
+        if not (Path(folder) / "config.json").is_file():
+            raise FileNotFoundError(f"there is no sentence model in {folder}")
         from transformers import AutoModel, AutoTokenizer
 
-        self._folder = Path(folder)
-        if not self._folder.is_dir():
-            raise FileNotFoundError(f"there is no sentence model in {self._folder}")
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
-        self._model: Any = AutoModel.from_pretrained(self._folder, local_files_only=True).eval().requires_grad_(False)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
         self._batch_size = batch_size
         self._max_tokens = max_tokens
         self.width = int(self._model.config.hidden_size)

@@ -1,8 +1,8 @@
 """Which studies of a training split say what another one says already (METHOD.md 1, step 3).
 
-The first in the order stays. A study is left out if a study that stays, or a held-out one, has a vector within the threshold and the
-same signature: negations, sides and numbers, which a cosine hardly sees. Studies are compared only with those of their signature, in
-blocks. Knows keys, texts and vectors; nothing of files.
+The first in the order stays. A study is left out if a study that stays, or a held-out one, has a vector within the threshold and
+the same signature: negations, sides and numbers, which a cosine hardly sees. Only studies of one signature are compared, in blocks.
+Knows keys, texts and vectors; nothing of files.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def find_near_duplicates(
         embedder: makes the vectors.
         threshold: smallest cosine of a duplicate; the embedder's own where it is None.
         signature: what must be equal besides. Findings that a labeller reads out of a report are a sharper one than the default.
-        block: studies that are embedded and compared at once; the result does not depend on it.
+        block: studies that are embedded and compared at once; of the same vectors the result is the same with any.
 
     Raises:
         ValueError: a threshold outside (0, 1], a block below 1, or a key that is there twice.

@@ -46,6 +46,7 @@ class AnswerError(ValueError):
     def __init__(self, reason: str, detail: str = "", *, again: Again = "never", retry_after: float | None = None) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+        self.detail = detail
         self.again: Again = again
         self.retry_after = retry_after
 

@@ -198,7 +198,8 @@ class ChatEndpoint:
                 f"{self.url}: the last {self._failures_in_a_row} questions to model {self.model!r} got no answer that can be used "
                 f"(the last: {error}); see that it runs and gives the form asked for, then run again: finished answers are cached"
             )
-        raise AnswerError(error.reason, f"{error}, after {tries} of {self._attempts} tries") from error
+        detail = f"{error.detail}, " if error.detail else ""
+        raise AnswerError(error.reason, f"{detail}after {tries} of {self._attempts} tries") from error
 
     def _before_next(self, error: AnswerError, tries: int) -> None:
         """Wait as the error asks, within what is allowed."""

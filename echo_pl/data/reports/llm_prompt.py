@@ -113,7 +113,7 @@ Answer:
 "dropped": [{"from": "F1", "reason": "technique"}]}
 """
 
-_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+(?=[A-Z0-9(])|(?<=[。！？；])|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(])|(?<=[。！？；])|\n+")
 
 
 def pieces_of(report: RawReport) -> dict[str, str]:
@@ -122,7 +122,7 @@ def pieces_of(report: RawReport) -> dict[str, str]:
     >>> pieces_of(RawReport(findings="Clear lungs. No effusion.", impression="Normal."))
     {'F1': 'Clear lungs.', 'F2': 'No effusion.', 'I1': 'Normal.'}
     """
-    found = {}
+    found: dict[str, str] = {}
     for letter, text in (("F", report.findings), ("I", report.impression)):
         parts = (" ".join(part.split()) for part in _SENTENCE_END.split(text))
         found |= {f"{letter}{i}": part for i, part in enumerate((part for part in parts if part), start=1)}
