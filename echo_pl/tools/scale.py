@@ -40,6 +40,8 @@ SEVEN_B = {
 }  # fmt: skip
 """Qwen2.5-VL-7B's published sizes. Its tower attends in windows but for four layers, which changes no memory."""
 _PATCHES_PER_TOKEN = 4
+_LOGITS_BYTES = 2 + 4
+"""In bfloat16, and as the float32 numbers that a loss is computed of."""
 
 
 def builder(sizes: dict[str, int], vocabulary: int) -> tuple[Callable[[], VLM], SpecialTokens]:
@@ -107,6 +109,7 @@ def estimate(
                     "stage": stage,
                     "gpus": machine.gpus,
                     **{name: value / GB for name, value in asdict(memory).items()},
+                    "logits": _LOGITS_BYTES * tokens.supervised(stage) * tokens.batch_size * vocabulary / GB,
                     "memory_gb": memory.peak / GB,
                     "decoding_gb": decoding_memory(parts, stage, machine.gpus, not stored_trajectories) / GB,
                     "tflop_per_step": flops / 1e12,
@@ -140,6 +143,7 @@ COLUMNS = (
     ("teacher", "teacher", "{:.1f}"),
     ("gathered", "gathered", "{:.1f}"),
     ("activations", "activations", "{:.1f}"),
+    ("logits", "of these logits", "{:.1f}"),
     ("vision", "tower", "{:.1f}"),
     ("reduction", "reduction", "{:.1f}"),
     ("step", "AdamW's step", "{:.1f}"),
