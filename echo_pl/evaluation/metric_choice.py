@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from echo_pl.data.judge import ReportJudge
-from echo_pl.evaluation.predictions import Case, Sections, formatted
+from echo_pl.evaluation.cases import Case, Sections, formatted
 from echo_pl.evaluation.radeval_backend import Absent
 from echo_pl.evaluation.text_models import load_language_model, load_text_encoder
 from echo_pl.metrics.bleu import Bleu
@@ -137,9 +137,12 @@ def _findings(
         leave_out("region_completeness", "nobody to read regions")
         return
     label = lru_cache(maxsize=None)(reader.label)  # references are read for every run, and worst cases once more
-    texts = {formatted(report, sections) for case in cases for report in (case.prediction.report, case.reference)}
-    concepts = sorted({concept for text in texts for concept in label(text)})
-    metrics.append(FindingScores(label, concepts, reader.name))
+    texts = [[formatted(report, sections) for report in (case.reference, case.prediction.report)] for case in cases]
+    if not any(positive_findings(label(reference)) for reference, _ in texts):
+        leave_out("findings", f"{reader.name} reads no positive finding in any reference: these are not reports that it knows")
+    else:
+        concepts = sorted({concept for pair in texts for text in pair for concept in label(text)})
+        metrics.append(FindingScores(label, concepts, reader.name))
     if reader.regions is None:
         leave_out("region_completeness", f"{reader.name} does not read regions")
     else:

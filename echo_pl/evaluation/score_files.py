@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from echo_pl.evaluation.cases import Case
 from echo_pl.evaluation.files import write_text_atomic
-from echo_pl.evaluation.predictions import RECORDS, Case, case_record
+from echo_pl.evaluation.predictions import RECORDS, case_record
 from echo_pl.evaluation.scoring import Compared, Scored
 
 AGGREGATE = "aggregate.json"

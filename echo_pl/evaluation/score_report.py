@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from echo_pl.evaluation.cases import Sections, formatted
 from echo_pl.evaluation.document import html_document
-from echo_pl.evaluation.predictions import Sections, formatted
 from echo_pl.evaluation.scoring import Compared, Scored, worst
 
 Difference = Callable[[str, str], dict[str, list[str]]]

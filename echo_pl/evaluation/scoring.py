@@ -6,14 +6,13 @@ Knows metrics by their rows and figures only; neither files nor models.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from echo_pl.evaluation.predictions import Case, Sections, formatted
+from echo_pl.evaluation.cases import Case, Sections, formatted
 from echo_pl.evaluation.radeval_backend import Absent
 from echo_pl.metrics.counted import GivenValues, PairMetric, ReportScore, signature
 from echo_pl.metrics.statistics import Comparison, Interval, bootstrap, compare, holm
@@ -204,17 +203,16 @@ def against(this: Scored, other: Scored, resampling: Resampling, *, progress: bo
 def worst(scored: Scored, by: str, count: int) -> list[int]:
     """Places of the ``count`` cases with the worst figure ``by``, the worst first; reports without the figure are left out.
 
+    Of equals the one that shares fewer words with its reference (ROUGE-L) comes first.
+
     Raises:
         ValueError: no such figure, or one of which neither direction is better.
     """
     better = scored.figure(by).better
     if better is None:
         raise ValueError(f"of {by} neither high nor low is better: choose another figure to sort by")
-    values = scored.of_reports[by]
+    figures = scored.of_reports
+    values = figures[by]
+    second = figures.get("rouge_l_google", values)
     known = [place for place, value in enumerate(values) if not math.isnan(value)]
-    return sorted(known, key=lambda place: values[place] if better else -values[place])[:count]
-
-
-def versions(libraries: Mapping[str, str]) -> dict[str, str]:
-    """Of what every figure depends on, besides what its signature names."""
-    return {"torch": torch.__version__.split("+")[0], **libraries}
+    return sorted(known, key=lambda place: (values[place] if better else -values[place], second[place]))[:count]

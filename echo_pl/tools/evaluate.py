@@ -23,19 +23,10 @@ from typing import Any
 
 from echo_pl.__main__ import reported
 from echo_pl.data.corpora import make_judge
+from echo_pl.evaluation.cases import Case, UnmatchedIdsError, check_language, formatted, join, require_same_ids, shown
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences, judge_reader
-from echo_pl.evaluation.predictions import (
-    Case,
-    UnmatchedIdsError,
-    check_language,
-    formatted,
-    join,
-    read_predictions,
-    read_references,
-    require_same_ids,
-    shown,
-)
+from echo_pl.evaluation.predictions import read_predictions, read_references
 from echo_pl.evaluation.radeval_backend import BACKENDS, Absent, clinical_scores
 from echo_pl.evaluation.score_files import AGGREGATE, write_aggregate, write_records
 from echo_pl.evaluation.score_report import ScoreReport, number, shown_cases, span

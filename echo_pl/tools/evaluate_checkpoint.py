@@ -5,7 +5,7 @@ Stage 1 token by token; stage 2 as its ``stage.module.decode`` says; stage 3 in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from torch import Tensor
 from echo_pl.backbone.checkpoint import StageRecord, load_weights, read_checkpoint
 from echo_pl.backbone.vlm import VLM
 from echo_pl.data.datamodule import EvalSplit, ReportDataModule
-from echo_pl.evaluation.harness import Sampler, evaluate
-from echo_pl.evaluation.predictions import Case, parsed_prediction
+from echo_pl.evaluation.cases import Case, parsed_prediction
+from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
 from echo_pl.lineage import refuse_other_data
 from echo_pl.run import fitting, prepare
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, Recorder
-from echo_pl.structs import Batch, DecodeResult
+from echo_pl.structs import Batch, DecodeResult, ReportText
 from echo_pl.tools.compose import compose_config
 
 COUNTS = ("nfe", "tpf", "tpf_published", "stopped", "looped")
@@ -107,24 +107,12 @@ def decode_checkpoint(
     device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
     vlm: VLM = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
     with fitting(checkpoint):
-        load_weights(vlm, checkpoint, (record.stage,))
+        layout = () if record.block_size is None else (config.block_size, config.grid, config.context_attention)
+        load_weights(vlm, checkpoint, (record.stage,), *layout)
     sampler = Watched(_sampler(config, record, vlm.to(device).eval().requires_grad_(False), data), data.special.eos)
     with torch.no_grad():
         batches = [batch.to(device) for batch in data.held_out_batches(split, batch_size, limit)]
         outcome = evaluate(sampler, batches, data.detokenize, None, warmup=0, description="decode")
-    stopped = [bool(value) for result in outcome.results for value in result.stopped_B]
-    looped = [bool(value) for result in outcome.results for value in result.looped_B]
-    references = [reference for batch in batches for reference in batch.references]
-    cases = [
-        Case(
-            key=key,
-            prediction=replace(
-                parsed_prediction(text), stopped=stopped[i], looped=looped[i], eos_confidence=sampler.confidences[key]
-            ),
-            reference=references[i],
-        )
-        for i, (key, text) in enumerate(zip(outcome.keys, outcome.texts, strict=True))
-    ]
     about = {
         "checkpoint": str(checkpoint),
         "stage": record.stage,
@@ -136,10 +124,26 @@ def decode_checkpoint(
     }
     return Decoded(
         name=f"{checkpoint.parent.parent.name} ({record.stage})",
-        cases=cases,
+        cases=_cases(outcome, [reference for batch in batches for reference in batch.references], sampler.confidences),
         judge=None if data.judge is None else data.index.corpus,
         about=about,
     )
+
+
+def _cases(outcome: MethodScores, references: Sequence[ReportText], confidences: Mapping[str, float | None]) -> list[Case]:
+    ends = [
+        (bool(stopped), bool(looped))
+        for result in outcome.results
+        for stopped, looped in zip(result.stopped_B, result.looped_B, strict=True)
+    ]
+    return [
+        Case(
+            key=key,
+            prediction=replace(parsed_prediction(text), stopped=stopped, looped=looped, eos_confidence=confidences[key]),
+            reference=reference,
+        )
+        for key, text, (stopped, looped), reference in zip(outcome.keys, outcome.texts, ends, references, strict=True)
+    ]
 
 
 def _own_settings(record: StageRecord) -> list[str]:

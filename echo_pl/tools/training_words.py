@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.shard_reader import IMAGE_SUFFIXES, read_samples
 from echo_pl.data.study import Version
+from echo_pl.evaluation.cases import formatted
 from echo_pl.evaluation.metric_choice import Vocabulary
-from echo_pl.evaluation.predictions import formatted
 from echo_pl.metrics.words import Words
 from echo_pl.structs import ReportText
 
