@@ -65,7 +65,11 @@ def duplicate_word_rate(prediction: str) -> float:
     >>> duplicate_word_rate("The the heart is is normal")
     0.3333333333333333
     """
-    words = split_words(prediction)
+    return duplicate_share(split_words(prediction))
+
+
+def duplicate_share(words: Sequence[str]) -> float:
+    """:func:`duplicate_word_rate` of a text that has been split."""
     if not words:
         return 0.0
     return sum(left == right for left, right in pairwise(words)) / len(words)
@@ -77,7 +81,11 @@ def repetition_rate(prediction: str, order: int = 4) -> float:
     >>> repetition_rate("no effusion is seen no effusion is seen")
     0.2
     """
-    words = split_words(prediction)
+    return repeated_share(split_words(prediction), order)
+
+
+def repeated_share(words: Sequence[str], order: int = 4) -> float:
+    """:func:`repetition_rate` of a text that has been split."""
     grams = [tuple(words[start : start + order]) for start in range(len(words) - order + 1)]
     return (len(grams) - len(set(grams))) / len(grams) if grams else 0.0
 

@@ -1,0 +1,146 @@
+"""A study's prediction beside its reference: how they are paired by id, formatted alike, and held to one language.
+
+Knows strings only: no files, no scores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from echo_pl.data.response import FORMS, parse_response
+from echo_pl.structs import ReportText
+
+Sections = Literal["both", "findings", "impression"]
+EMPTY = ReportText(findings="", impression="")
+_SHOWN = 10
+_IDEOGRAPH = re.compile(r"[\u4e00-\u9fff]")
+_LETTER = re.compile(r"[^\W\d_\u4e00-\u9fff]")
+
+
+class UnmatchedIdsError(ValueError):
+    """Predictions and references are not of the same studies."""
+
+    def __init__(self, message: str, only_first: Sequence[str], only_second: Sequence[str]) -> None:
+        super().__init__(message)
+        self.only_first = tuple(only_first)
+        self.only_second = tuple(only_second)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model wrote for a study, and what is known of how."""
+
+    report: ReportText
+    parsed: bool = True
+    """False: it had no headings, or was no text at all; it is scored as an empty report."""
+    stopped: bool | None = None
+    """Whether it ended with eos; None: not known."""
+    looped: bool | None = None
+    eos_confidence: float | None = None
+    """Probability of the first eos token when it was committed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A study with what a model wrote and what should stand there."""
+
+    key: str
+    prediction: Prediction
+    reference: ReportText
+
+
+def join(predictions: Mapping[str, Prediction], references: Mapping[str, ReportText]) -> list[Case]:
+    """Pair by id, in the order of the references.
+
+    Raises:
+        UnmatchedIdsError: an id is on one side only; nothing is left out in silence.
+    """
+    require_same_ids(predictions, references, "predictions", "references")
+    return [Case(key=key, prediction=predictions[key], reference=reference) for key, reference in references.items()]
+
+
+def require_same_ids(first: Mapping[str, Any], second: Mapping[str, Any], name: str, other: str) -> None:
+    """Refuse two sets of ids that differ, naming the odd ones of both.
+
+    Raises:
+        UnmatchedIdsError: with both lists in full.
+    """
+    only_first = [key for key in first if key not in second]
+    only_second = [key for key in second if key not in first]
+    if only_first or only_second:
+        raise UnmatchedIdsError(
+            f"{name} and {other} are not of the same studies ({len(first)} and {len(second)}): {len(only_first)} ids only in the "
+            f"{name} ({shown(only_first)}), {len(only_second)} only in the {other} ({shown(only_second)})",
+            only_first,
+            only_second,
+        )
+
+
+def formatted(report: ReportText, sections: Sections = "both") -> str:
+    """A report as the one text that is scored; predictions and references pass through here alike.
+
+    Headings are left out and white space is made one space. Splitting into words and lower-casing is a metric's own.
+
+    >>> formatted(ReportText(findings="Clear  lungs.", impression="Normal."))
+    'Clear lungs. Normal.'
+    """
+    chosen = {"both": f"{report.findings} {report.impression}", "findings": report.findings, "impression": report.impression}
+    return " ".join(chosen[sections].split())
+
+
+def language_of(text: str) -> str | None:
+    """``zh`` if at least three in ten letters are ideographs, else ``en``; None for a text without letters.
+
+    >>> language_of("心影正常"), language_of("clear lungs"), language_of("...")
+    ('zh', 'en', None)
+    """
+    ideographs, letters = len(_IDEOGRAPH.findall(text)), len(_LETTER.findall(text))
+    if not ideographs + letters:
+        return None
+    return "zh" if 10 * ideographs >= 3 * (ideographs + letters) else "en"
+
+
+def check_language(cases: Sequence[Case], language: str) -> list[str]:
+    """The ids whose prediction is written in another language; they are scored as they are.
+
+    Raises:
+        ValueError: references, or most predictions, are in another language than the scores are for.
+    """
+
+    def others(texts: Mapping[str, str]) -> list[str]:
+        return [key for key, text in texts.items() if language_of(text) not in (None, language)]
+
+    wrong = others({case.key: formatted(case.reference) for case in cases})
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(cases)} references are not in language {language!r}: {shown(wrong)}; give --language, or "
+            "score each language by itself"
+        )
+    strange = others({case.key: formatted(case.prediction.report) for case in cases})
+    if 2 * len(strange) > len(cases):
+        raise ValueError(
+            f"{len(strange)} of {len(cases)} predictions are not in language {language!r}, the references are: {shown(strange)}; "
+            "are these the predictions for these references?"
+        )
+    return strange
+
+
+def parsed_prediction(text: str, *, free_text: bool = False) -> Prediction:
+    """A response as a prediction.
+
+    >>> parsed_prediction("the lungs are").parsed
+    False
+    """
+    if free_text:
+        return Prediction(report=ReportText(findings=text.strip(), impression=""))
+    headed = any(form.impression in text or text.lstrip().startswith(form.findings) for form in FORMS.values())
+    return Prediction(report=parse_response(text)) if headed else Prediction(report=EMPTY, parsed=False)
+
+
+def shown(keys: Sequence[str]) -> str:
+    """The first few of a list of ids, and how many more there are."""
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more if keys else "none"

@@ -1,0 +1,160 @@
+"""Predictions and references from files, and back: two formats in, reports by id out.
+
+The official evaluation JSON (METHOD.md 6): a list of ``{"sample_id", "images", "ground_truth": {"findings", "impression"}}``. Ours:
+JSON lines of ``{"sample_id", "prediction", "reference"}`` with what decoding knew beside it. Knows files and strings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from echo_pl.data.response import parse_response
+from echo_pl.evaluation.cases import EMPTY, Case, Prediction, parsed_prediction, shown
+from echo_pl.structs import ReportText
+
+RECORDS = "reports.jsonl"
+"""Name of the records in a folder that an evaluation wrote."""
+
+
+def read_records(path: Path | str) -> dict[str, dict[str, Any]]:
+    """Records by ``sample_id`` from JSON (a list, or an object by id), JSON lines, or a folder of an evaluation.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a file, a record has no id, or ids stand twice (all of them are named).
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / RECORDS
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}: give a JSON or JSON lines file, or a folder that an evaluation wrote")
+    records = list(_records(file))
+    counts = Counter(key for key, _ in records)
+    doubles = [key for key, count in counts.items() if count > 1]
+    if doubles:
+        raise ValueError(
+            f"{file} has {len(doubles)} sample_ids more than once: {shown(doubles)}; which of them counts is not clear"
+        )
+    if not records:
+        raise ValueError(f"{file} has no records")
+    return dict(records)
+
+
+def read_predictions(path: Path | str, *, free_text: bool = False) -> dict[str, Prediction]:
+    """The predictions of a file, by id.
+
+    A prediction is a response with its headings, or an object with ``findings`` and ``impression``. Whatever else it is, it is
+    kept as an empty report that is not ``parsed``.
+
+    Args:
+        path: see :func:`read_records`.
+        free_text: responses have no headings; all of their text counts as findings.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as :func:`read_records`, or a record without a prediction.
+    """
+    records = read_records(path)
+    without = [key for key, record in records.items() if "prediction" not in record]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(records)} records of {path} have no 'prediction': {shown(without)}; if these are references, "
+            "give them as --references and the predictions as --predictions"
+        )
+    return {key: _prediction(record, free_text) for key, record in records.items()}
+
+
+def read_references(path: Path | str) -> dict[str, ReportText]:
+    """The references of a file, by id: ``ground_truth`` (official) or ``reference`` (ours).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as :func:`read_records`, or references that are missing or empty (they are named).
+    """
+    found = {key: _reference(record) for key, record in read_records(path).items()}
+    without = [key for key, report in found.items() if report is None or report == EMPTY]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(found)} records of {path} have no 'ground_truth' or 'reference' with findings or impression: "
+            f"{shown(without)}; a study without a reference cannot be scored"
+        )
+    return {key: report for key, report in found.items() if report is not None}
+
+
+def case_record(case: Case) -> dict[str, Any]:
+    """A case as a line of our own format, which :func:`read_predictions` and :func:`read_references` read."""
+    known = {name: getattr(case.prediction, name) for name in ("stopped", "looped", "eos_confidence")}
+    return {
+        "sample_id": case.key,
+        "prediction": _fields(case.prediction.report) if case.prediction.parsed else None,
+        "reference": _fields(case.reference),
+        **{name: value for name, value in known.items() if value is not None},
+    }
+
+
+def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for place, record in enumerate(_content(file), 1):
+        if not isinstance(record, dict) or not isinstance(record.get("sample_id"), str | int):
+            raise ValueError(f"record {place} of {file} is not an object with a 'sample_id'")
+        yield str(record["sample_id"]), record
+
+
+def _content(file: Path) -> list[Any]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON{' lines' if file.suffix == '.jsonl' else ''} ({error.msg})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if isinstance(content, list):
+        return content
+    if isinstance(content, dict):
+        return [{"sample_id": key, **(value if _is_record(value) else {"prediction": value})} for key, value in content.items()]
+    raise ValueError(f"{file} holds neither a list of records nor an object by sample_id")
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and bool({"prediction", "ground_truth", "reference"} & value.keys())
+
+
+def _prediction(record: Mapping[str, Any], free_text: bool) -> Prediction:
+    value = record["prediction"]
+    report = _fields_report(value)
+    found = Prediction(report=EMPTY, parsed=False)
+    if report is not None:
+        found = Prediction(report=report)
+    elif isinstance(value, str):
+        found = parsed_prediction(value, free_text=free_text)
+    confidence = record.get("eos_confidence")
+    return replace(
+        found,
+        stopped=record["stopped"] if isinstance(record.get("stopped"), bool) else None,
+        looped=record["looped"] if isinstance(record.get("looped"), bool) else None,
+        eos_confidence=float(confidence) if isinstance(confidence, int | float) else None,
+    )
+
+
+def _reference(record: Mapping[str, Any]) -> ReportText | None:
+    value = record.get("ground_truth", record.get("reference"))
+    return parse_response(value) if isinstance(value, str) else _fields_report(value)
+
+
+def _fields_report(value: Any) -> ReportText | None:
+    if not isinstance(value, dict) or not {"findings", "impression"} & value.keys():
+        return None
+    findings, impression = (value.get(name) or "" for name in ("findings", "impression"))
+    if not isinstance(findings, str) or not isinstance(impression, str):
+        return None
+    return ReportText(findings=findings.strip(), impression=impression.strip())
+
+
+def _fields(report: ReportText) -> dict[str, str]:
+    return {"findings": report.findings, "impression": report.impression}

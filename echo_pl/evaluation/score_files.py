@@ -1,0 +1,84 @@
+"""What an evaluation leaves in its folder: a record of every report, and the aggregate with intervals and tests. JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from echo_pl.evaluation.cases import Case
+from echo_pl.evaluation.files import write_text_atomic
+from echo_pl.evaluation.predictions import RECORDS, case_record
+from echo_pl.evaluation.scoring import Compared, Scored
+
+AGGREGATE = "aggregate.json"
+SCHEMA_VERSION = 1
+
+
+def write_records(folder: Path, cases: Sequence[Case], scores: Mapping[str, Sequence[float]] | None = None) -> Path:
+    """Write ``reports.jsonl``: a line a report with its own scores, which can be read again as predictions and as references.
+
+    Args:
+        folder: made if it is not there.
+        cases: in the order to keep.
+        scores: figures of every report by itself; None: not scored yet.
+    """
+    lines = []
+    for place, case in enumerate(cases):
+        record = case_record(case)
+        if scores is not None:
+            record["scores"] = {name: _plain(values[place]) for name, values in scores.items()}
+        lines.append(json.dumps(record, ensure_ascii=False))
+    return write_text_atomic(folder / RECORDS, "".join(f"{line}\n" for line in lines))
+
+
+def write_aggregate(folder: Path, scored: Scored, compared: Sequence[Compared], about: Mapping[str, Any]) -> Path:
+    """Write ``aggregate.json``: no report's words, nan as null.
+
+    Args:
+        folder: where.
+        scored: the run.
+        compared: paired tests, if any.
+        about: settings, inputs and versions.
+    """
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "reports": len(scored.cases),
+        **about,
+        "figures": {
+            one.name: {**asdict(one.interval), "higher_is_better": one.better, "signature": one.signature} for one in scored.figures
+        },
+        "absent": {one.name: one.reason for one in scored.absent},
+        "against": {
+            one.name: {"other": one.other, **asdict(one.result), "p_holm": one.p_holm, "verdict": one.verdict} for one in compared
+        },
+    }
+    return write_text_atomic(folder / AGGREGATE, json.dumps(_plain(content), ensure_ascii=False, indent=1) + "\n")
+
+
+def read_aggregate(folder: Path | str) -> dict[str, Any]:
+    """What :func:`write_aggregate` wrote.
+
+    Raises:
+        FileNotFoundError: nothing was evaluated there.
+        ValueError: it is of another version.
+    """
+    file = Path(folder) / AGGREGATE
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file}: {folder} is not the folder of a finished evaluation")
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"{file} has schema version {content.get('schema_version')!r}, this program reads {SCHEMA_VERSION}")
+    return content
+
+
+def _plain(value: Any) -> Any:
+    """With null in the place of numbers that JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,147 @@
+"""Language models and text encoders that the user has on disk, as the callables that scores ask for.
+
+Nothing is fetched: a path that is not there is an error. No remote code is run. transformers is imported when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel:
+    """A causal language model as a score."""
+
+    name: str
+    detail: str
+    """What else a signature must say."""
+    score: Callable[[str], tuple[float, int]]
+    """From a text to the sum of -log p over its tokens, and their number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """A sentence encoder."""
+
+    name: str
+    detail: str
+    encode: Callable[[Sequence[str]], Tensor]
+    """From N texts to (N, E)."""
+
+
+def load_language_model(path: Path | str, device: str = "cpu") -> LanguageModel:
+    """Load a causal language model from a folder, or from a ``.gguf`` file.
+
+    With a bos token (as the tokenizer says) all tokens of a text are scored, without one all but the first. Texts that are
+    longer than the model are scored in windows.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: it is not a causal language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = _present(path)
+    where = {"gguf_file": file.name} if file.suffix == ".gguf" else {}
+    folder = file.parent if where else file
+    tokenizer, model = (_loaded(kind, folder, **where) for kind in (AutoTokenizer, AutoModelForCausalLM))
+    model = model.to(device).eval().requires_grad_(False)
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    window = int(getattr(model.config, "max_position_embeddings", 1024))
+
+    def score(text: str) -> tuple[float, int]:
+        ids = torch.tensor(start + tokenizer(text, add_special_tokens=False)["input_ids"], device=device)
+        return surprise(lambda ids_T: model(input_ids=ids_T[None]).logits[0], ids, window)
+
+    first = "bos first" if start else "first token not scored"
+    return LanguageModel(name=file.name, detail=f"{first}, windows of {window} tokens", score=score)
+
+
+@torch.no_grad()
+def surprise(logits: Callable[[Tensor], Tensor], ids_T: Tensor, window: int) -> tuple[float, int]:
+    """Sum of -log p of every token but the first, and how many these are.
+
+    Args:
+        logits: from (T,) token ids to (T, V).
+        ids_T: the text.
+        window: most tokens at once; the next window begins with the last token of the one before.
+    """
+    total, scored = 0.0, 0
+    for begin in range(0, len(ids_T) - 1, window - 1):
+        part = ids_T[begin : begin + window]
+        log_probs = logits(part)[:-1].float().log_softmax(-1)
+        total -= float(log_probs.gather(-1, part[1:, None]).double().sum())
+        scored += len(part) - 1
+    return total, scored
+
+
+def load_text_encoder(path: Path | str, device: str = "cpu", batch_size: int = 32) -> TextEncoder:
+    """Load a sentence encoder from a folder, with the pooling that its ``1_Pooling/config.json`` names (without one: mean of
+    tokens).
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: it is not an encoder, or pools in another way.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = _present(path)
+    tokenizer, model = (_loaded(kind, folder) for kind in (AutoTokenizer, AutoModel))
+    model = model.to(device).eval().requires_grad_(False)
+    pooling = _pooling(folder)
+    longest = int(getattr(model.config, "max_position_embeddings", 512))
+
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> Tensor:
+        parts = []
+        for begin in tqdm(range(0, len(texts), batch_size), desc=f"embeddings by {folder.name}", unit="batch", leave=False):
+            tokens = tokenizer(
+                list(texts[begin : begin + batch_size]), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+            ).to(device)
+            hidden_BTE = model(**tokens).last_hidden_state.float()
+            parts.append(pooled(hidden_BTE, tokens["attention_mask"], pooling).cpu())
+        return torch.cat(parts)
+
+    return TextEncoder(name=folder.name, detail=f"pooling {pooling}, at most {longest} tokens", encode=encode)
+
+
+def pooled(hidden_BTE: Tensor, present_BT: Tensor, pooling: str) -> Tensor:
+    """(B, E): the first token, or the mean of those that are no padding."""
+    if pooling == "cls":
+        return hidden_BTE[:, 0]
+    weights = present_BT[..., None].to(hidden_BTE.dtype)
+    return (hidden_BTE * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def _pooling(folder: Path) -> str:
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "mean"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    chosen = {name.removeprefix("pooling_mode_") for name, on in config.items() if name.startswith("pooling_mode_") and on is True}
+    known = {frozenset({"mean_tokens"}): "mean", frozenset({"cls_token"}): "cls"}
+    if frozenset(chosen) not in known:
+        raise ValueError(f"{file} pools by {sorted(chosen)}; only mean_tokens or cls_token is known here")
+    return known[frozenset(chosen)]
+
+
+def _present(path: Path | str) -> Path:
+    file = Path(path).resolve()
+    if not file.exists():
+        raise FileNotFoundError(f"no model at {path}: give a folder in the layout of Hugging Face; nothing is fetched")
+    return file
+
+
+def _loaded(kind: Any, folder: Path, **where: str) -> Any:
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **where)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise ValueError(f"{folder} cannot be loaded by {kind.__name__}: {str(error).splitlines()[0]}") from error

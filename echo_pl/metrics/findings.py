@@ -1,0 +1,148 @@
+"""Which findings a report claims that its reference does not, and which it leaves out; and how many regions it speaks of.
+
+METHOD.md 1 and 5. The labeller that reads findings out of a text is given ready-made; this file counts. What a labeller cannot read
+is not seen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from echo_pl.metrics.counted import CountedReports, MeanOfPairs, ratio
+from echo_pl.metrics.text import paired
+
+POSITIVE = "positive"
+STATUSES = (POSITIVE, "uncertain", "negative", "absent")
+
+
+class Label(Protocol):
+    """What a text says of one concept."""
+
+    @property
+    def status(self) -> str | Enum:
+        """One of :data:`STATUSES`, or a member of an enumeration with that value."""
+
+
+class LabelText(Protocol):
+    """Reads the concepts out of a text; one that the text does not mention is absent, or not in the result."""
+
+    def __call__(self, text: str, /) -> Mapping[str, Label]:
+        """Never raises, whatever the text."""
+
+
+def positive_findings(labels: Mapping[str, Label]) -> frozenset[str]:
+    """The concepts that are stated as present; neither uncertain nor negated ones.
+
+    Raises:
+        ValueError: a status that is none, which would pass for a concept that is not there.
+    """
+    statuses = {concept: label.status for concept, label in labels.items()}
+    values = {concept: status.value if isinstance(status, Enum) else status for concept, status in statuses.items()}
+    strange = sorted({str(value) for value in values.values() if value not in STATUSES})
+    if strange:
+        raise ValueError(f"the status of a finding must be one of {STATUSES}, got {strange}")
+    return frozenset(concept for concept, value in values.items() if value == POSITIVE)
+
+
+def precision_recall_f1(hits: Tensor, extra: Tensor, missed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From counts. All three are 1 where there was nothing to find and nothing was claimed, and 0 where only one of them holds."""
+    nothing = (hits + extra + missed == 0).to(hits.dtype)
+    precision = ratio(hits, hits + extra) + nothing
+    recall = ratio(hits, hits + missed) + nothing
+    return precision, recall, ratio(2 * hits, 2 * hits + extra + missed) + nothing
+
+
+class FindingScores(CountedReports):
+    """Positive findings of predictions against those of references.
+
+    ``findings_{precision,recall,f1}_micro`` count over all concepts; ``_macro`` are means over the concepts that any of the
+    reports or references states. ``hallucinated_findings`` and ``omitted_findings`` are numbers per report (so lower is better
+    for these two). The side of a finding is not compared. A report that says nothing is right about a study without findings:
+    read the scores beside the share of empty reports.
+
+    Args:
+        label: reads a text.
+        concepts: all that it knows.
+        name: of the labeller, with its version.
+        sync_on_compute: sum over ranks.
+
+    Raises:
+        ValueError: on update: the labeller gives a concept that is not among ``concepts``.
+    """
+
+    names = (
+        "findings_f1_micro",
+        "findings_precision_micro",
+        "findings_recall_micro",
+        "findings_f1_macro",
+        "findings_precision_macro",
+        "findings_recall_macro",
+        "hallucinated_findings",
+        "omitted_findings",
+    )
+    direction = True
+
+    def __init__(self, label: LabelText, concepts: Sequence[str], name: str, *, sync_on_compute: bool = True) -> None:
+        super().__init__(3 * len(concepts) + 1, sync_on_compute=sync_on_compute)
+        self.label = label
+        self.places = {concept: place for place, concept in enumerate(concepts)}
+        self.variant = f"findings|positive only|uncertain:not positive|side:ignored|{len(self.places)} concepts|labeller:{name}|v1"
+
+    def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
+        """Hits, extra and missed, each by concept; then 1."""
+        pairs = list(paired(predictions, references))
+        counts = torch.zeros(len(pairs), 3, len(self.places), dtype=torch.float64)
+        for row, (prediction, reference) in zip(counts, pairs, strict=True):
+            ours, theirs = self.found(prediction), self.found(reference)
+            for kind, concepts in enumerate((ours & theirs, ours - theirs, theirs - ours)):
+                for concept in concepts:
+                    row[kind, self.places[concept]] = 1.0
+        return torch.cat([counts.flatten(1), torch.ones(len(pairs), 1, dtype=torch.float64)], 1)
+
+    def better(self, name: str) -> bool | None:
+        """Numbers of wrong findings are better low."""
+        return not name.endswith("_findings")
+
+    def found(self, text: str) -> frozenset[str]:
+        """Positive findings of a text."""
+        findings = positive_findings(self.label(text))
+        unknown = findings - self.places.keys()
+        if unknown:
+            raise ValueError(f"the labeller gives concepts that it was not said to know: {sorted(unknown)}")
+        return findings
+
+    def figures(self, sums: Tensor) -> dict[str, Tensor]:
+        """See the class."""
+        concepts = len(self.places)
+        counts = sums[..., : 3 * concepts].unflatten(-1, (3, concepts))
+        hits, extra, missed = counts.unbind(-2)
+        micro = precision_recall_f1(hits.sum(-1), extra.sum(-1), missed.sum(-1))
+        macro = precision_recall_f1(hits, extra, missed)
+        seen = (hits + extra + missed > 0).to(sums.dtype)
+        precision, recall, f1 = (ratio((own * seen).sum(-1), seen.sum(-1), empty=1.0) for own in macro)
+        reports = sums[..., -1]
+        values = (micro[2], micro[0], micro[1], f1, precision, recall)
+        rates = (ratio(extra.sum(-1), reports), ratio(missed.sum(-1), reports))
+        return dict(zip(self.names, (*values, *rates), strict=True))
+
+
+def region_completeness(regions: Callable[[str], Collection[str]], known: Sequence[str], name: str) -> MeanOfPairs:
+    """Share of the regions that a report says something about, findings or their absence; the reference is not looked at.
+
+    Args:
+        regions: the regions that a text states.
+        known: all of them (METHOD.md 1: seven).
+        name: of who reads them, with its version.
+    """
+
+    def share(prediction: str, reference: str) -> float:
+        return len(set(regions(prediction)) & set(known)) / len(known)
+
+    return MeanOfPairs(
+        "region_completeness", share, f"region_completeness|{len(known)} regions|reader:{name}|mean:reports|v1", True
+    )

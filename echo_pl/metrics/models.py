@@ -1,0 +1,90 @@
+"""Scores that ask another model: perplexity under a causal language model, and the cosine of two text embeddings.
+
+Both models are given as callables and named in the signature; nothing is loaded here. Neither score may stand alone: a report that
+repeats one sentence has a low perplexity, and a report that denies a finding has nearly the embedding of one that states it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from echo_pl.metrics.counted import CountedReports, mean_rows, ratio
+from echo_pl.metrics.text import paired
+
+
+class Perplexity(CountedReports):
+    """How surprised a language model is by generated reports.
+
+    ``perplexity`` is that of the corpus, exp(sum of -log p / sum of tokens); ``perplexity_per_report`` is the mean of the
+    reports' own. A report without a scored token (an empty one) has none: it is left out of both, as no number would be fair, so
+    read them beside the share of empty reports. nan where no report has any.
+
+    Args:
+        score: from a text to the sum of -log p (natural logarithm) over its tokens, and how many these are.
+        model: name of the language model, with what matters (revision, whether the first token is scored).
+        sync_on_compute: sum over ranks.
+
+    >>> metric = Perplexity(lambda text: (2.0 * len(text.split()), len(text.split())), "two nats a word")
+    >>> metric.update(["clear lungs", "clear"], ["", ""])
+    >>> [round(value, 3) for value in metric.plain().values()]
+    [7.389, 7.389]
+    """
+
+    names = ("perplexity", "perplexity_per_report")
+    direction = False
+
+    def __init__(self, score: Callable[[str], tuple[float, int]], model: str, *, sync_on_compute: bool = True) -> None:
+        super().__init__(4, sync_on_compute=sync_on_compute)
+        self.score = score
+        self.variant = f"perplexity|model:{model}|of predictions|corpus: per token, per_report: mean over reports|v1"
+
+    def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
+        """Sum of -log p, tokens, the report's own perplexity, and 1 where it has one."""
+        rows = []
+        for prediction, _ in paired(predictions, references):
+            surprise, tokens = self.score(prediction) if prediction else (0.0, 0)
+            rows.append((surprise, tokens, math.exp(surprise / tokens), 1) if tokens else (0.0, 0, 0.0, 0))
+        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+
+    def figures(self, sums: Tensor) -> dict[str, Tensor]:
+        """Both aggregations."""
+        surprise, tokens, own, reports = sums.unbind(-1)
+        return {"perplexity": (surprise / tokens).exp(), "perplexity_per_report": own / reports}
+
+
+class EmbeddingSimilarity(CountedReports):
+    """Mean cosine between the embeddings of prediction and reference; 0 for an empty prediction. Named after its model.
+
+    Args:
+        encode: from texts to (N, E).
+        model: short name of the model, part of the figure's name.
+        detail: what else matters of it (pooling, revision), for the signature.
+        sync_on_compute: sum over ranks.
+    """
+
+    direction = True
+
+    def __init__(
+        self, encode: Callable[[Sequence[str]], Tensor], model: str, detail: str = "", *, sync_on_compute: bool = True
+    ) -> None:
+        super().__init__(2, sync_on_compute=sync_on_compute)
+        self.encode = encode
+        self.names = (f"cosine_{model}",)
+        self.variant = f"cosine|model:{model}{f', {detail}' if detail else ''}|blind to negation|mean:reports|v1"
+
+    def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
+        """Cosine and 1, a row a report."""
+        pairs = list(paired(predictions, references))
+        if not pairs:
+            return mean_rows([])
+        cosines = cosine_similarity(self.encode(predictions).double(), self.encode(references).double(), dim=-1)
+        return mean_rows([float(value) if text else 0.0 for value, (text, _) in zip(cosines, pairs, strict=True)])
+
+    def figures(self, sums: Tensor) -> dict[str, Tensor]:
+        """The mean; 0 without reports."""
+        return {self.names[0]: ratio(sums[..., 0], sums[..., 1])}

@@ -1,0 +1,246 @@
+"""Score reports: predictions from a file, or those that a checkpoint writes for held-out studies.
+
+    python -m echo_pl.tools.evaluate --predictions ours.jsonl --references test.json --out outputs/evaluation/ours
+    python -m echo_pl.tools.evaluate --predictions ours.jsonl --references test.json --against theirs.json --out
+    outputs/evaluation/both python -m echo_pl.tools.evaluate --checkpoint outputs/runs/<run>/checkpoints/final.ckpt --out
+    outputs/evaluation/dcd data=synthetic python -m echo_pl.tools.evaluate --upload outputs/evaluation/ours --mlflow
+    http://server:5000
+
+Writes reports.jsonl (a record a report), aggregate.json (every score with its interval and signature), report.md and index.html
+(with the worst reports), and then logs to MLflow where asked. docs/evaluation.md says what every score is and cannot see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from echo_pl.__main__ import reported
+from echo_pl.data.corpora import make_judge
+from echo_pl.evaluation.cases import Case, UnmatchedIdsError, check_language, formatted, join, require_same_ids, shown
+from echo_pl.evaluation.files import write_text_atomic
+from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences, judge_reader
+from echo_pl.evaluation.predictions import read_predictions, read_references
+from echo_pl.evaluation.radeval_backend import BACKENDS, Absent, clinical_scores
+from echo_pl.evaluation.score_files import AGGREGATE, write_aggregate, write_records
+from echo_pl.evaluation.score_report import ScoreReport, number, shown_cases, span
+from echo_pl.evaluation.scoring import Compared, Counted, Resampling, Scored, against, count, given, summarize
+from echo_pl.metrics.counted import PairMetric
+from echo_pl.metrics.words import words_of
+from echo_pl.tools.evaluate_options import parser, refuse_bad_options
+from echo_pl.tools.evaluation_upload import upload
+from echo_pl.tools.training_words import training_vocabulary
+
+UNMATCHED = "unmatched_ids.json"
+WORST_BY = ("findings_f1_micro", "rouge_l_google")
+"""What the worst reports are chosen by: the first of these that there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What is scored."""
+
+    title: str
+    cases: list[Case]
+    other: list[Case] | None = None
+    """The run to compare with, its cases in the same order."""
+    corpus: str | None = None
+    """Of decoded studies: whose judge may read them."""
+    about: dict[str, Any]
+
+
+def evaluate(args: argparse.Namespace) -> Scored:
+    """Everything that the command does but logging to MLflow.
+
+    Raises:
+        ValueError, OSError: with what is wrong; what was decoded by then is in ``args.out``.
+    """
+    refuse_bad_options(args)
+    words = words_of(args.language)
+    inputs = _inputs(args)
+    strange = check_language(inputs.cases, args.language)
+    reader = _reader(args.judge or inputs.corpus, args.language)
+    cases = [*inputs.cases, *(inputs.other or [])]
+    choice = MetricChoice(
+        words=words,
+        with_wordnet=args.wordnet,
+        reader=reader,
+        vocabulary=None if args.vocabulary is None else training_vocabulary(args.vocabulary, words, args.version),
+        language_model=args.language_model,
+        embedding_model=args.embedding_model,
+        device=args.device,
+    )
+    metrics, absent = build_metrics(choice, cases, args.sections)
+    resampling = Resampling(resamples=args.resamples, rounds=args.rounds, level=args.level, seed=args.seed)
+    scored = _score(args, inputs.cases, metrics, absent, resampling)
+    compared = []
+    if inputs.other is not None:
+        compared = against(scored, _score(args, inputs.other, metrics, absent, resampling), resampling)
+    about = {**inputs.about, **_settings(args), "other_language": strange}
+    _write(args, inputs, scored, compared, about, reader)
+    return scored
+
+
+def _inputs(args: argparse.Namespace) -> Inputs:
+    if args.checkpoint is not None:
+        inputs = _decoded(args)
+    else:
+        predictions = read_predictions(args.predictions, free_text=args.free_text)
+        references = read_references(args.references or args.predictions)
+        try:
+            cases = join(predictions, references)
+        except UnmatchedIdsError as error:
+            raise _with_lists(args.out, error, "predictions", "references") from error
+        about = {"predictions": str(args.predictions), "references": str(args.references or args.predictions)}
+        inputs = Inputs(title=f"Evaluation of {args.predictions.stem}", cases=cases, about=about)
+    if args.against is None:
+        return inputs
+    other = read_predictions(args.against, free_text=args.free_text)
+    references = {case.key: case.reference for case in inputs.cases}
+    try:
+        require_same_ids(references, other, "this run", "the other run")
+    except UnmatchedIdsError as error:
+        raise _with_lists(args.out, error, "this_run", "other_run") from error
+    return Inputs(
+        title=inputs.title,
+        cases=inputs.cases,
+        other=join(other, references),
+        corpus=inputs.corpus,
+        about={**inputs.about, "against": str(args.against)},
+    )
+
+
+def _decoded(args: argparse.Namespace) -> Inputs:
+    from echo_pl.tools.evaluate_checkpoint import decode_checkpoint  # training's libraries take seconds to import
+
+    decoded = decode_checkpoint(args.checkpoint, args.overrides, args.split, args.studies, args.batch_size)
+    path = write_records(args.out, decoded.cases)  # decoding is what takes long: nothing that comes later may lose it
+    print(f"{len(decoded.cases)} decoded reports are in {path}", flush=True)
+    return Inputs(
+        title=f"Evaluation of {decoded.name}", cases=decoded.cases, corpus=decoded.judge, about={"decoding": decoded.about}
+    )
+
+
+def _with_lists(folder: Path, error: UnmatchedIdsError, first: str, second: str) -> ValueError:
+    content = {f"only_in_{first}": error.only_first, f"only_in_{second}": error.only_second}
+    path = write_text_atomic(folder / UNMATCHED, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return ValueError(f"{error}; both lists are in {path}")
+
+
+def _reader(name: str | None, language: str) -> FindingsReader | None:
+    """The judge of a corpus as a reader of findings; they are English."""
+    if name is None or language != "en":
+        return None
+    judge = make_judge(name, "normalized")
+    return None if judge is None else judge_reader(judge, f"judge of corpus {name}")
+
+
+def _score(
+    args: argparse.Namespace, cases: list[Case], metrics: list[PairMetric], absent: list[Absent], resampling: Resampling
+) -> Scored:
+    counted, missing = given(cases)
+    counted = [*count(cases, metrics, args.sections), *counted]
+    texts = (
+        [formatted(one.prediction.report, args.sections) for one in cases],
+        [formatted(one.reference, args.sections) for one in cases],
+    )
+    for backend in BACKENDS if args.clinical == ["all"] else args.clinical:
+        if args.language != "en":
+            missing.append(Absent(name=backend, reason=f"reads English reports, these are {args.language}"))
+            continue
+        found = clinical_scores(backend, *texts, args.clinical_models, device=args.device)
+        if isinstance(found, list):
+            missing += found
+        else:
+            pairs = zip(found.metrics, found.rows, strict=True)
+            counted += [Counted(metric=metric, rows_NK=rows) for metric, rows in pairs]
+    left = [
+        Absent(name=name, reason="not asked for (--clinical)")
+        for name in BACKENDS
+        if args.clinical != ["all"] and name not in args.clinical
+    ]
+    return summarize(cases, counted, [*absent, *missing, *left], resampling)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("language", "sections", "seed", "resamples", "rounds", "level")
+    libraries = ("echo-pl", "torch", "torchmetrics", "nltk")
+    return {name: getattr(args, name) for name in names} | {"versions": {library: version(library) for library in libraries}}
+
+
+def _write(
+    args: argparse.Namespace,
+    inputs: Inputs,
+    scored: Scored,
+    compared: list[Compared],
+    about: dict[str, Any],
+    reader: FindingsReader | None,
+) -> None:
+    write_records(args.out, scored.cases, scored.of_reports)
+    names = [figure.name for figure in scored.figures]
+    by = args.worst_by or next(name for name in WORST_BY if name in names)
+    difference = None
+    if reader is not None:
+        label = reader.label
+
+        def difference(prediction: str, reference: str) -> dict[str, list[str]]:
+            return finding_differences(label, prediction, reference)
+
+    report = ScoreReport(
+        title=inputs.title,
+        scored=scored,
+        level=args.level,
+        compared=compared,
+        other=str(args.against or ""),
+        notes=_notes(scored, about["other_language"]),
+        worst_by=by,
+        cases=shown_cases(scored, by, args.worst, args.sections, difference),
+        command=shlex.join(["python", "-m", "echo_pl.tools.evaluate", *sys.argv[1:]]),
+    )
+    write_text_atomic(args.out / "report.md", report.markdown())
+    write_text_atomic(args.out / "index.html", report.page())
+    write_aggregate(args.out, scored, compared, about)  # last: a folder that has it is whole
+
+
+def _notes(scored: Scored, strange: list[str]) -> list[str]:
+    """What must be known before the figures."""
+    unread = [case.key for case in scored.cases if not case.prediction.parsed]
+    notes = []
+    if unread:
+        notes.append(f"{len(unread)} predictions could not be read as a report and score as empty ones: {shown(unread)}.")
+    if strange:
+        notes.append(f"{len(strange)} predictions are in another language: {shown(strange)}.")
+    return notes
+
+
+def _print(scored: Scored, folder: Path) -> None:
+    width = max(len(figure.name) for figure in scored.figures)
+    for figure in scored.figures:
+        print(f"{figure.name:{width}}  {number(figure.interval.value):>8}  {span(figure.interval.low, figure.interval.high)}")
+    for one in scored.absent:
+        print(f"{one.name:{width}}  absent: {one.reason}")
+    print(f"\nread {folder / 'report.md'}, look at {folder / 'index.html'}; figures in {folder / AGGREGATE}", flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    args = parser(__doc__).parse_args()
+    with reported():
+        if args.upload is None:
+            _print(evaluate(args), args.out)
+        folder = args.upload or args.out
+        if args.mlflow is not None:
+            run = upload(folder, args.mlflow, args.experiment, with_texts=args.mlflow_texts)
+            print(f"logged to {args.mlflow} as run {run}")
+        elif args.upload is not None:
+            raise ValueError("--upload needs --mlflow <tracking uri>")
+
+
+if __name__ == "__main__":
+    main()

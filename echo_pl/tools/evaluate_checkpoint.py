@@ -1,0 +1,159 @@
+"""Decode held-out studies with a checkpoint of any stage that writes reports, the way its stage means it to be decoded.
+
+Stage 1 token by token; stage 2 as its ``stage.module.decode`` says; stage 3 in one step per block. Knows no score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from echo_pl.backbone.checkpoint import StageRecord, load_weights, read_checkpoint
+from echo_pl.backbone.vlm import VLM
+from echo_pl.data.datamodule import EvalSplit, ReportDataModule
+from echo_pl.evaluation.cases import Case, parsed_prediction
+from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
+from echo_pl.lineage import refuse_other_data
+from echo_pl.run import fitting, prepare
+from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, Recorder
+from echo_pl.structs import Batch, DecodeResult, ReportText
+from echo_pl.tools.compose import compose_config
+
+COUNTS = ("nfe", "tpf", "tpf_published", "stopped", "looped")
+"""What of decoding is worth keeping; seconds are not, as watching a decode takes some (make bench measures)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What a checkpoint wrote."""
+
+    name: str
+    cases: list[Case]
+    judge: str | None
+    """Name of the corpus, if it has a judge."""
+    about: dict[str, Any]
+
+
+class EosConfidence:
+    """Watches a decode and keeps, by row, the probability of the first eos token when it was committed."""
+
+    def __init__(self, eos: int) -> None:
+        self.eos = eos
+        self._first: dict[int, tuple[int, int, float]] = {}
+
+    def on_commit(
+        self, *, rows_A: Tensor, block: int, step: int, committed_AL: Tensor, token_AL: Tensor, log_probs_ALV: Tensor
+    ) -> None:
+        """See :class:`~echo_pl.sampling.trajectory.Recorder`."""
+        for active, place in (committed_AL & (token_AL == self.eos)).nonzero().tolist():
+            row = int(rows_A[active])
+            found = (block, place, float(log_probs_ALV[active, place, self.eos].exp()))
+            self._first[row] = min(self._first.get(row, found), found)
+
+    def confidence(self, row: int) -> float | None:
+        """None: the report has no eos."""
+        return self._first[row][2] if row in self._first else None
+
+
+class Watched:
+    """A sampler with the eos confidences of all that it has decoded, by sample key."""
+
+    def __init__(self, sampler: Sampler, eos: int) -> None:
+        self.sampler = sampler
+        self.eos = eos
+        self.confidences: dict[str, float | None] = {}
+
+    def generate(self, batch: Batch, recorder: Recorder | None = None) -> DecodeResult:
+        """Decode every prompt of ``batch``."""
+        assert recorder is None, "one watches already"
+        watch = EosConfidence(self.eos)
+        result = self.sampler.generate(batch, watch)
+        self.confidences |= {key: watch.confidence(row) for row, key in enumerate(batch.keys)}
+        return result
+
+
+def decode_checkpoint(
+    checkpoint: Path, overrides: Sequence[str], split: EvalSplit, studies: int | None, batch_size: int
+) -> Decoded:
+    """Decode the first ``studies`` studies of a split (None: all).
+
+    Args:
+        checkpoint: of stage 1, 2 or 3.
+        overrides: configuration; stage and block layout are the checkpoint's own.
+        split: which studies.
+        studies: how many.
+        batch_size: at once.
+
+    Raises:
+        FileNotFoundError: no checkpoint or corpus.
+        ValueError: a checkpoint of another vocabulary or model, or of a stage that writes nothing.
+    """
+    record, _ = read_checkpoint(checkpoint)
+    if record.stage not in ("pretrain", "rad", "dcd"):
+        raise ValueError(f"{checkpoint} is of stage {record.stage}, which writes no reports: give one of pretrain, rad or dcd")
+    config = compose_config([*_own_settings(record), *overrides])
+    data = prepare(config)
+    refuse_other_data(data, None, checkpoint, record)
+    limit = data.index.count(split) if studies is None else studies
+    if limit < 1 or batch_size < 1:
+        raise ValueError(f"there is nothing to decode: {limit} studies of split {split}, {batch_size} at once")
+    device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
+    vlm: VLM = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
+    with fitting(checkpoint):
+        layout = () if record.block_size is None else (config.block_size, config.grid, config.context_attention)
+        load_weights(vlm, checkpoint, (record.stage,), *layout)
+    sampler = Watched(_sampler(config, record, vlm.to(device).eval().requires_grad_(False), data), data.special.eos)
+    with torch.no_grad():
+        batches = [batch.to(device) for batch in data.held_out_batches(split, batch_size, limit)]
+        outcome = evaluate(sampler, batches, data.detokenize, None, warmup=0, description="decode")
+    about = {
+        "checkpoint": str(checkpoint),
+        "stage": record.stage,
+        "block_size": record.block_size,
+        "corpus": data.index.fingerprint,
+        "split": split,
+        "overrides": list(overrides),
+        **{name: outcome.scores[name] for name in COUNTS},
+    }
+    return Decoded(
+        name=f"{checkpoint.parent.parent.name} ({record.stage})",
+        cases=_cases(outcome, [reference for batch in batches for reference in batch.references], sampler.confidences),
+        judge=None if data.judge is None else data.index.corpus,
+        about=about,
+    )
+
+
+def _cases(outcome: MethodScores, references: Sequence[ReportText], confidences: Mapping[str, float | None]) -> list[Case]:
+    ends = [
+        (bool(stopped), bool(looped))
+        for result in outcome.results
+        for stopped, looped in zip(result.stopped_B, result.looped_B, strict=True)
+    ]
+    return [
+        Case(
+            key=key,
+            prediction=replace(parsed_prediction(text), stopped=stopped, looped=looped, eos_confidence=confidences[key]),
+            reference=reference,
+        )
+        for key, text, (stopped, looped), reference in zip(outcome.keys, outcome.texts, ends, references, strict=True)
+    ]
+
+
+def _own_settings(record: StageRecord) -> list[str]:
+    """Overrides that make a configuration the checkpoint's own."""
+    layout = [] if record.block_size is None else [f"block_size={record.block_size}"]
+    return [f"stage={record.stage}", *layout, f"grid={record.grid}", f"context_attention={record.context_attention}"]
+
+
+def _sampler(config: DictConfig, record: StageRecord, vlm: VLM, data: ReportDataModule) -> Sampler:
+    if record.stage == "pretrain":
+        return AutoregressiveSampler(vlm, data.special, config.max_response_tokens)
+    decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
+    return BlockSampler(vlm, data.special, replace(decode, denoising_steps=1) if record.stage == "dcd" else decode)

@@ -1,0 +1,84 @@
+"""The options of ``python -m echo_pl.tools.evaluate`` and what of them does not go together. Computes nothing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from echo_pl.evaluation.radeval_backend import BACKENDS
+from echo_pl.evaluation.score_files import AGGREGATE
+
+JUDGES = ("synthetic", "nih")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line."""
+    whole = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    inputs = whole.add_argument_group("what to score (one of the first three)")
+    inputs.add_argument("--predictions", type=Path, help="JSON or JSON lines by sample_id, or a folder of an evaluation")
+    inputs.add_argument("--checkpoint", type=Path, help="decode held-out studies with it; more configuration as for echo-pl")
+    inputs.add_argument("--upload", type=Path, metavar="DIR", help="only log an evaluation that is there to --mlflow")
+    inputs.add_argument("--references", type=Path, help="official dataset JSON; without: the references beside the predictions")
+    inputs.add_argument("--against", type=Path, help="predictions of another run, or the folder of its evaluation")
+    inputs.add_argument("--free-text", action="store_true", help="predictions have no headings: all of their text is findings")
+    inputs.add_argument("--split", choices=("val", "test"), default="test", help="with --checkpoint (default test)")
+    inputs.add_argument("--studies", type=int, help="with --checkpoint: the first so many studies (default all)")
+    inputs.add_argument("--batch-size", type=int, default=16, help="with --checkpoint: studies at once (default 16)")
+    inputs.add_argument("overrides", nargs="*", help="with --checkpoint: configuration, as for echo-pl: data=nih ...")
+    scores = whole.add_argument_group("scores")
+    scores.add_argument("--language", choices=("en", "zh"), default="en", help="of the reports (default en)")
+    scores.add_argument("--sections", choices=("both", "findings", "impression"), default="both", help="of a report to score")
+    scores.add_argument("--judge", choices=JUDGES, help="whose grammar reads findings (with --checkpoint: the corpus's own)")
+    scores.add_argument("--vocabulary", type=Path, help="corpus folder, or a text of training reports: for the non-word rate")
+    scores.add_argument("--version", choices=("normalized", "raw"), default="normalized", help="reports of the --vocabulary corpus")
+    scores.add_argument("--wordnet", action="store_true", help="METEOR with nltk's WordNet data, which must be there")
+    scores.add_argument("--language-model", type=Path, help="causal language model on disk: for the perplexity")
+    scores.add_argument("--embedding-model", type=Path, help="sentence encoder on disk: for a cosine named after it")
+    scores.add_argument("--clinical", nargs="+", default=[], choices=(*BACKENDS, "all"), help="scores of the package radeval")
+    scores.add_argument("--clinical-models", type=Path, help="folder of its models: huggingface/, chexbert/, radgraph/")
+    scores.add_argument("--device", default="cpu", help="where models run (default cpu)")
+    sampling = whole.add_argument_group("intervals and tests")
+    sampling.add_argument("--seed", type=int, default=0, help="of resamples and exchanges (default 0)")
+    sampling.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default 1000)")
+    sampling.add_argument("--rounds", type=int, default=10_000, help="of the randomisation test (default 10000)")
+    sampling.add_argument("--level", type=float, default=0.95, help="of the intervals (default 0.95)")
+    results = whole.add_argument_group("results")
+    results.add_argument("--out", type=Path, help="folder to write")
+    results.add_argument("--overwrite", action="store_true", help="write over an evaluation that is there")
+    results.add_argument("--worst", type=int, default=20, help="reports to show (default 20)")
+    results.add_argument("--worst-by", help="score to choose them by (default finding F1, without one ROUGE-L)")
+    results.add_argument("--mlflow", metavar="URI", help="tracking server or sqlite:///<file> to log to; no report's words")
+    results.add_argument("--mlflow-texts", action="store_true", help="log the reports too (patient data)")
+    results.add_argument("--experiment", default="evaluation", help="of MLflow (default evaluation)")
+    return whole
+
+
+def refuse_bad_options(args: argparse.Namespace) -> None:
+    """Whatever can be wrong before anything is computed.
+
+    Raises:
+        ValueError: with the way out.
+        FileNotFoundError: a file or model that was named is not there.
+        FileExistsError: there is an evaluation in ``--out``.
+    """
+    if (args.predictions is None) == (args.checkpoint is None):
+        raise ValueError("give --predictions <file> or --checkpoint <file>, one of them")
+    if args.out is None:
+        raise ValueError("give --out <folder> to write to")
+    if args.predictions is not None and args.overrides:
+        raise ValueError(f"configuration is for --checkpoint; with --predictions it has no use: {' '.join(args.overrides)}")
+    if args.checkpoint is not None and (args.references is not None or args.free_text):
+        raise ValueError("--references and --free-text are for --predictions; a checkpoint's studies have their own references")
+    for name in ("predictions", "checkpoint", "references", "against", "vocabulary", "language_model", "embedding_model"):
+        path = getattr(args, name)
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"--{name.replace('_', '-')}: there is no {path}")
+    if args.clinical_models is not None and not args.clinical:
+        raise ValueError(f"--clinical-models has no use without --clinical ({', '.join(BACKENDS)} or all)")
+    if args.embedding_model is not None and args.judge is None and args.checkpoint is None:
+        raise ValueError(
+            "--embedding-model: a cosine of embeddings hardly sees a negation and is never reported alone; finding scores must "
+            "stand beside it, so give --judge too"
+        )
+    if (args.out / AGGREGATE).exists() and not args.overwrite:
+        raise FileExistsError(f"there is an evaluation in {args.out}: give another --out, or --overwrite")

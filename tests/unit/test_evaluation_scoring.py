@@ -1,0 +1,139 @@
+"""Scored runs: figures of reports and corpora are one definition; worst reports; what a report page says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from metric_reports import label, reports
+
+from echo_pl.evaluation.cases import EMPTY, Case, Prediction
+from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences
+from echo_pl.evaluation.score_report import ScoreReport, shown_cases
+from echo_pl.evaluation.scoring import Resampling, Scored, against, count, given, summarize, worst
+from echo_pl.metrics.words import words_of
+from echo_pl.structs import ReportText
+
+READER = FindingsReader(name="test", label=label)
+FEW = Resampling(resamples=50, rounds=200)
+
+
+def text(findings: str) -> ReportText:
+    return ReportText(findings=findings, impression="")
+
+
+def cases(seed: int, size: int = 12) -> list[Case]:
+    pairs = zip(reports(seed, size), reports(2, size), strict=True)
+    found = [Case(key=f"s{i}", prediction=Prediction(report=text(p)), reference=text(r)) for i, (p, r) in enumerate(pairs)]
+    lost = Prediction(report=EMPTY, parsed=False, stopped=False)
+    return [*found[:-1], Case(key="lost", prediction=lost, reference=found[-1].reference)]
+
+
+def score(run: list[Case], reader: FindingsReader | None = READER) -> Scored:
+    metrics, absent = build_metrics(MetricChoice(words=words_of("en"), reader=reader), run, "both")
+    known, missing = given(run)
+    return summarize(run, [*count(run, metrics, "both", progress=False), *known], [*absent, *missing], FEW, progress=False)
+
+
+def test_every_score_is_there_or_said_to_be_absent():
+    scored = score(cases(1))
+    names = {figure.name for figure in scored.figures}
+    assert {"rouge_1_google", "rouge_l_paper", "meteor", "cider", "cider_d", "bleu_4", "findings_f1_macro", "empty"} <= names
+    assert scored.figure("unparsable").interval.value == pytest.approx(1 / 12)
+    assert scored.figure("stopped").interval.value == 0.0
+    reasons = {one.name: one.reason for one in scored.absent}
+    assert {"perplexity", "embedding similarity", "non_word_rate", "region_completeness", "eos_confidence"} <= reasons.keys()
+    assert "--language-model" in reasons["perplexity"]
+    assert all("12 in all" in figure.signature for figure in scored.figures)
+
+
+def test_means_over_reports_are_means_of_what_reports_have_by_themselves():
+    scored = score(cases(1))
+    of_reports = scored.of_reports
+    for name in ("rouge_l_google", "rouge_2_paper", "meteor", "cider_d", "repetition_rate"):
+        assert scored.figure(name).interval.value == pytest.approx(sum(of_reports[name]) / 12)
+    for figure in scored.figures:
+        assert figure.interval.low <= figure.interval.value + 1e-9
+        assert figure.interval.high >= figure.interval.value - 1e-9
+
+
+def test_a_reader_that_finds_nothing_in_the_references_is_absent_and_not_right():
+    silent = FindingsReader(name="silent", label=lambda text: {})
+    scored = score(cases(1), silent)
+    assert not [figure for figure in scored.figures if figure.name.startswith("findings")]
+    assert any("silent reads no positive finding" in one.reason for one in scored.absent)
+
+
+def test_an_embedding_may_not_stand_alone(tmp_path):
+    with pytest.raises(ValueError, match="never reported alone"):
+        MetricChoice(words=words_of("en"), embedding_model=tmp_path)
+
+
+def test_a_run_is_compared_with_itself_and_with_another():
+    one, other = score(cases(1)), score(cases(3))
+    same = against(one, one, FEW, progress=False)
+    assert {compared.result.p for compared in same} == {1.0}
+    assert {compared.verdict for compared in same} == {"no difference shown"}
+    found = {compared.name: compared for compared in against(one, other, FEW, progress=False)}
+    gap = one.figure("bleu_2").interval.value - other.figure("bleu_2").interval.value
+    assert found["bleu_2"].result.difference == pytest.approx(gap)
+    assert found["bleu_2"].p_holm >= found["bleu_2"].result.p
+    with pytest.raises(ValueError, match="same studies"):
+        against(one, score(cases(3)[::-1]), FEW, progress=False)
+
+
+def test_verdicts_know_which_direction_is_better():
+    good = [Case(key=one.key, prediction=Prediction(report=one.reference), reference=one.reference) for one in cases(1, 14)]
+    bad = [Case(key=one.key, prediction=Prediction(report=text("the the heart heart")), reference=one.reference) for one in good]
+    many = Resampling(resamples=20, rounds=8000)
+    verdicts = {compared.name: compared.verdict for compared in against(score(good), score(bad), many, progress=False)}
+    assert verdicts["rouge_l_google"] == verdicts["duplicate_word_rate"] == "better"
+    assert verdicts["length_ratio"] == "different"
+    assert verdicts["empty"] == "no difference shown"
+
+
+def test_the_worst_reports_come_first():
+    scored = score(cases(1))
+    values = scored.of_reports["rouge_l_google"]
+    places = worst(scored, "rouge_l_google", 4)
+    assert 11 in places, "the report that is lost"
+    assert [values[place] for place in places] == sorted(values)[:4]
+    assert worst(scored, "repetition_rate", 1)[0] == max(range(12), key=scored.of_reports["repetition_rate"].__getitem__)
+    with pytest.raises(ValueError, match="neither high nor low"):
+        worst(scored, "length_ratio", 1)
+    with pytest.raises(ValueError, match="no figure 'rouge'"):
+        worst(scored, "rouge", 1)
+
+
+def test_the_page_shows_figures_what_is_absent_and_the_worst_reports():
+    run = [
+        *cases(1)[:3],
+        Case(key="a|b", prediction=Prediction(report=text("<b> *The* heart is enlarged.")), reference=text("No.")),
+    ]
+    scored = score(run)
+    compared = against(scored, score([*cases(3)[:3], run[3]]), FEW, progress=False)
+    shown = shown_cases(scored, "findings_f1_micro", 4, "both", lambda p, r: finding_differences(label, p, r))
+    report = ScoreReport(
+        title="Evaluation of x", scored=scored, level=0.9, compared=compared, other="y", notes=["a note"],
+        worst_by="findings_f1_micro", cases=shown, command="python -m x",
+    )  # fmt: skip
+    page, markdown = report.page(), report.markdown()
+    for text_ in (page, markdown):
+        assert "hallucinated: cardiomegaly" in text_
+        assert "intervals of 90%" in text_
+        assert "two-sided, exact" in text_
+        assert "a note" in text_
+        assert "<b>" not in text_
+    assert "&lt;b&gt; *The*" in page
+    assert "&lt;b&gt; \\*The\\*" in markdown
+    assert "| bleu_4 |" in markdown
+    assert "- perplexity: no language model" in markdown
+    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert {line.count(" | ") for line in rows} == {8}
+
+
+def test_resampling_is_checked():
+    for wrong in ({"resamples": 0}, {"rounds": 0}, {"level": 1.0}):
+        with pytest.raises(ValueError, match="must be"):
+            Resampling(**wrong)
+    assert not math.isnan(score(cases(1)).figure("bleu_1").interval.low)

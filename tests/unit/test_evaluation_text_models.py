@@ -1,0 +1,106 @@
+"""Models from disk as scores: a tiny language model and a tiny encoder, made and saved here."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from echo_pl.evaluation.text_models import load_language_model, load_text_encoder, surprise
+
+WORDS = ["<pad>", "<unk>", "<bos>", "the", "heart", "is", "normal", "."]
+
+
+def save_tokenizer(folder, **special: str) -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", **special).save_pretrained(folder)
+
+
+@pytest.fixture
+def language_model(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=32, bos_token_id=2, **sizes)).eval()
+    model.save_pretrained(tmp_path / "tiny-lm")
+    save_tokenizer(tmp_path / "tiny-lm", bos_token="<bos>")
+    return tmp_path / "tiny-lm", model
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_surprise_is_that_of_the_models_own_loss(language_model, bos):
+    folder, model = language_model
+    if not bos:
+        save_tokenizer(folder)
+    ids = torch.tensor([[2, 3, 4, 5, 6]] if bos else [[3, 4, 5, 6]])
+    with torch.no_grad():
+        expected = float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+    loaded = load_language_model(folder)
+    total, tokens = loaded.score("the heart is normal")
+    assert tokens == (4 if bos else 3)
+    assert total == pytest.approx(expected, rel=1e-5)
+    assert loaded.name == "tiny-lm"
+    assert ("bos first" in loaded.detail) == bos
+    assert loaded.score("")[1] == 0
+
+
+def test_long_texts_are_scored_in_windows_that_leave_no_token_out():
+    ids = torch.tensor([0, 1, 2, 3, 4, 5, 6])
+    seen = []
+
+    def logits(part):
+        seen.append(part.tolist())
+        return torch.zeros(len(part), 8)
+
+    total, tokens = surprise(logits, ids, 3)
+    assert seen == [[0, 1, 2], [2, 3, 4], [4, 5, 6]]
+    assert (tokens, total) == (6, pytest.approx(6 * math.log(8)))
+    assert surprise(logits, ids[:1], 3) == (0.0, 0)
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **sizes)).eval()
+    model.save_pretrained(tmp_path / "tiny-encoder")
+    save_tokenizer(tmp_path / "tiny-encoder")
+    return tmp_path / "tiny-encoder", model
+
+
+def test_embeddings_are_means_over_tokens_whatever_the_padding(encoder):
+    folder, model = encoder
+    loaded = load_text_encoder(folder, batch_size=2)
+    found = loaded.encode(["the heart is normal .", "heart", "the"])
+    for row, ids in zip(found, ([3, 4, 5, 6, 7], [4], [3]), strict=True):
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0)
+        assert torch.allclose(row, expected, atol=1e-5)
+    assert loaded.detail.startswith("pooling mean")
+
+
+def test_the_pooling_of_the_folder_is_used(encoder):
+    folder, model = encoder
+    (folder / "1_Pooling").mkdir()
+    config = folder / "1_Pooling" / "config.json"
+    config.write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([[3, 4]])).last_hidden_state[0, 0]
+    loaded = load_text_encoder(folder)
+    assert torch.allclose(loaded.encode(["the heart"])[0], expected, atol=1e-5)
+    assert loaded.detail.startswith("pooling cls")
+    config.write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(ValueError, match="max_tokens"):
+        load_text_encoder(folder)
+
+
+def test_what_is_not_there_is_not_fetched(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing is fetched"):
+        load_language_model("gpt2")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_text_encoder(tmp_path / "empty")

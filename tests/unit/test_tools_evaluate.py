@@ -1,0 +1,226 @@
+"""The evaluate command: from files to results, bad input before anything is lost, MLflow there and gone, and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint
+
+from echo_pl.evaluation.cases import formatted
+from echo_pl.evaluation.metric_choice import judge_reader
+from echo_pl.evaluation.predictions import read_predictions, read_references
+from echo_pl.sampling import BlockSampler, TrajectoryRecorder
+from echo_pl.tools import evaluate as tool
+from echo_pl.tools import evaluate_checkpoint
+from echo_pl.tools.evaluate_checkpoint import EosConfidence, decode_checkpoint
+from echo_pl.tools.make_corpus import make_synthetic
+
+GOOD = {"findings": "the lungs are clear. there is a small left pleural effusion.", "impression": "left pleural effusion."}
+CLEAR = {"findings": "the lungs are clear. the heart is normal in size.", "impression": "no acute cardiopulmonary disease."}
+FAST = ["--resamples", "20", "--rounds", "50"]
+
+
+def run(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
+    tool.main()
+
+
+def files(folder: Path, predictions: object, references: object) -> tuple[Path, Path]:
+    paths = folder / "predictions.json", folder / "references.json"
+    for path, content in zip(paths, (predictions, references), strict=True):
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return paths
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    references = [{"sample_id": f"s{i}", "images": [], "ground_truth": GOOD if i % 2 else CLEAR} for i in range(6)]
+    return files(tmp_path, {f"s{i}": GOOD if i < 5 else "lost" for i in range(6)}, references)
+
+
+def test_results_are_whole_and_can_be_read_again(inputs, tmp_path, monkeypatch, capsys):
+    predictions, references = inputs
+    out = tmp_path / "out"
+    words = tmp_path / "words.txt"
+    words.write_text("the lungs are clear there is a small left pleural")
+    run(
+        monkeypatch, "--predictions", predictions, "--references", references, "--out", out, "--judge", "synthetic",
+        "--vocabulary", words, "--clinical", "all", *FAST,
+    )  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "findings_f1_micro" in shown
+    assert "absent: no language model" in shown
+    aggregate = json.loads((out / "aggregate.json").read_text())
+    assert aggregate["reports"] == 6
+    assert aggregate["figures"]["unparsable"]["value"] == pytest.approx(1 / 6)
+    assert aggregate["figures"]["non_word_rate"]["value"] == pytest.approx(2 / 14)
+    assert aggregate["figures"]["hallucinated_findings"]["value"] == pytest.approx(3 / 6)
+    assert aggregate["figures"]["omitted_findings"]["value"] == pytest.approx(1 / 6)
+    assert "no models given" in aggregate["absent"]["semb_score"]
+    assert "effusion" in (out / "index.html").read_text()
+    assert "pleural effusion" not in (out / "aggregate.json").read_text(), "no report's words"
+    assert read_references(out) == read_references(references)
+    again = tmp_path / "again"
+    run(monkeypatch, "--predictions", out, "--out", again, "--against", out, "--judge", "synthetic", *FAST)
+    second = json.loads((again / "aggregate.json").read_text())
+    for name, figure in second["figures"].items():
+        assert figure == aggregate["figures"][name]
+    assert {one["p"] for one in second["against"].values()} == {1.0}
+    assert read_predictions(again) == read_predictions(out)
+
+
+def refused(monkeypatch, capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, *arguments, *FAST)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_ids_that_do_not_match_are_listed_whole_in_a_file(tmp_path, monkeypatch, capsys):
+    predictions, references = files(
+        tmp_path, {f"p{i}": GOOD for i in range(14)}, [{"sample_id": f"r{i}", "ground_truth": GOOD} for i in range(3)]
+    )
+    error = refused(monkeypatch, capsys, "--predictions", predictions, "--references", references, "--out", tmp_path / "out")
+    assert "14 ids only in the predictions" in error
+    assert "3 only in the references (r0, r1, r2)" in error
+    lists = json.loads((tmp_path / "out" / "unmatched_ids.json").read_text())
+    assert len(lists["only_in_predictions"]) == 14
+    assert lists["only_in_references"] == ["r0", "r1", "r2"]
+
+
+def test_what_cannot_work_is_said_before_anything_is_written(inputs, tmp_path, monkeypatch, capsys):
+    predictions, references = inputs
+    out = tmp_path / "out"
+    base = ["--predictions", predictions, "--references", references, "--out", out]
+    for more, message in (
+        (["--language-model", tmp_path / "gone"], "--language-model: there is no"),
+        (["--language", "zh"], "6 of 6 references are not in language 'zh'"),
+        (["--embedding-model", tmp_path], "never reported alone"),
+        (["--clinical-models", tmp_path], "no use without --clinical"),
+        (["--checkpoint", predictions], "one of them"),
+        (["block_size=4"], "has no use: block_size=4"),
+        (["--level", "2"], "level must be in (0, 1)"),
+        (["--against", tmp_path / "gone.json"], "--against: there is no"),
+    ):
+        assert message in refused(monkeypatch, capsys, *base, *more)
+    assert not out.exists()
+
+
+def test_an_evaluation_is_not_written_over_unless_told(inputs, tmp_path, monkeypatch, capsys):
+    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out", *FAST]
+    run(monkeypatch, *base)
+    assert "there is an evaluation in" in refused(monkeypatch, capsys, *base)
+    run(monkeypatch, *base, "--overwrite")
+
+
+def test_a_server_that_is_down_loses_nothing_and_the_upload_works_later(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    out, database = tmp_path / "out", f"sqlite:///{tmp_path / 'later' / 'mlflow.db'}"
+    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", out]
+    error = refused(monkeypatch, capsys, *base, "--mlflow", "http://127.0.0.1:9")
+    assert f"the evaluation is whole in {out}" in error
+    assert f"--upload {out} --mlflow" in error
+    assert (out / "aggregate.json").is_file()
+    run(monkeypatch, "--upload", out, "--mlflow", database)
+    client = mlflow.MlflowClient(database)
+    (found,) = client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])
+    aggregate = json.loads((out / "aggregate.json").read_text())
+    assert found.data.metrics["eval/bleu_2"] == pytest.approx(aggregate["figures"]["bleu_2"]["value"])
+    assert found.data.metrics["eval/bleu_2_low"] <= found.data.metrics["eval/bleu_2"]
+    assert [one.path for one in client.list_artifacts(found.info.run_id)] == ["aggregate.json"], "texts are not logged unasked"
+    assert not Path("mlruns").exists()
+    assert "is not the folder of a finished evaluation" in refused(monkeypatch, capsys, "--upload", tmp_path, "--mlflow", database)
+    assert "--upload needs --mlflow" in refused(monkeypatch, capsys, "--upload", out)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A corpus, and a model with random weights, whose reports sometimes end, as two stages."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    make_synthetic(folder / "data" / "synthetic", train=12, val=2, test=5, seed=1, shard_size=8, progress=False)
+    data = report_data(folder / "data" / "synthetic")
+    vlm = lively(replace(BACKBONE, seed=8).build(data.special, data.vocab_size), data.special, eos_scale=2.0)
+    for stage in ("pretrain", "rad", "dcd", "warmup"):
+        write_checkpoint(folder / f"{stage}.ckpt", vlm, record(stage, vocabulary=data.vocabulary_fingerprint))
+    yield folder
+    torch.set_num_threads(1)
+
+
+def settings(folder: Path) -> list[str]:
+    names = (
+        "width",
+        "layers",
+        "heads",
+        "key_heads",
+        "mlp_width",
+        "vision_width",
+        "vision_layers",
+        "vision_heads",
+        "vision_mlp_width",
+    )
+    sizes = [f"backbone.factory.{name}={getattr(BACKBONE, name)}" for name in names]
+    return [*sizes, f"data_root={folder / 'data'}", f"outputs={folder}", "min_free_gb=0", "threads=1"]
+
+
+def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
+    tokens = {}
+    for stage in ("pretrain", "rad", "dcd"):
+        decoded = decode_checkpoint(folder / f"{stage}.ckpt", settings(folder), "test", None, 2)
+        assert len(decoded.cases) == 5
+        assert decoded.judge == "synthetic"
+        tokens[stage] = decoded.about["tpf"]
+        for case in decoded.cases:
+            assert (case.prediction.eos_confidence is not None) == case.prediction.stopped
+    assert tokens["pretrain"] < 1.1
+    assert tokens["dcd"] > 2 * tokens["rad"], "stage 3 takes one step a block"
+    with pytest.raises(ValueError, match="stage warmup, which writes no reports"):
+        decode_checkpoint(folder / "warmup.ckpt", settings(folder), "test", None, 2)
+    with pytest.raises(ValueError, match="block_size"):
+        decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "block_size=4"], "test", None, 2)
+    with pytest.raises(ValueError, match="0 studies of split test"):
+        decode_checkpoint(folder / "dcd.ckpt", settings(folder), "test", 0, 2)
+
+
+def test_the_eos_confidence_is_that_of_the_recorded_trajectory(folder):
+    data = report_data(folder / "data" / "synthetic")
+    vlm = lively(replace(BACKBONE, seed=8).build(data.special, data.vocab_size), data.special, eos_scale=2.0)
+    batch = data.held_out_batches("test", 5, 5)[0]
+    watch, recorder = EosConfidence(data.special.eos), TrajectoryRecorder()
+    sampler = BlockSampler(vlm, data.special, replace(DECODE, denoising_steps=2))
+    result = sampler.generate(batch, watch)
+    sampler.generate(batch, recorder)
+    assert 0 < int(result.stopped_B.sum()) < 5, "the example must have both"
+    for row, trajectory in enumerate(recorder.trajectories(batch.keys)):
+        places = (trajectory.token_R == data.special.eos).nonzero()
+        expected = float(trajectory.confidence_R[places[0, 0]]) if len(places) else None
+        assert watch.confidence(row) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_the_judge_reads_the_same_findings_from_the_text_that_is_scored(folder):
+    data = report_data(folder / "data" / "synthetic")
+    label = judge_reader(data.judge, "judge").label
+    references = [one for batch in data.held_out_batches("test", 5, 5) for one in batch.references]
+    found = [data.judge.parse(reference).findings for reference in references]
+    assert any(found)
+    assert [set(label(formatted(reference))) for reference in references] == [set(findings) for findings in found]
+
+
+def test_what_was_decoded_is_kept_when_scoring_fails(folder, tmp_path, monkeypatch, capsys):
+    base = ["--checkpoint", folder / "dcd.ckpt", "--studies", "3", "--out", tmp_path / "out", "--batch-size", "3"]
+    error = refused(monkeypatch, capsys, *base, "--language-model", tmp_path, *settings(folder))
+    assert "cannot be loaded" in error
+    kept = read_predictions(tmp_path / "out")
+    assert len(kept) == 3
+    monkeypatch.setattr(evaluate_checkpoint, "decode_checkpoint", None)  # it is not decoded again
+    run(
+        monkeypatch, "--predictions", tmp_path / "out", "--out", tmp_path / "out", "--judge", "synthetic",
+        "--vocabulary", folder / "data" / "synthetic", *FAST,
+    )  # fmt: skip
+    figures = json.loads((tmp_path / "out" / "aggregate.json").read_text())["figures"]
+    assert "normalized training reports of corpus" in figures["non_word_rate"]["signature"]
+    assert figures["stopped"]["value"] == pytest.approx(sum(one.stopped for one in kept.values()) / 3)
