@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from echo_pl.data.corpus_index import INDEX_NAME, AttachedFile, CorpusIndex, Shard, check_local
+from echo_pl.data.corpus_index import INDEX_NAME, AttachedFile, CorpusIndex, Shard, check_local, record_checksum
 from echo_pl.data.file_cache import CacheFullError, ChecksumError, FileCache
 from echo_pl.data.remote_folder import RemoteFolder, TooLongError, is_url
 
@@ -78,7 +78,7 @@ class LocalCorpus:
 class RemoteCorpus:
     """A corpus behind a URL.
 
-    Of the index only what it says of itself is checked; shards and tokenizer are checked by the index.
+    The index is checked by the checksum that it holds of itself, shards and tokenizer by the index.
     """
 
     remote: RemoteFolder
@@ -105,11 +105,12 @@ class RemoteCorpus:
     def _read_index(self, place: str) -> CorpusIndex:
         content = self.remote.read(INDEX_NAME, MAX_INDEX_BYTES)
         index = CorpusIndex.parse(content, place)
-        said = json.loads(content).get("fingerprint")
-        if said != index.fingerprint:
-            raise ValueError(
-                f"{place} says fingerprint {said}, what it holds has {index.fingerprint}: it is damaged, copy it there again"
-            )
+        record = json.loads(content)
+        for name, found in (("fingerprint", index.fingerprint), ("checksum", record_checksum(record))):
+            if record.get(name, found) != found:  # indices from before have no checksum
+                raise ValueError(
+                    f"{place} says {name} {record[name]}, what it holds has {found}: it is damaged, copy it there again"
+                )
         return index
 
     def holding(self, shard: Shard) -> AbstractContextManager[Path]:

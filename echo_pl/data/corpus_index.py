@@ -113,6 +113,7 @@ class CorpusIndex:
         """Write the index, in one step."""
         partial = folder / f"{INDEX_NAME}.partial"
         record = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
+        record["checksum"] = record_checksum(record)
         partial.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
         partial.replace(folder / INDEX_NAME)
 
@@ -187,6 +188,12 @@ def attach_folder(folder: Path, name: str, index: CorpusIndex) -> CorpusIndex:
     changed = replace(index, files=kept + found)
     changed.save(folder)
     return changed
+
+
+def record_checksum(record: Mapping[str, Any]) -> str:
+    """Hash of all that an index file says, but for this hash itself."""
+    said = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def corpus_recipe(corpus: str, options: Options, counts: Mapping[str, int], shard_size: int) -> str:

@@ -206,7 +206,7 @@ def open_corpora(
     if stored_features is not None:
         raise ValueError("in a mixture stored_features are given for each of the corpora, not for all")
     shares = {name: _share(name, fields) for name, fields in corpora.items()}
-    given = [share.weight for share in shares.values() if share.weight is not None]
+    given = [float(share.weight) for share in shares.values() if share.weight is not None]
     if not shares or len(given) not in (0, len(shares)):
         raise ValueError(f"give all corpora of a mixture a weight, or none; got {len(given)} weights for {sorted(shares)}")
     return CorpusSet(tuple(opened(name, share) for name, share in shares.items()), tuple(given))
