@@ -98,7 +98,7 @@ class RemoteFolder:
         Raises:
             FileNotFoundError: If there is no such file.
             RemoteFileError: If it could not be fetched with all patience.
-            TooLongError: If it has more than ``most`` bytes; at most a few megabytes more than that are written.
+            TooLongError: If it comes from elsewhere and has more than ``most`` bytes; few megabytes more are written.
         """
         place = self.place(name)
         self._patiently(place, lambda: self._files().get_file(place, str(target), callback=_AtMost(place, most)))
