@@ -87,7 +87,14 @@ def store_features(config: DictConfig, out: Path, dtype: str, batch_size: int) -
 def _features_of(
     vlm: VLM, data: ReportDataModule, shard: Shard, index: FeatureIndex, batch_size: int
 ) -> Iterator[tuple[str, StoredImages]]:
-    samples = (raw for _, raw in read_samples(data.root, shard, range(shard.samples)))
+    with data.corpus.folder.holding(shard) as folder:
+        samples = (raw for _, raw in read_samples(folder, shard, range(shard.samples)))
+        yield from _features_of_samples(vlm, data, shard, samples, index, batch_size)
+
+
+def _features_of_samples(
+    vlm: VLM, data: ReportDataModule, shard: Shard, samples: Iterator[RawSample], index: FeatureIndex, batch_size: int
+) -> Iterator[tuple[str, StoredImages]]:
     mixed = index.precision == "bf16-mixed"  # as Lightning runs the same tower in training
     while some := list(islice(samples, batch_size)):
         read = [(raw.key, _patches_of(raw, data)) for raw in some]
