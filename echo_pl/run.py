@@ -85,9 +85,8 @@ def run(config: DictConfig) -> RunOutcome:
     data.refuse_too_few(config.trainer.devices * config.trainer.num_nodes)
     for checkpoint in dict.fromkeys(path for path in (resume, start) if path is not None):
         refuse_other_model(config, data, checkpoint)
-    logger = make_logger(
-        config, folder, plan["mlflow_run_id"], launch.rank, same_settings=plan["same_settings"]
-    )  # makes a database
+    # The first that leaves something behind: a database.
+    logger = make_logger(config, folder, plan["mlflow_run_id"], launch.rank, same_settings=plan["same_settings"])
     trainer = make_trainer(config, folder, logger)
     folder.mkdir(parents=True, exist_ok=True)
     if launch.rank == 0:
