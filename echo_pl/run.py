@@ -81,12 +81,13 @@ def run(config: DictConfig) -> RunOutcome:
     lineage = make_lineage(config, data, start, chain)
     fill_run_node(config, folder, lineage, before)
     # Whatever can be wrong in the configuration shows here, before a folder or an MLflow run is made.
-    logger = make_logger(config, folder, plan["mlflow_run_id"], launch.rank, same_settings=plan["same_settings"])
     stage = make_stage(config, data, lineage)
-    trainer = make_trainer(config, folder, logger)
     data.refuse_too_few(config.trainer.devices * config.trainer.num_nodes)
     for checkpoint in dict.fromkeys(path for path in (resume, start) if path is not None):
         refuse_other_model(config, data, checkpoint)
+    # The first that leaves something behind: a database.
+    logger = make_logger(config, folder, plan["mlflow_run_id"], launch.rank, same_settings=plan["same_settings"])
+    trainer = make_trainer(config, folder, logger)
     folder.mkdir(parents=True, exist_ok=True)
     if launch.rank == 0:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")

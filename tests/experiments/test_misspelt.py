@@ -20,7 +20,7 @@ from echo_pl.tools.make_corpus import make_synthetic
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    make_synthetic(folder / "synthetic", train=8, val=4, test=4, seed=2, shard_size=8, progress=False)
+    make_synthetic(folder / "synthetic", train=32, val=4, test=4, seed=2, shard_size=32, progress=False)
     return folder
 
 
