@@ -26,13 +26,14 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("x full dup., step", _number("speedup_over_full_duplication", 2)),
     ("x full dup., supervised/s", _number("supervised_speedup_over_full_duplication", 2)),
     ("peak MB", _number("peak_memory_mb", 0)),
+    ("peak kB/supervised", _number("peak_memory_kb_per_supervised_token", 0)),
 ]
 LEGEND = (
     "A step is forward, backward, clipping and AdamW of one batch, the language model on text alone; rad_pixels has a frozen "
     "vision tower in every step, rad_stored_features has its stored output. tokens: of one study's sequence. supervised: positions "
     "with a loss, of the whole batch. x full dup.: over duplicating the context with the response under a dense mask. peak MB: "
     "weights, gradients, optimizer states and activations of this variant alone, above what the process had before, with "
-    "what the C library keeps in gaps."
+    "what the C library keeps in gaps; kB/supervised: divided by the positions with a loss."
 )
 ARITHMETIC_LEGEND = (
     "What RAD saves over full duplication by counting operations: of attention alone and of the language model as a whole, with "

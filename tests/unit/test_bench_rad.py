@@ -47,6 +47,9 @@ def test_a_row_for_every_variant_and_context(record):
         assert set(row) >= FIELDS
         assert row["seconds"] > 0
         assert row["supervised_tokens_per_second"] == pytest.approx(row["supervised_tokens"] / row["seconds"])
+        memory, supervised = row["peak_memory_mb"], row["supervised_tokens"]
+        if memory is not None:  # None: the system does not tell
+            assert row["peak_memory_kb_per_supervised_token"] == pytest.approx(1e3 * memory / supervised)
         reference = next(r for r in rows if r["context"] == row["context"] and r["variant"] == "full_duplication")
         if row["variant"] == "rad_pixels":
             assert row["speedup_over_full_duplication"] is None

@@ -17,6 +17,7 @@ OURS: dict[str, set[str]] = {
     "echo_pl.runs": set(),
     "echo_pl.checkpointing": {"echo_pl.runs"},
     "echo_pl.finite_loss": set(),
+    "echo_pl.mlflow_logger": set(),
     "echo_pl.diffusion": {"echo_pl.structs"},
     "echo_pl.data": {"echo_pl.structs"},
     "echo_pl.backbone": {"echo_pl.structs", "echo_pl.diffusion"},
@@ -60,6 +61,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "lightning": (
         "echo_pl.checkpointing",
         "echo_pl.finite_loss",
+        "echo_pl.mlflow_logger",
         "echo_pl.distributed",
         "echo_pl.data.datamodule",
         "echo_pl.stages",

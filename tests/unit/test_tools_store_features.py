@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from stage_parts import BACKBONE, dcd, lively, pretrain, rad, record, report_data, warmup, write_checkpoint
 
 from echo_pl.assemble import text_tools
+from echo_pl.backbone.vlm import VLM
 from echo_pl.data import shard_reader
 from echo_pl.data.feature_store import INDEX_NAME, FeatureIndex
 from echo_pl.sampling import AutoregressiveSampler
@@ -101,6 +102,36 @@ def test_losses_are_those_from_pixels(folder, stage):
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2**-9), ("bfloat16", 2**-6)])
+@pytest.mark.parametrize("stage", ["rad", "dcd"])
+def test_logits_of_training_sequences_are_those_from_pixels(folder, stage, dtype, tolerance, monkeypatch):
+    """To the rounding of the stored type: two of its smallest steps around 1 (float32: to that of sums in another order)."""
+    if not (folder / dtype / INDEX_NAME).is_file():
+        store_features(config(folder), folder / dtype, dtype, 5)
+    found = []
+
+    def kept(self, *args, **kwargs):
+        found[-1].append(forward(self, *args, **kwargs).detach())
+        return found[-1][-1]
+
+    forward = VLM.forward
+    monkeypatch.setattr(VLM, "forward", kept)
+    for features in (None, dtype):
+        text = text_tools(data_of(folder, features))
+        module = {"rad": rad, "dcd": dcd}[stage](text, folder / ("pretrain.ckpt" if stage == "rad" else "rad.ckpt"))
+        module.configure_model()
+        found.append([])
+        batch = batches(folder, features)[0]
+        with torch.no_grad():
+            module.loss(batch, 0) if stage == "rad" else module._reference_loss(batch)
+    pixels, stored = (torch.cat([logits.flatten(0, -2) for logits in one]) for one in found)
+    assert len(pixels) > 50
+    assert pixels.dtype == stored.dtype == torch.float32
+    difference = float((pixels - stored).abs().max() / pixels.abs().max())
+    assert difference <= tolerance
+    assert (difference > 1e-5) == (dtype != "float32"), "what is stored in half the bits is rounded"
+
+
 def test_decoded_logits_are_those_from_pixels(folder):
     module = rad(text_tools(data_of(folder)), folder / "pretrain.ckpt")
     module.configure_model()
@@ -155,6 +186,28 @@ def test_an_interrupted_run_is_finished_by_the_same_command(folder, tmp_path, mo
     assert len(opened) - 3 == 5 - 2, "the shards that were finished must not be made again"
     whole = {path.name: path.read_bytes() for path in (folder / "float32").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == whole
+
+
+def test_a_study_that_cannot_be_read_is_skipped_in_training_too(folder, tmp_path, monkeypatch):
+    decode = tool.decode_study
+
+    def broken(raw):
+        if raw.key == "train-0000001":
+            raise ValueError("train-0000001: its image is truncated")
+        return decode(raw)
+
+    monkeypatch.setattr(tool, "decode_study", broken)
+    with pytest.raises(ValueError, match="its image is truncated"):
+        store_features(config(folder), tmp_path / "error", "float32", 5)
+    own = config(folder)
+    own.data.on_bad_sample = "skip"
+    store_features(own, tmp_path / "skipped", "float32", 5)
+    skipping, strict = (data_of(folder, str(tmp_path / "skipped"), on_bad_sample=way) for way in ("skip", "error"))
+    found, every = ([key for batch in data.train_batches_once(4) for key in batch.keys] for data in (skipping, data_of(folder)))
+    assert "train-0000001" in every
+    assert found == [key for key in every if key != "train-0000001"]
+    with pytest.raises(ValueError, match="train-0000001 could not be read when vision features were stored"):
+        list(strict.train_batches_once(4))
 
 
 def test_the_same_command_again_finds_them(folder, monkeypatch):
