@@ -1,0 +1,74 @@
+"""Step 2: reports are normalized, file by file; what does not pass the completeness check goes to review.
+
+A file of the listing becomes a file of the same number with the same entries in the same order. Knows engines by their protocol only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries, report_record
+from echo_pl.data.pipeline.files import write_lines
+from echo_pl.data.pipeline.listing import chunk_path
+from echo_pl.data.pipeline.parts import Check, Engine, Fault, Recipe, Redact, built
+from echo_pl.data.pipeline.workers import go_on
+from echo_pl.data.reports.report import NormalizedReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalizing:
+    """The task of normalizing one file; called in any process.
+
+    Args of the call: the file's number. Returns how many entries it has.
+    """
+
+    source: Path
+    listed: Path
+    """Folder to read from."""
+    folder: Path
+    """Folder to write to."""
+    engine: Recipe[Engine]
+    check: Check
+    redact: Redact | None
+
+    def __call__(self, number: int) -> int:
+        """Normalize one file, unless it is there.
+
+        Raises:
+            ValueError: the engine gave another number of reports than it got.
+        """
+        entries = [self._redacted(entry) for entry in read_entries(chunk_path(self.listed, number), self.source)]
+        reports = (entry.study.report for entry in entries if isinstance(entry, Entry))
+        outcomes = built(self.engine).normalize_many(reports)
+        write_lines(chunk_path(self.folder, number), (encode(one, self.source) for one in self._settled(entries, outcomes)))
+        return len(entries)
+
+    def _settled(
+        self, entries: list[Entry | LeftOut], outcomes: Iterator[NormalizedReport | Fault]
+    ) -> Iterator[Entry | LeftOut]:
+        for entry in entries:
+            go_on()
+            if isinstance(entry, LeftOut):
+                yield entry
+                continue
+            outcome = next(outcomes, None)
+            if outcome is None:
+                raise ValueError(f"{self.engine.name} gave fewer reports than it got")
+            yield self._judged(entry, outcome)
+
+    def _judged(self, entry: Entry, outcome: NormalizedReport | Fault) -> Entry | LeftOut:
+        raw = entry.study.report
+        if isinstance(outcome, Fault):
+            return entry.left_out("review", "normalize", outcome.reason, outcome.detail, report_record(raw, None))
+        faults = tuple(self.check(raw, outcome))
+        if faults:
+            return entry.left_out("review", "check", faults[0], ", ".join(faults), report_record(raw, outcome))
+        return replace(entry, normalized=outcome)
+
+    def _redacted(self, entry: Entry | LeftOut) -> Entry | LeftOut:
+        if self.redact is None or isinstance(entry, LeftOut):
+            return entry
+        redacted = self.redact(entry.study.report)
+        return replace(entry.with_report(redacted.report), redacted=dict(redacted.counts))

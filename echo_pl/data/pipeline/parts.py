@@ -1,0 +1,133 @@
+"""Who does the work of the steps: what the pipeline asks of a normalizer, a check, a translator, a search for duplicates.
+
+The pipeline knows these protocols only. What works in other processes comes as a recipe: small, comparable by value and picklable, with
+``build()``, which is called once in each process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from echo_pl.data.corpora.reader import CorpusReader
+from echo_pl.data.reports.report import NormalizedReport, RawReport
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+
+class Fault(ValueError):
+    """One report cannot be used; the others can.
+
+    Args:
+        reason: a short name that is counted.
+        detail: more of it, for a person; none of a report's words.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class Recipe(Protocol, Generic[T_co]):
+    """How to make a part. Equal recipes make equal parts; hashable."""
+
+    @property
+    def name(self) -> str:
+        """What it is, with its version: part of a corpus's identity."""
+        ...
+
+    def build(self) -> T_co:
+        """Make it."""
+        ...
+
+
+class Engine(Protocol):
+    """Normalizes reports, one after the other or several at once."""
+
+    def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | Fault]:
+        """Yield each report normalized, or why it cannot be (none of its words), in their order."""
+        ...
+
+
+class Translator(Protocol):
+    """Translates normalized reports into Chinese."""
+
+    def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | Fault]:
+        """Yield each report translated, or why it cannot be (none of its words), in their order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicate:
+    """Two texts that say nearly the same."""
+
+    place: int
+    """Of the text that may go, counted from 0 in the order in which texts were given."""
+    of: int
+    """Of an earlier one that it is like."""
+    similarity: float
+
+
+class DuplicateSearch(Protocol):
+    """Finds near-duplicates among many texts without holding all of their pairs."""
+
+    @property
+    def name(self) -> str:
+        """What it compares by, with its version."""
+        ...
+
+    def __call__(self, texts: Iterable[str], threshold: float) -> Iterable[Duplicate]:
+        """Return which texts are to go, so that of those left no two are as similar as ``threshold``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redacted:
+    """A report without what could name a person."""
+
+    report: RawReport
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """How often what was taken out: ``date``, ``name``, ``id`` ..."""
+
+
+Check = Callable[[RawReport, NormalizedReport], Sequence[str]]
+"""What a normalized report lacks or invents, by short names; empty where it is complete."""
+Redact = Callable[[RawReport], Redacted]
+TrainTokenizer = Callable[[Iterable[str], Path], None]
+"""Puts a tokenizer into a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """All who take part in making one corpus."""
+
+    source: Path
+    """The dataset's place: a folder or a file."""
+    reader: CorpusReader
+    reader_options: Mapping[str, str] = field(default_factory=dict)
+    """What the reader was told, for the record."""
+    engine: Recipe[Engine]
+    engine_waits: bool = False
+    """Whether the engine waits for others more than it computes (an endpoint): it then runs in this process alone."""
+    check: Check
+    check_name: str
+    """With its version."""
+    redact: Redact | None = None
+    translator: Recipe[Translator] | None = None
+    duplicates: DuplicateSearch | None = None
+    general: Path | None = None
+    """JSON lines of general image-text samples."""
+    tokenizer: TrainTokenizer
+    tokenizer_name: str
+    """``trained``, or which one is copied."""
+
+
+@cache
+def built(recipe: Recipe[T]) -> T:
+    """What a recipe makes, once in each process."""
+    return recipe.build()

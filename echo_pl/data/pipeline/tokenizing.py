@@ -1,0 +1,52 @@
+"""The tokenizer of a corpus: one that is trained on its reports, or one that the user has.
+
+Reads finished shards; knows nothing of how tokenizers work.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from echo_pl.data.corpus_index import CorpusIndex
+from echo_pl.data.pipeline.parts import TrainTokenizer
+from echo_pl.data.response import FORMS, format_response
+from echo_pl.data.shard_reader import decode_study, read_samples
+
+FOLDER = "tokenizer"
+
+
+def put_tokenizer(make: TrainTokenizer, out: Path, index: CorpusIndex, *, reports: int) -> None:
+    """Put a tokenizer into the corpus folder, unless one is there.
+
+    Args:
+        make: gets texts and a folder to put it into.
+        out: the corpus folder, with the shards.
+        index: of these.
+        reports: so many training studies are shown to it at most.
+    """
+    target, partial = out / FOLDER, out / f"{FOLDER}.partial"
+    if target.is_dir():
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    make(_texts(out, index, reports), partial)
+    partial.replace(target)
+
+
+def _texts(out: Path, index: CorpusIndex, most: int) -> Iterator[str]:
+    """Both versions of reports with the instruction before each, as training shows them. Shards are in random order already."""
+    split = "train" if "train" in index.splits else next(iter(index.splits))
+    seen = 0
+    for shard in index.shards(split):
+        for _, raw in read_samples(out, shard, range(min(shard.samples, most - seen)), passed_over=("png",)):
+            study = decode_study(raw)
+            language = study.meta.get("language", "en")
+            form = "zh" if language == "zh" else "en"
+            yield FORMS[form].instruction
+            yield format_response(study.normalized, form)
+            if study.raw is not None:
+                yield format_response(study.raw, "en")
+            seen += 1
+        if seen >= most:
+            return

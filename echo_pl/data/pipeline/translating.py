@@ -1,0 +1,75 @@
+"""Step 4: a seeded share of the normalized reports is translated into Chinese.
+
+Which ones is a function of seed and key. A report whose translation fails stays as it is, since as such it has passed its check; it is
+counted. Knows translators by their protocol only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries
+from echo_pl.data.pipeline.files import write_lines
+from echo_pl.data.pipeline.listing import chunk_path
+from echo_pl.data.pipeline.parts import Fault, Translator
+from echo_pl.data.reports.report import NormalizedReport
+
+
+def chosen(key: str, share: float, seed: int) -> bool:
+    """Whether a study is among a share of all, drawn by seed.
+
+    >>> sum(chosen(f"s{i}", 0.5, 0) for i in range(1000))
+    500
+    """
+    digest = hashlib.sha256(f"translate\0{seed}\0{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translating:
+    """The task of translating one file's share; called with its number, returns how many entries it has."""
+
+    source: Path
+    normalized: Path
+    """Folder to read from."""
+    folder: Path
+    """Folder to write to."""
+    translator: Translator
+    share: float
+    seed: int
+    left_out: Collection[int]
+    """Places that need none, as another step leaves them out."""
+
+    def __call__(self, number: int) -> int:
+        """Translate one file's share."""
+        entries = list(read_entries(chunk_path(self.normalized, number), self.source))
+        outcomes = self.translator.translate_many(_report(entry) for entry in entries if self._wanted(entry))
+        write_lines(chunk_path(self.folder, number), (encode(one, self.source) for one in self._settled(entries, outcomes)))
+        return len(entries)
+
+    def _settled(
+        self, entries: list[Entry | LeftOut], outcomes: Iterator[NormalizedReport | Fault]
+    ) -> Iterator[Entry | LeftOut]:
+        for entry in entries:
+            if isinstance(entry, LeftOut) or not self._wanted(entry):
+                yield entry
+                continue
+            outcome = next(outcomes)
+            if isinstance(outcome, Fault):
+                yield replace(entry, note=f"not translated: {outcome.reason}")
+            else:
+                yield replace(entry, normalized=outcome)
+
+    def _wanted(self, entry: Entry | LeftOut) -> bool:
+        if isinstance(entry, LeftOut) or entry.place in self.left_out:
+            return False
+        return entry.normalized is not None and entry.normalized.language == "en" and chosen(entry.study.key, self.share, self.seed)
+
+
+def _report(entry: Entry | LeftOut) -> NormalizedReport:
+    assert isinstance(entry, Entry)  # _wanted lets no other through
+    assert entry.normalized is not None
+    return entry.normalized
