@@ -83,6 +83,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "mlflow": ("callbacks", "echo_pl.run", "echo_pl.tools.benchmarks"),
     "matplotlib": ("echo_pl.evaluation",),
     "rich": ("callbacks",),
+    "pydicom": ("echo_pl.data.dicom",),
     "PIL": ("echo_pl.data", "echo_pl.evaluation"),
     "numpy": ("echo_pl.data", "echo_pl.metrics", "callbacks"),
     "tqdm": ("echo_pl.tools", "echo_pl.evaluation", "echo_pl.data"),

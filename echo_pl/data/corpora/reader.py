@@ -20,6 +20,8 @@ class SourceImage:
     path: Path
     view: str = ""
     """PA, AP, LATERAL ...; empty where the dataset does not say."""
+    root: Path | None = None
+    """The folder that the file must lie in when links are followed; None: anywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,12 @@ class CorpusReader(Protocol):
     """Short, for the dataset card."""
     citation: str
 
-    def studies(self) -> Iterator[SourceStudy | Reject]:
+    def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
         """Yield studies one by one, without opening images; what cannot be read is a :class:`Reject` and not the end.
+
+        Args:
+            skip: Leave out so many at the start, rejects counted; the rest is what it would be without. Cheaper than reading
+                them: their images are not looked for and their reports not taken apart.
 
         Raises:
             FileNotFoundError: the dataset's own files are not where they should be.

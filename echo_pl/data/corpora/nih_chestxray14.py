@@ -1,0 +1,92 @@
+"""NIH ChestX-ray14 as the NIH gives it: images with up to 14 labels each, and no reports.
+
+The layout is that of README_CHESTXRAY.pdf and of the files at nihcc.app.box.com/v/ChestXray-NIHCC: ``Data_Entry_2017.csv`` (or
+``Data_Entry_2017_v2020.csv``) with Image Index, Finding Labels (joined by ``|``), Follow-up #, Patient ID, Patient Age, Patient
+Gender, View Position ...; ``train_val_list.txt`` and ``test_list.txt``, which share no patient; ``images/`` or
+``images_001/images`` to ``images_012/images``. Train and val are not told apart there: patients are dealt to them by a seed.
+:mod:`echo_pl.data.corpora.nih` is another thing: it writes reports from such labels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from echo_pl.data.corpora.reader import Reject, SourceStudy
+from echo_pl.data.corpora.reading import Entry, RejectedError, find_image, known, needed, read_studies
+from echo_pl.data.corpora.split import patient_split
+from echo_pl.data.corpora.tables import filled, find_file, read_csv
+from echo_pl.data.corpora.text_files import open_text
+from echo_pl.data.reports.report import RawReport
+
+REQUIRED = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender", "View Position")
+TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
+
+
+class NIHChestXray14Reader:
+    """Reads images with labels; reports are empty.
+
+    Args:
+        source: the folder with table, lists and images.
+        val_share: expected share of val among the patients of ``train_val_list.txt``.
+        seed: of the choice of these.
+
+    Raises:
+        FileNotFoundError: table, lists or images are not there.
+        ValueError: the share is out of range.
+    """
+
+    name = "nih_chestxray14"
+    licence = "no restriction on use; name the NIH Clinical Center and link nihcc.app.box.com/v/ChestXray-NIHCC"
+    citation = "Wang et al.: ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks. CVPR 2017"
+
+    def __init__(self, source: Path | str, *, val_share: float = 0.1, seed: int = 0) -> None:
+        self._root = Path(source)
+        self._table = find_file(self._root, *TABLES, what="table of NIH ChestX-ray14")
+        self._train_val = find_file(self._root, "train_val_list.txt", what="list of training images")
+        self._test = find_file(self._root, "test_list.txt", what="list of test images")
+        self._folders = [self._root / "images", *(self._root / f"images_{n:03d}" / "images" for n in range(1, 13))]
+        if not any(folder.is_dir() for folder in self._folders):
+            raise FileNotFoundError(f"no images in {source}: the folder images or images_001/images is expected there")
+        patient_split("", seed=seed, val_share=val_share, test_share=0)  # refuses a share out of range
+        self._val_share = val_share
+        self._seed = seed
+
+    def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
+        """Yield one study per image, in the order of the table."""
+        folders = {entry.name: folder for folder in self._folders if folder.is_dir() for entry in os.scandir(folder)}
+        listed = dict.fromkeys(_lines(self._train_val), "train") | dict.fromkeys(_lines(self._test), "test")
+        return read_studies(self._entries(), lambda key, row: self._make(key, row, folders, listed), skip=skip, text_needed=False)
+
+    def _entries(self) -> Iterator[Entry[Mapping[str, str]] | Reject]:
+        for row in read_csv(self._table, REQUIRED):
+            if isinstance(row, Reject):
+                yield row
+            else:
+                yield Entry(name=Path(filled(row.values["Image Index"])).stem, content=row.values)
+
+    def _make(self, key: str, row: Mapping[str, str], folders: Mapping[str, Path], listed: Mapping[str, str]) -> SourceStudy:
+        image, patient = filled(row["Image Index"]), filled(row["Patient ID"])
+        labels = tuple(label for label in filled(row["Finding Labels"]).split("|") if label)
+        needed({"Patient ID": patient, "Finding Labels": "|".join(labels)})
+        split = listed.get(image)
+        if split is None:
+            raise RejectedError("missing_value", "it is in neither list")
+        if split == "train":
+            split = patient_split(patient, seed=self._seed, val_share=self._val_share, test_share=0)
+        view = filled(row["View Position"])
+        return SourceStudy(
+            key=key,
+            patient=patient,
+            images=(find_image(folders.get(image, self._folders[0]), image, view=view),),
+            report=RawReport(),
+            split=split,
+            labels=labels,
+            meta=known(age=filled(row["Patient Age"]), sex=filled(row["Patient Gender"]), follow_up=filled(row["Follow-up #"])),
+        )
+
+
+def _lines(path: Path) -> list[str]:
+    with open_text(path) as stream:
+        return [line.strip() for line in stream if line.strip()]

@@ -1,0 +1,160 @@
+"""What all readers share: from a dataset's entries to studies and rejects, in order, each key once, from any place on.
+
+A reader lists its entries cheaply and makes a study of one where it is asked for. Everything that is wrong with one entry ends
+here, as a :class:`Reject`. Knows no dataset.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+from echo_pl.data.corpora.reader import Reject, SourceImage, SourceStudy
+from echo_pl.data.corpora.text_files import UndecodableTextError, mend
+from echo_pl.data.reports.report import RawReport
+
+T = TypeVar("T")
+NOT_UTF8: Final = "not_utf8_bytes"
+"""In a study's ``meta``: how many bytes of its text were no UTF-8 and were read as Windows-1252."""
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+class RejectedError(ValueError):
+    """One entry cannot be a study.
+
+    Args:
+        reason: as in :class:`Reject`.
+        detail: as in :class:`Reject`; none of a report's words.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Generic[T]):
+    """One study to be, unread."""
+
+    name: str
+    """What the dataset calls it."""
+    content: T
+
+
+def read_studies(
+    entries: Iterable[Entry[T] | Reject],
+    make: Callable[[str, T], SourceStudy],
+    *,
+    skip: int = 0,
+    text_needed: bool = True,
+) -> Iterator[SourceStudy | Reject]:
+    """Make a study or a reject of every entry.
+
+    Args:
+        entries: in the dataset's order.
+        make: gets key and content; raises :class:`RejectedError`.
+        skip: of so many entries nothing is made. Their names still count for duplicates.
+        text_needed: whether a study without findings and impression is rejected.
+
+    Raises:
+        ValueError: skip is negative.
+    """
+    if skip < 0:
+        raise ValueError(f"skip must not be negative, got {skip}")
+    seen: set[str] = set()
+    for place, entry in enumerate(entries):
+        if isinstance(entry, Reject):
+            if place >= skip:
+                yield entry
+            continue
+        key = safe_key(entry.name)
+        again = key in seen
+        seen.add(key)
+        if place < skip:
+            continue
+        try:
+            if not key:
+                raise RejectedError("missing_value", "it has no id")
+            if again:
+                raise RejectedError("duplicate_id")
+            yield _checked(make(key, entry.content), text_needed)
+        except RejectedError as error:
+            yield Reject(key=key or f"entry {place}", reason=error.reason, detail=error.detail)
+
+
+def safe_key(name: str) -> str:
+    """Return a name as a key: letters, digits, ``-`` and ``_``, anything else a ``-``.
+
+    >>> safe_key("patient1/study2"), safe_key("1.2.840")
+    ('patient1-study2', '1-2-840')
+    """
+    return _UNSAFE.sub("-", name).strip("-")
+
+
+def find_image(root: Path, name: str, *, view: str = "", base: Path | None = None) -> SourceImage:
+    """Find an image that a dataset names.
+
+    Args:
+        root: the folder of images, which a name must not lead out of.
+        name: relative to ``base``.
+        view: as the dataset says.
+        base: the folder that names are relative to; None: ``root``.
+
+    Raises:
+        RejectedError: there is no name, no such file, or it is outside.
+    """
+    if not name.strip():
+        raise RejectedError("missing_value", "an image has no file name")
+    if "\0" in name:
+        raise RejectedError("outside_folder", "a file name holds NUL")
+    path = os.path.normpath(os.path.join(base or root, name))
+    if not path.startswith(os.path.join(os.path.normpath(root), "")):
+        raise RejectedError("outside_folder", f"{name!r} is not inside {root}")
+    if not os.path.isfile(path):
+        raise RejectedError("missing_image", name)
+    return SourceImage(path=Path(path), view=view, root=root)
+
+
+def known(**values: str) -> dict[str, str]:
+    """Return what has a value, for a study's ``meta``."""
+    return {name: value for name, value in values.items() if value}
+
+
+def needed(values: dict[str, str]) -> None:
+    """Refuse an entry without one of these values.
+
+    Raises:
+        RejectedError: one is empty; the detail names it.
+    """
+    if missing := [name for name, value in values.items() if not value]:
+        raise RejectedError("missing_value", ", ".join(missing))
+
+
+def _checked(study: SourceStudy, text_needed: bool) -> SourceStudy:
+    """Mend a study's text and see that there is some."""
+    report, count = study.report, 0
+    try:
+        for name, text in vars(report).items():
+            mended, bytes_read = mend(text)
+            if bytes_read:
+                report, count = replace(report, **{name: mended}), count + bytes_read
+        others = [mend(text)[0] for text in (study.patient, study.language, *study.labels, *study.meta.values())]
+    except UndecodableTextError as error:
+        raise RejectedError("undecodable_text", str(error)) from None
+    if text_needed and not (report.findings.strip() or report.impression.strip()):
+        raise RejectedError("no_report")
+    labels = tuple(others[2 : 2 + len(study.labels)])
+    meta = dict(zip(study.meta, others[2 + len(study.labels) :], strict=True))
+    if count:
+        meta[NOT_UTF8] = str(count)
+    return replace(study, patient=others[0], labels=labels, meta=meta, report=report)
+
+
+def text_report(**sections: str) -> RawReport:
+    """Return a report of sections whose white space is only spaces."""
+    return RawReport(**{name: " ".join(text.split()) for name, text in sections.items()})

@@ -1,0 +1,51 @@
+"""Values of a JSON record of a dataset: text where text should be, or a reject."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from echo_pl.data.corpora.reading import RejectedError
+from echo_pl.data.corpora.tables import filled
+
+
+def text_of(record: Mapping[str, Any], name: str) -> str:
+    """Return a value as text; empty where there is none.
+
+    Raises:
+        RejectedError: it is a list or an object.
+    """
+    return _text(record.get(name), name)
+
+
+def texts_of(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return a list's values as texts; empty where there is none. One text is a list of one.
+
+    Raises:
+        RejectedError: it is an object, or holds something that is no text.
+    """
+    value = record.get(name)
+    if isinstance(value, list):
+        return tuple(_text(one, name) for one in value)
+    text = _text(value, name)
+    return (text,) if text else ()
+
+
+def objects_of(record: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], ...]:
+    """Return a list of objects.
+
+    Raises:
+        RejectedError: it is not there, or is something else.
+    """
+    value = record.get(name)
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        raise RejectedError("missing_value" if value is None else "wrong_type", name)
+    return tuple(value)
+
+
+def _text(value: object, name: str) -> str:
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, str | int | float):
+        return filled(str(value))
+    raise RejectedError("wrong_type", name)
