@@ -1,7 +1,7 @@
 """Step 5: which study stands in which shard.
 
-One pass over the entries: those left out go to two files, of the others their place in the work files is kept, 16 bytes a study, and
-shuffled within its split by the seed. A shard is a fixed slice of that. Knows nothing of images.
+One pass over the entries: those left out go to two files; of the others their place in the work files is kept, 16 bytes a
+study. Knows nothing of images.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from echo_pl.data.order import Places
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
 from echo_pl.data.pipeline.files import json_line, read_json, read_lines, whole_file, write_json
 from echo_pl.data.pipeline.listing import Listing, chunk_path
@@ -43,9 +43,9 @@ class Arrangement:
     shared_patients: int
     """Patients who are in more than one split, which official splits may bring about."""
 
-    def places(self, split: str) -> NDArray[np.int64]:
+    def places(self, split: str) -> Places:
         """(studies, 2): number of the work file, offset in it; in the order of the shards."""
-        return np.load(self.folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        return np.load(self.folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
 
 
 @dataclass
@@ -123,8 +123,9 @@ def _save(folder: Path, splits: Mapping[str, _Split]) -> None:
     found = {split: part for split, part in splits.items() if part.numbers}
     patients = {split: np.unique(np.frombuffer(part.patients, dtype=np.uint64)) for split, part in found.items()}
     for split, part in found.items():
+        columns = [np.frombuffer(column, dtype=np.int64) for column in (part.numbers, part.offsets)]
         with whole_file(folder / f"{split}.npy") as file:
-            np.save(file, np.stack([np.frombuffer(part.numbers, dtype=np.int64), np.frombuffer(part.offsets, dtype=np.int64)], axis=1))
+            np.save(file, np.stack(columns, axis=1))
     distinct = len(np.unique(np.concatenate([*patients.values(), np.zeros(0, np.uint64)])))
     number_of = {split: len(some) for split, some in patients.items()}
     counts = {split: len(part.numbers) for split, part in found.items()}

@@ -1,4 +1,5 @@
-"""The dataset card: what is in a corpus, where it comes from, what was left out of it. ``card.json`` for programs, ``README.md`` for people.
+"""The dataset card: what is in a corpus, where it comes from, what was left out. ``card.json`` for programs, ``README.md`` for
+people.
 
 Knows counts and names; has no words of a report, no time and no place of a machine, so that equal corpora have equal cards.
 """
@@ -53,6 +54,7 @@ def make_card(
     *,
     index: CorpusIndex,
     plan: Plan,
+    official_splits: bool,
     licence: str,
     citation: str,
     listing_digest: str,
@@ -67,6 +69,7 @@ def make_card(
     Args:
         index: of the corpus.
         plan: all settings.
+        official_splits: whether splits are the dataset's own.
         licence: of the source.
         citation: of the source.
         listing_digest: of the source as it was read.
@@ -101,6 +104,7 @@ def make_card(
             "citation": citation,
             "entries_in_source": entries,
             "splits": {split: {**of, "patients": patients.get(split, 0)} for split, of in splits.items()},
+            "split_rule": "official" if official_splits else "patient",
             "patients_in_several_splits": shared_patients,
             "reports": reports,
             "general_samples": sums["studies"]["general"],
@@ -153,7 +157,7 @@ def _markdown(card: Mapping[str, Any]) -> str:
 
 
 def _split_rule(card: Mapping[str, Any]) -> str:
-    return "the dataset's own" if card["settings"]["official_splits"] else f"by patient, seed {card['settings']['seed']}"
+    return "the dataset's own" if card["split_rule"] == "official" else f"by patient, seed {card['settings']['seed']}"
 
 
 def _listed(counts: Mapping[str, int], most: int | None = None) -> str:

@@ -1,7 +1,7 @@
 """Step 3: near-duplicates among the reports of the training split.
 
-Validation and test keep all of theirs, as removing some would change what they measure. Who searches, and how, is another's; this
-hands the texts over one by one and writes down which studies go.
+Validation and test keep all of theirs, as removing some would change what they measure. Who searches, and how, is another's;
+this hands the texts over one by one and writes down which studies go.
 """
 
 from __future__ import annotations

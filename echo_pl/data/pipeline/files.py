@@ -1,7 +1,7 @@
 """Files that are whole or not there, and JSON lines.
 
-Knows paths and bytes. Everything that the pipeline writes goes through here: under a temporary name of the writing process, to the
-disk, then renamed. What a killed process leaves behind has the suffix :data:`PARTIAL`.
+Knows paths and bytes. Everything that the pipeline writes goes through here: under a temporary name of the writing process, to
+the disk, then renamed. What a killed process leaves behind has the suffix :data:`PARTIAL`.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder and below."""
-    for path in folder.rglob(f"*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+    """Remove what killed processes left half written in a folder and in those in it."""
+    for path in (*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*/*{PARTIAL}")):
+        if path.is_file():
+            path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """General image-text samples that are mixed into the training split, by weight.
 
-They come from a file of JSON lines, ``{"image": "dogs/1.jpg", "text": "...", "prompt": "..."}``: image relative to the file and inside
-its folder, prompt optional. In a shard such a sample is marked ``meta.kind = "general"``, its text stands as findings, its prompt in
-``meta.prompt``. Knows nothing of reports.
+They come from a file of JSON lines, ``{"image": "dogs/1.jpg", "text": "...", "prompt": "..."}``: image relative to the file and
+inside its folder, prompt optional. In a shard such a sample is marked ``meta.kind = "general"``, its text stands as findings,
+its prompt in ``meta.prompt``. Knows nothing of reports.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Step 1: the source is read once, into numbered files of a few hundred entries each.
 
-Everything that comes after works on these files, so a dataset is neither read twice nor may change in between: the bytes of every image
-file are noted. Filters that need no normalizer are here too. Knows what readers give; nothing of normalized reports.
+Everything that comes after works on these files, so a dataset is neither read twice nor may change in between: the bytes of
+every image file are noted. Filters that need no normalizer are here too. Knows what readers give; nothing of normalized
+reports.
 """
 
 from __future__ import annotations
@@ -48,9 +49,7 @@ def chunk_path(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.jsonl"
 
 
-def list_source(
-    reader: CorpusReader, source: Path, folder: Path, settings: Settings, on_entries: Callable[[int], None]
-) -> Listing:
+def list_source(reader: CorpusReader, source: Path, folder: Path, settings: Settings, on_entries: Callable[[int], None]) -> Listing:
     """Read the source, or what is not read yet of it.
 
     Args:
@@ -110,7 +109,9 @@ def _listed(reader: CorpusReader, settings: Settings, skip: int, keys: set[str])
     """Entries from a place on. Keys that were there before are rejected, whatever the reader thinks of them."""
     for place, found in enumerate(reader.studies(skip=skip), start=skip):
         if isinstance(found, Reject):
-            yield LeftOut(place=place, key=_safe(found.key), kind="reject", step="read", reason=found.reason, detail=_safe(found.detail))
+            yield LeftOut(
+                place=place, key=_safe(found.key), kind="reject", step="read", reason=found.reason, detail=_safe(found.detail)
+            )
             continue
         entry = _entry(place, found, settings, keys)
         if isinstance(entry, Entry):

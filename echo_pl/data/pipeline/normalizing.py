@@ -1,6 +1,7 @@
 """Step 2: reports are normalized, file by file; what does not pass the completeness check goes to review.
 
-A file of the listing becomes a file of the same number with the same entries in the same order. Knows engines by their protocol only.
+A file of the listing becomes a file of the same number with the same entries in the same order. Knows engines by their protocol
+only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries, report_record
 from echo_pl.data.pipeline.files import write_lines
 from echo_pl.data.pipeline.listing import chunk_path
-from echo_pl.data.pipeline.parts import Check, Engine, Fault, Recipe, Redact, built
+from echo_pl.data.pipeline.parts import Check, Engine, Recipe, Redact, RefusedError, built
 from echo_pl.data.pipeline.workers import go_on
 from echo_pl.data.reports.report import NormalizedReport
 
@@ -46,7 +47,7 @@ class Normalizing:
         return len(entries)
 
     def _settled(
-        self, entries: list[Entry | LeftOut], outcomes: Iterator[NormalizedReport | Fault]
+        self, entries: list[Entry | LeftOut], outcomes: Iterator[NormalizedReport | RefusedError]
     ) -> Iterator[Entry | LeftOut]:
         for entry in entries:
             go_on()
@@ -58,9 +59,9 @@ class Normalizing:
                 raise ValueError(f"{self.engine.name} gave fewer reports than it got")
             yield self._judged(entry, outcome)
 
-    def _judged(self, entry: Entry, outcome: NormalizedReport | Fault) -> Entry | LeftOut:
+    def _judged(self, entry: Entry, outcome: NormalizedReport | RefusedError) -> Entry | LeftOut:
         raw = entry.study.report
-        if isinstance(outcome, Fault):
+        if isinstance(outcome, RefusedError):
             return entry.left_out("review", "normalize", outcome.reason, outcome.detail, report_record(raw, None))
         faults = tuple(self.check(raw, outcome))
         if faults:

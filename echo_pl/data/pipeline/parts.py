@@ -1,7 +1,7 @@
 """Who does the work of the steps: what the pipeline asks of a normalizer, a check, a translator, a search for duplicates.
 
-The pipeline knows these protocols only. What works in other processes comes as a recipe: small, comparable by value and picklable, with
-``build()``, which is called once in each process.
+The pipeline knows these protocols only. What works in other processes comes as a recipe: small, comparable by value and
+picklable, with ``build()``, which is called once in each process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
 
-class Fault(ValueError):
+class RefusedError(ValueError):
     """One report cannot be used; the others can.
 
     Args:
@@ -45,11 +45,13 @@ class Recipe(Protocol, Generic[T_co]):
         """Make it."""
         ...
 
+    def __hash__(self) -> int: ...
+
 
 class Engine(Protocol):
     """Normalizes reports, one after the other or several at once."""
 
-    def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | Fault]:
+    def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | RefusedError]:
         """Yield each report normalized, or why it cannot be (none of its words), in their order."""
         ...
 
@@ -57,7 +59,7 @@ class Engine(Protocol):
 class Translator(Protocol):
     """Translates normalized reports into Chinese."""
 
-    def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | Fault]:
+    def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | RefusedError]:
         """Yield each report translated, or why it cannot be (none of its words), in their order."""
         ...
 

@@ -1,7 +1,7 @@
 """The identity of a corpus in the making, and its work folder: who may go on there, and what is there already.
 
-A plan is everything that decides the bytes of a corpus and is known before the first study is read. The same command finds its own work
-and goes on; another one is refused with the difference named.
+A plan is everything that decides the bytes of a corpus and is known before the first study is read. The same command finds its
+own work and goes on; another one is refused with the difference named.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from echo_pl.data.corpora.reading import safe_key
 from echo_pl.data.corpus_index import INDEX_NAME, check_local
 from echo_pl.data.pipeline.files import read_json, remove_partials, write_json
 from echo_pl.data.pipeline.parts import Parts
@@ -45,9 +46,11 @@ def make_plan(settings: Settings, parts: Parts) -> Plan:
 
     Raises:
         FileNotFoundError: the source is not there.
-        ValueError: something was asked for that no part can do, or the other way round.
+        ValueError: something was asked for that no part can do, or the other way round; or the corpus has a name that is none.
     """
     _check_parts(settings, parts)
+    if safe_key(parts.reader.name) != parts.reader.name:
+        raise ValueError(f"a corpus's name must be made of letters, digits, '-' and '_', got {parts.reader.name!r}")
     return {
         "pipeline": PIPELINE_VERSION,
         "echo_pl": version("echo-pl"),
@@ -80,8 +83,8 @@ def _check_parts(settings: Settings, parts: Parts) -> None:
 def source_stamp(source: Path) -> str:
     """Hash of a dataset's tables: of a file, or of those directly in a folder, by name, size, first and last MiB.
 
-    It sees a table that was replaced or has grown, not every changed byte in the middle of a large one. Images are looked at one by one
-    where the source is listed.
+    It sees a table that was replaced or has grown, not every changed byte in the middle of a large one. Images are looked at one by
+    one where the source is listed.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -133,6 +136,7 @@ def workplace(out: Path | str, plan: Plan) -> Iterator[Workplace | None]:
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(work / "lock"):
         _take_up(work, plan)
+        remove_partials(folder)
         remove_partials(work)
         yield Workplace(out=folder, work=work)
 

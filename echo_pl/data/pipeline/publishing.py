@@ -1,7 +1,7 @@
 """Step 7: from the work folder to a corpus folder, the index last.
 
-Everything is renamed or written whole, and can be done again at any point; what is not finished has no index. Knows files; nothing of
-what is in a shard.
+Everything is renamed or written whole, and can be done again at any point; what is not finished has no index. Knows files;
+nothing of what is in a shard.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The whole way from a dataset's files to a corpus folder; run again, it goes on where it was.
 
-Each step takes the files of the one before and leaves its own in the work folder. What a step makes is a function of these files and of
-the plan alone: not of who does it, when, or how often it was begun.
+Each step takes the files of the one before and leaves its own in the work folder. What a step makes is a function of these
+files and of the plan alone: not of who does it, when, or how often it was begun.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from echo_pl.data.corpus_index import CorpusIndex
+from echo_pl.data.order import Places
 from echo_pl.data.pipeline.arranging import Arrangement, arrange
 from echo_pl.data.pipeline.card import Card, make_card
 from echo_pl.data.pipeline.duplicates import find_duplicates
 from echo_pl.data.pipeline.entries import LeftOut, read_entries
 from echo_pl.data.pipeline.files import read_json
 from echo_pl.data.pipeline.general import choose_general
-from echo_pl.data.pipeline.listing import Listing, chunk_path, list_source
+from echo_pl.data.pipeline.listing import CHUNK, Listing, chunk_path, list_source
 from echo_pl.data.pipeline.normalizing import Normalizing
 from echo_pl.data.pipeline.parts import Parts, built
 from echo_pl.data.pipeline.plan import CARD, Plan, Workplace, make_plan, workplace
@@ -186,12 +187,10 @@ class _Making:
                 advance(count)
         return [task.written(one) for one in self._slices(arrangement, extra)]
 
-    def _slices(self, arrangement: Arrangement, general: np.ndarray) -> Iterator[ShardSlice]:
+    def _slices(self, arrangement: Arrangement, general: Places) -> Iterator[ShardSlice]:
         for split in arrangement.counts:
             extra = general if split == "train" else general[:0]
-            yield from shard_slices(
-                split, arrangement.places(split), extra, size=self.settings.shard_size, seed=self.settings.seed
-            )
+            yield from shard_slices(split, arrangement.places(split), extra, size=self.settings.shard_size, seed=self.settings.seed)
 
     def _publish(self, listing: Listing, splitter: Splitter, arrangement: Arrangement, written: list[WrittenShard]) -> None:
         out, reader = self.place.out, self.parts.reader
@@ -242,4 +241,17 @@ class _Making:
     def _bar(self, step: str, total: int | None) -> Iterator[Callable[[int], None]]:
         logger.info("%s: begins", step)
         with tqdm(total=total, desc=f"{step:15}", unit="study", unit_scale=True, disable=not self.progress) as bar:
-            yield lambda count: bar.update(count) and None
+
+            def advance(count: int) -> None:
+                bar.update(count)
+
+            yield advance
+
+
+def _missing(listing: Listing, folder: Path, advance: Callable[[int], None]) -> Iterator[int]:
+    """Numbers of the files that a step has yet to write."""
+    for number in listing.chunks:
+        if chunk_path(folder, number).is_file():
+            advance(min(CHUNK, listing.entries - number * CHUNK))
+        else:
+            yield number

@@ -30,7 +30,7 @@ class Settings:
     keep_incomplete: bool = False
     """Whether reports with only one of findings and impression are used; otherwise they are filtered out."""
     redact: bool = False
-    """Take dates, names and ids out of reports by pattern, number the studies anew and drop patients and the dataset's own notes."""
+    """Take dates, names and ids out of reports by pattern, number studies anew, drop patients and the dataset's own notes."""
     near_duplicates: float | None = None
     """Cosine from which on one of two reports of the training split is filtered out; None: all stay."""
     duplicate_text: DuplicateText = "original"

@@ -1,7 +1,7 @@
 """Step 6: shards, each from a fixed slice of its split, so that its bytes do not depend on who writes it when.
 
-Images are opened here, one study at a time; a study with an image that cannot be used is left out. Beside each shard stands a file that
-says what is in it. Knows nothing of normalizing.
+Images are opened here, one study at a time; a study with an image that cannot be used is left out. Beside each shard stands a
+file that says what is in it. Knows nothing of normalizing.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from echo_pl.data.corpus_index import Shard
 from echo_pl.data.images import ImageError, load_image
+from echo_pl.data.order import Places
 from echo_pl.data.pipeline.arranging import GENERAL
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
 from echo_pl.data.pipeline.files import read_json, read_lines, whole_file, write_json
 from echo_pl.data.pipeline.general import KIND
 from echo_pl.data.pipeline.listing import chunk_path
 from echo_pl.data.pipeline.workers import go_on
-from echo_pl.data.reports.report import SECTIONS, NormalizedReport
+from echo_pl.data.reports.report import SECTIONS, NormalizedReport, RawReport
 from echo_pl.data.shard_writer import encode_study
 from echo_pl.data.study import Study
 from echo_pl.data.webdataset_secure import TarWriter
@@ -65,7 +65,7 @@ class WrittenShard:
     """``studies``, ``languages``, ``imputed``, ``labels``, ``images``, ``redacted``, ``dropped``, ``notes`` by name."""
 
 
-def shard_slices(split: str, places: NDArray[np.int64], general: NDArray[np.int64], *, size: int, seed: int) -> Iterator[ShardSlice]:
+def shard_slices(split: str, places: Places, general: Places, *, size: int, seed: int) -> Iterator[ShardSlice]:
     """Shuffle the studies of a split, general samples among them, and cut them into shards."""
     total = len(places) + len(general)
     order = np.random.default_rng([seed, 2]).permutation(total)
@@ -151,12 +151,12 @@ class Sharding:
 
     def _study(self, entry: Entry) -> Study:
         source = entry.study
-        report = _general(entry) if entry.normalized is None else entry.normalized.text
+        report = _text(source.report) if entry.normalized is None else entry.normalized.text
         return Study(
             key=f"{self.corpus}-{entry.place:07d}" if self.anonymous and entry.normalized is not None else source.key,
             images=tuple(self._images(entry)),
             normalized=report,
-            raw=None if entry.normalized is None else ReportText(findings=source.report.findings, impression=source.report.impression),
+            raw=None if entry.normalized is None else _text(source.report),
             labels=source.labels,
             meta=self._meta(entry),
         )
@@ -165,8 +165,8 @@ class Sharding:
         for image, size in zip(entry.study.images, entry.sizes, strict=True):
             if not image.path.is_file() or os.stat(image.path).st_size != size:
                 raise ValueError(
-                    f"an image of entry {entry.place} has changed or gone since the source was listed; see that the whole source is "
-                    "there, then run again; if it is to be as it is now, delete the work folder first"
+                    f"an image of entry {entry.place} has changed or gone since the source was listed; see that the whole source "
+                    "is there, then run again; if it is to be as it is now, delete the work folder first"
                 )
             yield load_image(image.path, self.max_pixels, root=image.root).image
 
@@ -187,14 +187,14 @@ def beside(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def general_places(folder: Path) -> NDArray[np.int64]:
+def general_places(folder: Path) -> Places:
     """(samples, 2): the places of the general samples that can be used."""
     found = [[GENERAL, offset] for offset, record in read_lines(chunk_path(folder, 0)) if "entry" in record]
     return np.asarray(found, dtype=np.int64).reshape(-1, 2)
 
 
-def _general(entry: Entry) -> ReportText:
-    return ReportText(findings=entry.study.report.findings, impression="")
+def _text(report: RawReport) -> ReportText:
+    return ReportText(findings=report.findings, impression=report.impression)
 
 
 def _describe(path: Path, characters: tuple[int, ...]) -> Shard | None:
@@ -222,4 +222,3 @@ def _count(counts: dict[str, Counter[str]], entry: Entry, study: Study) -> None:
     add("redacted", entry.redacted)
     if entry.note:
         add("notes", {entry.note: 1})
-

@@ -40,8 +40,8 @@ def choose_splitter(settings: Settings, listing: Listing) -> Splitter:
     """
     if settings.splits == "auto" and 0 < listing.official < listing.studies:
         raise ValueError(
-            f"{listing.official} of {listing.studies} studies have an official split, the others none: say splits=official (the others "
-            "are left out) or splits=patient (all are split anew, by patient)"
+            f"{listing.official} of {listing.studies} studies have an official split, the others none: say splits=official (the "
+            "others are left out) or splits=patient (all are split anew, by patient)"
         )
     if settings.splits == "official" and not listing.official:
         raise ValueError("splits=official, but no study of this dataset has an official split; say splits=patient")

@@ -5,14 +5,17 @@ Reads finished shards; knows nothing of how tokenizers work.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.pipeline.parts import TrainTokenizer
-from echo_pl.data.response import FORMS, format_response
-from echo_pl.data.shard_reader import decode_study, read_samples
+from echo_pl.data.response import FORMS, Language, format_response
+from echo_pl.data.shard_reader import IMAGE_SUFFIXES, read_samples
+from echo_pl.structs import ReportText
 
 FOLDER = "tokenizer"
 
@@ -39,14 +42,17 @@ def _texts(out: Path, index: CorpusIndex, most: int) -> Iterator[str]:
     split = "train" if "train" in index.splits else next(iter(index.splits))
     seen = 0
     for shard in index.shards(split):
-        for _, raw in read_samples(out, shard, range(min(shard.samples, most - seen)), passed_over=("png",)):
-            study = decode_study(raw)
-            language = study.meta.get("language", "en")
-            form = "zh" if language == "zh" else "en"
+        for _, raw in read_samples(out, shard, range(min(shard.samples, most - seen)), passed_over=IMAGE_SUFFIXES):
+            record = json.loads(raw.fields["json"])
+            form: Language = "zh" if record["meta"].get("language") == "zh" else "en"
             yield FORMS[form].instruction
-            yield format_response(study.normalized, form)
-            if study.raw is not None:
-                yield format_response(study.raw, "en")
+            yield format_response(_report(record), form)
+            if record["raw"] is not None:
+                yield format_response(_report(record["raw"]), "en")
             seen += 1
         if seen >= most:
             return
+
+
+def _report(record: Mapping[str, Any]) -> ReportText:
+    return ReportText(findings=record["findings"], impression=record["impression"])

@@ -1,7 +1,7 @@
 """Step 4: a seeded share of the normalized reports is translated into Chinese.
 
-Which ones is a function of seed and key. A report whose translation fails stays as it is, since as such it has passed its check; it is
-counted. Knows translators by their protocol only.
+Which ones is a function of seed and key. A report whose translation fails stays as it is, since as such it has passed its
+check; it is counted. Knows translators by their protocol only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries
 from echo_pl.data.pipeline.files import write_lines
 from echo_pl.data.pipeline.listing import chunk_path
-from echo_pl.data.pipeline.parts import Fault, Translator
+from echo_pl.data.pipeline.parts import RefusedError, Translator
 from echo_pl.data.reports.report import NormalizedReport
 
 
@@ -51,14 +51,14 @@ class Translating:
         return len(entries)
 
     def _settled(
-        self, entries: list[Entry | LeftOut], outcomes: Iterator[NormalizedReport | Fault]
+        self, entries: list[Entry | LeftOut], outcomes: Iterator[NormalizedReport | RefusedError]
     ) -> Iterator[Entry | LeftOut]:
         for entry in entries:
             if isinstance(entry, LeftOut) or not self._wanted(entry):
                 yield entry
                 continue
             outcome = next(outcomes)
-            if isinstance(outcome, Fault):
+            if isinstance(outcome, RefusedError):
                 yield replace(entry, note=f"not translated: {outcome.reason}")
             else:
                 yield replace(entry, normalized=outcome)

@@ -1,7 +1,7 @@
 """Runs tasks in other processes, or in this one, and ends them when this one ends, however it does.
 
-A worker looks after every study whether it is to stop, and goes when its parent is gone: a killed run leaves nobody behind who writes.
-Knows nothing of what tasks do.
+A worker looks after every study whether it is to stop, and goes when its parent is gone: a killed run leaves nobody behind who
+writes. Knows nothing of what tasks do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 SPARED: Final = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that a terminal or a scheduler sends to all processes of a job. The parent answers them; SIGTERM ends a worker as ever."""
+"""Signals that a terminal or a scheduler sends to a whole job. The parent answers them; SIGTERM ends a worker as ever."""
 _PATIENCE: Final = 0.5
 """Seconds that a signal may take to reach this process after its workers."""
 
