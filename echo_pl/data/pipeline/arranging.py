@@ -59,7 +59,7 @@ def arrange(
     *,
     entries: Path,
     listing: Listing,
-    source: Path,
+    base: Path,
     splitter: Splitter,
     duplicates: Mapping[int, str],
     folder: Path,
@@ -70,7 +70,7 @@ def arrange(
     Args:
         entries: folder of the last step's files.
         listing: how many there are.
-        source: of relative paths.
+        base: of relative paths.
         splitter: puts studies into splits.
         duplicates: places that another step leaves out, with a sentence why.
         folder: for the result.
@@ -82,7 +82,7 @@ def arrange(
             left_out, review = (files.enter_context(whole_file(folder / name)) for name in (LEFT_OUT, REVIEW))
             for number in listing.chunks:
                 count = 0
-                for offset, entry in _kept(chunk_path(entries, number), source, splitter, duplicates):
+                for offset, entry in _kept(chunk_path(entries, number), base, splitter, duplicates):
                     count += 1
                     if isinstance(entry, LeftOut):
                         _note(entry, left_out, review)
@@ -94,9 +94,9 @@ def arrange(
     return Arrangement(folder=folder, **done)
 
 
-def _kept(path: Path, source: Path, splitter: Splitter, duplicates: Mapping[int, str]) -> Iterator[tuple[int, Entry | LeftOut]]:
+def _kept(path: Path, base: Path, splitter: Splitter, duplicates: Mapping[int, str]) -> Iterator[tuple[int, Entry | LeftOut]]:
     for offset, record in read_lines(path):
-        entry = decode(record, source)
+        entry = decode(record, base)
         if isinstance(entry, Entry) and entry.place in duplicates:
             entry = entry.left_out("filtered", "near-duplicates", "near_duplicate", duplicates[entry.place])
         elif isinstance(entry, Entry) and splitter.split_of(entry.study) is None:

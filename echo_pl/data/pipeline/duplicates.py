@@ -25,7 +25,7 @@ def find_duplicates(
     what: DuplicateText,
     folder: Path,
     listing: Listing,
-    source: Path,
+    base: Path,
     splitter: Splitter,
     result: Path,
     on_entries: Callable[[int], None],
@@ -38,7 +38,7 @@ def find_duplicates(
         what: which text is compared.
         folder: of normalized entries.
         listing: how many files there are.
-        source: of relative paths.
+        base: of relative paths.
         splitter: says what the training split is.
         result: file for the answer; if it is there, it is the answer.
         on_entries: told how many entries more were handed over.
@@ -49,7 +49,7 @@ def find_duplicates(
         def texts() -> Iterator[str]:
             for number in listing.chunks:
                 count = 0
-                for entry in read_entries(chunk_path(folder, number), source):
+                for entry in read_entries(chunk_path(folder, number), base):
                     count += 1
                     if isinstance(entry, Entry) and splitter.split_of(entry.study) == "train":
                         places.append(entry.place)

@@ -28,7 +28,7 @@ KIND: Final = "general"
 STEP: Final = "general"
 
 
-def choose_general(path: Path, count: int, *, seed: int, source: Path, result: Path) -> None:
+def choose_general(path: Path, count: int, *, seed: int, base: Path, result: Path) -> None:
     """Draw samples without putting any back, and write them down in the order of their file.
 
     If there are fewer than asked for, all are taken, and a warning says so.
@@ -37,7 +37,7 @@ def choose_general(path: Path, count: int, *, seed: int, source: Path, result: P
         path: the file of JSON lines.
         count: how many.
         seed: of the choice.
-        source: the corpus's source, which paths are relative to.
+        base: of relative paths.
         result: where to; if it is there, nothing is done.
     """
     if result.is_file():
@@ -47,7 +47,7 @@ def choose_general(path: Path, count: int, *, seed: int, source: Path, result: P
     if lines < count:
         logger.warning("%s has %d general samples, %d were asked for by general_weight: all of them are taken", path, lines, count)
     wanted = {int(i) for i in np.random.default_rng([seed, 1]).permutation(lines)[:count]}
-    write_lines(result, (encode(one, source) for one in _entries(path, wanted)))
+    write_lines(result, (encode(one, base) for one in _entries(path, wanted)))
 
 
 def _entries(path: Path, wanted: set[int]) -> Iterator[Entry | LeftOut]:

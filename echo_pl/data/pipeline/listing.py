@@ -20,8 +20,6 @@ from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries
 from echo_pl.data.pipeline.files import read_json, write_json, write_lines
 from echo_pl.data.pipeline.settings import Settings
 
-CHUNK: Final = 256
-"""Entries of one file."""
 _DONE: Final = "done.json"
 
 
@@ -35,13 +33,19 @@ class Listing:
     studies: int
     official: int
     """Studies that the dataset puts into a split."""
+    work_size: int
+    """Entries of one file, but for the last."""
     digest: str
     """Hash of all files: what the corpus is made of."""
 
     @property
     def chunks(self) -> range:
         """Numbers of the files."""
-        return range(-(-self.entries // CHUNK))
+        return range(-(-self.entries // self.work_size))
+
+    def entries_of(self, number: int) -> int:
+        """How many entries a file has."""
+        return min(self.work_size, self.entries - number * self.work_size)
 
 
 def chunk_path(folder: Path, number: int) -> Path:
@@ -49,12 +53,12 @@ def chunk_path(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.jsonl"
 
 
-def list_source(reader: CorpusReader, source: Path, folder: Path, settings: Settings, on_entries: Callable[[int], None]) -> Listing:
+def list_source(reader: CorpusReader, base: Path, folder: Path, settings: Settings, on_entries: Callable[[int], None]) -> Listing:
     """Read the source, or what is not read yet of it.
 
     Args:
         reader: of the dataset.
-        source: paths inside it are kept relative to it.
+        base: paths inside it are kept relative to it.
         folder: for the files.
         settings: which studies are wanted.
         on_entries: told how many entries more are listed.
@@ -70,17 +74,17 @@ def list_source(reader: CorpusReader, source: Path, folder: Path, settings: Sett
     count = _Count()
     chunks = 0
     while (path := chunk_path(folder, chunks)).is_file():
-        on_entries(count.add(path, list(read_entries(path, source))))
+        on_entries(count.add(path, list(read_entries(path, base))))
         chunks += 1
     found = _listed(reader, settings, count.entries, count.keys)
-    while some := list(islice(found, CHUNK)):
+    while some := list(islice(found, settings.work_size)):
         path = chunk_path(folder, chunks)
-        write_lines(path, (encode(one, source) for one in some))
+        write_lines(path, (encode(one, base) for one in some))
         on_entries(count.add(path, some))
         chunks += 1
     if not count.entries:
         raise ValueError(f"the reader {reader.name} found nothing in {source}")
-    numbers = {"entries": count.entries, "studies": count.studies, "official": count.official}
+    numbers = {"entries": count.entries, "studies": count.studies, "official": count.official, "work_size": settings.work_size}
     digest = count.digest.hexdigest()[:16]
     write_json(folder / _DONE, {**numbers, "digest": digest})
     return Listing(folder=folder, digest=digest, **numbers)

@@ -25,7 +25,8 @@ class Normalizing:
     Args of the call: the file's number. Returns how many entries it has.
     """
 
-    source: Path
+    base: Path
+    """Of relative paths."""
     listed: Path
     """Folder to read from."""
     folder: Path
@@ -40,10 +41,10 @@ class Normalizing:
         Raises:
             ValueError: the engine gave another number of reports than it got.
         """
-        entries = [self._redacted(entry) for entry in read_entries(chunk_path(self.listed, number), self.source)]
+        entries = [self._redacted(entry) for entry in read_entries(chunk_path(self.listed, number), self.base)]
         reports = (entry.study.report for entry in entries if isinstance(entry, Entry))
         outcomes = built(self.engine).normalize_many(reports)
-        write_lines(chunk_path(self.folder, number), (encode(one, self.source) for one in self._settled(entries, outcomes)))
+        write_lines(chunk_path(self.folder, number), (encode(one, self.base) for one in self._settled(entries, outcomes)))
         return len(entries)
 
     def _settled(

@@ -128,6 +128,11 @@ class Parts:
     tokenizer_name: str
     """``trained``, or which one is copied."""
 
+    @property
+    def base(self) -> Path:
+        """The folder that paths of images are kept relative to, so that a dataset may be moved."""
+        return self.source if self.source.is_dir() else self.source.parent
+
 
 @cache
 def built(recipe: Recipe[T]) -> T:

@@ -24,7 +24,7 @@ from echo_pl.data.pipeline.duplicates import find_duplicates
 from echo_pl.data.pipeline.entries import LeftOut, read_entries
 from echo_pl.data.pipeline.files import read_json
 from echo_pl.data.pipeline.general import choose_general
-from echo_pl.data.pipeline.listing import CHUNK, Listing, chunk_path, list_source
+from echo_pl.data.pipeline.listing import Listing, chunk_path, list_source
 from echo_pl.data.pipeline.normalizing import Normalizing
 from echo_pl.data.pipeline.parts import Parts, built
 from echo_pl.data.pipeline.plan import CARD, Plan, Workplace, make_plan, workplace
@@ -104,11 +104,11 @@ class _Making:
 
     def _list(self) -> Listing:
         with self._bar("read", None) as advance:
-            return list_source(self.parts.reader, self.parts.source, self._folder("listed"), self.settings, advance)
+            return list_source(self.parts.reader, self.parts.base, self._folder("listed"), self.settings, advance)
 
     def _normalize(self, listing: Listing) -> Path:
         task = Normalizing(
-            source=self.parts.source,
+            base=self.parts.base,
             listed=listing.folder,
             folder=self._folder("normalized"),
             engine=self.parts.engine,
@@ -129,7 +129,7 @@ class _Making:
                 what=self.settings.duplicate_text,
                 folder=entries,
                 listing=listing,
-                source=self.parts.source,
+                base=self.parts.base,
                 splitter=splitter,
                 result=self._folder("duplicates.json"),
                 on_entries=advance,
@@ -139,7 +139,7 @@ class _Making:
         if self.parts.translator is None:
             return entries
         task = Translating(
-            source=self.parts.source,
+            base=self.parts.base,
             normalized=entries,
             folder=self._folder("translated"),
             translator=built(self.parts.translator),
@@ -155,7 +155,7 @@ class _Making:
             return arrange(
                 entries=entries,
                 listing=listing,
-                source=self.parts.source,
+                base=self.parts.base,
                 splitter=splitter,
                 duplicates=duplicates,
                 folder=self._folder("arranged"),
@@ -167,12 +167,12 @@ class _Making:
             return None
         folder = self._folder("general")
         count = round(self.settings.general_weight * arrangement.counts.get("train", 0))
-        choose_general(self.parts.general, count, seed=self.settings.seed, source=self.parts.source, result=chunk_path(folder, 0))
+        choose_general(self.parts.general, count, seed=self.settings.seed, base=self.parts.base, result=chunk_path(folder, 0))
         return folder
 
     def _write_shards(self, entries: Path, arrangement: Arrangement, general: Path | None) -> list[WrittenShard]:
         task = Sharding(
-            source=self.parts.source,
+            base=self.parts.base,
             entries=entries,
             general=self._folder("general"),
             folder=self._folder("shards"),
@@ -219,7 +219,7 @@ class _Making:
     def _general_rejects(self) -> Iterator[LeftOut]:
         path = chunk_path(self._folder("general"), 0)
         if path.is_file():
-            yield from (one for one in read_entries(path, self.parts.source) if isinstance(one, LeftOut))
+            yield from (one for one in read_entries(path, self.parts.base) if isinstance(one, LeftOut))
 
     def _folder(self, name: str) -> Path:
         return self.place.work / name
@@ -252,6 +252,6 @@ def _missing(listing: Listing, folder: Path, advance: Callable[[int], None]) -> 
     """Numbers of the files that a step has yet to write."""
     for number in listing.chunks:
         if chunk_path(folder, number).is_file():
-            advance(min(CHUNK, listing.entries - number * CHUNK))
+            advance(listing.entries_of(number))
         else:
             yield number

@@ -47,6 +47,8 @@ class Settings:
     """Larger images are reduced to this many pixels."""
     shard_size: int = 500
     """Studies in one shard."""
+    work_size: int = 256
+    """Entries in one file of the work folder."""
     general_weight: float = 0.0
     """General image-text samples for each training study."""
     vocab_size: int = 8192
@@ -55,7 +57,7 @@ class Settings:
     """Training studies that it is trained on, at most."""
 
     def __post_init__(self) -> None:
-        for name in ("max_pixels", "shard_size", "vocab_size", "tokenizer_reports"):
+        for name in ("max_pixels", "shard_size", "work_size", "vocab_size", "tokenizer_reports"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("seed", "val_share", "test_share", "general_weight"):

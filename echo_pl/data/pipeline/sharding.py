@@ -80,7 +80,7 @@ def shard_slices(split: str, places: Places, general: Places, *, size: int, seed
 class Sharding:
     """The task of writing one shard; called with its slice, in any process."""
 
-    source: Path
+    base: Path
     entries: Path
     """Folder of the studies' work files."""
     general: Path
@@ -145,7 +145,7 @@ class Sharding:
                     path = chunk_path(self.general, 0) if number == GENERAL else chunk_path(self.entries, number)
                     files[number] = stack.enter_context(path.open("rb"))
                 files[number].seek(offset)
-                entry = decode(json.loads(files[number].readline()), self.source)
+                entry = decode(json.loads(files[number].readline()), self.base)
                 assert isinstance(entry, Entry)  # places are those of studies
                 yield entry
 

@@ -32,7 +32,7 @@ def chosen(key: str, share: float, seed: int) -> bool:
 class Translating:
     """The task of translating one file's share; called with its number, returns how many entries it has."""
 
-    source: Path
+    base: Path
     normalized: Path
     """Folder to read from."""
     folder: Path
@@ -45,9 +45,9 @@ class Translating:
 
     def __call__(self, number: int) -> int:
         """Translate one file's share."""
-        entries = list(read_entries(chunk_path(self.normalized, number), self.source))
+        entries = list(read_entries(chunk_path(self.normalized, number), self.base))
         outcomes = self.translator.translate_many(_report(entry) for entry in entries if self._wanted(entry))
-        write_lines(chunk_path(self.folder, number), (encode(one, self.source) for one in self._settled(entries, outcomes)))
+        write_lines(chunk_path(self.folder, number), (encode(one, self.base) for one in self._settled(entries, outcomes)))
         return len(entries)
 
     def _settled(
