@@ -72,7 +72,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "echo_pl.tools.compare_copies",
         "callbacks",
     ),
-    "transformers": ("echo_pl.backbone", "echo_pl.data.processor", "echo_pl.data.tokenizer"),
+    "transformers": ("echo_pl.backbone", "echo_pl.data.processor", "echo_pl.data.tokenizer", "echo_pl.data.embeddings"),
     "peft": ("echo_pl.backbone.lora",),
     "tokenizers": ("echo_pl.data.tokenizer",),
     "webdataset": ("echo_pl.data",),

@@ -1,0 +1,353 @@
+"""The client of a chat endpoint against a stub that misbehaves: what is asked again and what is not, counted request by request."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from endpoint_stub import EndpointStub, Reply, says
+
+from echo_pl.data.reports.answer_cache import AnswerCache, answer_key
+from echo_pl.data.reports.chat import AnswerError, ChatRequest, EndpointError
+from echo_pl.data.reports.endpoint import ChatEndpoint
+from echo_pl.data.reports.pacing import Pacing
+from echo_pl.data.reports.usage import Usage
+
+SECRET = "sk-very-secret-0123456789"
+WORDS = "opacity in the left base"
+
+
+class Clock:
+    """Time that passes only by waiting, and remembers the waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def client(stub: EndpointStub, **changed) -> ChatEndpoint:
+    options = {"base_url": stub.url, "model": "small", "pacing": Pacing(first=0.0), "timeout": 20.0, **changed}
+    return ChatEndpoint(**options)
+
+
+def question(user: str = WORDS) -> ChatRequest:
+    return ChatRequest(system="Answer.", user=user, response_format={"type": "json_object"}, prompt_version="test-1", max_tokens=16)
+
+
+def upper(text: str) -> str:
+    if text == "bad":
+        raise AnswerError("not_json", again="at_once")
+    return text.upper()
+
+
+def script(*replies: Reply):
+    return lambda request, number: replies[min(number, len(replies) - 1)]
+
+
+def test_an_answer_and_what_was_sent(monkeypatch):
+    monkeypatch.setenv("TEST_KEY", SECRET)
+    with EndpointStub(script(says("fine"))) as stub:
+        endpoint = client(stub, base_url=stub.url + "/", api_key_variable="TEST_KEY", options={"seed": 7, "temperature": None})
+        assert endpoint.complete(question(), upper) == "FINE"
+        assert stub.paths == ["/v1/chat/completions"]
+        assert stub.headers[0]["Authorization"] == f"Bearer {SECRET}"
+        assert stub.requests[0] == {
+            "model": "small",
+            "messages": [{"role": "system", "content": "Answer."}, {"role": "user", "content": WORDS}],
+            "response_format": {"type": "json_object"},
+            "max_tokens": 16,
+            "seed": 7,
+        }
+        assert endpoint.usage == Usage(requests=1, answered=1, prompt_tokens=100, completion_tokens=10)
+
+
+MISBEHAVIOUR = {
+    "timeout": Reply(hang=True),
+    "connection": Reply(close=True),
+    "rate_limit": Reply(status=429, headers={"Retry-After": "0"}),
+    "server_error": Reply(status=500, content=b"<html>"),
+    "broken_json": Reply(content=b'{"choices": [{"mess'),
+    "truncated": says("fi", finish="length"),
+    "empty": says(None),
+    "not_json": says("bad"),
+}
+
+
+@pytest.mark.parametrize("reason", MISBEHAVIOUR)
+def test_what_passes_is_tried_again(reason):
+    with EndpointStub(script(MISBEHAVIOUR[reason], MISBEHAVIOUR[reason], says("fine"))) as stub:
+        endpoint = client(stub, timeout=0.3)
+        assert endpoint.complete(question(), upper) == "FINE"
+        usage = endpoint.usage
+    assert len(stub.requests) == usage.requests == 3
+    assert (usage.answered, usage.retries, usage.errors, usage.failures) == (1, 2, {reason: 2}, {})
+
+
+@pytest.mark.parametrize("reason", MISBEHAVIOUR)
+def test_what_does_not_pass_is_given_up_by_name(reason):
+    with EndpointStub(script(MISBEHAVIOUR[reason])) as stub:
+        endpoint = client(stub, timeout=0.1, attempts=3)
+        with pytest.raises(AnswerError, match="after 3 of 3 tries") as error:
+            endpoint.complete(question(), upper)
+        usage = endpoint.usage
+    assert error.value.reason == reason
+    assert WORDS not in str(error.value)
+    assert len(stub.requests) == 3
+    assert (usage.answered, usage.retries, usage.errors, usage.failures) == (0, 2, {reason: 3}, {reason: 1})
+
+
+NO_COMPLETION = [Reply(content=b'{"choices": []}'), Reply(content=b"[1]"), Reply(content=says("x").content, half=True)]
+
+
+@pytest.mark.parametrize("reply", NO_COMPLETION)
+def test_what_is_no_completion_is_broken(reply):
+    with EndpointStub(script(reply, says("fine"))) as stub:
+        endpoint = client(stub)
+        assert endpoint.complete(question(), upper) == "FINE"
+        assert endpoint.usage.errors == {"broken_json": 1}
+
+
+def test_a_byte_now_and_then_does_not_hold_the_time_limit_up():
+    with EndpointStub(script(Reply(drip=True), says("fine"))) as stub:
+        endpoint = client(stub, timeout=0.2)
+        assert endpoint.complete(question(), upper) == "FINE"
+        assert endpoint.usage.errors == {"timeout": 1}
+
+
+def test_nobody_at_the_address():
+    with EndpointStub(script(says("fine"))) as stub:
+        url = stub.url
+    endpoint = ChatEndpoint(base_url=url, model="small", attempts=2, pacing=Pacing(first=0.0))
+    with pytest.raises(AnswerError, match="connection: ConnectionRefusedError, after 2 of 2 tries"):
+        endpoint.complete(question(), upper)
+
+
+@pytest.mark.parametrize(("status", "why"), [(401, "key"), (403, "key"), (404, "no such address or model"), (307, "redirects")])
+def test_a_refusal_ends_all_at_once_and_names_address_and_model(status, why, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", SECRET)
+    reply = Reply(status=status, content=WORDS.encode(), headers={"Location": "http://127.0.0.1:1/"})
+    with EndpointStub(script(reply)) as stub:
+        endpoint = client(stub, api_key_variable="TEST_KEY", concurrency=2)
+        with pytest.raises(EndpointError, match=why) as error:
+            list(endpoint.map(lambda user: endpoint.complete(question(user), upper), [f"{i}" for i in range(50)]))
+        assert stub.url in str(error.value)
+        assert "'small'" in str(error.value)
+        assert SECRET not in str(error.value)
+        assert WORDS not in str(error.value)
+        assert len(stub.requests) <= 2, "those that were under way, and no more"
+        with pytest.raises(EndpointError):
+            endpoint.complete(question(), upper)
+        assert len(stub.requests) <= 2
+
+
+def test_a_request_that_the_endpoint_cannot_take_is_not_repeated():
+    content = json.dumps({"error": {"message": WORDS, "code": "context_length_exceeded"}}).encode()
+    with EndpointStub(script(Reply(status=400, content=content))) as stub:
+        endpoint = client(stub)
+        with pytest.raises(AnswerError, match="bad_request: status 400 context_length_exceeded") as error:
+            endpoint.complete(question(), upper)
+        assert WORDS not in str(error.value)
+        assert len(stub.requests) == 1
+
+
+def test_a_cut_answer_gets_more_room_and_a_refused_one_more_warmth():
+    with EndpointStub(script(says("fi", finish="length"), says("bad"), says("fi", finish="length"), says("fine"))) as stub:
+        client(stub).complete(question(), upper)
+    assert [(one["max_tokens"], one["temperature"]) for one in stub.requests] == [(16, 0.0), (32, 0.0), (32, 0.2), (64, 0.2)]
+
+
+def test_retry_after_is_kept_by_all_and_back_off_grows():
+    clock = Clock()
+    busy = Reply(status=429, headers={"Retry-After": "30"})
+    with EndpointStub(script(busy, Reply(status=500), Reply(status=500), Reply(status=500), says("fine"))) as stub:
+        pacing = Pacing(first=1.0, longest=3.0, clock=clock, wait=clock.wait, seed=1)
+        client(stub, pacing=pacing).complete(question(), upper)
+    assert clock.waits[0] == 30.0
+    for waited, longest in zip(clock.waits[1:], (2.0, 3.0, 3.0), strict=True):
+        assert longest / 2 <= waited <= longest
+    pacing.rest(5.0)
+    pacing.before_sending()
+    assert clock.waits[-1] == 5.0
+    pacing.before_sending()
+    assert len(clock.waits) == 5, "the rest is over"
+
+
+def test_too_long_a_rest_too_many_retries_and_too_many_failures_stop_it():
+    with EndpointStub(script(Reply(status=429, headers={"Retry-After": "3600"}))) as stub:
+        with pytest.raises(EndpointError, match="asks to wait 3600 s"):
+            client(stub).complete(question(), upper)
+        assert len(stub.requests) == 1
+    with EndpointStub(script(Reply(status=503))) as stub:
+        endpoint = client(stub, retry_budget=3)
+        with pytest.raises(EndpointError, match="all 3 retries"):
+            endpoint.complete(question(), upper)
+        assert (len(stub.requests), endpoint.usage.retries) == (4, 3)
+    with EndpointStub(script(Reply(status=400))) as stub:
+        endpoint = client(stub, failures_in_a_row=4, concurrency=1)
+        found = endpoint.map(lambda user: endpoint.complete(question(user), upper), ["a", "b", "c", "d", "e"])
+        with pytest.raises(EndpointError, match="the last 4 questions to model 'small' got no answer"):
+            list(found)
+        assert len(stub.requests) == 4
+
+
+def test_many_come_back_in_their_order_and_failures_in_their_place():
+    together = threading.Barrier(4)
+
+    def answer(request, number):
+        if number < 4:
+            together.wait(20)  # four are under way at once, or this breaks
+        user = request["messages"][1]["content"]
+        return Reply(status=400) if user == "7" else says(f"answer {user}")
+
+    with EndpointStub(answer) as stub:
+        endpoint = client(stub, concurrency=4)
+        found = list(endpoint.map(lambda user: endpoint.complete(question(user), upper), [str(i) for i in range(60)]))
+        assert [one for one in found if isinstance(one, str)] == [f"ANSWER {i}" for i in range(60) if i != 7]
+        assert isinstance(found[7], AnswerError)
+        assert stub.most_at_once == 4
+        assert endpoint.usage.answered == 59
+
+
+def test_items_are_read_as_they_are_needed():
+    read = []
+
+    def items():
+        for i in range(1000):
+            read.append(i)
+            yield str(i)
+
+    with EndpointStub(script(says("fine"))) as stub:
+        endpoint = client(stub, concurrency=2)
+        found = endpoint.map(lambda user: endpoint.complete(question(user), upper), items())
+        assert next(found) == "FINE"
+        assert len(read) == 16
+        found.close()
+        assert len(stub.requests) <= 16
+        assert endpoint.complete(question(), upper) == "FINE", "it can be used on"
+
+
+def test_a_rerun_asks_nothing(tmp_path):
+    users = [str(i) for i in range(12)]
+    with EndpointStub(lambda request, number: says(request["messages"][1]["content"] + "!")) as stub:
+        for run in range(2):
+            endpoint = client(stub, cache=AnswerCache(tmp_path), concurrency=3)
+            assert list(endpoint.map(lambda user, e=endpoint: e.complete(question(user), upper), users)) == [u + "!" for u in users]
+            assert len(stub.requests) == 12
+            assert (endpoint.usage.requests, endpoint.usage.cached) == ((12, 0) if run == 0 else (0, 12))
+        other = client(stub, cache=AnswerCache(tmp_path), model="large")
+        other.complete(question("0"), upper)
+        assert len(stub.requests) == 13, "another model's answers are others"
+
+
+def test_only_accepted_answers_are_cached_and_those_no_longer_accepted_are_asked_again(tmp_path, caplog):
+    with EndpointStub(script(says("bad"), says("fine"))) as stub:
+        client(stub, cache=AnswerCache(tmp_path)).complete(question(), upper)
+        assert len(AnswerCache(tmp_path)) == 1
+
+        def stricter(text: str) -> str:
+            if text == "fine" and len(stub.requests) == 2:
+                raise AnswerError("too_short", again="at_once")
+            return text
+
+        assert client(stub, cache=AnswerCache(tmp_path)).complete(question(), stricter) == "fine"
+        assert len(stub.requests) == 3
+    assert "is not accepted (too_short)" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", None, "text", "key"])
+def test_a_damaged_answer_is_noticed_and_asked_for_again(tmp_path, caplog, damage):
+    with EndpointStub(script(says("fine"))) as stub:
+        endpoint = client(stub, cache=AnswerCache(tmp_path))
+        endpoint.complete(question(), upper)
+        path = next(tmp_path.glob("*/*.json"))
+        record = json.loads(path.read_bytes())
+        if damage is None:
+            path.write_bytes(path.read_bytes()[:-5])
+        elif isinstance(damage, str):
+            path.write_text(json.dumps({**record, damage: "other"}))
+        else:
+            path.write_bytes(damage)
+        assert endpoint.complete(question(), upper) == "FINE"
+        assert len(stub.requests) == 2
+        assert "damaged" in caplog.text
+        assert endpoint.complete(question(), upper) == "FINE"
+        assert len(stub.requests) == 2
+        assert json.loads(path.read_bytes()) == record
+
+
+def test_the_cache_is_its_owners_alone_and_leaves_no_partial_files(tmp_path, monkeypatch):
+    cache = AnswerCache(tmp_path / "answers")
+    key = answer_key("small", "1", {"a": 1})
+    assert key != answer_key("small", "2", {"a": 1})
+    assert key == answer_key("small", "1", {"a": 1})
+    cache.put(key, "text")
+    assert {path.stat().st_mode & 0o777 for path in (cache.folder, cache.path(key).parent)} == {0o700}
+    assert cache.path(key).stat().st_mode & 0o777 == 0o600
+
+    def full(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        cache.put(key, "other")
+    assert [path.name for path in cache.path(key).parent.iterdir()] == [f"{key}.json"]
+    assert cache.get(key) == "text"
+
+
+def test_threads_may_write_and_read_one_answer_at_once(tmp_path):
+    cache = AnswerCache(tmp_path)
+    key, texts = answer_key("m", "1", {}), ["a" * 50_000, "b" * 50_000]
+    cache.put(key, texts[0])
+    seen: set[str | None] = set()
+
+    def write(text: str) -> None:
+        for _ in range(30):
+            AnswerCache(tmp_path).put(key, text)
+            seen.add(cache.get(key))
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen <= set(texts)
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\nend", "schlüssel"])
+def test_a_key_that_is_none_is_refused_without_being_shown(monkeypatch, key):
+    monkeypatch.setenv("TEST_KEY", key)
+    with pytest.raises(ValueError, match="environment variable TEST_KEY") as error:
+        ChatEndpoint(base_url="http://localhost/v1", model="m", api_key_variable="TEST_KEY")
+    assert not key or key not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000/v1", "ftp://host/v1", "http://", "https://me:secret@host/v1", "http://host/v1?key=secret"]
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(ValueError, match="base_url") as error:
+        ChatEndpoint(base_url=url, model="m")
+    assert "secret" not in str(error.value)
+
+
+def test_numbers_that_make_no_sense_are_refused():
+    for changed in ({"concurrency": 0}, {"attempts": 0}, {"timeout": 0}, {"retry_budget": -1}, {"model": ""}):
+        with pytest.raises(ValueError, match=next(iter(changed))):
+            ChatEndpoint(**{"base_url": "http://localhost/v1", "model": "m", **changed})
+    with pytest.raises(ValueError, match="first wait"):
+        Pacing(first=2.0, longest=1.0)
