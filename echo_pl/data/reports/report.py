@@ -58,6 +58,8 @@ class NormalizedReport:
     language: Language = "en"
     dropped: Mapping[str, int] = field(default_factory=dict)
     """How many pieces of the original were left out, by reason: technique, comparison, deidentification, duplicate ..."""
+    impression_imputed: bool = False
+    """The original has no impression: this one was made of its findings."""
 
     @property
     def text(self) -> ReportText:
