@@ -11,8 +11,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from echo_pl.data.corpora.table_corpus import Columns, TableReader
-from echo_pl.data.pipeline.parts import Duplicate, Parts, Redacted, RefusedError
+from echo_pl.data.near_duplicates import Duplicate
+from echo_pl.data.pipeline.parts import Parts, Redacted, RefusedError
 from echo_pl.data.regions import REGIONS
+from echo_pl.data.reports.completeness import Problem
 from echo_pl.data.reports.report import NormalizedReport, RawReport, Statement
 
 COLUMNS = {"patient": "patient", "labels": "labels", "modality": "modality", "language": "language"}
@@ -78,8 +80,17 @@ def _normalized(report: RawReport) -> NormalizedReport:
     return NormalizedReport(statements=tuple(statements), impression=report.impression, dropped={"technique": 1})
 
 
-def check(raw: RawReport, normalized: NormalizedReport) -> tuple[str, ...]:
-    return ("lost_number", "lost_device") if LOSSY in raw.findings else ()
+@dataclass(frozen=True)
+class WordCheck:
+    """Finds what is wrong with reports of one kind."""
+
+    name: str = "check-1"
+
+    def build(self) -> WordCheck:
+        return self
+
+    def problems(self, raw: RawReport, normalized: NormalizedReport) -> list[Problem]:
+        return [Problem(name=name, detail="") for name in ("lost_number", "lost_device") if LOSSY in raw.findings]
 
 
 def redact(report: RawReport) -> Redacted:
@@ -112,12 +123,12 @@ class EqualTexts:
     letters: int = 12
     name: str = "prefix-1"
 
-    def __call__(self, texts: Iterable[str], threshold: float) -> Iterator[Duplicate]:
-        seen: dict[str, int] = {}
-        for place, text in enumerate(texts):
-            first = seen.setdefault(text[: self.letters], place)
-            if first != place:
-                yield Duplicate(place=place, of=first, similarity=threshold)
+    def find(self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float) -> Iterator[Duplicate]:
+        seen: dict[str, str] = {}
+        for key, text in train:
+            first = seen.setdefault(text[: self.letters], key)
+            if first != key:
+                yield Duplicate(key=key, of=first, held_out=False, cosine=threshold)
 
 
 def count_words(texts: Iterable[str], folder: Path) -> None:
@@ -132,8 +143,7 @@ def make_parts(table: Path, **changes: object) -> Parts:
         source=table,
         reader=TableReader(table, columns=Columns(**COLUMNS), name="look-alike", licence="CC0", citation="nobody"),
         engine=KeywordEngine(),
-        check=check,
-        check_name="check-1",
+        check=WordCheck(),
         tokenizer=count_words,
         tokenizer_name="words-1",
     )

@@ -6,7 +6,6 @@ this hands the texts over one by one and writes down which studies go.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -41,23 +40,23 @@ def find_duplicates(
         base: of relative paths.
         splitter: says what the training split is.
         result: file for the answer; if it is there, it is the answer.
-        on_entries: told how many entries more were handed over.
+        on_entries: told how many entries more were looked at; each is looked at twice.
     """
     if not result.is_file():
-        places = array("q")
 
-        def texts() -> Iterator[str]:
+        def texts(train: bool) -> Iterator[tuple[str, str]]:
             for number in listing.chunks:
                 count = 0
                 for entry in read_entries(chunk_path(folder, number), base):
+                    split = splitter.split_of(entry.study) if isinstance(entry, Entry) else None
+                    if isinstance(entry, Entry) and split is not None and (split == "train") == train:
+                        yield str(entry.place), _text(entry, what)
                     count += 1
-                    if isinstance(entry, Entry) and splitter.split_of(entry.study) == "train":
-                        places.append(entry.place)
-                        yield _text(entry, what)
                 on_entries(count)
 
         found = {
-            str(places[one.place]): f"cosine {one.similarity:.3f} with entry {places[one.of]}" for one in search(texts(), threshold)
+            one.key: f"cosine {one.cosine:.3f} with entry {one.of}{' of a held-out split' if one.held_out else ''}"
+            for one in search.find(texts(train=True), texts(train=False), threshold)
         }
         write_json(result, {"left_out": found})
     return {int(place): detail for place, detail in read_json(result)["left_out"].items()}

@@ -121,5 +121,6 @@ def _image(record: Record, base: Path) -> SourceImage:
 
 
 def _relative(path: Path, base: Path) -> str:
-    absolute, inside = os.path.abspath(path), os.path.join(os.path.abspath(base), "")
-    return absolute.removeprefix(inside)
+    absolute = Path(os.path.abspath(path))
+    folder = Path(os.path.abspath(base))
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)

@@ -83,7 +83,7 @@ def list_source(reader: CorpusReader, base: Path, folder: Path, settings: Settin
         on_entries(count.add(path, some))
         chunks += 1
     if not count.entries:
-        raise ValueError(f"the reader {reader.name} found nothing in {source}")
+        raise ValueError(f"the reader {reader.name} found nothing in {base}")
     numbers = {"entries": count.entries, "studies": count.studies, "official": count.official, "work_size": settings.work_size}
     digest = count.digest.hexdigest()[:16]
     write_json(folder / _DONE, {**numbers, "digest": digest})

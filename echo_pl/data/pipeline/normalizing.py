@@ -7,7 +7,7 @@ only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries, report_record
@@ -32,7 +32,7 @@ class Normalizing:
     folder: Path
     """Folder to write to."""
     engine: Recipe[Engine]
-    check: Check
+    check: Recipe[Check]
     redact: Redact | None
 
     def __call__(self, number: int) -> int:
@@ -64,9 +64,14 @@ class Normalizing:
         raw = entry.study.report
         if isinstance(outcome, RefusedError):
             return entry.left_out("review", "normalize", outcome.reason, outcome.detail, report_record(raw, None))
-        faults = tuple(self.check(raw, outcome))
-        if faults:
-            return entry.left_out("review", "check", faults[0], ", ".join(faults), report_record(raw, outcome))
+        try:
+            problems = built(self.check).problems(raw, outcome)
+        except ValueError as error:
+            return entry.left_out("review", "check", "unchecked", str(error), report_record(raw, outcome))
+        if problems:
+            names = ", ".join(dict.fromkeys(one.name for one in problems))
+            report = {**report_record(raw, outcome), "problems": [asdict(one) for one in problems]}
+            return entry.left_out("review", "check", problems[0].name, names, report)
         return replace(entry, normalized=outcome)
 
     def _redacted(self, entry: Entry | LeftOut) -> Entry | LeftOut:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from echo_pl.data.corpora.reader import CorpusReader
+from echo_pl.data.near_duplicates import Duplicate
+from echo_pl.data.reports.completeness import Problem
 from echo_pl.data.reports.report import NormalizedReport, RawReport
 
 T_co = TypeVar("T_co", covariant=True)
@@ -64,17 +66,6 @@ class Translator(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Duplicate:
-    """Two texts that say nearly the same."""
-
-    place: int
-    """Of the text that may go, counted from 0 in the order in which texts were given."""
-    of: int
-    """Of an earlier one that it is like."""
-    similarity: float
-
-
 class DuplicateSearch(Protocol):
     """Finds near-duplicates among many texts without holding all of their pairs."""
 
@@ -83,8 +74,20 @@ class DuplicateSearch(Protocol):
         """What it compares by, with its version."""
         ...
 
-    def __call__(self, texts: Iterable[str], threshold: float) -> Iterable[Duplicate]:
-        """Return which texts are to go, so that of those left no two are as similar as ``threshold``."""
+    def find(self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float) -> Iterable[Duplicate]:
+        """Return which (key, text) of the training split are to go, as like another one or a held-out one."""
+        ...
+
+
+class Check(Protocol):
+    """Says what a normalized report lacks or invents."""
+
+    def problems(self, raw: RawReport, normalized: NormalizedReport) -> Sequence[Problem]:
+        """Everything that is wrong; empty where it is complete.
+
+        Raises:
+            ValueError: it cannot tell, with the reason.
+        """
         ...
 
 
@@ -97,8 +100,6 @@ class Redacted:
     """How often what was taken out: ``date``, ``name``, ``id`` ..."""
 
 
-Check = Callable[[RawReport, NormalizedReport], Sequence[str]]
-"""What a normalized report lacks or invents, by short names; empty where it is complete."""
 Redact = Callable[[RawReport], Redacted]
 TrainTokenizer = Callable[[Iterable[str], Path], None]
 """Puts a tokenizer into a folder."""
@@ -116,9 +117,7 @@ class Parts:
     engine: Recipe[Engine]
     engine_waits: bool = False
     """Whether the engine waits for others more than it computes (an endpoint): it then runs in this process alone."""
-    check: Check
-    check_name: str
-    """With its version."""
+    check: Recipe[Check]
     redact: Redact | None = None
     translator: Recipe[Translator] | None = None
     duplicates: DuplicateSearch | None = None

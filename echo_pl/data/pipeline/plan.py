@@ -59,7 +59,7 @@ def make_plan(settings: Settings, parts: Parts) -> Plan:
         "reader_options": json.dumps(dict(sorted(parts.reader_options.items()))),
         "source": source_stamp(parts.source),
         "normalizer": parts.engine.name,
-        "check": parts.check_name,
+        "check": parts.check.name,
         "translator": None if parts.translator is None else parts.translator.name,
         "duplicate_search": None if parts.duplicates is None else parts.duplicates.name,
         "general": None if parts.general is None else source_stamp(parts.general),

@@ -122,7 +122,7 @@ class _Making:
     def _find_duplicates(self, entries: Path, listing: Listing, splitter: Splitter) -> Mapping[int, str]:
         if self.parts.duplicates is None or self.settings.near_duplicates is None:
             return {}
-        with self._bar("near-duplicates", listing.entries) as advance:
+        with self._bar("near-duplicates", 2 * listing.entries) as advance:
             return find_duplicates(
                 self.parts.duplicates,
                 self.settings.near_duplicates,

@@ -6,7 +6,6 @@ check; it is counted. Knows translators by their protocol only.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +15,7 @@ from echo_pl.data.pipeline.files import write_lines
 from echo_pl.data.pipeline.listing import chunk_path
 from echo_pl.data.pipeline.parts import RefusedError, Translator
 from echo_pl.data.reports.report import NormalizedReport
-
-
-def chosen(key: str, share: float, seed: int) -> bool:
-    """Whether a study is among a share of all, drawn by seed.
-
-    >>> sum(chosen(f"s{i}", 0.5, 0) for i in range(1000))
-    500
-    """
-    digest = hashlib.sha256(f"translate\0{seed}\0{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < share
+from echo_pl.data.reports.translation import chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +47,9 @@ class Translating:
             if isinstance(entry, LeftOut) or not self._wanted(entry):
                 yield entry
                 continue
-            outcome = next(outcomes)
+            outcome = next(outcomes, None)
+            if outcome is None:
+                raise ValueError("the translator gave fewer reports than it got")
             if isinstance(outcome, RefusedError):
                 yield replace(entry, note=f"not translated: {outcome.reason}")
             else:
@@ -66,7 +58,10 @@ class Translating:
     def _wanted(self, entry: Entry | LeftOut) -> bool:
         if isinstance(entry, LeftOut) or entry.place in self.left_out:
             return False
-        return entry.normalized is not None and entry.normalized.language == "en" and chosen(entry.study.key, self.share, self.seed)
+        return entry.normalized is not None and entry.normalized.language == "en" and self._drawn(entry.study.key)
+
+    def _drawn(self, key: str) -> bool:
+        return chosen(key, seed=self.seed, share=self.share)
 
 
 def _report(entry: Entry | LeftOut) -> NormalizedReport:
