@@ -1,6 +1,7 @@
 """MeSH tags of the Indiana University reports (Open-i), in the names of the labeller.
 
-The tags were set by hand (``mesh_major``: heading/place/side/grade) and by the Medical Text Indexer (``mesh_auto``: words of the report).
+The tags were set by hand (``mesh_major``: heading/place/side/grade) and by the Medical Text Indexer (``mesh_auto``: words of
+the report).
 A name is judged only in what the tags can say: a name no tag stands for is not in the table, and a study that nobody indexed
 ("No Indexing") is not judged at all. Source: Demner-Fushman et al., JAMIA 2016.
 """
@@ -26,7 +27,8 @@ _TAGS: Final[dict[str, str]] = {
     "scarring": "cicatrix | scarring | scar | scars",
     "fibrosis": "pulmonary fibrosis | fibrosis | lung diseases, interstitial | interstitial lung disease | fibroses",
     "interstitial_markings": "markings",
-    "emphysema": "emphysema | pulmonary emphysema | pulmonary disease, chronic obstructive | emphysemas | copd | bullous emphysema | blister"
+    "emphysema": "emphysema | pulmonary emphysema | pulmonary disease, chronic obstructive | emphysemas | copd"
+    "| bullous emphysema | blister"
     " | lung, hyperlucent | bulla | chronic obstructive pulmonary disease | bullae",
     "hyperinflation": "lung/hyperdistention | hyperinflation | hyperexpansion | air trapping",
     "low_lung_volume": "lung/hypoinflation | hypoventilation",
@@ -34,7 +36,7 @@ _TAGS: Final[dict[str, str]] = {
     "cavity": "cavitation | cysts",
     "bronchiectasis": "bronchiectasis",
     "pneumothorax": "pneumothorax | hydropneumothorax",
-    "cardiomegaly": "cardiomegaly | cardiac shadow/enlarged | enlarged heart | cardiac shadow/prominent | cardiac shadow/borderline",
+    "cardiomegaly": "cardiomegaly | cardiac shadow/enlarged | enlarged heart | cardiac shadow/prominent| cardiac shadow/borderline",
     "heart_failure": "heart failure | congestive heart failure",
     "pericardial_effusion": "pericardial effusion",
     "aortic_tortuosity": "aorta/tortuous | aorta, thoracic/tortuous | tortuous aorta | aortic ectasia",
@@ -44,9 +46,11 @@ _TAGS: Final[dict[str, str]] = {
     "hiatal_hernia": "hernia, hiatal | hiatal hernia | hiatus hernia | large hiatal hernia",
     "lymphadenopathy": "lymphadenopathy | adenopathy",
     "hilar_enlargement": "lung/hilum/prominent | lung/hilum/enlarged | pulmonary artery/enlarged | pulmonary artery/prominent",
-    "effusion": "pleural effusion | pleural effusions | bilateral pleural effusion | effusion | right-sided pleural effusion | pleural fluid"
+    "effusion": "pleural effusion | pleural effusions | bilateral pleural effusion | effusion | right-sided pleural effusion"
+    "| pleural fluid"
     " | hydropneumothorax | hemothorax | left-sided pleural effusion",
-    "costophrenic_blunting": "costophrenic angle/blunted | costophrenic angle/obscured | sulcus/blunted | costophrenic angle/sulcus"
+    "costophrenic_blunting": "costophrenic angle/blunted | costophrenic angle/obscured | sulcus/blunted"
+    "| costophrenic angle/sulcus"
     " | pleura/blunted",
     "pleural_thickening": "thickening/pleura | pleural thickening",
     "diaphragm_elevation": "diaphragm/elevated",
@@ -54,10 +58,12 @@ _TAGS: Final[dict[str, str]] = {
     "eventration": "diaphragmatic eventration | eventration",
     "free_air": "pneumoperitoneum",
     "fracture": "fractures, bone | fracture | rib fracture | rib fractures | spinal fractures | displaced fractures",
-    "degenerative_change": "thoracic vertebrae/degenerative | spine/degenerative | osteophyte | spondylosis | arthritis | degenerative change"
+    "degenerative_change": "thoracic vertebrae/degenerative | spine/degenerative | osteophyte | spondylosis | arthritis"
+    "| degenerative change"
     " | osteophytes | arthritic changes | thoracic spondylosis | shoulder/degenerative | lumbar vertebrae/degenerative"
     " | cervical vertebrae/degenerative | degenerative disc diseases | intervertebral disc degeneration | spondylarthritis"
-    " | osteoarthritis | spinal osteophytosis | degenerative joint disease | degenerative disease | bone diseases, metabolic/degenerative",
+    " | osteoarthritis | spinal osteophytosis | degenerative joint disease | degenerative disease"
+    "| bone diseases, metabolic/degenerative",
     "scoliosis": "scoliosis | scolioses | spine curvature",
     "kyphosis": "kyphosis | kyphoses",
     "osteopenia": "bone diseases, metabolic | osteoporosis | osteopenia | osteoporoses",
@@ -67,7 +73,8 @@ _TAGS: Final[dict[str, str]] = {
     "pacemaker": "implanted medical device | pacemaker, artificial | icd | defibrillators, implantable",
     "central_line": "catheters, indwelling | central venous catheter | central venous catheters | picc | picc line"
     " | catheterization, central venous",
-    "endotracheal_tube": "tracheostomy | tracheostomies | intubation, intratracheal | tube, inserted/trachea | tube, inserted/trachea, carina",
+    "endotracheal_tube": "tracheostomy | tracheostomies | intubation, intratracheal | tube, inserted/trachea"
+    "| tube, inserted/trachea, carina",
     "valve_prosthesis": "implanted medical device/aortic valve | implanted medical device/mitral valve | heart valve prosthesis",
     "stent": "stents | stent",
     "bone_hardware": "implanted medical device/humerus | implanted medical device/shoulder | spinal fusion | fusion",

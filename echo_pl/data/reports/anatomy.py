@@ -40,7 +40,8 @@ PARTS: Final[tuple[Anatomy, ...]] = (
           "heart | heart size | cardiac size | cardiac silhouette | cardiac contour | cardiac shadow | cardiac | heart contour"
           "| heart silhouette | size of the heart | heart size and contour | cardiac size and contour | cardiac silhouette size"
           "| heart shadow | cardiac size and silhouette | heart border | right heart border | left heart border | ventricle"
-          "| left ventricle | right ventricle | left ventricular | right ventricular | pericardial | cardiac border", denies=("cardiomegaly",)),
+          "| left ventricle | right ventricle | left ventricular | right ventricular | pericardial"
+          "| cardiac border", denies=("cardiomegaly",)),
     _part("mediastinum", "mediastinum", "mediastinal", "Mediastinal contours are normal.",
           "mediastinum | mediastinal | mediastinal contour | mediastinal silhouette | mediastinal structure | mediastinal border"
           "| superior mediastinum | upper mediastinum | middle mediastinum | anterior mediastinum | mediastinal width",
@@ -52,60 +53,82 @@ PARTS: Final[tuple[Anatomy, ...]] = (
     _part("aorta", "mediastinum", "aortic", "The aorta is normal.",
           "aorta | aortic | thoracic aorta | aortic arch | aortic knob | aortic contour | aortic vascular | descending aorta"
           "| ascending aorta | descending thoracic aorta | great vessel | arch | arch of the aorta | aortic knuckle"),
-    _part("trachea", "mediastinum", "tracheal", "The trachea is midline.", "trachea | tracheal | carina | airway | tracheal air column",
+    _part("trachea", "mediastinum", "tracheal", "The trachea is midline.", "trachea | tracheal | carina | airway"
+    "| tracheal air column",
           denies=("mediastinal_shift",)),
     _part("esophagus", "mediastinum", "esophageal", "", "esophagus | esophageal | paraesophageal | retrosternal | paratracheal"),
     _part("vein", "mediastinum", "venous", "",
-          "svc | superior vena cava | cavoatrial junction | caval atrial junction | right atrium | right atrial | cavo atrial junction"
-          "| atrium | subclavian | innominate vein | brachiocephalic vein | left atrium | left atrial | vena cava | axillary vein | jugular"),
+          "svc | superior vena cava | cavoatrial junction | caval atrial junction | right atrium | right atrial"
+          "| cavo atrial junction"
+          "| atrium | subclavian | innominate vein | brachiocephalic vein | left atrium | left atrial | vena cava"
+          "| axillary vein | jugular"),
     _part("node", "mediastinum", "lymph node", "", "lymph node | node | nodal"),
     _part("lungs", "lungs", "lung", "The lungs are clear.",
           "lung | lung field | lung parenchyma | hemithorax | pulmonary parenchyma | parenchyma | parenchymal | lobe | midlung"
-          "| lung zone | lung base | basilar | bibasilar | base | lung apex | apex | apical | biapical | lingula | lingular | perihilar"
-          "| retrocardiac | suprahilar | infrahilar | fissure | airspace | air space | upper lobe | lower lobe | middle lobe | lungs"
+          "| lung zone | lung base | basilar | bibasilar | base | lung apex | apex | apical | biapical | lingula | lingular"
+          "| perihilar"
+          "| retrocardiac | suprahilar | infrahilar | fissure | airspace | air space | upper lobe | lower lobe | middle lobe"
+          "| lungs"
           "| intrapulmonary | interstitium | alveolar | aeration | subsegmental | midzone | parenchymal pattern | lung apices"
           "| basal | mid lung | pulmonary aeration | lobar | upper lung | lower lung | segment",
           denies=("consolidation", "opacity")),
     _part("vessels", "lungs", "pulmonary vascular", "Pulmonary vascularity is normal.",
-          "pulmonary vascularity | pulmonary vasculature | vascularity | vasculature | pulmonary vascular | pulmonary vessel | vascular"
-          "| pulmonary vascular pattern | pulmonary vascular marking | vascular marking | bronchovascular | vascular pattern | vessel"
+          "pulmonary vascularity | pulmonary vasculature | vascularity | vasculature | pulmonary vascular | pulmonary vessel"
+          "| vascular"
+          "| pulmonary vascular pattern | pulmonary vascular marking | vascular marking | bronchovascular | vascular pattern"
+          "| vessel"
           "| bronchovascular marking | pulmonary venous | interstitial", denies=("congestion",)),
     _part("expansion", "lungs", "", "The lungs are well expanded.", "", denies=("low_lung_volume",)),
     _part("pulmonary", "lungs", "pulmonary", "Pulmonary structures are normal.", "pulmonary | pulmonary structure"),
     _part("markings", "lungs", "lung marking", "", "marking | lung marking | pulmonary marking"),
-    _part("lung_volume", "lungs", "lung volume", "Lung volumes are normal.", "lung volume | inspiration | inspiratory volume | volume"
+    _part("lung_volume", "lungs", "lung volume", "Lung volumes are normal.", "lung volume | inspiration | inspiratory volume"
+    "| volume"
           "| expansion | inflation", denies=("low_lung_volume", "hyperinflation")),
     _part("hila", "hila", "hilar", "The hila are unremarkable.",
-          "hilum | hilar | bihilar | hilar contour | hilar structure | hilar shadow | hilar region | pulmonary artery | pulmonary arterial | hilar vessel"
+          "hilum | hilar | bihilar | hilar contour | hilar structure | hilar shadow | hilar region | pulmonary artery"
+          "| pulmonary arterial | hilar vessel"
           "| bilateral hilum | main pulmonary artery | pulmonary arterial", denies=("hilar_enlargement",)),
     _part("pleura", "diaphragm", "pleural", "The pleural spaces are clear.",
-          "pleura | pleural | pleural space | pleural surface | subpleural | pleural cavity | pleural based", denies=("effusion",)),
+          "pleura | pleural | pleural space | pleural surface | subpleural | pleural cavity"
+          "| pleural based", denies=("effusion",)),
     _part("costophrenic_angle", "diaphragm", "costophrenic", "The costophrenic angles are sharp.",
-          "costophrenic angle | costophrenic sulcus | costophrenic | costophrenic recess | sulcus | cp angle | cardiophrenic angle"
+          "costophrenic angle | costophrenic sulcus | costophrenic | costophrenic recess | sulcus | cp angle"
+          "| cardiophrenic angle"
           "| cardiophrenic | costodiaphragmatic | phrenic angle | posterior sulcus", denies=("costophrenic_blunting",)),
     _part("diaphragm", "diaphragm", "diaphragmatic", "The diaphragm is smooth.",
           "diaphragm | hemidiaphragm | diaphragmatic | diaphragm contour | hemi diaphragm",
           denies=("diaphragm_elevation", "diaphragm_flattening")),
     _part("abdomen", "diaphragm", "abdominal", "The visible upper abdomen is unremarkable.",
-          "abdomen | upper abdomen | abdominal | upper quadrant | quadrant | bowel | stomach | gastric | colon | colonic | bowel gas pattern"
+          "abdomen | upper abdomen | abdominal | upper quadrant | quadrant | bowel | stomach | gastric | colon | colonic"
+          "| bowel gas pattern"
           "| bowel loop | subdiaphragmatic | gallbladder | cholecystectomy | splenic | spleen | liver | upper abdominal | kidney"
           "| gastroesophageal junction | epigastric | hepatic | intraperitoneal | subphrenic | renal | gas pattern | fundus"),
     _part("spine", "bones", "spinal", "The spine is unremarkable.",
-          "spine | thoracic spine | vertebra | vertebral body | vertebral | lumbar spine | cervical spine | thoracolumbar spine | spinal"
-          "| t spine | c spine | l spine | disc | disc space | endplate | body height | vertebral body height | vertebral height | midthoracic | thoracolumbar"
-          "| midthoracic spine | thoracic vertebral body | thoracic vertebra | lumbar | cervical | spine structure", denies=("vertebral_deformity",)),
+          "spine | thoracic spine | vertebra | vertebral body | vertebral | lumbar spine | cervical spine"
+          "| thoracolumbar spine | spinal"
+          "| t spine | c spine | l spine | disc | disc space | endplate | body height | vertebral body height"
+          "| vertebral height | midthoracic | thoracolumbar"
+          "| midthoracic spine | thoracic vertebral body | thoracic vertebra | lumbar | cervical"
+          "| spine structure", denies=("vertebral_deformity",)),
     _part("ribs", "bones", "rib", "The ribs are intact.", "rib | rib cage | costal", denies=("fracture",)),
     _part("bones", "bones", "bony", "The bony structures are intact.",
-          "bone | bony | osseous | skeletal | bony structure | osseous structure | skeleton | bony thorax | bone structure | skeletal structure"
-          "| bony skeleton | thoracic cage | visualized bony structure | osseous thorax | bony element | musculoskeletal | bony cage"
+          "bone | bony | osseous | skeletal | bony structure | osseous structure | skeleton | bony thorax | bone structure"
+          "| skeletal structure"
+          "| bony skeleton | thoracic cage | visualized bony structure | osseous thorax | bony element | musculoskeletal"
+          "| bony cage"
           "| skeletal thorax", denies=("fracture",)),
     _part("joint", "bones", "joint", "",
-          "clavicle | humerus | shoulder | sternum | scapula | humeral | femur | glenoid | femoral | clavicular | acromioclavicular | ac joint"
-          "| glenohumeral | humeral head | joint | acromioclavicular joint | glenohumeral joint | extremity | hip | pelvis | knee | ankle"
-          "| wrist | rotator cuff | sacroiliac joint | sacrum | sternal | elbow | forearm | foot | hand | costochondral | coracoclavicular"),
+          "clavicle | humerus | shoulder | sternum | scapula | humeral | femur | glenoid | femoral | clavicular"
+          "| acromioclavicular | ac joint"
+          "| glenohumeral | humeral head | joint | acromioclavicular joint | glenohumeral joint | extremity | hip | pelvis"
+          "| knee | ankle"
+          "| wrist | rotator cuff | sacroiliac joint | sacrum | sternal | elbow | forearm | foot | hand | costochondral"
+          "| coracoclavicular"),
     _part("soft_tissue", "thorax", "soft tissue", "The soft tissues are unremarkable.",
-          "soft tissue | chest wall | breast | axilla | axillary | subcutaneous | neck | thyroid | chest wall structure | supraclavicular"),
-    _part("thorax", "thorax", "thoracic", "The thorax is symmetric.", "thorax | thoracic | bony thorax contour | thoracic cage contour",
+          "soft tissue | chest wall | breast | axilla | axillary | subcutaneous | neck | thyroid | chest wall structure"
+          "| supraclavicular"),
+    _part("thorax", "thorax", "thoracic", "The thorax is symmetric.", "thorax | thoracic | bony thorax contour"
+    "| thoracic cage contour",
           denies=("chest_wall_deformity",)),
     _part("chest", OTHER, "cardiopulmonary", "",
           "cardiopulmonary | chest | intrathoracic | cardiothoracic | cardio pulmonary | cardiac pulmonary | pleuroparenchymal"
@@ -113,8 +136,10 @@ PARTS: Final[tuple[Anatomy, ...]] = (
 )  # fmt: skip
 
 CHANGES: Final[dict[str, str]] = {
-    "enlarged": "enlarged | enlargement | large | prominent | prominence | increased | widened | widening | dilated | dilatation | dilation"
-    "| borderline | fullness | wide | ballooned | mildly enlarged | generous | thickened | increase | distended | distention | accentuated | accentuation | full | big",
+    "enlarged": "enlarged | enlargement | large | prominent | prominence | increased | widened | widening | dilated"
+    "| dilatation | dilation"
+    "| borderline | fullness | wide | ballooned | mildly enlarged | generous | thickened | increase | distended | distention"
+    "| accentuated | accentuation | full | big",
     "tortuous": "tortuous | tortuosity | ectatic | ectasia | unfolded | elongated | uncoiled | unfolding",
     "elevated": "elevated | elevation | raised | eventrated | asymmetrically elevated",
     "flattened": "flattened | flattening | flat",

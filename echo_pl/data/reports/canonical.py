@@ -25,7 +25,9 @@ TITLES: Final[dict[Language, dict[str, str]]] = {
 }
 
 _SINGULAR = frozenset({"thorax", "heart"})
-_SKEWED = frozenset({"scoliosis", "volume_loss", "lung_resection", "mastectomy", "chest_wall_deformity", "mediastinal_shift", "kyphosis"})
+_SKEWED = frozenset(
+    {"scoliosis", "volume_loss", "lung_resection", "mastectomy", "chest_wall_deformity", "mediastinal_shift", "kyphosis"}
+)
 _FILLINGS: Final[dict[str, tuple[tuple[int, frozenset[str]], ...]]] = {
     "thorax": (
         (0, _SKEWED | {"pneumothorax", "breast_implant"}),
@@ -39,7 +41,10 @@ _FILLINGS: Final[dict[str, tuple[tuple[int, frozenset[str]], ...]]] = {
         (0, frozenset(one for one, concept in BY_NAME.items() if concept.region == "lungs") | {"heart_failure", "sarcoidosis"}),
     ),
     "heart": ((0, frozenset({"cardiomegaly", "heart_failure", "pericardial_effusion"})),),
-    "hila": ((0, frozenset({"hilar_enlargement", "lymphadenopathy", "sarcoidosis", "pulmonary_hypertension", "granuloma"})), (1, frozenset({"hilar_enlargement", "lymphadenopathy", "sarcoidosis", "pulmonary_hypertension"}))),
+    "hila": (
+        (0, frozenset({"hilar_enlargement", "lymphadenopathy", "sarcoidosis", "pulmonary_hypertension", "granuloma"})),
+        (1, frozenset({"hilar_enlargement", "lymphadenopathy", "sarcoidosis", "pulmonary_hypertension"})),
+    ),
     "diaphragm": (
         (0, frozenset({"effusion", "costophrenic_blunting", "pleural_thickening", "eventration"})),
         (1, frozenset({"effusion"})),

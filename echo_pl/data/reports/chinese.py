@@ -1,8 +1,9 @@
 """Reads Chinese sentences of a chest report. A smaller table than the English one (:mod:`echo_pl.data.reports.chinese_terms`).
 
-Covers: clauses between commas, denial before an enumeration (未见, 无 ...) and after a finding (已吸收), doubt on either side of a finding
-(考虑, 可能, 待排), sides and lobes, parts that are normal, and a change of a part (纵隔 ... 增宽). Does not cover: denial across commas,
-grades, measurements as such, and findings that are not in the table, which a report keeps word for word.
+Covers: clauses between commas, denial before an enumeration (未见, 无 ...) and after a finding (已吸收), doubt on either
+side of a finding (考虑, 可能, 待排), sides and lobes, parts that are normal, and a change of a part (纵隔 ... 增宽).
+Does not cover: denial across commas, grades, measurements as such, and findings that are not in the table, which a
+report keeps word for word.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from echo_pl.data.reports.chinese_terms import (
 from echo_pl.data.reports.concepts import BY_NAME
 from echo_pl.data.reports.cues import Role
 from echo_pl.data.reports.mention import Analysis, Mention, NormalPart, Status
+from echo_pl.data.reports.report import OTHER
 
 _SIDES: Final = {"左": ("left",), "右": ("right",), "双": ("left", "right"), "两": ("left", "right")}
 _ZONES: Final = {"上": "upper", "中": "middle", "下": "lower", "尖": "apex", "底": "base", "舌": "lingula"}
@@ -88,7 +90,9 @@ class _Clause:
             self._denied = True
         elif role is Role.DOUBT:
             self._doubted = True
-            self.mentions = [one._replace(status=Status.UNCERTAIN) if one.status is Status.POSITIVE else one for one in self.mentions]
+            self.mentions = [
+                one._replace(status=Status.UNCERTAIN) if one.status is Status.POSITIVE else one for one in self.mentions
+            ]
         elif role is Role.DENIED:
             self.mentions = [one._replace(status=Status.NEGATIVE, denied_as=NOUNS_ZH[one.concept]) for one in self.mentions]
         elif role is Role.FINDING:
@@ -98,9 +102,11 @@ class _Clause:
             if pair:
                 self._add(pair, start, end)
         elif role is Role.NORMAL:
-            self.vague = not self.parts
+            self.vague = all(ANATOMY[part].region == OTHER for part in self.parts)
             for part in self.parts:
                 anatomy = ANATOMY[part]
+                if anatomy.region == OTHER:
+                    continue
                 self.normals.append(NormalPart(part, anatomy.region, self._sides, start, end, "异常" in found[0]))
                 for name in anatomy.denies:
                     self.mentions.append(Mention(name, Status.NEGATIVE, self._sides, (), anatomy.region, start, end, True))
@@ -108,11 +114,13 @@ class _Clause:
     def _add(self, name: str, start: int, end: int) -> None:
         status = Status.NEGATIVE if self._denied else Status.UNCERTAIN if self._doubted else Status.POSITIVE
         between = self._text[self._from : start - self._offset]
-        zones = tuple(sorted({zone for sign, zone in _ZONES.items() if re.search(rf"{sign}(?:肺|叶|野)|肺{sign}|{sign}段", between)}))
+        zones = tuple(
+            sorted({zone for sign, zone in _ZONES.items() if re.search(rf"{sign}(?:肺|叶|野)|肺{sign}|{sign}段", between)})
+        )
         self._from = end - self._offset
         region = BY_NAME[name].region
         if BY_NAME[name].moves:
-            region = next((ANATOMY[part].region for part in reversed(self.parts) if part != "thorax"), region)
+            region = next((ANATOMY[part].region for part in reversed(self.parts) if part not in ("thorax", "chest")), region)
         noun = NOUNS_ZH[name] if status is Status.NEGATIVE else ""
         self.mentions.append(Mention(name, status, self._sides, zones, region, start, end, False, noun))
 

@@ -80,10 +80,12 @@ PART_TERMS_ZH: Final[dict[str, str]] = {
     "bones": "骨质|骨骼|骨性胸廓|锁骨|肩胛骨|胸骨|诸骨",
     "soft_tissue": "软组织|胸壁|乳腺",
     "thorax": "胸廓",
+    "chest": "心肺膈|心、肺、膈|心肺|胸部",
 }
 FINDING_TERMS_ZH: Final[dict[str, str]] = {
     "consolidation": "实变|浸润影|浸润",
-    "opacity": "斑片状高密度影|斑片状阴影|斑片影|斑片状影|片状高密度影|片状影|片影|高密度影|密度增高影|模糊影|条片影|阴影|磨玻璃影|渗出影|渗出",
+    "opacity": "斑片状高密度影|斑片状阴影|斑片影|斑片状影|片状高密度影|片状影|片影"
+    "|高密度影|密度增高影|模糊影|条片影|阴影|磨玻璃影|渗出影|渗出",
     "atelectasis": "肺不张|膨胀不全",
     "pneumonia": "肺炎|肺部感染|感染",
     "edema": "肺水肿|水肿",
@@ -152,7 +154,7 @@ CHANGE_TERMS_ZH: Final[dict[str, str]] = {
     "thickened": "增厚|粘连",
     "shifted": "移位|偏移|右移|左移",
 }
-"""Changes that make a finding together with the part before them in the clause, as in :data:`echo_pl.data.reports.anatomy.PAIRS`."""
+"""Changes that make a finding with the part before them in the clause, as in :data:`echo_pl.data.reports.anatomy.PAIRS`."""
 
 NOUNS_ZH: Final[dict[str, str]] = {
     **{name: terms.split("|")[0] for name, terms in FINDING_TERMS_ZH.items()},
@@ -187,8 +189,9 @@ NOUNS_ZH: Final[dict[str, str]] = {
     "other_device": "置入装置",
 }
 DENY_ZH: Final = "未见明显|未见明确|未见确切|未见|未发现|未示|无明显|无明确|没有|不支持|排除|除外|未闻|并无|无"
-DENIED_ZH: Final = "已吸收|吸收消失|已消失|已拔除|消失"
+DENIED_ZH: Final = "已吸收|已完全吸收|完全吸收|吸收消失|已消失|已拔除|消失"
 DOUBT_ZH: Final = "可能|考虑|疑似|疑为|可疑|疑|不除外|不能除外|待排除|待排|不排除|？|倾向|或"
 NORMAL_ZH: Final = (
-    "未见明显异常改变|未见明显异常|未见异常改变|未见异常征象|未见异常|无明显异常|无异常|未见确切异常|未见明确异常|正常|清晰|居中|锐利|光滑|光整|对称|完整|清楚|通畅|规整|不大|不宽|无增大|未见增大|不粗"
+    "未见明显异常改变|未见明显异常|未见异常改变|未见异常征象|未见异常|无明显异常|无异常|未见确切异常|未见明确异常"
+    "|正常|清晰|居中|锐利|光滑|光整|对称|完整|清楚|通畅|规整|不大|不宽|无增大|未见增大|不粗"
 )

@@ -20,7 +20,11 @@ _CUT_AT = frozenset({",", "and", "with", "but", "however", "although", "though",
 """Joints where a sentence may be cut; they are left out."""
 _CUT_BEFORE = frozenset({"without", "without evidence of", "no", "there is", "there are", "no evidence of", "negative for"})
 """Words that begin a clause of their own; they stay with it."""
-_REFERRING = re.compile(r"\s*(?:this|these|it|its|which|that|they|those|both of|also|has|have|is|are|was|were|may|could|likely|probably|possibly)\b", re.I)
+_REFERRING = re.compile(
+    r"\s*(?:this|these|it|its|which|that|they|those|both of|also|in its|has|have)\b"
+    r"|\s*(?:is|are|was|were|may|could|likely|probably|possibly)\b",
+    re.IGNORECASE,
+)
 """What refers back to the words before a joint is not cut off from them."""
 _LEADING = re.compile(r"^(?:[,;:，、\s]|(?:and|with|but|however|although|though|while|also|yet)\b)+", re.IGNORECASE)
 
@@ -135,7 +139,7 @@ class ClauseCutter:
         """Clauses of one group, or None where it does not say alone what it says in the sentence."""
         source = _TRAILING.sub("", _LEADING.sub("", text[piece.start : piece.end])) if not alone else text
         if piece.kind == "denied":
-            canonical = self._canonical(piece, found, source)
+            canonical = self._canonical(piece, found, source) or self._one_by_one(text, piece, found)
             if canonical is not None:
                 return canonical
         words = source
@@ -156,6 +160,19 @@ class ClauseCutter:
                 device=bool(mentions) and all(is_device(one.concept) for one in mentions),
             )
         ]
+
+    def _one_by_one(self, text: str, group: _Piece, found: Analysis) -> list[Clause] | None:
+        """Clauses of a group of denials of which only some can be canonical; None where a piece does not stand alone."""
+        pieces = [one for one in _pieces(text, found) if group.start <= one.start < group.end]
+        if len(pieces) < 2 or not all(one.kind == "denied" for one in pieces):
+            return None
+        clauses: list[Clause] = []
+        for one in pieces:
+            told = self._clause(text, one, found, alone=False)
+            if told is None:
+                return None
+            clauses += told
+        return clauses
 
     def _named(self, words: str) -> tuple[str, ...]:
         """Regions of the parts that are named, where nothing else is."""

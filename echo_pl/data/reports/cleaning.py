@@ -9,34 +9,52 @@ import html
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
+from echo_pl.data.reports.lexicon import word_set
 from echo_pl.data.response import Language
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>|<!--.*?-->", re.DOTALL)
 _BLOCK = re.compile(r"<\s*/?\s*(?:br|p|div|li|tr|h[1-6])\b[^<>]*>", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,6}|[A-Za-z]{2,10});")
 _ODD_SPACE = re.compile(r"[^\S\n ]|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]|  +")
+_PARAGRAPH = re.compile(r"\s*\n\s*\n\s*")
+_SPACES = re.compile(r"[^\S\n]+|(?<!\n)\n(?!\n)|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]")
+_DOUBLE_MARKS = re.compile(r"([.,;])(?:\s*[.,;])+")
 _MOJIBAKE = re.compile("[\u00c2\u00c3\u00e2][\u0080-\u00bf\u20ac\u2122\u0153\u201c\u201d\u02dc\u2018\u2019\u0161]")
 _PLAIN: Final = str.maketrans(
-    {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u00a0": " ", "\u2026": "...", "\ufffd": ""}
+    {
+        "\u2018": "'",
+        "\u2019": "'",
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u2013": "-",
+        "\u2014": "-",
+        "\u00a0": " ",
+        "\u2026": "...",
+        "\ufffd": "",
+    }
 )
 _MARK = r"(?:x-)?(?:<?\bX{3,}\b>?|_{2,}|\[\*\*[^\]]{0,80}\*\*\])"
 _DANGLING = r"(?:(?:\b(?:dated|since|from|of|on|at|by|in|to|with|than|compared to|compared with)\s+)?(?:\b(?:the|a|an)\s+)?)"
 _MARKS = re.compile(
-    rf"{_DANGLING}{_MARK}(?:[\s,/]+{_MARK})*(?=\s*(?:[.;:)]|,|$|\b(?:is|are|was|were|and|or|in|of|on|at|with|from|to|by)\b))|{_MARK}", re.IGNORECASE
+    rf"{_DANGLING}{_MARK}(?:[\s,/]+{_MARK})*(?=\s*(?:[.;:)]|,|$|\b(?:is|are|was|were|and|or|in|of|on|at|with|from|to|by)\b))|{_MARK}",
+    re.IGNORECASE,
 )
 _ANY_MARK = re.compile(_MARK, re.IGNORECASE)
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _LETTER = re.compile(r"[^\W\d_]")
-_ENGLISH_WORDS: Final = frozenset(
-    "the is are of no and in with there or to normal heart lungs lung chest clear size within limits without pleural effusion acute "
-    "disease focal not seen right left pneumothorax stable unremarkable pulmonary mild evidence abnormality findings".split()
+_ENGLISH_WORDS: Final = word_set(
+    """
+    the is are of no and in with there or to normal heart lungs lung chest clear size within limits without pleural effusion acute
+    disease focal not seen right left pneumothorax stable unremarkable pulmonary mild evidence abnormality findings
+    """
 )
-_FOREIGN_WORDS: Final = frozenset(
-    "el la los las de del y sin con se en una un les des et le du pas est sont der die das und ist keine kein mit nicht sem com na "
-    "no_es dos da della delle nella senza il non sono het een geen van w nie jest bez".split()
+_FOREIGN_WORDS: Final = word_set(
+    """
+    el la los las de del y sin con se en una un les des et le du pas est sont der die das und ist keine kein mit nicht sem com na
+    no_es dos da della delle nella senza il non sono het een geen van w nie jest bez
+    """
 )
 
 
@@ -88,7 +106,9 @@ def _decoded(text: str) -> tuple[str, int]:
         count += 1
         return right
 
-    return re.sub("[\u00c2-\u00f4][\u0080-\u00bf\u20ac\u2122\u0153\u201a\u201c\u201d\u02dc\u2018\u2019\u0161]{1,3}", undo, text), count
+    return re.sub(
+        "[\u00c2-\u00f4][\u0080-\u00bf\u20ac\u2122\u0153\u201a\u201c\u201d\u02dc\u2018\u2019\u0161]{1,3}", undo, text
+    ), count
 
 
 def clean(text: str) -> Cleaned:
@@ -106,7 +126,9 @@ def clean(text: str) -> Cleaned:
     if "<" in text or "&" in text:
         counts["html"] += len(_TAG.findall(text)) - len(re.findall(r"<X{3,}>", text)) + len(_ENTITY.findall(text))
         text = _BLOCK.sub("\n", text)
-        text = html.unescape(re.sub(r"<(X{3,})>", r"\1", _TAG.sub(lambda one: one[0] if re.fullmatch(r"<X{3,}>", one[0]) else " ", text)))
+        text = html.unescape(
+            re.sub(r"<(X{3,})>", r"\1", _TAG.sub(lambda one: one[0] if re.fullmatch(r"<X{3,}>", one[0]) else " ", text))
+        )
         text = text.translate(_PLAIN)
     found = len(_ANY_MARK.findall(text)) if ("XX" in text or "__" in text or "[**" in text or "xx" in text) else 0
     if found:
@@ -115,9 +137,9 @@ def clean(text: str) -> Cleaned:
     odd = len(_ODD_SPACE.findall(text)) if not found else 0
     if odd:
         counts["whitespace"] += odd
-    text = re.sub(r"\s*\n\s*\n\s*", "\n\n", text)
-    text = re.sub(r"[^\S\n]+|(?<!\n)\n(?!\n)|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]", " ", text)
-    text = re.sub(r" +", " ", text)
-    text = re.sub(r" (?=[.,;:)])", "", text)
-    text = re.sub(r"([.,;])(?:\s*[.,;])+", r"\1", text)
+    if odd or found or counts or "\n" in text:
+        text = _PARAGRAPH.sub("\n\n", text)
+        text = re.sub(r" +", " ", _SPACES.sub(" ", text))
+    if found or _DOUBLE_MARKS.search(text):
+        text = _DOUBLE_MARKS.sub(r"\1", re.sub(r" (?=[.,;:)])", "", text))
     return Cleaned(text=text.strip(), counts=+counts)

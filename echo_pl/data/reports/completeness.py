@@ -1,7 +1,7 @@
 """Whether a normalized report says all that the original says, and nothing else.
 
-Both texts are labelled apart and compared both ways; numbers and words are compared as they stand. Knows nothing of how a report was
-normalized: it reads the raw report and the text of the normalized one, whoever made it.
+Both texts are labelled apart and compared both ways; numbers and words are compared as they stand. Knows nothing of how a
+report was normalized: it reads the raw report and the text of the normalized one, whoever made it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from echo_pl.data.reports.cleaning import clean, language_of
 from echo_pl.data.reports.concepts import is_device
 from echo_pl.data.reports.kinds import Kind, kind_of
 from echo_pl.data.reports.labeller import Label, Labeller, summarize
+from echo_pl.data.reports.lexicon import word_set
 from echo_pl.data.reports.mention import Mention, Reader, Status
 from echo_pl.data.reports.report import NormalizedReport, RawReport
 
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?=(?:st|nd|rd|th|mm|cm|%)?\b)|(?<=[a-zA-Z])\d+\b")
 _LIST_NUMBER = re.compile(r"^(?:\(?\d{1,2}[.)]\s*)+(?=\D)")
 _WORD = re.compile(r"[a-z]{3,}")
-_SAID_ELSEWHERE = frozenset(
-    "the and with there are has have been was were this that these those for from which but however although though while without also not "
-    "otherwise seen noted identified present findings finding impression chest".split()
+_SAID_ELSEWHERE = word_set(
+    """
+    the and with there are has have been was were this that these those for from which but however although though while without
+    also not otherwise seen noted identified present findings finding impression chest
+    """
 )
 _HELD = (Status.POSITIVE, Status.UNCERTAIN)
 

@@ -60,18 +60,21 @@ _LUNGS = _region(
     "lungs",
     _row("consolidation", "consolidation",
          "consolidation | consolidated | consolidative | airspace disease | air space disease | infiltrate | infiltration"
-         "| airspace process | air space process | alveolar process | alveolar disease | airspace infiltrate | airspace consolidation"
+         "| airspace process | air space process | alveolar process | alveolar disease | airspace infiltrate"
+         "| airspace consolidation"
          "| air space consolidation | parenchymal disease | alveolar consolidation | alveolar infiltrate"
          "| airspace disease process | pulmonary infiltrate | parenchymal consolidation"),
     _row("opacity", "opacity",
          "opacity | opacification | density | airspace opacity | air space opacity | opacified | haziness | hazy | shadowing"
-         "| nodular density | nodular opacity | interstitial opacity | nodular airspace opacity | nodular interstitial opacity", moves=True),
+         "| nodular density | nodular opacity | interstitial opacity | nodular airspace opacity"
+         "| nodular interstitial opacity", moves=True),
     _row("atelectasis", "atelectasis", "atelectasis | atelectatic | collapse | atelectatic change | collapsed"),
     _row("pneumonia", "pneumonia", "pneumonia | bronchopneumonia | pneumonitis | pneumonic | pulmonary infection"),
     _row("edema", "edema", "edema | pulmonary edema | interstitial edema | alveolar edema | oedema"),
     _row("congestion", "vascular congestion",
          "congestion | vascular congestion | pulmonary vascular congestion | venous hypertension | pulmonary venous congestion"
-         "| pulmonary venous hypertension | volume overload | fluid overload | cephalization | engorgement | engorged | vascular engorgement"),
+         "| pulmonary venous hypertension | volume overload | fluid overload | cephalization | engorgement | engorged"
+         "| vascular engorgement"),
     _row("nodule", "nodule", "nodule | nodular | calcified nodule", moves=True),
     _row("mass", "mass", "mass | masslike | tumor | neoplasm | malignancy | carcinoma | metastatic disease | metastasis"
          "| pulmonary mass | lung mass | lesion", moves=True),
@@ -80,7 +83,8 @@ _LUNGS = _region(
          "| calcified granulomatous disease | granulomatous change | granulomatous calcification | calcified granulomatous"
          "| granulomatous process", moves=True),
     _row("scarring", "scarring", "scarring | scar | cicatrix | scarlike | fibronodular | fibronodular scarring", moves=True),
-    _row("fibrosis", "fibrosis", "fibrosis | fibrotic | interstitial lung disease | interstitial disease | pulmonary fibrosis | honeycombing"
+    _row("fibrosis", "fibrosis", "fibrosis | fibrotic | interstitial lung disease | interstitial disease"
+    "| pulmonary fibrosis | honeycombing"
          "| interstitial fibrosis | chronic interstitial lung disease"),
     _row("interstitial_markings", "interstitial prominence",
          "interstitial marking | interstitial prominence | reticular | interstitial change | bronchitic | interstitial pattern"
@@ -114,7 +118,8 @@ _HEART = _region(
          "heart failure | congestive heart failure | chf | cardiac failure | failure | congestive failure"),
     _row("pericardial_effusion", "pericardial effusion", "pericardial effusion | pericardial fluid"),
     _row("epicardial_fat", "prominent epicardial fat",
-         "epicardial fat | epipericardial fat | pericardial fat | epicardial fat pad | fat pad | pericardial fat pad | cardiophrenic fat"),
+         "epicardial fat | epipericardial fat | pericardial fat | epicardial fat pad | fat pad | pericardial fat pad"
+         "| cardiophrenic fat"),
 )  # fmt: skip
 
 _MEDIASTINUM = _region(
@@ -122,7 +127,8 @@ _MEDIASTINUM = _region(
     _row("calcification", "calcification", "calcification | calcified | calcific | calcinosis", moves=True),
     _row("aortic_tortuosity", "aortic tortuosity", "aortic tortuosity | aortic ectasia | aortic unfolding"),
     _row("atherosclerosis", "aortic atherosclerosis",
-         "atherosclerosis | atherosclerotic | arteriosclerotic | arteriosclerosis | atherosclerotic calcification | vascular calcification"
+         "atherosclerosis | atherosclerotic | arteriosclerotic | arteriosclerosis | atherosclerotic calcification"
+         "| vascular calcification"
          "| atherosclerotic disease | calcified atherosclerotic | atherosclerotic vascular calcification"),
     _row("aortic_dilation", "aortic aneurysm", "aneurysm | aortic aneurysm | aneurysmal"),
     _row("mediastinal_widening", "mediastinal widening",
@@ -148,12 +154,14 @@ _DIAPHRAGM = _region(
          "| pleural collection | fluid collection"),
     _row("costophrenic_blunting", "blunting of the costophrenic angles", "blunting"),
     _row("pleural_thickening", "pleural thickening", "pleural thickening | pleural plaque | pleural scarring | pleural reaction"
-         "| pleuroparenchymal scarring | apical capping | apical cap"),
+         "| pleuroparenchymal scarring | apical capping | apical cap | pleural capping | capping"),
     _row("diaphragm_elevation", "elevation of the diaphragm", ""),
     _row("diaphragm_flattening", "flattening of the diaphragm", ""),
     _row("eventration", "eventration of the diaphragm", "eventration"),
-    _row("free_air", "free air below the diaphragm", "free air | pneumoperitoneum | free intraperitoneal air | free subdiaphragmatic air"
-         "| subdiaphragmatic air | intraperitoneal air | free abdominal air | subphrenic air | free peritoneal air | free intra abdominal air"
+    _row("free_air", "free air below the diaphragm", "free air | pneumoperitoneum | free intraperitoneal air"
+    "| free subdiaphragmatic air"
+         "| subdiaphragmatic air | intraperitoneal air | free abdominal air | subphrenic air | free peritoneal air"
+         "| free intra abdominal air"
          "| free subphrenic air"),
 )  # fmt: skip
 
@@ -165,25 +173,30 @@ _BONES = _region(
          "| osteophyte | osteophytosis | spurring | spondylosis | arthritis | arthritic | arthritic change | arthropathy"
          "| osteoarthritis | spondylitic | dish | endplate change | disc space narrowing | syndesmophyte | bridging osteophyte"
          "| arthrosis | hypertrophic change | spur | osteoarthritic"),
-    _row("scoliosis", "scoliosis", "scoliosis | dextroscoliosis | levoscoliosis | scoliotic | curvature | dextrocurvature | levocurvature"
+    _row("scoliosis", "scoliosis", "scoliosis | dextroscoliosis | levoscoliosis | scoliotic | curvature | dextrocurvature"
+    "| levocurvature"
          "| rotoscoliosis | kyphoscoliosis | dextro scoliosis"),
     _row("kyphosis", "kyphosis", "kyphosis | kyphotic"),
     _row("osteopenia", "osteopenia", "osteopenia | osteopenic | osteoporosis | osteoporotic | demineralization | demineralized"),
-    _row("vertebral_deformity", "vertebral compression", "compression deformity | wedge deformity | wedging | vertebral body height loss"
+    _row("vertebral_deformity", "vertebral compression", "compression deformity | wedge deformity | wedging"
+    "| vertebral body height loss"
          "| loss of vertebral body height | anterior wedging | compression | wedge"),
     _row("deformity", "bony deformity", "deformity", moves=True),
     _row("dislocation", "dislocation", "dislocation | subluxation"),
     _row("bone_lesion", "destructive bone lesion",
-         "bone lesion | bony lesion | osseous lesion | sclerotic | sclerosis | blastic | bony destruction | lytic lesion | lytic bone lesion"),
+         "bone lesion | bony lesion | osseous lesion | sclerotic | sclerosis | blastic | bony destruction | lytic lesion"
+         "| lytic bone lesion"),
 )  # fmt: skip
 
 _THORAX = _region(
     "thorax",
     _row("subcutaneous_emphysema", "subcutaneous emphysema", "subcutaneous emphysema | subcutaneous air | subcutaneous gas"),
-    _row("chest_wall_deformity", "deformity of the chest wall", "pectus excavatum | pectus carinatum | pectus | pectus deformity"),
+    _row("chest_wall_deformity", "deformity of the chest wall", "pectus excavatum | pectus carinatum | pectus"
+    "| pectus deformity"),
     _row("mastectomy", "sign of mastectomy", "mastectomy"),
     _row("nipple_shadow", "nipple shadow", "nipple shadow | nipple | nipple artifact"),
-    _row("foreign_body", "foreign body", "foreign body | bullet | shrapnel | projectile | radiopaque object | metallic object", moves=True),
+    _row("foreign_body", "foreign body", "foreign body | bullet | shrapnel | projectile | radiopaque object"
+    "| metallic object", moves=True),
 )  # fmt: skip
 
 _DEVICES = (
@@ -191,14 +204,18 @@ _DEVICES = (
         "thorax",
         _row("pacemaker", "pacemaker",
              "pacemaker | pacer | icd | aicd | defibrillator | pacing device | cardiac device | pacing lead | generator | lead"
-             "| cardiac generator | pacemaker lead | cardiac pacemaker | dual lead | automatic implantable cardioverter defibrillator"),
-        _row("sternotomy", "sternotomy", "sternotomy | sternotomy wire | sternal wire | cabg | bypass graft | coronary artery bypass"
+             "| cardiac generator | pacemaker lead | cardiac pacemaker | dual lead"
+             "| automatic implantable cardioverter defibrillator"),
+        _row("sternotomy", "sternotomy", "sternotomy | sternotomy wire | sternal wire | cabg | bypass graft"
+        "| coronary artery bypass"
              "| bypass | median sternotomy | sternal suture"),
         _row("breast_implant", "breast implant", "breast implant | breast prosthesis | implant"),
-        _row("surgical_clip", "surgical clip", "surgical clip | clip | suture | staple | postsurgical change | postoperative change"
+        _row("surgical_clip", "surgical clip", "surgical clip | clip | suture | staple | postsurgical change"
+        "| postoperative change"
              "| vascular clip | surgical material | suture material | surgical suture | staple line", moves=True),
         _row("stimulator", "stimulator", "stimulator | neurostimulator | loop recorder | cardiac monitor"),
-        _row("monitor_lead", "monitor lead", "ekg lead | ecg lead | monitoring lead | telemetry lead | monitor lead | external lead"
+        _row("monitor_lead", "monitor lead", "ekg lead | ecg lead | monitoring lead | telemetry lead | monitor lead"
+        "| external lead"
              "| external monitor lead | cardiac monitor lead | external cardiac monitor lead"),
         kind="device",
     ),
@@ -206,27 +223,36 @@ _DEVICES = (
         "mediastinum",
         _row("endotracheal_tube", "endotracheal tube", "endotracheal tube | et tube | ett | tracheostomy | tracheostomy tube"
              "| tracheostomy cannula"),
-        _row("gastric_tube", "gastric tube", "nasogastric tube | ng tube | enteric tube | feeding tube | gastric tube | orogastric tube"
+        _row("gastric_tube", "gastric tube", "nasogastric tube | ng tube | enteric tube | feeding tube | gastric tube"
+        "| orogastric tube"
              "| dobhoff tube | dobbhoff tube | og tube"),
         _row("central_line", "central line",
-             "central line | catheter | picc | picc line | central venous catheter | central venous line | support line | mediport | infusion port"
+             "central line | catheter | picc | picc line | central venous catheter | central venous line | support line"
+             "| mediport | infusion port"
              "| chest port | port | port a cath | dialysis catheter | central catheter | swan ganz catheter | portacath"
-             "| venous catheter | subclavian catheter | subclavian line | internal jugular catheter | ij catheter | jugular catheter"),
+             "| venous catheter | portacatheter | port a catheter | vascular catheter | subclavian catheter"
+             "| subclavian line | internal jugular catheter | ij catheter | jugular catheter"),
         kind="device",
     ),
-    *_region("heart", _row("stent", "stent", "stent | coronary stent | coronary artery stent | coronary vascular stent"), _row("valve_prosthesis", "prosthetic valve", "prosthetic valve | valve replacement | valve prosthesis"
-             "| artificial valve | mechanical valve | prosthetic cardiac valve | prosthetic aortic valve | aortic valve replacement"
+    *_region("heart", _row("stent", "stent", "stent | coronary stent | coronary artery stent"
+    "| coronary vascular stent"), _row("valve_prosthesis", "prosthetic valve", "prosthetic valve | valve replacement"
+    "| valve prosthesis"
+             "| artificial valve | mechanical valve | prosthetic cardiac valve | prosthetic aortic valve"
+             "| aortic valve replacement"
              "| mitral valve replacement | prosthetic mitral valve | prosthetic heart valve"),
              kind="device"),
-    *_region("diaphragm", _row("chest_tube", "chest tube", "chest tube | thoracostomy tube | drain | pigtail catheter | pleural tube"
+    *_region("diaphragm", _row("chest_tube", "chest tube", "chest tube | thoracostomy tube | drain | pigtail catheter"
+    "| pleural tube"
              "| pleural catheter | pleural drain"), kind="device"),
     *_region("bones", _row("bone_hardware", "orthopedic hardware",
-             "hardware | spinal fusion | fusion | fixation | rod | screw | arthroplasty | prosthesis | orthopedic hardware | plate"
+             "hardware | spinal fusion | fusion | fixation | rod | screw | arthroplasty | prosthesis | orthopedic hardware"
+             "| plate"
              "| fixation hardware | pin | shoulder replacement | joint replacement | suture anchor | surgical anchor | anchor"
              "| harrington rod | fusion hardware | spinal hardware | fixation plate"), kind="device"),
-    *_region("diaphragm", _row("shunt", "shunt", "shunt | vp shunt | shunt tubing | shunt catheter | tips | gastric band | lap band"
+    *_region("diaphragm", _row("shunt", "shunt", "shunt | vp shunt | shunt tubing | shunt catheter | gastric band | lap band"
              "| ivc filter"), kind="device"),
-    *_region("thorax", _row("other_device", "device", "device | implanted device | tubing | wire | tube | cannula | stabilization device",
+    *_region("thorax", _row("other_device", "device", "device | implanted device | tubing | wire | tube | cannula"
+    "| stabilization device",
              moves=True), kind="device"),
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from echo_pl.data.reports.anatomy import CHANGES, PARTS
 from echo_pl.data.reports.concepts import CONCEPTS
-from echo_pl.data.reports.lexicon import Lexicon
+from echo_pl.data.reports.lexicon import Lexicon, word_set
 
 
 class Role(Enum):
@@ -45,14 +45,20 @@ class Term(NamedTuple):
     value: str
 
 
-_DENY = """no | not | without | negative for | free of | clear of | absence of | no evidence of | without evidence of | nor | neither
-| rather than | lack of | grossly clear of | resolution of | interval resolution of | clearing of | removal of | interval removal of | absent
+_DENY = """no | not | without | negative for | free of | clear of | absence of | no evidence of | without evidence of | nor
+| neither
+| rather than | lack of | grossly clear of | resolution of | interval resolution of | clearing of | removal of
+| interval removal of | absent
 | interval clearing of | nonvisualization of | no evidence for | without evidence for | no sign of | negative"""
-_DENIED = """has resolved | have resolved | is absent | are absent | has been removed | have been removed | is not seen | are not seen
-| not identified | not seen | has cleared | have cleared | ruled out | is excluded | not demonstrated | not appreciated | not present
-| no longer seen | no longer visualized | no longer present | no longer identified | no longer evident | now resolved | have been resolved
+_DENIED = """has resolved | have resolved | is absent | are absent | has been removed | have been removed | is not seen
+| are not seen
+| not identified | not seen | has cleared | have cleared | ruled out | is excluded | not demonstrated | not appreciated
+| not present
+| no longer seen | no longer visualized | no longer present | no longer identified | no longer evident | now resolved
+| have been resolved
 | has been resolved | has completely resolved | interval removed | not visualized | resolved"""
-_DOUBT = """may | may represent | might | could | possible | possibly | probable | probably | likely | suspicious for | suspicion of
+_DOUBT = """may | may represent | might | could | possible | possibly | probable | probably | likely | suspicious for
+| suspicion of
 | suspicion for | concerning for | concern for | question of | questionable | suggestive of | suggest | suggesting | suggestion of
 | suspected | suspect | presumed | presumably | potential | potentially | worrisome for | cannot exclude | perhaps
 | consider | differential | if | question | may be related to | could be due to | would suggest | cannot rule out | equivocal
@@ -66,30 +72,39 @@ _VERSUS = "versus | vs"
 _BREAK = """but | however | although | though | while | except | with | which | whereas | ; | : | other than | apart from
 | aside from | yet | despite | due to | secondary to | therefore | except for | with exception of | that | demonstrating | showing
 | because | since | also | there is | there are | related to | where | as well as | likely due to | likely secondary to
-| possibly related to | possibly secondary to | possibly due to | likely related to | probably related to | probably secondary to"""
+| possibly related to | possibly secondary to | possibly due to | likely related to | probably related to
+| probably secondary to"""
 _JOINT = ", | and | or | / | and / or | or / and"
-_NORMAL = """normal | unremarkable | within normal limit | normal limit | clear | intact | midline | sharp | normal in size | preserved
+_NORMAL = """normal | unremarkable | within normal limit | normal limit | clear | intact | midline | sharp | normal in size
+| preserved
 | maintained | central | symmetric | in normal limit
 | nonenlarged | within limit | normal in size and contour | normal in contour | normal in appearance
 | within normal range | grossly clear | grossly normal | within normal size limit | normal size | normal in size and configuration
 | normal in size and shape | in the midline | grossly intact | well preserved | satisfactory
 | normal size and contour | normal in configuration | unremarkable in appearance | within normal limit for size and contour
-| within normal limit in size | within normal limit for size | within normal limit for contour | within normal limit in size and contour
+| within normal limit in size | within normal limit for size | within normal limit for contour
+| within normal limit in size and contour
 | normal for size | upper limit of normal | top normal | upper limit of normal in size | top normal in size | top limit of normal
-| upper limit normal | upper normal | upper limit of normal size | high normal | near top normal | top normal limit | within limit of normal
+| upper limit normal | upper normal | upper limit of normal size | high normal | near top normal | top normal limit
+| within limit of normal
 | normal for age | normal in caliber | normal in position"""
-_EXPANDED = """well expanded | well aerated | normally inflated | normally expanded | well inflated | fully expanded | normally aerated
-| inflated | expanded | aerated | symmetrically inflated | symmetrically aerated | well ventilated | fully inflated | adequately inflated"""
+_EXPANDED = """well expanded | well aerated | normally inflated | normally expanded | well inflated | fully expanded
+| normally aerated
+| inflated | expanded | aerated | symmetrically inflated | symmetrically aerated | well ventilated | fully inflated
+| adequately inflated"""
 _GENERIC = """abnormality | disease | process | finding | pathology | abnormal | disease process | injury | trauma | problem
 | irregularity | pathologic process"""
-_NEUTRAL = """no change | no significant change | no interval change | no longer | not significantly changed | not changed | not included
-| no significant interval change | without change | without significant change | no increase | not only | not well seen | not well visualized
+_NEUTRAL = """no change | no significant change | no interval change | no longer | not significantly changed | not changed
+| not included
+| no significant interval change | without change | without significant change | no increase | not only | not well seen
+| not well visualized
 | not well evaluated | not clearly | no definite change | not fully | not completely | not entirely | not optimally
 | within | consistent with | compatible with | most consistent with | as compared with | compared with | in comparison with
 | comparison with | along with | correlation with | correlate with | correlated with | not appreciably | lateral view | followup
 | not definitely changed | not substantially changed | not well demonstrated | not be well seen | clear cut | no interval growth
 | no appreciable change | no acute change | stable | not further | no adverse interval change | negative chest | not measurably
-| if clinically indicated | as clinically indicated | if indicated | if there is clinical concern | if concern | if symptoms persist
+| if clinically indicated | as clinically indicated | if indicated | if there is clinical concern | if concern
+| if symptoms persist
 | clinical concern | if clinically warranted | if needed | if further evaluation | infiltrate or | crystal clear
 | not significantly interval changed | fluid level | air fluid level | no adverse change | normal variant | in keeping with
 | in the setting of | with respect to"""
@@ -110,25 +125,32 @@ _BY_ROLE: Final = {
     Role.NEUTRAL: _NEUTRAL,
 }
 
-RESTARTS: Final[frozenset[str]] = frozenset(
-    """there the mild mildly moderate moderately stable unchanged chronic degenerative minimal minimally scattered heart lung cardiac this
-    these some prominent old calcified tortuous again is are low left right bilateral bibasilar slight slightly has have it patient
-    low multiple severe marked probable possible likely status previous cardiomegaly atherosclerotic aortic thoracic a an however
-    cardiomediastinal small both mediastinal normal consistent interval persistent""".split()
+RESTARTS: Final[frozenset[str]] = word_set(
+    """
+    there the mild mildly moderate moderately stable unchanged chronic degenerative minimal minimally scattered heart lung cardiac
+    this these some prominent old calcified tortuous again is are low left right bilateral bibasilar slight slightly has have it
+    patient low multiple severe marked probable possible likely status previous cardiomegaly atherosclerotic aortic thoracic a an
+    however cardiomediastinal small both mediastinal normal consistent interval persistent
+    """
 )
 """After a comma or "and" these begin a statement of their own: the denial before does not reach it."""
 
-FILLERS: Final[frozenset[str]] = frozenset(
-    """the a an is are was were there of evidence evident seen identified noted present visualized demonstrated appear appearance be been has
-    have any to in on for size contour configuration shape caliber sign radiographic radiographically visible visualized at this time
-    it appreciated detected found within limit also specifically as both bilateral bilaterally field structure silhouette area space
-    grossly thorax remain remains width border margin position finding show shows reveal demonstrate demonstrates , and or : by its""".split()
+FILLERS: Final[frozenset[str]] = word_set(
+    """
+    the a an is are was were there of evidence evident seen identified noted present visualized demonstrated appear appearance be
+    been has have any to in on for size contour configuration shape caliber sign radiographic radiographically visible visualized
+    at this time it appreciated detected found within limit also specifically as both bilateral bilaterally field structure
+    silhouette area space grossly thorax remain remains width border margin position finding show shows reveal demonstrate
+    demonstrates , and or : by its
+    """
 )
 """Words that a canonical negative can do without."""
-QUALIFIERS: Final[frozenset[str]] = frozenset(
-    """acute active focal large displaced definite suspicious significant new obvious gross sizable sizeable overt noncalcified discrete
-    confluent lobar convincing frank dominant abnormal pathologic nondisplaced moderate major apparent destructive patchy aggressive
-    marked substantial clear-cut concerning measurable small suspicious subtle suspicious layering tension residual""".split()
+QUALIFIERS: Final[frozenset[str]] = word_set(
+    """
+    acute active focal large displaced definite suspicious significant new obvious gross sizable sizeable overt noncalcified
+    discrete confluent lobar convincing frank dominant abnormal pathologic nondisplaced moderate major apparent destructive patchy
+    aggressive marked substantial clear-cut concerning measurable small suspicious subtle suspicious layering tension residual
+    """
 )
 """Words that narrow what is denied, and stay in a canonical negative."""
 BROAD_PARTS: Final[frozenset[str]] = frozenset({"lungs", "pulmonary", "pleura", "chest"})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from typing import Final
 
 from echo_pl.data.reports.mention import Analysis
 
@@ -24,32 +25,50 @@ class Kind(Enum):
     """What is left of a sentence whose subject was a de-identification mark."""
 
 
-_TECHNIQUE = re.compile(
-    r"\b(?:views?|radiographs?|radiographic|projections?|images?|imaging|films?|examination|exam|study|studies|portable|technique|technical|PA|AP|"
-    r"lateral|frontal|upright|erect|supine|rotated|rotation|penetrat\w+|exposure|field|artifacts?|decubitus|obtained|positioning|cassettes?|"
-    r"inspiration|habitus|lordotic|oblique|kub|submitted|motion)\b|摄片|投照|体位|胸片正侧位|摄影",
-    re.IGNORECASE,
+def _any(*alternatives: str) -> re.Pattern[str]:
+    """A pattern that finds one of several, whatever their case."""
+    return re.compile("|".join(alternatives), re.IGNORECASE)
+
+
+_TECHNIQUE = _any(
+    r"\b(?:views?|radiographs?|radiographic|projections?|images?|imaging|films?|examination|exam|study|studies|submitted)\b",
+    r"\b(?:portable|technique|technical|PA|AP|lateral|frontal|upright|erect|supine|rotated|rotation|penetrat\w+|exposure|field)\b",
+    r"\b(?:artifacts?|decubitus|obtained|positioning|cassettes?|inspiration|habitus|lordotic|oblique|kub|motion)\b",
+    "摄片|投照|体位|胸片正侧位|摄影",
 )
-_COMPARISON = re.compile(
-    r"\b(?:comparison|compar\w+|prior|priors|previous\w*|interval|unchanged|stable|no (?:significant |interval )*change|since|earlier|again|"
-    r"redemonstrat\w+|similar)\b|对比|比较|前片|上次",
-    re.IGNORECASE,
+_COMPARISON = _any(
+    r"\b(?:comparison|compar\w+|prior|priors|previous\w*|interval|unchanged|stable|since|earlier|again|redemonstrat\w+|similar)\b",
+    r"\bno (?:significant |interval )*change\b",
+    "对比|比较|前片|上次",
 )
-_COMMUNICATION = re.compile(
-    r"\b(?:discussed|notified|notification|message|doctor|telephone\w*|phone|communicated|paged|called|dr|physician|documented|reported to|critical result\w*|"
-    r"primordial|dictated|signed|read by|receipt|transcribed|technologist|veriphy|acknowledged)\b|电话|已告知|危急值",
-    re.IGNORECASE,
+_COMMUNICATION = _any(
+    r"\b(?:discussed|notified|notification|message|doctor|telephone\w*|phone|communicated|paged|called|dr|physician|documented)\b",
+    r"\b(?:reported to|critical result\w*|primordial|dictated|signed|read by|receipt|transcribed|technologist)\b",
+    r"\bend of (?:report|impression)\b",
+    "电话|已告知|危急值",
 )
-_MEANING = re.compile(
-    r"^(?:the |these |this |overall |above |all )*(?:findings?|constellation|appearances?|features|picture|combination)\s+(?:\w+\s+){0,3}?"
-    r"(?:consistent|compatible|suggest\w*|represent\w*|indicat\w+|likely|probably|reflect\w*|concerning|worrisome|favou?r\w*|related|due|could|may)\b"
-    r"|^impression\b|^(?:normal|negative) (?:chest|exam\w*|study|cxr)\b|\b(?:recommend\w*|correlat\w+|advised|suggested|warranted|follow-? ?up|"
-    r"further (?:evaluation|imaging|work)|please|clinically indicated|should be (?:considered|obtained)|differential|would be helpful|may be helpful|"
-    r"can be obtained|if (?:clinically|indicated|there|concern|symptoms))\b|^no (?:acute|active) (?:disease|process|findings?|abnormalit\w+)$|请结合|建议|符合.{0,12}改变|考虑为",
-    re.IGNORECASE,
+_MEANING = _any(
+    r"^(?:the |these |this |overall |above |all )*(?:findings?|constellation|appearances?|features|picture|combination)\s+"
+    r"(?:\w+\s+){0,3}?(?:consistent|compatible|suggest\w*|represent\w*|indicat\w+|likely|probably|reflect\w*|concerning|worrisome|related|due|could"
+    r"|may)\b",
+    r"^impression\b",
+    r"^(?:normal|negative) (?:chest|exam\w*|study|cxr)\b",
+    r"^no (?:acute|active) (?:disease|process|findings?|abnormalit\w+)$",
+    r"\b(?:recommend\w*|correlat\w+|advised|suggested|warranted|follow-? ?up|please|differential|helpful|can be obtained)\b",
+    r"\bfurther (?:evaluation|imaging|work)|\bclinically indicated\b|\bshould be (?:considered|obtained)\b",
+    r"\bif (?:clinically|indicated|there|concern|symptoms)\b",
+    "请结合|建议|符合.{0,12}改变|考虑为",
 )
-_REMNANT = re.compile(r"^(?:and |or |the )*(?:is|are|was|were|appears?|has|have|and|of|in|to|with|within|by|at|on|for|as|t)\b", re.IGNORECASE)
-_WORD = re.compile(r"[^\W\d_]{2,}|[\u4e00-\u9fff]")
+_REMNANT = re.compile(
+    r"^(?:and |or |the )*(?:is|are|was|were|appears?|has|have|and|of|in|to|with|within|by|at|on|for|as|t)\b", re.I
+)
+REFERRING: Final = _any(
+    r"^(?:this|these|it|they)\b",
+    r"^the (?:largest|smallest|other|smaller|larger|former|latter|appearance|second|first)\b",
+)
+"""A sentence that begins like this speaks of what the one before it speaks of."""
+_VIEWS = re.compile(r"\b(?:examination|exam|study|radiographs?) (?:is|was|consists?|are)\b", re.IGNORECASE)
+_WORD = re.compile(r"[A-Za-z]{2,}|[\u4e00-\u9fff]")
 _WHOLE_CHEST = frozenset({"chest", "thorax"})
 
 
@@ -59,15 +78,19 @@ def kind_of(sentence: str, found: Analysis) -> Kind:
         return Kind.INTERPRETATION
     if not found.mentions and not found.normals:
         silent = set(found.parts) <= _WHOLE_CHEST
+        if len(_WORD.findall(sentence)) < 2 and not _MEANING.search(sentence):
+            return Kind.REMNANT
         if silent and _COMMUNICATION.search(sentence):
             return Kind.COMMUNICATION
+        if REFERRING.search(sentence) and not _VIEWS.search(sentence):
+            return Kind.STATEMENT
         if _MEANING.search(sentence):
             return Kind.INTERPRETATION
         if _TECHNIQUE.search(sentence) and (silent or not _COMPARISON.search(sentence)):
             return Kind.TECHNIQUE
         if silent and _COMPARISON.search(sentence):
             return Kind.COMPARISON
-        if silent and (_REMNANT.search(sentence) or len(_WORD.findall(sentence)) < 2):
+        if silent and _REMNANT.search(sentence):
             return Kind.REMNANT
         return Kind.STATEMENT
     if _MEANING.search(sentence):

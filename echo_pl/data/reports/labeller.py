@@ -75,7 +75,5 @@ def summarize(mentions: Iterable[Mention]) -> dict[str, Label]:
         if _RANK[one.status] > _RANK[known.status]:
             labels[one.concept] = Label(status=one.status, sides=frozenset(one.sides), zones=frozenset(one.zones))
         elif one.status is known.status and (one.sides or one.zones):
-            labels[one.concept] = Label(
-                status=one.status, sides=known.sides.union(one.sides), zones=known.zones.union(one.zones)
-            )
+            labels[one.concept] = Label(status=one.status, sides=known.sides.union(one.sides), zones=known.zones.union(one.zones))
     return labels

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
@@ -38,6 +37,11 @@ _IRREGULAR = {
     "pneumothoracies": "pneumothorax",
     "sequelae": "sequela",
 }
+
+
+def word_set(text: str) -> frozenset[str]:
+    """A set of words written in a row."""
+    return frozenset(text.split())
 
 
 class Token(NamedTuple):
@@ -80,17 +84,13 @@ def tokenize(sentence: str) -> list[Token]:
     return [Token(stem(found[0]), found.start(), found.end()) for found in _TOKEN.finditer(sentence)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Phrase(Generic[Entry]):
-    rest: tuple[str, ...]
-    entry: Entry
-
-
 class Lexicon(Generic[Entry]):
     """Phrases and what they stand for; a phrase is found in singular and plural."""
 
     def __init__(self) -> None:
-        self._by_first: dict[str, list[_Phrase[Entry]]] = {}
+        self._entries: dict[tuple[str, ...], Entry] = {}
+        self._sizes: dict[str, tuple[int, ...]] = {}
+        """First word -> lengths of the phrases that begin with it, the longest first."""
 
     def add(self, phrases: Iterable[str], entry: Entry) -> None:
         """Add phrases that stand for one thing.
@@ -99,29 +99,23 @@ class Lexicon(Generic[Entry]):
             ValueError: a phrase is in the lexicon already, and stands for something else.
         """
         for phrase in phrases:
-            first, *rest = [token.stem for token in tokenize(phrase)]
-            known = self._by_first.setdefault(first, [])
-            twin = next((one for one in known if one.rest == tuple(rest)), None)
-            if twin is not None:
-                if twin.entry != entry:
-                    raise ValueError(f"{phrase!r} stands for {twin.entry!r} already, and now for {entry!r}")
-                continue
-            known.append(_Phrase(rest=tuple(rest), entry=entry))
-            known.sort(key=lambda one: -len(one.rest))
+            words = tuple(token.stem for token in tokenize(phrase))
+            if self._entries.setdefault(words, entry) != entry:
+                raise ValueError(f"{phrase!r} stands for {self._entries[words]!r} already, and now for {entry!r}")
+            self._sizes[words[0]] = tuple(sorted({len(words), *self._sizes.get(words[0], ())}, reverse=True))
 
     def match(self, tokens: Sequence[Token]) -> list[Match[Entry]]:
         """Find phrases from left to right, the longest first; they do not overlap."""
+        stems = tuple(token.stem for token in tokens)
         found: list[Match[Entry]] = []
-        place, count = 0, len(tokens)
+        place, count = 0, len(stems)
         while place < count:
             step = 1
-            for phrase in self._by_first.get(tokens[place].stem, ()):
-                size = len(phrase.rest)
-                if all(
-                    place + 1 + i < count and tokens[place + 1 + i].stem == word for i, word in enumerate(phrase.rest)
-                ):
-                    found.append(Match(place, place + 1 + size, phrase.entry))
-                    step = 1 + size
+            for size in self._sizes.get(stems[place], ()):
+                entry = self._entries.get(stems[place : place + size])
+                if entry is not None and place + size <= count:
+                    found.append(Match(place, place + size, entry))
+                    step = size
                     break
             place += step
         return found

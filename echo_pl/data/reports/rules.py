@@ -1,7 +1,8 @@
 """The embedded normalizer: rules, no model. A raw report becomes the seven regions in order and an impression (METHOD.md 1).
 
-What is there, or in doubt, keeps its words. What is denied becomes a canonical negative where the tables know every word of it,
-and keeps its words otherwise. A region that nobody speaks of is filled and marked. Chinese reports go the same way with a smaller table.
+What is there, or in doubt, keeps its words. What is denied becomes a canonical negative where the tables know every word of
+it, and keeps its words otherwise. A region that nobody speaks of is filled and marked. Chinese reports go the same way with a
+smaller table.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from echo_pl.data.regions import REGION_NAMES
 from echo_pl.data.reports.canonical import NO_ABNORMALITY, filling, negatives, sentence
@@ -17,12 +18,13 @@ from echo_pl.data.reports.chinese import ChineseReader
 from echo_pl.data.reports.clauses import Clause, ClauseCutter
 from echo_pl.data.reports.cleaning import clean, language_of
 from echo_pl.data.reports.english import EnglishReader
-from echo_pl.data.reports.kinds import Kind, kind_of
+from echo_pl.data.reports.kinds import REFERRING, Kind, kind_of
 from echo_pl.data.reports.mention import Reader, Status
 from echo_pl.data.reports.report import OTHER, SECTIONS, NormalizedReport, RawReport, Statement
 from echo_pl.data.response import Language
 
 _NUMBERING = re.compile(r"^(?:\(?\d{1,2}[.)]\s*)+(?=\D)|^[-*•]\s*")
+_CONJUNCTION = re.compile(r"^(?:and|but|or)\s+", re.IGNORECASE)
 _HEADING = re.compile(
     r"^(?:(?:the\s+)?(?:findings?|impressions?|chest(?:\s+x-?ray)?|conclusions?|report|result|narrative|exam(?:ination)?|所见|结论|印象|诊断意见|影像所见)"
     r"\s*[:：]\s*)+",
@@ -96,10 +98,12 @@ class RuleNormalizer:
         """Sentences with what they are; what is only technique, comparison ... is counted and left out."""
         reader = self._readers[language]
         for one in reader.split(text):
-            words = _NUMBERING.sub("", one)
+            words = one if one[0].isalpha() else _NUMBERING.sub("", one)
             draft.dropped["numbering"] += words != one
-            words = _HEADING.sub("", words).strip()
-            if not re.search(r"\w", words):
+            if ":" in words or "：" in words:
+                words = _HEADING.sub("", words)
+            words = _CONJUNCTION.sub("", words).strip()
+            if not words:
                 continue
             kind = kind_of(words, reader.read(words))
             if kind in (Kind.STATEMENT, Kind.INTERPRETATION):
@@ -132,7 +136,11 @@ class RuleNormalizer:
             if kind is Kind.INTERPRETATION:
                 draft.meanings.append(words)
             else:
-                draft.clauses += self._cutters[language].cut(words, self._readers[language].read(words))
+                clauses = self._cutters[language].cut(words, self._readers[language].read(words))
+                if draft.clauses and REFERRING.search(words):
+                    before = draft.clauses[-1].regions
+                    clauses = [replace(one, regions=before) if one.regions == (OTHER,) else one for one in clauses]
+                draft.clauses += clauses
 
     def _complement(self, impression: Sequence[str], language: Language, draft: _Draft) -> None:
         """Tell in the findings what only the impression says of a region."""
