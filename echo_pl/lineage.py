@@ -63,8 +63,8 @@ def backbone_name(config: DictConfig) -> str:
 
 
 def data_name(config: DictConfig) -> str:
-    """Name of the corpus folder."""
-    return Path(config.data.root).name
+    """Name of the corpus folder; of a mixture, those of its corpora."""
+    return "+".join(map(str, config.data.corpora)) if config.data.get("corpora") else Path(config.data.root).name
 
 
 def resolve_resume(config: DictConfig) -> Path | None:

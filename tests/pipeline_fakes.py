@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from echo_pl.data.corpora.table_corpus import Columns, TableReader
 from echo_pl.data.near_duplicates import Duplicate
-from echo_pl.data.pipeline.parts import Parts, Redacted, RefusedError
+from echo_pl.data.pipeline.parts import Parts, RefusedError
 from echo_pl.data.regions import REGIONS
 from echo_pl.data.reports.completeness import Problem
 from echo_pl.data.reports.report import NormalizedReport, RawReport, Statement
@@ -93,9 +93,9 @@ class WordCheck:
         return [Problem(name=name, detail="") for name in ("lost_number", "lost_device") if LOSSY in raw.findings]
 
 
-def redact(report: RawReport) -> Redacted:
+def redact(report: RawReport) -> tuple[RawReport, dict[str, int]]:
     clean = replace(report, findings=report.findings.replace(SECRET, ""), impression=report.impression.replace(SECRET, ""))
-    return Redacted(report=clean, counts={"name": (report.findings + report.impression).count(SECRET)})
+    return clean, {"name": (report.findings + report.impression).count(SECRET)}
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
-"""The data room's door: a LightningDataModule that streams a corpus folder as batches.
+"""The data room's door: a LightningDataModule that streams one corpus, or several mixed, as batches.
 
-Wires index, tokenizer, processor, order, stream and loader, and knows which rank it is on. Knows nothing of diffusion
+Wires corpora, tokenizer, processor, order, stream and loader, and knows which rank it is on. Knows nothing of diffusion
 or models.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch.distributed as dist
@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from echo_pl.data.collator import ReportCollator
-from echo_pl.data.corpora import make_judge
-from echo_pl.data.corpus_index import CorpusIndex, check_local
-from echo_pl.data.feature_store import FeatureReader
+from echo_pl.data.corpus import Corpus
+from echo_pl.data.corpus_folder import LocalCorpus
+from echo_pl.data.corpus_index import CorpusIndex
+from echo_pl.data.corpus_set import open_corpora
 from echo_pl.data.judge import ReportJudge
 from echo_pl.data.loader import FixedLoader, ResumableLoader
 from echo_pl.data.order import EpochOrder, Places, eval_batches, fixed_order
 from echo_pl.data.processor import ProcessorConfig, ReportProcessor, Sample, Template
-from echo_pl.data.shard_reader import first_images
 from echo_pl.data.stream import BatchStream, OnBad
 from echo_pl.data.study import Version
 from echo_pl.data.tokenizer import ReportTokenizer, load_tokenizer, vocabulary_fingerprint
@@ -40,15 +40,21 @@ class ReportDataModule(L.LightningDataModule):
     """Chest X-ray studies as batches.
 
     Args:
-        root: Corpus folder, as made by ``python -m echo_pl.tools.make_corpus``.
-        tokenizer_path: Folder of a saved tokenizer; None: the one made with the corpus, ``root/tokenizer``.
+        root: Corpus folder, as made by ``python -m echo_pl.tools.make_corpus``, or its URL; None with ``corpora``.
+        corpora: A mixture: name to ``root``, ``weight`` and ``stored_features`` (:class:`echo_pl.data.corpus_set.CorpusShare`).
+        cache_dir: Folder on a local disk where what comes from URLs is kept; all processes of a node may share it.
+        cache_bytes: Most bytes there; every reading process needs room for a shard of each corpus, and for the next.
+        tokenizer_path: Folder of a saved tokenizer; None: the one made with the corpus, ``root/tokenizer``, which all corpora of
+            a mixture must then share.
         batch_size: Studies of one rank in one training step.
         eval_batch_size: Studies of one rank in one validation or test step; None: ``batch_size``.
         seed: Seed of the training order.
         shuffle_buffer: How many places a study may move from its place in the shuffled shards.
         length_window: Global batches whose studies are sorted by the length of their (normalized) reports and dealt out anew,
             so that batches are padded less; 0: batches as they come.
-        num_workers: Processes that read and decode, per rank; the batches do not depend on it.
+        num_workers: Processes that read, decode, tokenize and collate, per rank; the batches do not depend on it. 0: all that
+            happens in the training process.
+        prefetch_batches: Batches that each of these processes has ready or at work.
         version: Which report is the response, ``normalized`` or ``raw``.
         language: Language of the instruction and of the response's headings, ``en`` or ``zh``.
         template: Prompt layout, ``plain`` or ``chat``.
@@ -63,9 +69,9 @@ class ReportDataModule(L.LightningDataModule):
         stored_features: Folder of stored vision features (``python -m echo_pl.tools.store_features``), which are read in the
             place of images, for stages whose vision tower is frozen; None: the images.
         cache_samples: Training samples kept in memory once decoded (a 64 x 64 one takes 0.1 MB); only with num_workers=0.
-        limit_train: Train on the first so many studies only.
-        limit_val: Validate on the first so many studies only.
-        limit_test: Test on the first so many studies only.
+        limit_train: Train on the first so many studies (of each corpus) only.
+        limit_val: Validate on the first so many studies (of each corpus) only.
+        limit_test: Test on the first so many studies (of each corpus) only.
         pin_memory: Whether batches are put in page-locked memory (for a GPU).
         rank: This process's number; None: asked of the trainer or of torch.distributed.
         world_size: Number of processes; None: asked likewise.
@@ -77,7 +83,10 @@ class ReportDataModule(L.LightningDataModule):
     def __init__(
         self,
         *,
-        root: str | Path,
+        root: str | Path | None = None,
+        corpora: Mapping[str, Mapping[str, Any]] | None = None,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int = 50_000_000_000,
         tokenizer_path: str | Path | None = None,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
@@ -85,6 +94,7 @@ class ReportDataModule(L.LightningDataModule):
         shuffle_buffer: int = 2000,
         length_window: int = 0,
         num_workers: int = 0,
+        prefetch_batches: int = 2,
         version: Version = "normalized",
         language: str = "en",
         template: Template = "plain",
@@ -106,7 +116,6 @@ class ReportDataModule(L.LightningDataModule):
         world_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.root = check_local(root)
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.processor_config = ProcessorConfig(
@@ -120,14 +129,22 @@ class ReportDataModule(L.LightningDataModule):
             max_pixels=max_pixels,
             max_response_tokens=max_response_tokens,
         )
-        self._tokenizer_path = self.root / "tokenizer" if tokenizer_path is None else Path(tokenizer_path)
+        self.corpora = open_corpora(
+            root,
+            corpora,
+            stored_features=stored_features,
+            processing=self.image_processing,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+        )
+        self._tokenizer_path = None if tokenizer_path is None else Path(tokenizer_path)
         self._seed = seed
         self._shuffle_buffer = shuffle_buffer
         self._length_window = length_window
         self._num_workers = num_workers
+        self._prefetch_batches = prefetch_batches
         self._on_bad_sample = on_bad_sample
         self._on_long_response = on_long_response
-        self._features_folder = None if stored_features is None else check_local(stored_features)
         self._cache_samples = cache_samples
         self._cache: dict[str, Sample] = {}
         self._limits = {"train": limit_train, "val": limit_val, "test": limit_test}
@@ -144,6 +161,7 @@ class ReportDataModule(L.LightningDataModule):
             "shuffle_buffer": (self._shuffle_buffer, 0),
             "length_window": (self._length_window, 0),
             "num_workers": (self._num_workers, 0),
+            "prefetch_batches": (self._prefetch_batches, 1),
             "cache_samples": (self._cache_samples, 0),
             **{f"limit_{split}": (limit, 1) for split, limit in self._limits.items() if limit is not None},
         }
@@ -161,14 +179,44 @@ class ReportDataModule(L.LightningDataModule):
         if (self._rank is None) != (self._world_size is None):
             raise ValueError(f"give both rank and world_size or neither, got {self._rank} and {self._world_size}")
 
-    @cached_property
+    @property
+    def corpus(self) -> Corpus:
+        """The only corpus.
+
+        Raises:
+            ValueError: If there are several.
+        """
+        if len(self.corpora.corpora) > 1:
+            raise ValueError(f"this is done for one corpus at a time (data.root), not for a mixture of {len(self.corpora.corpora)}")
+        return self.corpora.corpora[0]
+
+    @property
     def index(self) -> CorpusIndex:
-        """What the corpus folder holds."""
-        return CorpusIndex.load(self.root)
+        """What the only corpus holds."""
+        return self.corpus.index
+
+    @property
+    def root(self) -> Path:
+        """The folder of the only corpus.
+
+        Raises:
+            ValueError: If there are several, or it is behind a URL.
+        """
+        if not isinstance(self.corpus.folder, LocalCorpus):
+            raise ValueError(f"{self.corpus} is no local folder")
+        return self.corpus.folder.path
 
     @cached_property
     def _tokenizer_and_special(self) -> tuple[ReportTokenizer, SpecialTokens]:
-        return load_tokenizer(self._tokenizer_path)
+        if self._tokenizer_path is not None:
+            return load_tokenizer(self._tokenizer_path)
+        of = {corpus: load_tokenizer(corpus.folder.tokenizer(corpus.index)) for corpus in self.corpora.corpora}
+        self.corpora.common(
+            "vocabulary",
+            lambda corpus: vocabulary_fingerprint(of[corpus][0]),
+            "give data.tokenizer_path=<the tokenizer for both>; reports are tokenized as they are read",
+        )
+        return of[self.corpora.corpora[0]]
 
     @property
     def tokenizer(self) -> ReportTokenizer:
@@ -192,13 +240,13 @@ class ReportDataModule(L.LightningDataModule):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Finding labels of the corpus, the columns of ``Batch.labels_BF``."""
-        return self.index.labels
+        """Finding labels of the corpora, the columns of ``Batch.labels_BF``."""
+        return self.corpora.labels
 
     @cached_property
     def judge(self) -> ReportJudge | None:
-        """Who can read the corpus's reports back, where there is one."""
-        return make_judge(self.index.corpus, self.processor_config.version)
+        """Who can read the reports of all corpora back, where there is one."""
+        return self.corpora.judge(self.processor_config.version)
 
     @cached_property
     def vocabulary_fingerprint(self) -> str:
@@ -207,8 +255,8 @@ class ReportDataModule(L.LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the corpus's bytes, the vocabulary and how studies become tensors."""
-        parts = f"{self.index.fingerprint}\n{self.vocabulary_fingerprint}\n{sorted(asdict(self.processor_config).items())}"
+        """Hash of the corpora's bytes, their mixture, the vocabulary and how studies become tensors."""
+        parts = f"{self.corpora.fingerprint}\n{self.vocabulary_fingerprint}\n{sorted(asdict(self.processor_config).items())}"
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     @property
@@ -217,33 +265,26 @@ class ReportDataModule(L.LightningDataModule):
         c = self.processor_config
         return {name: getattr(c, name) for name in ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")}
 
-    @cached_property
-    def _features(self) -> FeatureReader | None:
-        if self._features_folder is None:
-            return None
-        reader = FeatureReader(self._features_folder)
-        reader.index.check(reader.folder, self.index.fingerprint, self.image_processing)
-        return reader
-
     @property
     def vision_fingerprint(self) -> str | None:
         """Of the vision tower whose stored output the batches carry; None: they carry pixels."""
-        return None if self._features is None else self._features.index.vision_fingerprint
+        return self.corpora.vision_fingerprint
 
     @property
     def stored_precision(self) -> str | None:
         """In which the tower computed its stored output; None: batches carry pixels."""
-        return None if self._features is None else self._features.index.precision
+        return self.corpora.stored_precision
 
     def setup(self, stage: str | None = None) -> None:
-        """Read index, tokenizer and index of features, so that what is missing is said before training starts."""
-        _ = self.index, self.special, self._features
-        unknown = [shard.name for shard in self.index.splits.get("train", ()) if not shard.characters]
-        if self._length_window and unknown:
-            raise ValueError(
-                f"the index of {self.root} does not say how long the reports of {unknown[0]} are: run make_corpus again, which "
-                "adds that to a corpus from before, or set stage.length_window=0"
-            )
+        """Read indices, tokenizer and indices of features, so that what is missing is said before training starts."""
+        _ = self.labels, self.special, self.vision_fingerprint, self.stored_precision
+        for corpus in self.corpora.corpora:
+            unknown = [shard.name for shard in corpus.index.splits.get("train", ()) if not shard.characters]
+            if self._length_window and unknown:
+                raise ValueError(
+                    f"the index of {corpus} does not say how long the reports of {unknown[0]} are: run make_corpus again, which "
+                    "adds that to a corpus from before, or set stage.length_window=0"
+                )
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the training stream: shuffled by (seed, epoch), endless, exactly resumable.
@@ -258,6 +299,7 @@ class ReportDataModule(L.LightningDataModule):
             order=str(order),
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,
+            prefetch_batches=self._prefetch_batches,
         )
 
     def refuse_too_few(self, world_size: int) -> None:
@@ -269,6 +311,9 @@ class ReportDataModule(L.LightningDataModule):
         self._batches_of_an_epoch(self._training_order(0, world_size))
 
     def _batches_of_an_epoch(self, order: TrainingOrder) -> int:
+        for corpus, visits in zip(self.corpora.corpora, order.visits, strict=True):
+            if not visits:
+                raise ValueError(f"corpus {corpus} has so small a weight that no study of it is in an epoch of {sum(order.visits)}")
         visited, batches = order.epoch(0)
         if not batches:
             raise ValueError(
@@ -286,16 +331,15 @@ class ReportDataModule(L.LightningDataModule):
         return self._eval_loader("test")
 
     def train_batches_once(self, batch_size: int) -> FixedLoader:
-        """Return every study that training visits, once, in the order of the shards; the last batch may be smaller."""
-        order = fixed_order(self._counts("train"), self._limits["train"])
+        """Return every study that training may visit, once, in the order of the shards; the last batch may be smaller."""
+        order = self._fixed_order("train", self._limits["train"])
         batches = eval_batches(order.places, batch_size=batch_size, rank=0, world_size=1)
-        stream = self._stream("train", order, batches, references=False)
-        return FixedLoader(stream, num_workers=self._num_workers, pin_memory=self._pin_memory)
+        return self._fixed_loader(self._stream("train", order, batches, references=False))
 
     def held_out_batches(self, split: EvalSplit, batch_size: int, limit: int) -> list[Batch]:
         """Return the first ``limit`` studies of a split as batches, all of them on every rank."""
-        order = fixed_order(self._counts(split), limit)
-        batches = eval_batches(order.places, batch_size=batch_size, rank=0, world_size=1)
+        order = self._fixed_order(split, None)
+        batches = eval_batches(order.places[:limit], batch_size=batch_size, rank=0, world_size=1)
         return list(self._stream(split, order, batches, references=True))
 
     def images(self, split: str, keys: Iterable[str]) -> dict[str, Image.Image]:
@@ -304,14 +348,17 @@ class ReportDataModule(L.LightningDataModule):
         Raises:
             ValueError: If the split has no such study.
         """
-        return first_images(self.root, self.index.shards(split), keys)
+        return self.corpora.images(split, keys)
 
     def detokenize(self, tokens: Tensor) -> str:
         """Text of response tokens, control tokens left out."""
         return self.processor.detokenize(tokens)
 
-    def _counts(self, split: str) -> list[int]:
-        return [shard.samples for shard in self.index.shards(split)]
+    def _fixed_order(self, split: str, limit: int | None) -> EpochOrder:
+        """The first ``limit`` studies of each corpus that has the split, as they stand in its shards."""
+        shards = self.corpora.shards(split)
+        streams = tuple(i for i, shard in enumerate(shards) if i == 0 or shard.corpus is not shards[i - 1].corpus)
+        return fixed_order([shard.shard.samples for shard in shards], limit, streams=streams)
 
     def _place(self) -> tuple[int, int]:
         """Rank and world size."""
@@ -325,7 +372,8 @@ class ReportDataModule(L.LightningDataModule):
 
     def _training_order(self, rank: int, world_size: int) -> TrainingOrder:
         return TrainingOrder(
-            shards=self.index.shards("train"),
+            corpora=self.corpora.training_shards(),
+            weights=self.corpora.weights,
             seed=self._seed,
             shuffle_buffer=self._shuffle_buffer,
             length_window=self._length_window,
@@ -341,11 +389,15 @@ class ReportDataModule(L.LightningDataModule):
         return self._stream("train", order, batches[done:], references=False, cache=cache)
 
     def _eval_loader(self, split: EvalSplit) -> FixedLoader:
-        order = fixed_order(self._counts(split), self._limits[split])
+        order = self._fixed_order(split, self._limits[split])
         rank, world_size = self._place()
         batches = eval_batches(order.places, batch_size=self.eval_batch_size, rank=rank, world_size=world_size)
-        stream = self._stream(split, order, batches, references=True)
-        return FixedLoader(stream, num_workers=self._num_workers, pin_memory=self._pin_memory)
+        return self._fixed_loader(self._stream(split, order, batches, references=True))
+
+    def _fixed_loader(self, stream: BatchStream) -> FixedLoader:
+        return FixedLoader(
+            stream, num_workers=self._num_workers, pin_memory=self._pin_memory, prefetch_batches=self._prefetch_batches
+        )
 
     def _stream(
         self,
@@ -357,14 +409,11 @@ class ReportDataModule(L.LightningDataModule):
         cache: dict[str, Sample] | None = None,
     ) -> BatchStream:
         return BatchStream(
-            folder=self.root,
-            split=split,
-            shards=self.index.shards(split),
+            shards=self.corpora.shards(split),
             order=order,
             batches=batches,
             process=self.processor,
             collate=ReportCollator(self.special, self.labels, references=references, vision_fingerprint=self.vision_fingerprint),
-            features=self._features,
             on_bad_sample=self._on_bad_sample,
             on_long_response=self._on_long_response,
             cache=cache,

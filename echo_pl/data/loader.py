@@ -46,12 +46,18 @@ class FixedLoader:
         stream: What to read.
         num_workers: Processes that read and decode; 0: this one.
         pin_memory: Whether batches are put in page-locked memory.
+        prefetch_batches: Batches that each process has ready or at work; without processes there are none ahead.
     """
 
-    def __init__(self, stream: BatchStream, *, num_workers: int, pin_memory: bool) -> None:
+    def __init__(self, stream: BatchStream, *, num_workers: int, pin_memory: bool, prefetch_batches: int = 2) -> None:
         self._batches = len(stream)
         self._loader = DataLoader(
-            stream, batch_size=None, num_workers=num_workers, pin_memory=pin_memory, worker_init_fn=outlive_signals
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=outlive_signals,
+            prefetch_factor=prefetch_batches if num_workers else None,
         )
 
     def __len__(self) -> int:
@@ -70,6 +76,7 @@ class ResumableLoader:
         order: What decides the order of studies, as text: a place in an epoch means nothing in another order.
         num_workers: Processes that read and decode; 0: this one.
         pin_memory: Whether batches are put in page-locked memory.
+        prefetch_batches: Batches that each process has ready or at work.
     """
 
     def __init__(
@@ -80,12 +87,14 @@ class ResumableLoader:
         order: str,
         num_workers: int,
         pin_memory: bool,
+        prefetch_batches: int = 2,
     ) -> None:
         self._make_stream = make_stream
         self._order = order
         self._batches = batches
         self._num_workers = num_workers
         self._pin_memory = pin_memory
+        self._prefetch_batches = prefetch_batches
         self._next_epoch = 0
         self._epoch = 0
         self._done = 0
@@ -99,7 +108,9 @@ class ResumableLoader:
         # counted now and not at the end: with a length, nobody reads an epoch until it is exhausted
         self._next_epoch = self._epoch + 1
         stream = self._make_stream(self._epoch, self._done)
-        for batch in FixedLoader(stream, num_workers=self._num_workers, pin_memory=self._pin_memory):
+        for batch in FixedLoader(
+            stream, num_workers=self._num_workers, pin_memory=self._pin_memory, prefetch_batches=self._prefetch_batches
+        ):
             self._done += 1
             yield batch
 

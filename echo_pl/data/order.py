@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,16 @@ class EpochOrder:
     """Place of the first sample of each of these shards in the stream; one more entry, the total."""
     places: Places
     """Places in the stream, in the order in which the studies are visited."""
+    streams: tuple[int, ...] = (0,)
+    """Which of these shards are the first of a stream that is read by itself: one stream, or one for each corpus of a mixture."""
 
 
-def fixed_order(counts: Sequence[int], limit: int | None = None) -> EpochOrder:
-    """Visit every study as it stands in the shards, or the first ``limit`` of them."""
+def fixed_order(counts: Sequence[int], limit: int | None = None, *, streams: tuple[int, ...] = (0,)) -> EpochOrder:
+    """Visit every study as it stands in the shards, or the first ``limit`` of each stream, of which one is the rule."""
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    places = np.arange(starts[-1], dtype=np.int64)
-    return EpochOrder(shards=tuple(range(len(counts))), starts=starts, places=places[:limit])
+    cuts = [*starts[list(streams)].tolist(), int(starts[-1])]
+    visited = [np.arange(a, b if limit is None else min(b, a + limit), dtype=np.int64) for a, b in pairwise(cuts)]
+    return EpochOrder(shards=tuple(range(len(counts))), starts=starts, places=np.concatenate(visited), streams=streams)
 
 
 def shuffled_order(counts: Sequence[int], *, seed: int, epoch: int, buffer: int, limit: int | None = None) -> EpochOrder:

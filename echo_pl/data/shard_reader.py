@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,17 @@ def _checked_name(path: Path, member: tarfile.TarInfo, suffixes: Collection[str]
     stem, whole = base_plus_ext(member.name)
     suffix = "" if whole is None else whole.lower().rsplit(".", 1)[-1]
     allowed = suffix in suffixes and (whole == suffix or suffix in IMAGE_SUFFIXES)
-    if not member.isreg() or not allowed or "/" in member.name or "\\" in member.name:
+    # a sparse member is regular to tarfile, and many times as large as what the shard holds of it
+    plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+    if not plain or not allowed or "/" in member.name or "\\" in member.name:
         raise ShardError(
             f"shard {path} holds {member.name!r}; only plain files named *.{', *.'.join(suffixes)} are "
             "accepted, as a shard must hold nothing but images and text. Do not use it unless you know who made it"
         )
-    if member.size > MAX_MEMBER_BYTES:
-        raise ShardError(f"shard {path} holds {member.name!r} of {member.size} bytes, more than {MAX_MEMBER_BYTES}")
+    if not 0 <= member.size <= MAX_MEMBER_BYTES:  # before tarfile goes on to the next: it would follow a negative size backwards
+        raise ShardError(
+            f"shard {path} holds {member.name!r} of {member.size} bytes, more than {MAX_MEMBER_BYTES} or less than none"
+        )
     return str(stem), suffix
 
 
@@ -145,27 +149,8 @@ def decode_study(sample: RawSample, stored: StoredImages | None = None) -> Study
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where} lacks a field or has a wrong one: {error!r}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} cannot be decoded: {error}") from error
-
-
-def first_images(folder: Path | str, shards: Iterable[Shard], keys: Iterable[str]) -> dict[str, Image.Image]:
-    """Return the first image of each of these studies, at its original size.
-
-    Raises:
-        ValueError: If a study is in none of the shards.
-    """
-    wanted = set(keys)
-    found: dict[str, Image.Image] = {}
-    for shard in shards:
-        if len(found) == len(wanted):
-            break
-        for _, raw in read_samples(folder, shard, range(shard.samples)):
-            if raw.key in wanted:
-                found[raw.key] = decode_study(raw).images[0]
-    if missing := sorted(wanted - found.keys()):
-        raise ValueError(f"no study {missing[0]!r} in the shards asked for in {folder} ({len(missing)} missing in all)")
-    return found
 
 
 def _report(record: Mapping[str, Any]) -> ReportText:

@@ -1,6 +1,7 @@
 """The order of the training split as one rank sees it: which studies are in which of its batches, epoch by epoch.
 
-Binds the pure functions of :mod:`echo_pl.data.order` to a corpus, to settings and to a place among the ranks; reads nothing.
+Binds the pure functions of :mod:`echo_pl.data.order` and :mod:`echo_pl.data.mixed_order` to one corpus or several, to settings and
+to a place among the ranks; reads nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from echo_pl.data.corpus_index import Shard
+from echo_pl.data.mixed_order import mixed_order, visits_of_an_epoch
 from echo_pl.data.order import EpochOrder, Places, group_by_length, shuffled_order, train_batches
 
 
@@ -18,14 +20,17 @@ from echo_pl.data.order import EpochOrder, Places, group_by_length, shuffled_ord
 class TrainingOrder:
     """Orders of the training split."""
 
-    shards: Sequence[Shard]
+    corpora: Sequence[Sequence[Shard]]
+    """The shards of each corpus."""
+    weights: Sequence[float] | None
+    """Share of each corpus in a mixture, up to a factor; None: one corpus, by itself."""
     seed: int
     shuffle_buffer: int
     """How many places a study may move from its place in the shuffled shards."""
     length_window: int
     """Global batches whose studies are grouped by report length; 0: none."""
     limit: int | None
-    """Only the first so many studies."""
+    """Only the first so many studies of each corpus."""
     batch_size: int
     """Of one rank."""
     rank: int
@@ -33,18 +38,13 @@ class TrainingOrder:
 
     def epoch(self, number: int) -> tuple[EpochOrder, list[Places]]:
         """One epoch's way through the shards, and this rank's batches along it."""
-        order = shuffled_order(
-            [shard.samples for shard in self.shards],
-            seed=self.seed,
-            epoch=number,
-            buffer=self.shuffle_buffer,
-            limit=self.limit,
-        )
+        order = self._one(number) if self.weights is None else self._mixed(number)
         places = order.places
         if self.length_window:
+            shards = [shard for corpus in self.corpora for shard in corpus]
             places = group_by_length(
                 places,
-                np.concatenate([np.asarray(self.shards[shard].characters, dtype=np.int64) for shard in order.shards]),
+                np.concatenate([np.asarray(shards[shard].characters, dtype=np.int64) for shard in order.shards]),
                 batch=self.batch_size * self.world_size,
                 window=self.length_window,
                 seed=self.seed,
@@ -52,9 +52,27 @@ class TrainingOrder:
             )
         return order, train_batches(places, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
 
+    @property
+    def visits(self) -> tuple[int, ...]:
+        """Visits of each corpus in one epoch."""
+        sizes = [sum(counts) if self.limit is None else min(sum(counts), self.limit) for counts in self._counts]
+        return tuple(sizes) if self.weights is None else visits_of_an_epoch(sizes, self.weights)
+
+    @property
+    def _counts(self) -> list[list[int]]:
+        return [[shard.samples for shard in shards] for shards in self.corpora]
+
+    def _one(self, number: int) -> EpochOrder:
+        (counts,) = self._counts
+        return shuffled_order(counts, seed=self.seed, epoch=number, buffer=self.shuffle_buffer, limit=self.limit)
+
+    def _mixed(self, number: int) -> EpochOrder:
+        return mixed_order(self._counts, self.visits, seed=self.seed, epoch=number, buffer=self.shuffle_buffer, limit=self.limit)
+
     def __str__(self) -> str:
         """What decides the order, the same on every rank."""
+        mixture = "" if self.weights is None else f", {'+'.join(map(str, self.visits))} visits of each corpus"
         return (
             f"seed {self.seed}, shuffle_buffer {self.shuffle_buffer}, length_window {self.length_window}, "
-            f"global batch {self.batch_size * self.world_size}"
+            f"global batch {self.batch_size * self.world_size}{mixture}"
         )

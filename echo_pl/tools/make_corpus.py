@@ -18,7 +18,7 @@ from tqdm import tqdm
 from echo_pl.data.corpora.grammar import Wording
 from echo_pl.data.corpora.nih import NIHCorpus
 from echo_pl.data.corpora.synthetic import SyntheticCorpus
-from echo_pl.data.corpus_index import CorpusIndex
+from echo_pl.data.corpus_index import CorpusIndex, attach_folder
 from echo_pl.data.response import FORMS, format_response
 from echo_pl.data.shard_reader import decode_study, read_samples
 from echo_pl.data.shard_writer import write_corpus
@@ -139,15 +139,15 @@ def _advance(bar: tqdm[Never]) -> Callable[[Study], None]:
 
 
 def _ensure_tokenizer(out: Path, index: CorpusIndex, vocab_size: int) -> None:
-    """Train the tokenizer on the reports in the shards, unless it was done before."""
+    """Train the tokenizer on the reports in the shards, unless it was done before, and put its files on the index."""
     target, partial = out / "tokenizer", out / "tokenizer.partial"
-    if (target / "tokenizer_config.json").is_file():
-        return
-    shutil.rmtree(partial, ignore_errors=True)
-    # the instruction counts once for every study, as it stands before every report
-    train_tokenizer(_texts(out, index), partial, vocab_size=vocab_size)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
+    if not (target / "tokenizer_config.json").is_file():
+        shutil.rmtree(partial, ignore_errors=True)
+        # the instruction counts once for every study, as it stands before every report
+        train_tokenizer(_texts(out, index), partial, vocab_size=vocab_size)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+    attach_folder(out, target.name, index)
 
 
 def _texts(out: Path, index: CorpusIndex) -> list[str]:

@@ -25,7 +25,7 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.data.corpus_index import Shard
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.feature_store import DTYPES, FeatureIndex, FeatureWriter
-from echo_pl.data.shard_reader import decode_study, read_samples
+from echo_pl.data.shard_reader import RawSample, decode_study, read_samples
 from echo_pl.data.study import StoredImages
 from echo_pl.lineage import refuse_other_data, resolve_start
 from echo_pl.run import prepare
@@ -83,7 +83,14 @@ def store_features(config: DictConfig, out: Path, dtype: str, batch_size: int) -
 def _features_of(
     vlm: VLM, data: ReportDataModule, shard: Shard, index: FeatureIndex, batch_size: int
 ) -> Iterator[tuple[str, StoredImages]]:
-    samples = (raw for _, raw in read_samples(data.root, shard, range(shard.samples)))
+    with data.corpus.folder.holding(shard) as folder:
+        samples = (raw for _, raw in read_samples(folder, shard, range(shard.samples)))
+        yield from _features_of_samples(vlm, data, shard, samples, index, batch_size)
+
+
+def _features_of_samples(
+    vlm: VLM, data: ReportDataModule, shard: Shard, samples: Iterator[RawSample], index: FeatureIndex, batch_size: int
+) -> Iterator[tuple[str, StoredImages]]:
     mixed = index.precision == "bf16-mixed"  # as Lightning runs the same tower in training
     while some := list(islice(samples, batch_size)):
         patches = [data.processor.patches(decode_study(raw)) for raw in some]

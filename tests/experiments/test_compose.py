@@ -120,7 +120,8 @@ def test_every_corpus_configuration_builds(data_root, name):
     config = compose(data_root, f"data={name}")
     data = instantiate(config.data, _convert_="all")
     assert isinstance(data, ReportDataModule)
-    assert data.root == data_root / name
+    roots = [corpus.folder.path for corpus in data.corpora.corpora]
+    assert roots == ([data_root / "synthetic", data_root / "nih"] if name == "mixed" else [data_root / name])
 
 
 @pytest.mark.parametrize("name", GROUPS["callbacks"])

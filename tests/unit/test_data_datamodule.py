@@ -354,7 +354,7 @@ def test_a_batch_larger_than_the_corpus(root):
         module(root, batch_size=64).train_dataloader()
 
 
-@pytest.mark.parametrize("name", ["synthetic", "nih"])
+@pytest.mark.parametrize("name", ["synthetic", "nih", "mixed"])
 def test_yaml_names_and_comments_every_argument(name):
     path = Path(__file__).parents[2] / "experiments" / "data" / f"{name}.yaml"
     arguments = set(inspect.signature(ReportDataModule).parameters) - {"rank", "world_size"}

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -178,14 +179,14 @@ def test_hostile_members_are_refused_and_not_run(tmp_path, suffix):
     mark = tmp_path / "run"
     payload = (tarfile.TarInfo(f"k.{suffix}"), pickle.dumps(Payload(mark)))
     shard = tar_of(tmp_path, [*good_members(), payload])
-    with pytest.raises(ShardError, match="only plain files"):
+    with pytest.raises(ShardError, match=rf"holds 'k\.{suffix}'; only plain files"):
         read(tmp_path, shard)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("name", ["../k.json", "/etc/k.json", "a/k.json", "a\\k.json", "nodot"])
 def test_paths_are_refused(tmp_path, name):
-    with pytest.raises(ShardError, match="only plain files"):
+    with pytest.raises(ShardError, match=f"holds {re.escape(repr(name.lstrip('/')))}|holds {re.escape(repr(name))}"):
         read(tmp_path, tar_of(tmp_path, [(tarfile.TarInfo(name), b"{}")]))
 
 
@@ -193,8 +194,88 @@ def test_paths_are_refused(tmp_path, name):
 def test_links_and_devices_are_refused(tmp_path, kind):
     info = tarfile.TarInfo("k.json")
     info.type, info.linkname = kind, "/etc/passwd"
-    with pytest.raises(ShardError, match="only plain files"):
+    with pytest.raises(ShardError, match=r"holds 'k\.json'; only plain files"):
         read(tmp_path, tar_of(tmp_path, [(info, b"")]))
+
+
+def test_sparse_members_are_refused(tmp_path):
+    """A member of the pax kind that declares a hundred megabytes of holes, and is a plain file but for that."""
+    info = tarfile.TarInfo("k.json")
+    info.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.size": "100000000", "GNU.sparse.map": "0,0"}
+    path = tmp_path / "made-000000.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO())
+    shard = Shard(name=path.name, samples=1, bytes=path.stat().st_size, sha256="")
+    with pytest.raises(ShardError, match=r"holds 'k\.json'; only plain files"):
+        read(tmp_path, shard)
+
+
+def forged(folder: Path, field: slice, content: bytes) -> Shard:
+    """A shard whose second member's header says something else, with a checksum that fits."""
+    shard = tar_of(folder, [(tarfile.TarInfo("k.json"), b"{}"), (tarfile.TarInfo("k.0.png"), b"p" * 700)])
+    path = folder / shard.name
+    data = bytearray(path.read_bytes())
+    header = data[1024:1536]
+    header[field] = content
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    data[1024:1536] = header
+    path.write_bytes(data)
+    return shard
+
+
+SIZE = slice(124, 136)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(b"77777777777\0", 8**11 - 1), (b"\x80" + (2**60).to_bytes(11, "big"), 2**60)],
+    ids=["largest_octal", "base_256"],
+)
+def test_huge_declared_sizes_are_refused_before_anything_is_read(tmp_path, size, said):
+    with pytest.raises(ShardError, match=rf"holds 'k\.0\.png' of {said} bytes, more than"):
+        read(tmp_path, forged(tmp_path, SIZE, size))
+
+
+def test_a_negative_size_ends_the_reading(tmp_path):
+    """A tar reader that believes it goes backwards and reads the same member for ever."""
+    with pytest.raises(ShardError, match=r"made-000000\.tar (holds 'k\.0\.png' of -1024 bytes|is damaged)"):
+        read(tmp_path, forged(tmp_path, SIZE, b"\xff" + (-1024).to_bytes(11, "big", signed=True)))
+
+
+def test_a_size_beyond_the_end_is_damage(tmp_path):
+    with pytest.raises(ShardError, match=r"made-000000\.tar is damaged \(unexpected end of data\)"):
+        read(tmp_path, forged(tmp_path, SIZE, b"00000200000\0"))
+
+
+@pytest.mark.parametrize("kept", [1536 + 300, 1536, 1024 + 200, 512 + 10])
+def test_a_truncated_tar_of_the_size_that_its_index_says_is_named(tmp_path, kept):
+    members = [(tarfile.TarInfo("k.json"), b"{}"), (tarfile.TarInfo("k.0.png"), b"p" * 700)]
+    whole = tar_of(tmp_path, members)
+    path = tmp_path / whole.name
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"made-000000\.tar"):
+        read(tmp_path, replace(whole, bytes=kept))
+
+
+@pytest.mark.parametrize("kind", [tarfile.BLKTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, b"9"])
+def test_members_of_other_kinds_are_refused(tmp_path, kind):
+    with pytest.raises(ShardError, match=r"holds 'k\.0\.png'.* only plain files|is damaged"):
+        read(tmp_path, forged(tmp_path, slice(156, 157), kind))
+
+
+@pytest.mark.parametrize("name", ["pipe:touch x.json", "k.json\n", "..json", ".json", "k.tar.json", "k.1.json", "\u202ek.json"])
+def test_members_of_a_wrong_name_are_refused(tmp_path, name):
+    members = [*good_members(), (tarfile.TarInfo(name), b"{}")]
+    with pytest.raises(ValueError, match=r"only plain files|must be made of letters|its index says 1"):
+        read(tmp_path, tar_of(tmp_path, members))
+
+
+def test_json_of_a_great_depth_is_a_bad_sample(tmp_path):
+    members = {info.name: (info, data) for info, data in good_members()}
+    members["k.json"] = (tarfile.TarInfo("k.json"), b"[" * 200_000)
+    with pytest.raises(ValueError, match=r"sample k of shard made-000000\.tar"):
+        read(tmp_path, tar_of(tmp_path, list(members.values())))
 
 
 def test_a_member_twice_is_refused(tmp_path):

@@ -77,5 +77,5 @@ class Normalizing:
     def _redacted(self, entry: Entry | LeftOut) -> Entry | LeftOut:
         if self.redact is None or isinstance(entry, LeftOut):
             return entry
-        redacted = self.redact(entry.study.report)
-        return replace(entry.with_report(redacted.report), redacted=dict(redacted.counts))
+        report, counts = self.redact(entry.study.report)
+        return replace(entry.with_report(report), redacted=dict(counts))

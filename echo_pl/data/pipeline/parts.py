@@ -91,16 +91,8 @@ class Check(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Redacted:
-    """A report without what could name a person."""
-
-    report: RawReport
-    counts: Mapping[str, int] = field(default_factory=dict)
-    """How often what was taken out: ``date``, ``name``, ``id`` ..."""
-
-
-Redact = Callable[[RawReport], Redacted]
+Redact = Callable[[RawReport], tuple[RawReport, Mapping[str, int]]]
+"""A report without what could name a person, and how often what was taken out: ``date``, ``name``, ``id`` ..."""
 TrainTokenizer = Callable[[Iterable[str], Path], None]
 """Puts a tokenizer into a folder."""
 

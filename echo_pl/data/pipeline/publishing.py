@@ -12,13 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from echo_pl.data.corpus_index import CorpusIndex, Options, Shard, corpus_recipe
+from echo_pl.data.corpus_index import CorpusIndex, Options, Shard, attach_folder, corpus_recipe
 from echo_pl.data.pipeline.arranging import LEFT_OUT, REVIEW
 from echo_pl.data.pipeline.card import Card
 from echo_pl.data.pipeline.entries import LeftOut
 from echo_pl.data.pipeline.files import read_lines, whole_file, write_json, write_lines
 from echo_pl.data.pipeline.plan import CARD
 from echo_pl.data.pipeline.sharding import WrittenShard
+from echo_pl.data.pipeline.tokenizing import TOKENIZER
 
 REJECTS: Final = "rejects.jsonl"
 README: Final = "README.md"
@@ -69,6 +70,12 @@ def write_left_out(out: Path, arranged: Path, left_out: Iterable[LeftOut]) -> No
         shutil.copyfileobj(found, file)
     for name in (REJECTS, REVIEW):
         (out / name).chmod(_PRIVATE)
+
+
+def write_index(out: Path, index: CorpusIndex) -> None:
+    """Write the index, with the tokenizer's files on it: the corpus is finished."""
+    if attach_folder(out, TOKENIZER, index) is index:
+        index.save(out)
 
 
 def write_card(out: Path, card: Card) -> None:

@@ -28,7 +28,7 @@ from echo_pl.data.pipeline.listing import Listing, chunk_path, list_source
 from echo_pl.data.pipeline.normalizing import Normalizing
 from echo_pl.data.pipeline.parts import Parts, built
 from echo_pl.data.pipeline.plan import CARD, Plan, Workplace, make_plan, workplace
-from echo_pl.data.pipeline.publishing import all_left_out, make_index, move_shards, write_card, write_left_out
+from echo_pl.data.pipeline.publishing import all_left_out, make_index, move_shards, write_card, write_index, write_left_out
 from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.pipeline.sharding import Sharding, ShardSlice, WrittenShard, general_places, shard_slices
 from echo_pl.data.pipeline.splits import Splitter, choose_splitter
@@ -214,7 +214,7 @@ class _Making:
         put_tokenizer(self.parts.tokenizer, out, index, reports=self.settings.tokenizer_reports)
         write_left_out(out, arrangement.folder, all_left_out(arrangement.folder, general, written))
         write_card(out, card)
-        index.save(out)
+        write_index(out, index)
 
     def _general_rejects(self) -> Iterator[LeftOut]:
         path = chunk_path(self._folder("general"), 0)

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.pipeline.parts import TrainTokenizer
@@ -17,7 +17,8 @@ from echo_pl.data.response import FORMS, Language, format_response
 from echo_pl.data.shard_reader import IMAGE_SUFFIXES, read_samples
 from echo_pl.structs import ReportText
 
-FOLDER = "tokenizer"
+TOKENIZER: Final = "tokenizer"
+"""Folder of it in the corpus folder."""
 
 
 def put_tokenizer(make: TrainTokenizer, out: Path, index: CorpusIndex, *, reports: int) -> None:
@@ -29,7 +30,7 @@ def put_tokenizer(make: TrainTokenizer, out: Path, index: CorpusIndex, *, report
         index: of these.
         reports: so many training studies are shown to it at most.
     """
-    target, partial = out / FOLDER, out / f"{FOLDER}.partial"
+    target, partial = out / TOKENIZER, out / f"{TOKENIZER}.partial"
     if target.is_dir():
         return
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,201 @@
+"""A bounded local cache of files that are known by their checksum, shared by every process of a node.
+
+``<folder>/<sha256>/<name>``, written under a temporary name, checked, renamed: what has its final name is whole. Least recently
+used goes first, never what somebody holds. Locks are the kernel's (flock) and end with their process. Knows files, sizes and
+checksums; nothing of where files come from or what is in them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LOCK = "lock"
+_PARTIAL = ".partial"
+Fetch = Callable[[Path], None]
+"""Writes the file to a path, over what is there."""
+
+
+class ChecksumError(ValueError):
+    """What was fetched is not what the index says."""
+
+
+class CacheFullError(ValueError):
+    """There is no room: everything else in the cache is in use, or the file is larger than the cache."""
+
+
+class Known(Protocol):
+    """A file known by its checksum."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def bytes(self) -> int: ...  # noqa: D102
+    @property
+    def sha256(self) -> str: ...  # noqa: D102
+
+
+class FileCache:
+    """The cache.
+
+    Args:
+        folder: Created if need be; on a local disk.
+        most_bytes: Of all files together, those on their way included.
+
+    Raises:
+        ValueError: If ``most_bytes`` is less than 1.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int) -> None:
+        if most_bytes < 1:
+            raise ValueError(f"cache_bytes must be at least 1, got {most_bytes}")
+        self.folder = folder
+        self.most_bytes = most_bytes
+
+    @contextmanager
+    def holding(self, file: Known, fetch: Fetch) -> Iterator[Path]:
+        """Hold a file: fetched if it is not there, and not evicted inside the ``with``.
+
+        Args:
+            file: Its last name is that of the file in the cache.
+            fetch: Called at most twice, by one process at a time.
+
+        Yields:
+            The folder with the file in it.
+
+        Raises:
+            ChecksumError: If what was fetched has another checksum or size, twice.
+            CacheFullError: If there is no room for it.
+            OSError: Of ``fetch`` and of the disk.
+        """
+        if not _SHA256.fullmatch(file.sha256):
+            raise ChecksumError(f"the index has no sha256 of {file.name} but {file.sha256!r}; make the corpus again")
+        entry = self.folder / file.sha256
+        path = entry / file.name.rsplit("/", 1)[-1]
+        entry.mkdir(parents=True, exist_ok=True)
+        with _Lock(entry / _LOCK) as lock:
+            lock.share()
+            while not _is_whole(path, file):
+                lock.own()  # lets go first, so two that share do not wait for each other; hence the second look
+                if not _is_whole(path, file):
+                    self._bring(path, file, fetch)
+                lock.share()  # lets go again for a moment
+            os.utime(path)  # what was used last goes last
+            yield entry
+
+    def _bring(self, path: Path, file: Known, fetch: Fetch) -> None:
+        partial = path.with_name(f"{path.name}.{file.bytes}{_PARTIAL}")
+        path.unlink(missing_ok=True)  # of another size: damaged on this disk
+        self._make_room(partial, file)
+        try:
+            found = ""
+            for attempt in (1, 2):
+                fetch(partial)
+                with partial.open("rb+") as written:
+                    found = hashlib.file_digest(written, "sha256").hexdigest()
+                    os.fsync(written.fileno())  # a name must not outlive a power cut that its content does not
+                if found == file.sha256:
+                    partial.replace(path)
+                    return
+                logger.warning(
+                    "%s came with sha256 %s, the index says %s (attempt %d of 2)", file.name, found, file.sha256, attempt
+                )
+            raise ChecksumError(
+                f"{file.name} came twice with sha256 {found}, the index says {file.sha256}: index and file are not of one "
+                "corpus, or something on the way changes files; copy both there again"
+            )
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _make_room(self, partial: Path, file: Known) -> None:
+        """Evict until the file fits, and reserve its room by a partial file whose name says the size."""
+        if file.bytes > self.most_bytes:
+            raise CacheFullError(
+                f"{file.name} has {file.bytes} bytes, more than the cache may hold: raise data.cache_bytes={self.most_bytes}"
+            )
+        with _Lock(self.folder / _LOCK) as lock:
+            lock.own()
+            cached = sorted(self._others(partial.parent), key=lambda other: other[1])
+            over = sum(size for _, _, size in cached) + file.bytes - self.most_bytes
+            for other, _, size in cached:
+                if over <= 0:
+                    break
+                if _evict(other):
+                    over -= size
+            if over > 0:
+                raise CacheFullError(
+                    f"no room for {file.name} ({file.bytes} bytes) in {self.folder}: all else of cache_bytes={self.most_bytes} is "
+                    "in use, as every reading process holds a shard of each corpus; raise data.cache_bytes or lower num_workers"
+                )
+            partial.touch()
+
+    def _others(self, own: Path) -> Iterator[tuple[Path, float, int]]:
+        """Path, time of last use and size of every file but those of one entry; what a killed process left is deleted."""
+        for entry in self.folder.iterdir():
+            if entry == own or not _SHA256.fullmatch(entry.name):
+                continue
+            for path in entry.iterdir():
+                if path.name.endswith(_PARTIAL):
+                    if not _evict(path):
+                        yield path, float("inf"), int(path.name.removesuffix(_PARTIAL).rsplit(".", 1)[1])
+                elif path.name != _LOCK and (found := _stat(path)) is not None:
+                    yield path, found.st_mtime, found.st_size
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _is_whole(path: Path, file: Known) -> bool:
+    found = _stat(path)
+    return found is not None and found.st_size == file.bytes
+
+
+def _evict(path: Path) -> bool:
+    """Delete a file unless its entry is held."""
+    with _Lock(path.parent / _LOCK) as lock:
+        if not lock.own_if_free():
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+
+class _Lock:
+    """flock on a file that stays for ever: shared, or one's own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _Lock:
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)  # said, as a process forked meanwhile has the same open file
+        os.close(self._file)
+
+    def share(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def own(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def own_if_free(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

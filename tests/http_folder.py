@@ -1,0 +1,75 @@
+"""A folder behind a local HTTP server that can be told to misbehave, and notes what it was asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+OK = "ok"
+
+
+@dataclass
+class HTTPFolder:
+    """What a test sees of the server."""
+
+    folder: Path
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+    """File names, in the order in which they were asked for."""
+    faults: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """File name to what its next requests get: ``503``, ``404``, ``403``, ``cut``, ``silent``, ``wrong``, ``longer``."""
+    silence: float = 0.6
+    """Seconds of ``silent``."""
+    pause: float = 0.0
+    """Seconds before every answer."""
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        name = request.path.removeprefix("/corpus/")
+        self.asked.append(name)
+        time.sleep(self.pause)
+        fault = self.faults[name].pop(0) if self.faults[name] else OK
+        path = self.folder / name
+        if fault.isdigit() or not path.is_file():
+            request.send_error(int(fault) if fault.isdigit() else 404)
+            return
+        content = path.read_bytes()
+        if fault == "silent":
+            time.sleep(self.silence)
+        if fault == "wrong":
+            content = content[:100] + bytes([content[100] ^ 1]) + content[101:]
+        if fault == "longer":
+            content += b"\0" * 100_000
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[HTTPFolder]:
+    """Serve a folder at ``<url>``."""
+    state = HTTPFolder(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client had enough
+                state.answer(self)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}/corpus"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
