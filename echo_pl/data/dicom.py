@@ -9,11 +9,11 @@ leaves the file.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ def is_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM"
 
 
-def read_dicom(file: BinaryIO) -> tuple[NDArray[np.uint8], dict[str, str]]:
+def read_dicom(path: Path) -> tuple[NDArray[np.uint8], dict[str, str]]:
     """Read a DICOM file.
 
     Returns:
@@ -67,10 +67,10 @@ def read_dicom(file: BinaryIO) -> tuple[NDArray[np.uint8], dict[str, str]]:
             ``dicom_photometric``, ``too_many_pixels``, ``too_large`` or ``damaged_image``.
     """
     pydicom = _pydicom()
-    if file.seek(0, os.SEEK_END) > MAX_FILE_BYTES:
+    if path.stat().st_size > MAX_FILE_BYTES:
         raise ImageError("too_large", f"more than {MAX_FILE_BYTES} bytes")
     try:
-        dataset = _read(pydicom, file)
+        dataset = _read(pydicom, path)
         _check_decoder(pydicom, dataset)
         stored = pydicom.pixels.pixel_array(dataset, index=0)
         meta = {
@@ -96,26 +96,25 @@ def _pydicom() -> ModuleType:
         import pydicom.pixels
     except ModuleNotFoundError:
         raise ImageError("needs_pydicom", "DICOM is read by pydicom: pip install 'echo-pl[dicom]'") from None
+    # For the whole process: pydicom's warnings about odd values quote them, and they would stand in a log.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     return pydicom
 
 
-def _read(pydicom: ModuleType, file: BinaryIO) -> Any:
+def _read(pydicom: ModuleType, path: Path) -> Any:
     """The dataset with the tags that are needed, once its header has been found harmless."""
-    file.seek(0)
-    meta = pydicom.filereader.read_file_meta_info(file)
+    meta = pydicom.filereader.read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") == DEFLATED:
         # Unpacked as a whole before anything of it can be looked at.
         raise ImageError("dicom_compressed", "deflated files are not read")
-    file.seek(0)
-    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_SHAPE))
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_SHAPE))
     if header.get("Rows") is None or header.get("Columns") is None:
         raise ImageError("dicom_no_pixels", "it has no rows and columns")
     check_size(int(header.Columns), int(header.Rows))
     photometric = header.get("PhotometricInterpretation")
     if photometric not in (*_GREY, *_COLOUR):
         raise ImageError("dicom_photometric", f"only {', '.join((*_GREY, *_COLOUR))} are read")
-    file.seek(0)
-    dataset = pydicom.dcmread(file, specific_tags=[*_SHAPE, *_PIXELS, *_DISPLAY])
+    dataset = pydicom.dcmread(path, specific_tags=[*_SHAPE, *_PIXELS, *_DISPLAY])
     if not dataset.get("PixelData"):
         raise ImageError("dicom_no_pixels", "it has no pixel data")
     return dataset
@@ -138,8 +137,10 @@ def _shown(pydicom: ModuleType, stored: NDArray[np.generic], dataset: Any) -> tu
     """Grey values of a screen, and what made them: ``voi_lut``, ``window`` or ``range``."""
     values = pydicom.pixels.apply_modality_lut(stored, dataset)
     if tables := dataset.get("VOILUTSequence"):
-        looked_up = pydicom.pixels.apply_voi(np.rint(values).astype(np.int64), dataset, index=0)
-        return stretch(looked_up, 0, 2 ** int(tables[0].LUTDescriptor[2]) - 1), "voi_lut"
+        entries, first, bits = (int(number) for number in tables[0].LUTDescriptor)
+        # What lies beyond the table gets its first or last entry; pydicom 3.0 wraps around behind 8-bit tables.
+        within = np.clip(np.rint(values), first, first + (entries or 2**16) - 1).astype(np.int64)
+        return stretch(pydicom.pixels.apply_voi(within, dataset, index=0), 0, 2**bits - 1), "voi_lut"
     centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     if centre is not None and width is not None and width > 0:
         return window(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR")), "window"

@@ -80,7 +80,7 @@ def load_image(path: Path | str, max_pixels: int = MAX_PIXELS, *, root: Path | N
             if not head:
                 raise ImageError("empty_file", "it has 0 bytes")
             if is_dicom(head):
-                pixels, meta = read_dicom(file)
+                pixels, meta = read_dicom(real)
                 image = Image.fromarray(pixels)
             else:
                 image, meta = _read_picture(file, head)

@@ -60,7 +60,6 @@ class _Window:
         self._stream = stream
         self._text = ""
         self._at = 0
-        self._ended = False
 
     def take_mark(self, marks: str) -> str:
         """Take one of these characters if it comes next; empty if not."""
@@ -99,17 +98,16 @@ class _Window:
                 if len(self._text) - self._at > MAX_ENTRY or not self._more():
                     raise
                 continue
-            # A number at the window's end may go on behind it.
-            if end == len(self._text) and self._more():
+            # A number at the window's end may go on behind it: 12 | .5, 12. | 5, 1e+ | 5.
+            if len(self._text) - end < 3 and self._more():
                 continue
             self._at = end
             return value
 
     def _more(self) -> bool:
-        """Read on; false at the file's end."""
-        if not self._ended:
-            chunk = self._stream.read(CHUNK)
-            self._ended = not chunk
+        """Read on; false at the file's end, where nothing changes."""
+        chunk = self._stream.read(CHUNK)
+        if chunk:
             self._text = self._text[self._at :] + chunk
             self._at = 0
-        return not self._ended
+        return bool(chunk)

@@ -120,7 +120,7 @@ def _heading(line: str, section: str) -> tuple[str, str]:
     name, rest = match.groups()
     if known := _SECTION_OF.get(" ".join(name.lower().split())):
         return known, rest
-    # "CHEST, PA AND LATERAL:" opens the text itself; inside findings "LUNGS:" is a part of them.
+    # "CHEST, PA AND LATERAL:" opens the text itself, and may be a part of it; inside findings "LUNGS:" is one.
     if name.isupper() and section not in ("findings", "impression", _BODY):
-        return _BODY, rest
+        return _BODY, line
     return "", line

@@ -23,7 +23,7 @@ def patient_split(patient: str, *, seed: int = 0, val_share: float = 0.05, test_
         ValueError: a share is negative, or nothing is left for ``train``.
 
     >>> [patient_split(f"p{i}", seed=3) for i in range(8)]
-    ['train', 'train', 'train', 'train', 'train', 'train', 'train', 'train']
+    ['train', 'train', 'test', 'train', 'train', 'test', 'val', 'train']
     """
     if val_share < 0 or test_share < 0 or val_share + test_share >= 1:
         raise ValueError(f"val_share and test_share must not be negative and sum to less than 1, got {val_share}, {test_share}")

@@ -30,7 +30,7 @@ def open_text(path: Path) -> TextIO:
     UTF-8 with or without a mark, UTF-16 with one; other bytes come as lone surrogates, for :func:`mend`.
     """
     binary = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115  # the caller closes
-    buffered = io.BufferedReader(binary)  # type: ignore[arg-type]  # GzipFile reads like a raw file
+    buffered = io.BufferedReader(binary)
     encoding = "utf-16" if buffered.peek(2)[:2] in _UTF16 else "utf-8-sig"
     return io.TextIOWrapper(buffered, encoding=encoding, errors="surrogateescape", newline="")
 
