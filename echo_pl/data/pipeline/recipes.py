@@ -116,6 +116,16 @@ class LLMRecipe:
     endpoint: EndpointSpec
     language: Language = "en"
 
+    @classmethod
+    def of(cls, endpoint: EndpointSpec, language: Language) -> LLMRecipe:
+        """The recipe with the name that its engine will have.
+
+        Raises:
+            ValueError: the endpoint is none.
+        """
+        recipe = cls(name="", endpoint=endpoint, language=language)
+        return cls(name=recipe.build().name, endpoint=endpoint, language=language)
+
     def build(self) -> LLMEngine:
         """Make it."""
         return LLMEngine(LLMNormalizer(self.endpoint.build(), language=self.language))
@@ -141,12 +151,17 @@ class LLMTranslator:
 class TranslatorRecipe:
     """Makes a language model that translates."""
 
+    name: str
     endpoint: EndpointSpec
 
-    @property
-    def name(self) -> str:
-        """Model and version of the prompt."""
-        return self.build().name
+    @classmethod
+    def of(cls, endpoint: EndpointSpec) -> TranslatorRecipe:
+        """The recipe with the name that its translator will have.
+
+        Raises:
+            ValueError: the endpoint is none.
+        """
+        return cls(name=cls(name="", endpoint=endpoint).build().name, endpoint=endpoint)
 
     def build(self) -> LLMTranslator:
         """Make it."""
@@ -167,6 +182,11 @@ class EmbeddingSearch:
     def name(self) -> str:
         """That of the embedder."""
         return self._embedder.name
+
+    @property
+    def threshold(self) -> float:
+        """Cosine from which on two texts say the same, as the embedder has it."""
+        return self._embedder.threshold
 
     def find(self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float) -> Iterable[Duplicate]:
         """Return which (key, text) of the training split are to go."""

@@ -99,9 +99,7 @@ class Workers:
                     yield future.result()
         except BrokenProcessPool as error:
             time.sleep(_PATIENCE)  # a signal to the whole job ends workers at once and reaches this process too
-            raise RuntimeError(
-                "a worker process has died, perhaps for want of memory; run the same command again, with fewer --workers"
-            ) from error
+            raise RuntimeError("a worker process has died, perhaps for want of memory: try fewer workers") from error
 
 
 @contextmanager
