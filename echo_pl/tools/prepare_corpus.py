@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"prepare_corpus: {error}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:
-        print(f"prepare_corpus: {error}; what is done is kept: run the same command again to go on", file=sys.stderr)
+        print(f"prepare_corpus: {args.out}: {error}; what is done is kept: run the same command again to go on", file=sys.stderr)
         return 1
     print(summary(corpus, args.out))
     return 3 if corpus.card.rejected or corpus.card.reviewed else 0

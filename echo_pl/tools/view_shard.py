@@ -42,9 +42,8 @@ def view_shard(path: Path, out: Path, *, studies: int = 20, keys: Sequence[str] 
     title = f"{index.corpus}, {path.name}"
     told = "Sentences in small italics were imputed: the original does not mention their region."
     head = f"<h1>{html.escape(title)}</h1><p class='soft'>Fingerprint {html.escape(index.fingerprint)}. {told}</p>"
-    with whole_file(out) as file:
+    with whole_file(out, private=True) as file:
         file.write(html_document(title, head + "".join(map(study_fragment, found))).encode())
-    out.chmod(0o600)
     return len(found)
 
 

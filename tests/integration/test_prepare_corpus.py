@@ -182,7 +182,18 @@ def test_bad_usage_is_said_in_one_line(table, tmp_path, capsys, arguments, messa
 
 
 def start(table: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "echo_pl.tools.prepare_corpus", *OPTIONS, "--source", str(table), "--out", str(out), "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "echo_pl.tools.prepare_corpus",
+        *OPTIONS,
+        "--source",
+        str(table),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

@@ -1,7 +1,7 @@
 """A run that is killed at any moment and started again makes what an uninterrupted one makes, byte for byte.
 
-Each kill is a SIGKILL that a forked child sends to itself: before the n-th change it makes to the disk, or when a file is half written.
-``ECHO_PL_EVERY_KILL=1`` tries every n (about three minutes); otherwise some, and every one of the last.
+Each kill is a SIGKILL that a forked child sends to itself: before the n-th change it makes to the disk, or when a file is half
+written. ``ECHO_PL_EVERY_KILL=1`` tries every n (about three minutes); otherwise some, and every one of the last.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,15 @@ def test_in_this_process_nobody_is_told_to_stop():
 
 def test_leaving_ends_tasks_between_two_studies(tmp_path):
     log = tmp_path / "log"
-    with pytest.raises(InterruptedError), Workers(1) as workers:
-        workers._pool.submit(endless, str(log))
+
+    def interrupted() -> Iterator[str]:
+        yield str(log)
         while not log.exists() or not log.read_text().endswith("\n"):
             time.sleep(0.01)
         raise InterruptedError
+
+    with pytest.raises(InterruptedError), Workers(1) as workers:
+        list(workers.run(endless, interrupted()))
     wait_until_gone([int(line) for line in log.read_text().split()])
     assert issubclass(StoppedError, RuntimeError)
 

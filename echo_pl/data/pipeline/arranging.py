@@ -22,7 +22,7 @@ from echo_pl.data.pipeline.files import json_line, read_json, read_lines, whole_
 from echo_pl.data.pipeline.listing import Listing, chunk_path
 from echo_pl.data.pipeline.splits import SPLITS, Splitter
 
-GENERAL: Final = -1
+GENERAL_FILE: Final = -1
 """Number of the file of general samples, where studies have that of their work file."""
 LEFT_OUT: Final = "left_out.jsonl"
 """All that were left out, without their reports."""

@@ -18,8 +18,12 @@ Record = dict[str, Any]
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a file to write; it is at ``path`` when the block ends without an error, and not before.
+
+    Args:
+        path: of the file; its folder is made.
+        private: whether its owner alone may read it, from the first byte on.
 
     Raises:
         OSError: it cannot be written (the disk is full); what was at ``path`` stays.
@@ -27,7 +31,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with partial.open("wb") as file:
+        mode = 0o600 if private else 0o666
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -57,8 +62,8 @@ def read_json(path: Path) -> Record:
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line. ASCII, as names of files need not be UTF-8."""
-    with whole_file(path) as file:
+    """Write one JSON object a line, for the owner alone. ASCII, as names of files need not be UTF-8."""
+    with whole_file(path, private=True) as file:
         for record in records:
             file.write(json_line(record))
 

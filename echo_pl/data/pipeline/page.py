@@ -13,24 +13,23 @@ from collections.abc import Iterator, Mapping
 
 from PIL import Image
 
-from echo_pl.data.pipeline.general import KIND
 from echo_pl.data.pipeline.sharding import STATEMENTS
+from echo_pl.data.request import GENERAL
 from echo_pl.data.study import Study
-from echo_pl.structs import ReportText
 
 THUMBNAIL = 384
 """Longest side of a small image in pixels."""
-_SHOWN_ELSEWHERE = (STATEMENTS, "kind", "prompt")
+_SHOWN_ELSEWHERE = (STATEMENTS, "kind", "prompt", "impression")
 
 
 def study_fragment(study: Study) -> str:
     """One study, with the classes of :mod:`echo_pl.evaluation.document`."""
     images = "".join(f'<img src="{_inlined(image)}" alt="image {place}">' for place, image in enumerate(study.images))
-    if study.meta.get("kind") == KIND:
+    if study.meta.get("kind") == GENERAL:
         report = _section("General sample", _prompted(study))
     else:
-        raw = "" if study.raw is None else _section("Original", _report(html.escape(study.raw.findings), study.raw))
-        report = _section("Normalized", _report(marked_findings(study), study.normalized)) + raw
+        impression = _statement("impression", study.normalized.impression, study.meta.get("impression") == "imputed")
+        report = _section("Normalized", _report(marked_findings(study), impression)) + _original(study)
     labels = ", ".join(study.labels) or "none"
     known = ", ".join(f"{name} {value}" for name, value in _told(study.meta).items())
     foot = f'<p class="soft">Labels: {html.escape(labels)}. {html.escape(known)}</p>'
@@ -70,12 +69,15 @@ def _statement(section: str, text: str, imputed: bool) -> str:
     return f'{space}<span title="{html.escape(section)}">{shown}</span>'
 
 
-def _report(findings: str, report: ReportText) -> str:
-    """Findings are HTML already."""
-    return (
-        f'<p><span class="head">Findings</span>{findings}</p>'
-        f'<p><span class="head">Impression</span>{html.escape(report.impression)}</p>'
-    )
+def _report(findings: str, impression: str) -> str:
+    """Both are HTML already."""
+    return f'<p><span class="head">Findings</span>{findings}</p><p><span class="head">Impression</span>{impression}</p>'
+
+
+def _original(study: Study) -> str:
+    if study.raw is None:
+        return ""
+    return _section("Original", _report(html.escape(study.raw.findings), html.escape(study.raw.impression)))
 
 
 def _prompted(study: Study) -> str:

@@ -23,7 +23,6 @@ from echo_pl.data.pipeline.tokenizing import TOKENIZER
 
 REJECTS: Final = "rejects.jsonl"
 README: Final = "README.md"
-_PRIVATE: Final = 0o600
 
 
 def make_index(corpus: str, options: Options, written: Sequence[WrittenShard], *, shard_size: int) -> CorpusIndex:
@@ -66,10 +65,8 @@ def write_left_out(out: Path, arranged: Path, left_out: Iterable[LeftOut]) -> No
     """Write the files of rejects and of reports to review, which their owner alone may read."""
     records = ({name: value for name, value in asdict(one).items() if name != "report"} for one in left_out)
     write_lines(out / REJECTS, records)
-    with whole_file(out / REVIEW) as file, (arranged / REVIEW).open("rb") as found:
+    with whole_file(out / REVIEW, private=True) as file, (arranged / REVIEW).open("rb") as found:
         shutil.copyfileobj(found, file)
-    for name in (REJECTS, REVIEW):
-        (out / name).chmod(_PRIVATE)
 
 
 def write_index(out: Path, index: CorpusIndex) -> None:

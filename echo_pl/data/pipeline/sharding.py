@@ -22,13 +22,13 @@ from PIL import Image
 from echo_pl.data.corpus_index import Shard
 from echo_pl.data.images import ImageError, load_image
 from echo_pl.data.order import Places
-from echo_pl.data.pipeline.arranging import GENERAL
+from echo_pl.data.pipeline.arranging import GENERAL_FILE
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
 from echo_pl.data.pipeline.files import read_json, read_lines, whole_file, write_json
-from echo_pl.data.pipeline.general import KIND
 from echo_pl.data.pipeline.listing import chunk_path
 from echo_pl.data.pipeline.workers import go_on
 from echo_pl.data.reports.report import SECTIONS, NormalizedReport, RawReport
+from echo_pl.data.request import GENERAL
 from echo_pl.data.shard_writer import encode_study
 from echo_pl.data.study import Study
 from echo_pl.data.webdataset_secure import TarWriter
@@ -142,7 +142,7 @@ class Sharding:
             files: dict[int, IO[bytes]] = {}
             for number, offset in wanted.places:
                 if number not in files:
-                    path = chunk_path(self.general, 0) if number == GENERAL else chunk_path(self.entries, number)
+                    path = chunk_path(self.general, 0) if number == GENERAL_FILE else chunk_path(self.entries, number)
                     files[number] = stack.enter_context(path.open("rb"))
                 files[number].seek(offset)
                 entry = decode(json.loads(files[number].readline()), self.base)
@@ -177,6 +177,8 @@ class Sharding:
         meta = {} if self.anonymous else {"patient": source.patient, **source.meta}
         if any(image.view for image in source.images):
             meta["view"] = "|".join(image.view for image in source.images)
+        if report.impression_imputed:
+            meta["impression"] = "imputed"
         ordered = [one for section in SECTIONS for one in report.statements if one.section == section]
         spans = [[one.section, len(one.text), one.imputed] for one in ordered]
         return {**meta, "corpus": self.corpus, "language": report.language, STATEMENTS: json.dumps(spans, separators=(",", ":"))}
@@ -189,7 +191,7 @@ def beside(path: Path) -> Path:
 
 def general_places(folder: Path) -> Places:
     """(samples, 2): the places of the general samples that can be used."""
-    found = [[GENERAL, offset] for offset, record in read_lines(chunk_path(folder, 0)) if "entry" in record]
+    found = [[GENERAL_FILE, offset] for offset, record in read_lines(chunk_path(folder, 0)) if "entry" in record]
     return np.asarray(found, dtype=np.int64).reshape(-1, 2)
 
 
@@ -212,7 +214,7 @@ def _count(counts: dict[str, Counter[str]], entry: Entry, study: Study) -> None:
 
     report: NormalizedReport | None = entry.normalized
     add("images", {"images": len(study.images)})
-    add("studies", {KIND if report is None else "reports": 1})
+    add("studies", {GENERAL if report is None else "reports": 1})
     if report is None:
         return
     add("languages", {report.language: 1})
@@ -220,5 +222,7 @@ def _count(counts: dict[str, Counter[str]], entry: Entry, study: Study) -> None:
     add("labels", dict.fromkeys(study.labels, 1))
     add("dropped", report.dropped)
     add("redacted", entry.redacted)
+    if report.impression_imputed:
+        add("notes", {"impression imputed": 1})
     if entry.note:
         add("notes", {entry.note: 1})
