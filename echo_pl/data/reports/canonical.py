@@ -34,7 +34,7 @@ _FILLINGS: Final[dict[str, tuple[tuple[int, frozenset[str]], ...]]] = {
         (1, frozenset({"mastectomy", "chest_wall_deformity", "fracture", "deformity", "subcutaneous_emphysema", "lung_resection"})),
     ),
     "mediastinum": (
-        (0, frozenset({"mediastinal_shift", "volume_loss", "lung_resection", "scoliosis", "goiter"})),
+        (0, frozenset({"mediastinal_shift", "mediastinal_widening", "volume_loss", "lung_resection", "scoliosis", "goiter"})),
         (1, frozenset({"mediastinal_widening", "aortic_dilation", "lymphadenopathy", "goiter", "mass"})),
     ),
     "lungs": (

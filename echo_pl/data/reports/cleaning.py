@@ -36,7 +36,7 @@ _PLAIN: Final = str.maketrans(
     }
 )
 _MARK = r"(?:x-)?(?:<?\bX{3,}\b>?|_{2,}|\[\*\*[^\]]{0,80}\*\*\])"
-_DANGLING = r"(?:(?:\b(?:dated|since|from|of|on|at|by|in|to|with|than|compared to|compared with)\s+)?(?:\b(?:the|a|an)\s+)?)"
+_DANGLING = r"(?:(?:\b(?:dated|since|from|of|on|at|by|in|to|with|than|compared to|compared with)\s+)?(?:\b(?:the|a|an)\s+)?(?:\bDrs?\.?\s+)?)"
 _MARKS = re.compile(
     rf"{_DANGLING}{_MARK}(?:[\s,/]+{_MARK})*(?=\s*(?:[.;:)]|,|$|\b(?:is|are|was|were|and|or|in|of|on|at|with|from|to|by)\b))|{_MARK}",
     re.IGNORECASE,

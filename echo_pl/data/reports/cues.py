@@ -77,7 +77,7 @@ _BREAK = """but | however | although | though | while | except | with | which | 
 _JOINT = ", | and | or | / | and / or | or / and"
 _NORMAL = """normal | unremarkable | within normal limit | normal limit | clear | intact | midline | sharp | normal in size
 | preserved
-| maintained | central | symmetric | in normal limit
+| maintained | central | smooth | symmetric | in normal limit
 | nonenlarged | within limit | normal in size and contour | normal in contour | normal in appearance
 | within normal range | grossly clear | grossly normal | within normal size limit | normal size | normal in size and configuration
 | normal in size and shape | in the midline | grossly intact | well preserved | satisfactory

@@ -25,6 +25,8 @@ from echo_pl.data.response import Language
 
 _NUMBERING = re.compile(r"^(?:\(?\d{1,2}[.)]\s*)+(?=\D)|^[-*•]\s*")
 _CONJUNCTION = re.compile(r"^(?:and|but|or)\s+", re.IGNORECASE)
+_VERDICTS = frozenset({"normal", "negative", "unremarkable", "正常"})
+"""A whole impression in one word."""
 _HEADING = re.compile(
     r"^(?:(?:the\s+)?(?:findings?|impressions?|chest(?:\s+x-?ray)?|conclusions?|report|result|narrative|exam(?:ination)?|所见|结论|印象|诊断意见|影像所见)"
     r"\s*[:：]\s*)+",
@@ -106,6 +108,8 @@ class RuleNormalizer:
             if not words:
                 continue
             kind = kind_of(words, reader.read(words))
+            if kind is Kind.REMNANT and words.lower() in _VERDICTS and not draft.dropped["deidentification"]:
+                kind = Kind.INTERPRETATION
             if kind in (Kind.STATEMENT, Kind.INTERPRETATION):
                 yield words, kind
             else:

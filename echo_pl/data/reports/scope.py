@@ -20,6 +20,13 @@ _LOCATING = word_set(
     """
 )
 _COPULAS = frozenset(["is", "are", "was", "were", "appear", "remain", "be", "to"])
+_CLOSE_JOINTS = frozenset({"and", "or", "/"})
+_SIDED = word_set(
+    """
+    effusion atelectasis opacity consolidation pneumothorax pneumonia nodule scarring pleural_thickening costophrenic_blunting mass granuloma
+    """
+)
+"""Findings of which reports say on which side they are."""
 _SIDELESS_PARTS = frozenset({"heart", "vein"})
 _ADJECTIVES = frozenset({"calcification", "atherosclerosis"})
 """Findings that stand before the part they are found in: "tortuous, calcified aorta"."""
@@ -208,4 +215,22 @@ def places_of(items: Sequence[Item], tokens: Sequence[Token]) -> dict[int, tuple
             target = by_chunk.setdefault(max(earlier) if earlier else min(later), (set(), set()))
             target[0].update(by_chunk[number][0])
             target[1].update(by_chunk[number][1])
+    _share_sides(items, tokens, by_chunk)
     return by_chunk
+
+
+def _share_sides(items: Sequence[Item], tokens: Sequence[Token], places: dict[int, tuple[set[str], set[str]]]) -> None:
+    """A side before the first of two findings is of both: "bilateral atelectasis and effusions"."""
+    for place, item in enumerate(items[2:], start=2):
+        joint, before = items[place - 1], items[place - 2]
+        if (
+            item.term.role is Role.FINDING
+            and item.term.value in _SIDED
+            and before.term.role is Role.FINDING
+            and joint.term.role is Role.JOINT
+            and tokens[joint.first].stem in _CLOSE_JOINTS
+            and joint.last == item.first
+            and any(token.stem in SIDES for token in tokens[: before.first])
+            and not places.get(item.chunk, (set(), set()))[0]
+        ):
+            places.setdefault(item.chunk, (set(), set()))[0].update(places.get(before.chunk, (set(), set()))[0])
