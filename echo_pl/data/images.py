@@ -66,8 +66,8 @@ def load_image(path: Path | str, max_pixels: int = MAX_PIXELS, *, root: Path | N
         root: the folder that the file must lie in when all links are followed; None: anywhere.
 
     Raises:
-        ImageError: reason ``missing``, ``not_a_file``, ``outside_folder``, ``empty_file``, ``not_an_image``, ``truncated``,
-            ``damaged_image``, ``too_many_pixels``, or one of :func:`echo_pl.data.dicom.read_dicom`.
+        ImageError: reason ``missing``, ``not_a_file``, ``not_readable``, ``outside_folder``, ``empty_file``, ``not_an_image``,
+            ``truncated``, ``damaged_image``, ``too_many_pixels``, or one of :func:`echo_pl.data.dicom.read_dicom`.
         ValueError: ``max_pixels`` is not positive.
     """
     if max_pixels < 1:
@@ -84,8 +84,8 @@ def load_image(path: Path | str, max_pixels: int = MAX_PIXELS, *, root: Path | N
                 image = Image.fromarray(pixels)
             else:
                 image, meta = _read_picture(file, head)
-    except PermissionError:
-        raise ImageError("not_readable", "its permissions forbid it") from None
+    except OSError as error:
+        raise ImageError("not_readable", type(error).__name__) from None
     return OpenedImage(image=fit(image, max_pixels), meta=meta)
 
 

@@ -347,6 +347,7 @@ def test_gzip_cut_off(tmp_path):
         ({"rows": "file"}, "rows must be"),
         ({"separator": ""}, "separator must not be empty"),
         ({"columns": {"key": ""}}, "columns.key must be named"),
+        ({"columns": {"finding": "x"}}, r"columns names \['finding'\], known are \['key', "),
         ({"columns": {"findings": "", "impression": ""}}, "columns must name"),
     ],
 )
@@ -354,3 +355,18 @@ def test_options_of_a_table(tmp_path, options, message):
     path = lookalikes.put(tmp_path / "t.csv", "id\n")
     with pytest.raises(ValueError, match=message):
         TableReader(path, **options)
+
+
+def test_a_report_in_the_place_of_something_else_is_not_told(tmp_path):
+    """Columns mistaken for one another must not put a report into a rejects file or a message."""
+    rows = f"id,findings,impression\nThe heart is large,{'The heart is large. ' * 20},train\n"
+    path = lookalikes.put(tmp_path / "t.csv", rows)
+    for columns in ({"image": "findings"}, {"image": "", "split": "findings"}, {"image": "", "key": "findings"}):
+        (reject,) = TableReader(path, columns=columns).studies()
+        assert isinstance(reject, Reject)
+        assert "large." not in f"{reject.detail}"
+        assert "The-heart-is-large-The" not in reject.key
+    lookalikes.put(path, rows.partition("\n")[2])
+    with pytest.raises(ValueError, match="lacks the columns") as caught:
+        list(TableReader(path).studies())
+    assert "large. The" not in str(caught.value)

@@ -59,7 +59,7 @@ def test_all_studies_with_images_in_the_same_order(name, tmp_path):
     assert all(study.images and all(image.path.is_file() for image in study.images) for study in studies)
     assert all(set(study.key) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") for study in studies)
     assert studies_of(reader) == studies
-    assert reader.name
+    assert reader.name == name.replace("iu_installed", "iu_openi")
     assert reader.licence
     assert reader.citation or name == "table"
 

@@ -86,7 +86,7 @@ class CheXpertPlusReader:
         row = {name: filled(cell) for name, cell in rows.first.items()}
         needed({name: row[name] for name in ("deid_patient_id", "split")})
         if row["split"] not in SPLITS:
-            raise RejectedError("missing_value", f"split is {row['split']!r}")
+            raise RejectedError("missing_value", f"split is none of {list(SPLITS)}")
         return SourceStudy(
             key=key,
             patient=row["deid_patient_id"],

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from echo_pl.data.corpora.json_stream import read_entries
 from echo_pl.data.corpora.reader import Reject, SourceImage, SourceStudy
-from echo_pl.data.corpora.reading import Entry, RejectedError, find_image, read_studies, text_report
-from echo_pl.data.corpora.records import text_of, texts_of
+from echo_pl.data.corpora.reading import RejectedError, find_image, read_studies, text_report
+from echo_pl.data.corpora.records import records_of, text_of, texts_of
 
 
 class ECHOJSONReader:
@@ -54,17 +53,7 @@ class ECHOJSONReader:
 
     def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
         """Yield the studies in the order of the JSON."""
-        return read_studies(self._entries(), self._make, skip=skip)
-
-    def _entries(self) -> Iterator[Entry[Mapping[str, Any]] | Reject]:
-        for item in read_entries(self._source):
-            if isinstance(item, Reject):
-                yield item
-            elif not isinstance(item[1], Mapping):
-                yield Reject(key=f"entry {item[0]}", reason="damaged_row", detail="the entry is no object")
-            else:
-                sample = item[1].get("sample_id")
-                yield Entry(name="" if sample is None else str(sample), content=item[1])
+        return read_studies(records_of(self._source, "sample_id"), self._make, skip=skip)
 
     def _make(self, key: str, record: Mapping[str, Any]) -> SourceStudy:
         truth = record.get("ground_truth")

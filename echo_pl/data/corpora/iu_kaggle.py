@@ -31,7 +31,7 @@ class KaggleIUReader:
         FileNotFoundError: a table or the folder is not there.
     """
 
-    name = "iu_xray_kaggle"
+    name = "iu_kaggle"
     licence = LICENCE
     citation = CITATION
 

@@ -41,7 +41,7 @@ class OpenIReader:
         FileNotFoundError: one of them is not there, or the folder holds no XML.
     """
 
-    name = "iu_xray"
+    name = "iu_openi"
     licence = LICENCE
     citation = CITATION
 

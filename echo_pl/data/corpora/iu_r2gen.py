@@ -31,7 +31,7 @@ class R2GenReader:
         FileNotFoundError: one of them is not there.
     """
 
-    name = "iu_xray_r2gen"
+    name = "iu_r2gen"
     licence = LICENCE
     citation = CITATION
 

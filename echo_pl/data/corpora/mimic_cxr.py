@@ -39,7 +39,7 @@ class MIMICCXRReader:
         FileNotFoundError: a table, or ``files/``, is not there. The one with CheXpert's labels need not be.
     """
 
-    name = "mimic_cxr_jpg"
+    name = "mimic_cxr"
     licence = "PhysioNet Credentialed Health Data License 1.5.0"
     citation = "Johnson et al.: MIMIC-CXR-JPG, a large publicly available database of labeled chest radiographs. arXiv 1901.07042"
 
@@ -67,10 +67,12 @@ class MIMICCXRReader:
 
     def _make(self, study: str, rows: ImageRows, splits: Mapping[str, str], labels: Mapping[str, Labels]) -> SourceStudy:
         patient = filled(rows.first["subject_id"])
-        needed({"subject_id": patient, "dicom_id": "all" if all(view.file for view in rows.views) else ""})
+        needed({"subject_id": patient})
+        if not all(view.file for view in rows.views):
+            raise RejectedError("missing_value", "dicom_id")
         split = splits.get(study, "")
         if split not in SPLITS:
-            raise RejectedError("missing_value", f"split is {split!r}")
+            raise RejectedError("missing_value", f"split is none of {list(SPLITS)}")
         positive, uncertain = labels.get(study, ((), ()))
         folder = f"p{patient[:2]}/p{patient}"
         return SourceStudy(

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from echo_pl.data.corpora.json_stream import read_entries
 from echo_pl.data.corpora.reader import Reject, SourceStudy
-from echo_pl.data.corpora.reading import Entry, RejectedError, find_image, known, needed, read_studies, text_report
-from echo_pl.data.corpora.records import objects_of, text_of, texts_of
+from echo_pl.data.corpora.reading import RejectedError, find_image, known, needed, read_studies, text_report
+from echo_pl.data.corpora.records import objects_of, records_of, text_of, texts_of
 from echo_pl.data.corpora.tables import Row, filled, find_file, find_folder, read_csv
 
 REPORTS: Final = "grounded_reports_20240819.json"
@@ -61,22 +60,15 @@ class PadChestGRReader:
             for row in rows
             if isinstance(row, Row)
         }
-        return read_studies(self._entries(), lambda key, record: self._make(key, record, known_studies), skip=skip)
-
-    def _entries(self) -> Iterator[Entry[Mapping[str, Any]] | Reject]:
-        for item in read_entries(self._reports):
-            if isinstance(item, Reject):
-                yield item
-            elif not isinstance(item[1], Mapping):
-                yield Reject(key=f"entry {item[0]}", reason="damaged_row", detail="the entry is no object")
-            else:
-                yield Entry(name=str(item[1].get("StudyID") or ""), content=item[1])
+        return read_studies(
+            records_of(self._reports, "StudyID"), lambda key, record: self._make(key, record, known_studies), skip=skip
+        )
 
     def _make(self, key: str, record: Mapping[str, Any], known_studies: Mapping[str, tuple[str, str]]) -> SourceStudy:
         patient, split = known_studies.get(text_of(record, "StudyID"), ("", ""))
         needed({"PatientID in master_table": patient, "split in master_table": split})
         if split not in SPLITS:
-            raise RejectedError("missing_value", f"split is {split!r}")
+            raise RejectedError("missing_value", f"split is none of {list(SPLITS)}")
         findings = objects_of(record, "findings")
         labels = [label for finding in findings if finding.get("abnormal") is True for label in texts_of(finding, "labels")]
         return SourceStudy(

@@ -20,7 +20,10 @@ from echo_pl.data.reports.report import RawReport
 T = TypeVar("T")
 NOT_UTF8: Final = "not_utf8_bytes"
 """In a study's ``meta``: how many bytes of its text were no UTF-8 and were read as Windows-1252."""
+MAX_KEY: Final = 200
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
+# Where a column is mistaken for another, a file's name is a report.
+_TELLABLE: Final = re.compile(r"[\w./ +-]{1,255}\.(?:png|jpe?g|dcm|dicom)", re.IGNORECASE)
 
 
 class RejectedError(ValueError):
@@ -80,11 +83,13 @@ def read_studies(
         try:
             if not key:
                 raise RejectedError("missing_value", "it has no id")
+            if len(key) > MAX_KEY:
+                raise RejectedError("bad_id", f"its id has {len(key)} characters")
             if again:
                 raise RejectedError("duplicate_id")
             yield _checked(make(key, entry.content), text_needed)
         except RejectedError as error:
-            yield Reject(key=key or f"entry {place}", reason=error.reason, detail=error.detail)
+            yield Reject(key=key if 0 < len(key) <= MAX_KEY else f"entry {place}", reason=error.reason, detail=error.detail)
 
 
 def safe_key(name: str) -> str:
@@ -114,10 +119,14 @@ def find_image(root: Path, name: str, *, view: str = "", base: Path | None = Non
         raise RejectedError("outside_folder", "a file name holds NUL")
     path = os.path.normpath(os.path.join(base or root, name))
     if not path.startswith(os.path.join(os.path.normpath(root), "")):
-        raise RejectedError("outside_folder", f"{name!r} is not inside {root}")
+        raise RejectedError("outside_folder", _told(name))
     if not os.path.isfile(path):
-        raise RejectedError("missing_image", name)
+        raise RejectedError("missing_image", _told(name))
     return SourceImage(path=Path(path), view=view, root=root)
+
+
+def _told(name: str) -> str:
+    return name if _TELLABLE.fullmatch(name) else f"a name of {len(name)} characters"
 
 
 def known(**values: str) -> dict[str, str]:

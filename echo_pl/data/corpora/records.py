@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from echo_pl.data.corpora.reading import RejectedError
+from echo_pl.data.corpora.json_stream import read_entries
+from echo_pl.data.corpora.reader import Reject
+from echo_pl.data.corpora.reading import Entry, RejectedError
 from echo_pl.data.corpora.tables import filled
+
+
+def records_of(path: Path, id_name: str) -> Iterator[Entry[Mapping[str, Any]] | Reject]:
+    """Yield the objects of a JSON file that is a list of them, named by one of their values."""
+    for item in read_entries(path):
+        if isinstance(item, Reject):
+            yield item
+            continue
+        place, record = item
+        if isinstance(record, Mapping):
+            name = record.get(id_name)
+            yield Entry(name="" if name is None else str(name), content=record)
+        else:
+            yield Reject(key=f"entry {place}", reason="damaged_row", detail="it is no object")
 
 
 def text_of(record: Mapping[str, Any], name: str) -> str:

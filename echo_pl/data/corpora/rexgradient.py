@@ -31,7 +31,7 @@ class ReXGradientReader:
         FileNotFoundError: no JSON is there, or no images.
     """
 
-    name = "rexgradient_160k"
+    name = "rexgradient"
     licence = "ReXGradient-160K non-commercial data licence (see the dataset's page)"
     citation = "Zhang et al.: ReXGradient-160K: A Large-Scale Publicly Available Dataset of Chest Radiographs. arXiv 2505.00228"
 

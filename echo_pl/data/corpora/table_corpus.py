@@ -105,7 +105,7 @@ class TableReader:
         self._images = self._source.parent if images is None else Path(images)
         if not self._images.is_dir():
             raise FileNotFoundError(f"no folder of images at {self._images}")
-        self._columns = columns if isinstance(columns, Columns) else Columns(**columns or {})
+        self._columns = columns if isinstance(columns, Columns) else _columns(columns or {})
         self._rows = rows
         self._separator = separator
         self.name = name
@@ -146,7 +146,7 @@ class TableReader:
             raise RejectedError("no_image")
         split = self._cell(row, "split").lower()
         if columns.split and split not in SPLITS:
-            raise RejectedError("missing_value", f"{columns.split} is {split!r}")
+            raise RejectedError("missing_value", f"{columns.split} is none of {list(SPLITS)}")
         told = {name: self._cell(row, name) for name in ("findings", "impression", "indication", "comparison", "technique")}
         report = text_report(**told)
         if columns.report:
@@ -171,3 +171,10 @@ class TableReader:
 
     def _list(self, row: Mapping[str, str], name: str) -> tuple[str, ...]:
         return tuple(part for one in self._cell(row, name).split(self._separator) if (part := filled(one)))
+
+
+def _columns(named: Mapping[str, str]) -> Columns:
+    known = [field.name for field in fields(Columns)]
+    if unknown := [name for name in named if name not in known]:
+        raise ValueError(f"columns names {unknown}, known are {known}")
+    return Columns(**named)

@@ -19,6 +19,10 @@ MISSING: Final = frozenset({"", "nan", "none", "null", "n/a", "na"})
 """What stands in a cell that has no value, lower case."""
 
 
+MAX_COLUMN: Final = 48
+"""Characters of a column's name. Anything longer is none, and is not shown."""
+
+
 class Row(NamedTuple):
     """One row; a tuple and no dataclass, as there are as many as images."""
 
@@ -119,7 +123,9 @@ def check_columns(path: Path, required: Collection[str], found: Collection[str])
         ValueError: it does.
     """
     if missing := [name for name in required if name not in found]:
-        raise ValueError(f"{path} lacks the columns {missing}; it has {list(found)}")
+        # Of a file without a header the first row stands here, and it may be a report.
+        told = [name if len(name) <= MAX_COLUMN else f"({len(name)} characters)" for name in found]
+        raise ValueError(f"{path} lacks the columns {missing}; it has {told}")
 
 
 def filled(cell: str) -> str:
