@@ -79,7 +79,7 @@ class NgramEmbedder:
         ValueError: a width below 1.
     """
 
-    threshold: float = 0.9
+    threshold: float = 0.95
 
     def __init__(self, width: int = 512) -> None:
         if width < 1:
@@ -116,7 +116,7 @@ class MiniLMEmbedder:
         FileNotFoundError: there is no such folder.
     """
 
-    threshold: float = 0.97
+    threshold: float = 0.985
 
     def __init__(self, folder: Path | str, *, batch_size: int = 64, max_tokens: int = 256) -> None:
         if not (Path(folder) / "config.json").is_file():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -326,6 +329,29 @@ def test_threads_may_write_and_read_one_answer_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert seen <= set(texts)
+
+
+WRITER = """
+import sys
+from echo_pl.data.reports.answer_cache import AnswerCache
+for _ in range(200):
+    AnswerCache(sys.argv[1]).put(sys.argv[2], sys.argv[3] * 20_000)
+"""
+
+
+def test_processes_may_write_and_read_one_answer_at_once(tmp_path, caplog):
+    key = answer_key("m", "1", {})
+    cache = AnswerCache(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), key, text], env=environment) for text in "ab"]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        seen.add(cache.get(key))
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert seen <= {None, "a" * 20_000, "b" * 20_000}
+    assert cache.get(key) is not None
+    assert "damaged" not in caplog.text
+    assert len(list(cache.path(key).parent.iterdir())) == 1
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nend", "schlüssel"])

@@ -89,7 +89,7 @@ def test_answers_of_another_form_are_refused(text, reason):
 
 
 def test_many_in_order_and_nothing_to_ask():
-    imputed = NormalizedReport(statements=REPORT.statements[:1], impression="")
+    imputed = NormalizedReport(statements=REPORT.statements[:1], impression="  ")
     with EndpointStub(lambda request, number: answer(RIGHT)) as stub:
         found = list(translator(stub).translate_many([imputed, REPORT, imputed]))
         assert [len(one.statements) for one in found] == [1, 3, 1]
@@ -97,6 +97,19 @@ def test_many_in_order_and_nothing_to_ask():
         assert len(stub.requests) == 1
         with pytest.raises(ValueError, match="only English"):
             translator(stub).translate(found[0])
+
+
+def test_what_is_known_already_is_not_sent_and_nothing_is_sent_twice():
+    statements = (*REPORT.statements, Statement(section="other", text="Left lung nodule."))
+    report = NormalizedReport(statements=statements, impression="Left lung nodule.")
+    with EndpointStub(lambda request, number: answer([RIGHT[0], RIGHT[2]])) as stub:
+        endpoint = ChatEndpoint(base_url=stub.url, model="small")
+        found = Translator(
+            endpoint, known={"The heart is enlarged.": "心大。", "The thorax is unremarkable.": "胸廓正常。"}.get
+        ).translate(report)
+    assert json.loads(stub.users()[0]) == ["A 4 mm nodule in the left upper lobe.", "Left lung nodule."]
+    assert [one.text for one in found.statements] == ["胸廓正常。", RIGHT[0], "心大。", RIGHT[2]]
+    assert found.impression == RIGHT[2]
 
 
 SURVIVES = [

@@ -1,7 +1,6 @@
 """Translation of normalized reports into Chinese by a language model, and which ones are translated (METHOD.md 1, step 4).
 
-A sentence is accepted only if its numbers and sides are still there. Sentences that were filled in are not sent: they are
-canonical, and so is their translation.
+A sentence is accepted only if its numbers and sides are still there. Canonical sentences are not sent: their translation is known.
 """
 
 from __future__ import annotations
@@ -9,20 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
+from echo_pl.data.regions import REGION_NAMES
 from echo_pl.data.reports.chat import AnswerError, ChatRequest
 from echo_pl.data.reports.endpoint import ChatEndpoint
 from echo_pl.data.reports.json_answer import Form, load_json, response_format, take, take_object, wrong
-from echo_pl.data.reports.llm_normalizer import checked_negatives
 from echo_pl.data.reports.llm_prompt import CANONICAL
-from echo_pl.data.reports.report import NormalizedReport, Statement
+from echo_pl.data.reports.report import NormalizedReport
 from echo_pl.data.reports.survival import lost
 
 PROMPT_VERSION: Final = "1"
 """To be raised with every change of what a model is sent."""
 
+_CANONICAL: Final = {CANONICAL["en"][name]: CANONICAL["zh"][name] for name in REGION_NAMES}
 _KEY: Final = "translations"
 _HAN = re.compile(r"[\u3400-\u9fff]")
 
@@ -60,29 +61,38 @@ def chosen(key: str, *, seed: int, share: float = 0.5) -> bool:
     return int.from_bytes(digest[:8]) < share * 2**64
 
 
+def canonical_in_chinese(text: str) -> str | None:
+    """The Chinese for a sentence that fills in for a region that was not mentioned; None for any other sentence.
+
+    >>> canonical_in_chinese("The hila are unremarkable."), canonical_in_chinese("The hila are large.")
+    ('肺门未见明显异常。', None)
+    """
+    return _CANONICAL.get(text)
+
+
 class Translator:
     """Translates normalized reports from English into Chinese.
 
     Args:
         endpoint: whom to ask.
-        negatives: a Chinese sentence for each of the seven regions, in the place of those that were filled in.
+        known: the Chinese for a sentence, or None where it has none; what it knows is not sent, and is not checked.
         form: how the endpoint is told of the answer's form.
         max_tokens: of one answer; one that is cut off is asked for again with more.
 
     Raises:
-        ValueError: an unknown form, or a region without its sentence.
+        ValueError: an unknown form.
     """
 
     def __init__(
         self,
         endpoint: ChatEndpoint,
         *,
-        negatives: Mapping[str, str] | None = None,
+        known: Callable[[str], str | None] = canonical_in_chinese,
         form: Form = "json_schema",
         max_tokens: int = 2048,
     ) -> None:
         self._endpoint = endpoint
-        self._negatives = checked_negatives(CANONICAL["zh"] if negatives is None else negatives)
+        self._known = known
         self._form: Form = form
         response_format(form, "", {})
         self._max_tokens = max_tokens
@@ -103,20 +113,20 @@ class Translator:
         """
         if report.language != "en":
             raise ValueError(f"only English reports are translated, got one in {report.language!r}")
-        stated = [one for one in report.statements if not one.imputed]
-        sentences = [one.text for one in stated] + ([report.impression] if report.impression.strip() else [])
-        translated = self._translate(sentences) if sentences else []
-        texts = iter(translated)
-        statements = tuple(
-            Statement(
-                section=one.section,
-                text=self._negatives[one.section] if one.imputed else next(texts),
-                imputed=one.imputed,
-                source=one.source,
-            )
-            for one in report.statements
+        chinese = {"": ""}
+        unknown = []
+        for text in dict.fromkeys((*(one.text for one in report.statements), report.impression)):
+            if (known := self._known(text)) is not None:
+                chinese[text] = known
+            elif text.strip():
+                unknown.append(text)
+        chinese |= zip(unknown, self._translate(unknown) if unknown else (), strict=True)
+        return replace(
+            report,
+            statements=tuple(replace(one, text=chinese[one.text]) for one in report.statements),
+            impression=chinese.get(report.impression, ""),
+            language="zh",
         )
-        return NormalizedReport(statements=statements, impression=next(texts, ""), language="zh", dropped=report.dropped)
 
     def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | AnswerError]:
         """Translate reports, several at once; yield them, or why they could not be, in their order.
