@@ -11,7 +11,7 @@ DEV    := $(VENV)/.ready-dev
 DATA   := outputs/data/synthetic/index.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 bench bench-rad bench-copies features test test-slurm lint mlflow clean
+.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 bench bench-rad bench-data bench-copies features test test-slurm lint mlflow clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench: $(READY) ## time every way of decoding on this machine -> outputs/bench (
 
 bench-rad: $(READY) ## time a training step in every layout -> outputs/bench (ARGS="models=[d128] contexts=[256]")
 	$(BIN)/python -m echo_pl.tools.bench_rad $(ARGS)
+
+bench-data: $(READY) ## time reading, decoding and batches, from a folder and over HTTP -> outputs/bench (ARGS="--rounds 9")
+	$(BIN)/python -m echo_pl.tools.bench_data $(ARGS)
 
 bench-copies: $(DATA) ## K noisy copies at equal training time -> outputs/bench/copies (from the newest stage 1; 20 minutes)
 	$(BIN)/python -m echo_pl.tools.compare_copies $(if $(ARGS),--set $(ARGS))

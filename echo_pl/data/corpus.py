@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from echo_pl.data.corpus_folder import LocalCorpus, RemoteCorpus
+from echo_pl.data.corpus_folder import CorpusFolder
 from echo_pl.data.corpus_index import CorpusIndex, Shard
 from echo_pl.data.feature_store import FeatureReader
 from echo_pl.data.shard_reader import IMAGE_SUFFIXES, RawSample, ShardError, read_samples
@@ -31,9 +31,7 @@ class Corpus:
         processing: How images become patches, which stored features must share.
     """
 
-    def __init__(
-        self, folder: LocalCorpus | RemoteCorpus, *, name: str, features: Path | None, processing: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, folder: CorpusFolder, *, name: str, features: Path | None, processing: Mapping[str, Any]) -> None:
         self.folder = folder
         self.name = name
         self._prefix = f"{name}-" if name else ""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from echo_pl.data.corpus_index import INDEX_NAME, AttachedFile, CorpusIndex, Shard, check_local, record_checksum
-from echo_pl.data.file_cache import CacheFullError, ChecksumError, FileCache
+from echo_pl.data.file_cache import ChecksumError, FileCache
 from echo_pl.data.remote_folder import RemoteFolder, TooLongError, is_url
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class CorpusFolder(Protocol):
         """The local folder of the corpus's own tokenizer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LocalCorpus:
     """A corpus in a local or mounted folder."""
 
@@ -74,7 +74,7 @@ class LocalCorpus:
         return self.path / TOKENIZER
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RemoteCorpus:
     """A corpus behind a URL.
 
@@ -142,7 +142,7 @@ class RemoteCorpus:
         try:
             with self.holding(shard):
                 pass
-        except (CacheFullError, ChecksumError, OSError) as error:  # whoever wants it will try, and say it, again
+        except (ValueError, OSError) as error:  # whoever wants it will try, and say it, again
             logger.info("%s was not fetched ahead: %s", shard.name, error)
 
     def tokenizer(self, index: CorpusIndex) -> Path:
@@ -178,7 +178,7 @@ class RemoteCorpus:
         return target
 
 
-def open_folder(root: Path | str, cache_dir: Path | str | None, cache_bytes: int) -> LocalCorpus | RemoteCorpus:
+def open_folder(root: Path | str, cache_dir: Path | str | None, cache_bytes: int) -> CorpusFolder:
     """A corpus's folder by its path or URL.
 
     Args:
@@ -190,8 +190,8 @@ def open_folder(root: Path | str, cache_dir: Path | str | None, cache_bytes: int
         ValueError: If it is another URL or a command, or there is no folder for the cache.
     """
     if not is_url(root):
-        return LocalCorpus(check_local(root))
+        return LocalCorpus(path=check_local(root))
     remote = RemoteFolder(url=str(root))
     if cache_dir is None:
         raise ValueError(f"{root} is read through a local cache: say where it is with data.cache_dir=<folder>")
-    return RemoteCorpus(remote, FileCache(check_local(cache_dir), cache_bytes))
+    return RemoteCorpus(remote=remote, cache=FileCache(check_local(cache_dir), cache_bytes))

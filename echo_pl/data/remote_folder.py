@@ -63,7 +63,7 @@ def is_url(place: Path | str) -> bool:
 class RemoteFolder:
     """A folder behind a URL.
 
-    Credentials are those of fsspec and of the protocol (``FSSPEC_HTTPS_HEADERS``, ``AWS_PROFILE``), never part of the URL.
+    Credentials are those of fsspec and of the protocol (``FSSPEC_HTTPS``, ``AWS_PROFILE``), never part of the URL.
     """
 
     url: str
@@ -98,7 +98,7 @@ class RemoteFolder:
         Raises:
             FileNotFoundError: If there is no such file.
             RemoteFileError: If it could not be fetched with all patience.
-            TooLongError: If it has more than ``most`` bytes; at most a few megabytes more than that are written.
+            TooLongError: If it comes from elsewhere and has more than ``most`` bytes; few megabytes more are written.
         """
         place = self.place(name)
         self._patiently(place, lambda: self._files().get_file(place, str(target), callback=_AtMost(place, most)))
@@ -162,7 +162,7 @@ def _check_url(url: str) -> None:
     if "@" in parts.netloc:
         raise ValueError(
             f"the URL of a corpus on {parts.hostname} holds credentials, which would be written into every record of the run; give "
-            "them to fsspec (FSSPEC_HTTPS_HEADERS) or to the protocol (AWS_PROFILE)"
+            "them to fsspec (FSSPEC_HTTPS) or to the protocol (AWS_PROFILE)"
         )
     if parts.query or parts.fragment or any(c.isspace() or not c.isprintable() for c in url):
         raise ValueError(f"the URL of a corpus is that of a folder, without query, fragment or spaces, got {url!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from echo_pl.data.collator import ReportCollator
 from echo_pl.data.corpora.synthetic import SyntheticCorpus
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.data.processor import ReportProcessor
 from echo_pl.data.response import format_response
 from echo_pl.data.shard_writer import encode_study, write_corpus
 from echo_pl.data.webdataset_secure import TarWriter
@@ -338,6 +340,7 @@ def test_a_missing_corpus_says_how_to_make_it(tmp_path):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"length_window": -1}, "length_window must be at least 0, got -1"),
         ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"prefetch_batches": 0}, "prefetch_batches must be at least 1, got 0"),
         ({"limit_val": 0}, "limit_val must be at least 1, got 0"),
         ({"on_bad_sample": "ignore"}, "on_bad_sample must be"),
         ({"rank": 1}, "both rank and world_size"),
@@ -361,3 +364,26 @@ def test_yaml_names_and_comments_every_argument(name):
     assert set(OmegaConf.load(path)) == arguments | {"_target_"}
     lines = [line for line in path.read_text().splitlines() if ":" in line and not line.startswith(("#", "_target_"))]
     assert all("#" in line for line in lines)
+
+
+def test_with_workers_nothing_is_decoded_or_tokenized_in_the_training_process(root, tmp_path, monkeypatch):
+    """Each step notes the process that it ran in; processes are forked, so the patches are theirs too."""
+    log = tmp_path / "processes"
+
+    def noted(name, function):
+        def call(*arguments):
+            with log.open("a") as file:
+                file.write(f"{name} {os.getpid()}\n")
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(stream, "decode_study", noted("decode", stream.decode_study))
+    monkeypatch.setattr(ReportProcessor, "__call__", noted("process", ReportProcessor.__call__))
+    monkeypatch.setattr(ReportCollator, "__call__", noted("collate", ReportCollator.__call__))
+    list(module(root, num_workers=2, prefetch_batches=1).train_dataloader())
+    steps = {tuple(line.split()) for line in log.read_text().splitlines()}
+    assert {name for name, _ in steps} == {"decode", "process", "collate"}
+    workers = {process for _, process in steps}
+    assert len(workers) == 2
+    assert str(os.getpid()) not in workers

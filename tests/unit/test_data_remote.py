@@ -44,7 +44,7 @@ def module(root: str | Path, cache: Path | None = None, **options) -> ReportData
 
 
 def corpus(url: str, cache: Path, most: int = ROOM) -> RemoteCorpus:
-    return RemoteCorpus(RemoteFolder(url=url, patience=QUICK), FileCache(cache, most))
+    return RemoteCorpus(remote=RemoteFolder(url=url, patience=QUICK), cache=FileCache(cache, most))
 
 
 def same(one, other) -> bool:
