@@ -11,10 +11,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import numpy as np
 from PIL import Image
@@ -138,16 +137,13 @@ class Sharding:
         )
 
     def _read(self, wanted: ShardSlice) -> Iterator[Entry]:
-        with ExitStack() as stack:
-            files: dict[int, IO[bytes]] = {}
-            for number, offset in wanted.places:
-                if number not in files:
-                    path = chunk_path(self.general, 0) if number == GENERAL_FILE else chunk_path(self.entries, number)
-                    files[number] = stack.enter_context(path.open("rb"))
-                files[number].seek(offset)
-                entry = decode(json.loads(files[number].readline()), self.base)
-                assert isinstance(entry, Entry)  # places are those of studies
-                yield entry
+        for number, offset in wanted.places:
+            path = chunk_path(self.general, 0) if number == GENERAL_FILE else chunk_path(self.entries, number)
+            with path.open("rb") as file:  # nearly every study of a shard is in another one: too many to keep open
+                file.seek(offset)
+                entry = decode(json.loads(file.readline()), self.base)
+            assert isinstance(entry, Entry)  # places are those of studies
+            yield entry
 
     def _study(self, entry: Entry) -> Study:
         source = entry.study
