@@ -1,4 +1,4 @@
-"""Other processes: they share tasks, stop when told, and go when their parent goes."""
+"""Other processes: they share tasks, are ended with the run, and go when their parent goes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_pl.data.pipeline.workers import StoppedError, Workers, go_on
+from echo_pl.data.pipeline.workers import Workers
 
 
 def square(number: int) -> int:
@@ -33,7 +33,6 @@ def endless(path: str) -> None:
         file.write(f"{os.getpid()}\n")
     while True:
         time.sleep(0.01)
-        go_on()
 
 
 def is_running(process: int) -> bool:
@@ -64,13 +63,12 @@ def test_a_worker_that_dies_is_said():
         list(workers.run(die, range(2)))
 
 
-def test_in_this_process_nobody_is_told_to_stop():
-    go_on()
+def test_a_number_below_none_is_refused():
     with pytest.raises(ValueError, match="-1"):
         Workers(-1)
 
 
-def test_leaving_ends_tasks_between_two_studies(tmp_path):
+def test_leaving_ends_what_workers_do(tmp_path):
     log = tmp_path / "log"
 
     def interrupted() -> Iterator[str]:
@@ -82,7 +80,6 @@ def test_leaving_ends_tasks_between_two_studies(tmp_path):
     with pytest.raises(InterruptedError), Workers(1) as workers:
         list(workers.run(endless, interrupted()))
     wait_until_gone([int(line) for line in log.read_text().split()])
-    assert issubclass(StoppedError, RuntimeError)
 
 
 PARENT = """

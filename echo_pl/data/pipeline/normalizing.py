@@ -14,7 +14,6 @@ from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries, 
 from echo_pl.data.pipeline.files import write_lines
 from echo_pl.data.pipeline.listing import chunk_path
 from echo_pl.data.pipeline.parts import Check, Engine, Recipe, Redact, RefusedError, built
-from echo_pl.data.pipeline.workers import go_on
 from echo_pl.data.reports.report import NormalizedReport
 
 
@@ -51,7 +50,6 @@ class Normalizing:
         self, entries: list[Entry | LeftOut], outcomes: Iterator[NormalizedReport | RefusedError]
     ) -> Iterator[Entry | LeftOut]:
         for entry in entries:
-            go_on()
             if isinstance(entry, LeftOut):
                 yield entry
                 continue

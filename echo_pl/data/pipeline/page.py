@@ -55,8 +55,11 @@ def _statements(findings: str, notes: str) -> Iterator[tuple[str, str, bool]]:
     try:
         for section, length, imputed in json.loads(notes):
             begin = start + (len(findings[start:]) - len(findings[start:].lstrip(" ")))
-            yield str(section), findings[start : begin + int(length)], bool(imputed)
-            start = begin + int(length)
+            end = begin + int(length)
+            if end > len(findings):
+                return
+            yield str(section), findings[start:end], bool(imputed)
+            start = end
     except (ValueError, TypeError):
         return
 

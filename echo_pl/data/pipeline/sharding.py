@@ -25,7 +25,6 @@ from echo_pl.data.pipeline.arranging import GENERAL_FILE
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
 from echo_pl.data.pipeline.files import read_json, read_lines, whole_file, write_json
 from echo_pl.data.pipeline.listing import chunk_path
-from echo_pl.data.pipeline.workers import go_on
 from echo_pl.data.reports.report import SECTIONS, NormalizedReport, RawReport
 from echo_pl.data.request import GENERAL
 from echo_pl.data.shard_writer import encode_study
@@ -104,7 +103,6 @@ class Sharding:
         path = self.folder / wanted.name
         with whole_file(path) as file, TarWriter(file, mtime=0) as writer:
             for entry in self._read(wanted):
-                go_on()
                 try:
                     study = self._study(entry)
                 except ImageError as error:

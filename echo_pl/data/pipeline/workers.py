@@ -1,7 +1,7 @@
 """Runs tasks in other processes, or in this one, and ends them when this one ends, however it does.
 
-A worker looks after every study whether it is to stop, and goes when its parent is gone: a killed run leaves nobody behind who
-writes. Knows nothing of what tasks do.
+A run that ends early ends its workers where they are: what they write is whole or not there. A worker whose parent is killed
+goes by itself. Knows nothing of what tasks do.
 """
 
 from __future__ import annotations
@@ -16,38 +16,20 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing.context import SpawnContext
-from multiprocessing.synchronize import Event
+from multiprocessing.process import BaseProcess
 from typing import Final, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 SPARED: Final = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that a terminal or a scheduler sends to a whole job. The parent answers them; SIGTERM ends a worker as ever."""
+"""Signals that a terminal or a scheduler sends to all of a job. The parent answers them; SIGTERM ends a worker as ever."""
 _PATIENCE: Final = 0.5
 """Seconds that a signal may take to reach this process after its workers."""
 
-_told_to_stop: list[Event] = []
-"""In a worker: the event that says so."""
-
-
-class StoppedError(RuntimeError):
-    """The run is over; this task is not finished."""
-
-
-def go_on() -> None:
-    """Say that a task may take up its next study.
-
-    Raises:
-        StoppedError: it may not.
-    """
-    if any(event.is_set() for event in _told_to_stop):
-        raise StoppedError
-
 
 class Workers:
-    """Processes that share tasks.
+    """Processes that share tasks. To be entered.
 
     Args:
         count: of processes; 0: this one.
@@ -61,22 +43,22 @@ class Workers:
             raise ValueError(f"workers must not be negative, got {count}")
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
-        self._stop: Event | None = None
+        self._others: frozenset[BaseProcess] = frozenset()
 
     def __enter__(self) -> Workers:
         if self._count:
-            context: SpawnContext = multiprocessing.get_context("spawn")
-            with _blocked():  # what is started here inherits it: a worker is deaf to these from its first instruction on
-                self._stop = context.Event()
-                self._pool = ProcessPoolExecutor(self._count, context, initializer=_begin, initargs=(self._stop,))
-                self._pool.submit(os.getpid)  # starts them all
+            self._others = frozenset(multiprocessing.active_children())
+            self._pool = ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), initializer=_begin)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None and self._stop is not None:
-            self._stop.set()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._pool is None:
+            return
+        if kind is not None:
+            for worker in frozenset(multiprocessing.active_children()) - self._others:
+                worker.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
 
     def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield the result of each task as it is finished, in any order. Tasks are taken as there is room for them.
@@ -91,7 +73,9 @@ class Workers:
         running: set[Future[Result]] = set()
         try:
             while True:
-                running |= {self._pool.submit(function, task) for task in islice(remaining, 2 * self._count - len(running))}
+                for task in islice(remaining, 2 * self._count - len(running)):
+                    with _signals_held():
+                        running.add(self._pool.submit(function, task))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -103,19 +87,20 @@ class Workers:
 
 
 @contextmanager
-def _blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SPARED)
+def _signals_held() -> Iterator[None]:
+    """No signal interrupts the start of a worker, and a worker is deaf to them from its first instruction on: it inherits this."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SPARED, signal.SIGTERM))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(stop: Event) -> None:
+def _begin() -> None:
     """First thing in a worker."""
     for number in SPARED:
         signal.signal(number, signal.SIG_IGN)
-    _told_to_stop.append(stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SPARED, signal.SIGTERM))
     threading.Thread(target=_go_with_parent, daemon=True).start()
 
 
