@@ -18,7 +18,8 @@ from echo_pl.data.reports.rules import RuleNormalizer
     ("text", "expected"),
     [
         ("右侧胸腔积液。", {"effusion": ("positive", {"right"})}),
-        ("未见实变、结节及气胸。", {"consolidation": ("negative", set()), "nodule": ("negative", set()), "pneumothorax": ("negative", set())}),
+        ("未见实变、结节及气胸。",
+         {"consolidation": ("negative", set()), "nodule": ("negative", set()), "pneumothorax": ("negative", set())}),
         ("左下肺斑片影，考虑肺炎。", {"opacity": ("positive", {"left"}), "pneumonia": ("uncertain", set())}),
         ("右肺结节，肿瘤待排。", {"nodule": ("positive", {"right"}), "mass": ("uncertain", set())}),
         ("心影增大。", {"cardiomegaly": ("positive", set())}),

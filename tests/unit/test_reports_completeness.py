@@ -8,13 +8,15 @@ from dataclasses import replace
 import pytest
 
 from echo_pl.data.reports.completeness import CompletenessCheck
+from echo_pl.data.reports.rendering import in_chinese
 from echo_pl.data.reports.report import NormalizedReport, RawReport, Statement
 from echo_pl.data.reports.rules import RuleNormalizer
 
 RAW = RawReport(
     findings=(
         "Two views. The heart is normal in size. There is a 12 mm nodule in the right upper lobe. Small left effusion. "
-        "No pneumothorax. The basal shadow may represent pneumonia. A left pacemaker is in place. Odd loop of thread in the left neck."
+        "No pneumothorax. The basal shadow may represent pneumonia. A left pacemaker is in place. "
+        "Odd loop of thread in the left neck."
     ),
     impression="1. Right upper lobe nodule.",
 )
@@ -117,6 +119,16 @@ def test_details_hold_no_sentences():
     found = CompletenessCheck(verbatim=True).problems(RAW, without("thread")(RuleNormalizer().normalize(RAW)))
     assert found
     assert all(" " not in one.detail for one in found if one.name.startswith("words_"))
+
+
+def test_a_translation_is_checked_across_languages():
+    raw = RawReport(findings="Lungs are clear. Small left effusion.", impression="Left effusion.")
+    chinese = {"Small left effusion.": "左侧少量胸腔积液。", "Left effusion.": "左侧胸腔积液。"}
+    english = RuleNormalizer().normalize(raw)
+    check = CompletenessCheck(verbatim=False)
+    assert check.problems(raw, in_chinese(english, chinese.__getitem__)) == []
+    flipped = in_chinese(english, lambda text: chinese[text].replace("左", "右"))
+    assert {one.name for one in check.problems(raw, flipped)} >= {"side_changed"}
 
 
 def test_a_chinese_engine_that_flips_a_side_is_caught():

@@ -34,7 +34,8 @@ def test_every_region_is_stated_in_order(engine):
         ("No effusion or pneumothorax.", {"lungs": ["There is no pneumothorax."], "diaphragm": ["There is no pleural effusion."]}),
         ("No large effusion.", {"diaphragm": ["There is no large pleural effusion."]}),
         ("No acute bony abnormality.", {"bones": ["There is no acute bony abnormality."]}),
-        ("Heart and mediastinum are normal.", {"heart": ["The heart is normal in size."], "mediastinum": ["Mediastinal contours are normal."]}),
+        ("Heart and mediastinum are normal.",
+         {"heart": ["The heart is normal in size."], "mediastinum": ["Mediastinal contours are normal."]}),
         ("Lungs are clear without focal consolidation or effusion.",
          {"lungs": ["The lungs are clear.", "There is no focal consolidation."], "diaphragm": ["There is no pleural effusion."]}),
         ("Low lung volumes with no effusion.", {"lungs": ["Low lung volumes."], "diaphragm": ["There is no pleural effusion."]}),
@@ -42,7 +43,8 @@ def test_every_region_is_stated_in_order(engine):
          {"heart": ["There is cardiomegaly."], "diaphragm": ["A small left effusion."]}),
         ("The right lung is clear.", {"lungs": ["The right lung is clear."]}),
         ("No right effusion.", {"diaphragm": ["No right effusion."]}),
-        ("Heart size is normal and stable since the last visit.", {"heart": ["Heart size is normal and stable since the last visit."]}),
+        ("Heart size is normal and stable since the last visit.",
+         {"heart": ["Heart size is normal and stable since the last visit."]}),
         ("The lungs are well expanded.", {"lungs": ["The lungs are well expanded."]}),
         ("The left clavicle is intact.", {"bones": ["The left clavicle is intact."]}),
         ("Calcified hilar and mediastinal nodes.", {"hila": ["Calcified hilar and mediastinal nodes."]}),
@@ -53,6 +55,56 @@ def test_clauses(engine, sentence, expected):
     report = engine.normalize(RawReport(findings=sentence, impression="See above."))
     found = {name: texts for name in (*REGION_NAMES, OTHER) if (texts := section(report, name))}
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("sentence", "section_name", "text"),
+    [
+        # Each of these went wrong once, and no label showed it.
+        ("Sternal wires appear intact.", "thorax", "Sternal wires appear intact."),
+        ("Central and basilar opacities.", "lungs", "Central and basilar opacities."),
+        ("No acute infiltrate or large effusion.", "lungs", "There is no acute consolidation."),
+        ("No infiltrates or masses.", "lungs", "There is no consolidation or mass."),
+        ("A nodule overlies the left fifth rib.", "lungs", "A nodule overlies the left fifth rib."),
+        ("Irregularity of the sixth rib.", "bones", "Irregularity of the sixth rib."),
+        ("Heart size is top normal.", "heart", "Heart size is top normal."),
+        ("No large volume effusion.", "diaphragm", "No large volume effusion."),
+        ("Lower lobe nodules not seen on the prior film.", "lungs", "Lower lobe nodules not seen on the prior film."),
+        ("On the lateral view a septal occluder is seen.", "other", "On the lateral view a septal occluder is seen."),
+        ("Normal mediastinal contour, and aeration.", "mediastinum", "Normal mediastinal contour, and aeration."),
+        ("No acute, displaced rib fractures.", "bones", "There is no acute, displaced rib fracture."),
+        ("No large pneumothorax or effusion.", "diaphragm", "There is no large pleural effusion."),
+        ("No effusion or large pneumothorax.", "diaphragm", "There is no pleural effusion."),
+        ("Hilar fullness is present suggesting no progress.", "hila", "Hilar fullness is present suggesting no progress."),
+        ("No nodule, large effusion, or pneumothorax.", "lungs", "There is no nodule or pneumothorax."),
+        ("Stable cardiomediastinal silhouette.", "mediastinum", "Stable cardiomediastinal silhouette."),
+        (
+            "Calcified mediastinal and hilar nodes of old granulomatous disease.",
+            "hila",
+            "Calcified mediastinal and hilar nodes of old granulomatous disease.",
+        ),
+        ("Two views of the chest show normal size of the heart.", "heart", "Two views of the chest show normal size of the heart."),
+        ("The apices are clear.", "lungs", "The apices are clear."),
+        ("There is an opacity also present before.", "lungs", "There is an opacity also present before."),
+    ],
+)
+def test_faults_that_were_read(engine, sentence, section_name, text):
+    assert text in section(engine.normalize(RawReport(findings=sentence, impression="See above.")), section_name)
+
+
+def test_a_report_in_lines_with_headings(engine):
+    findings = "FINDINGS:\nHeart: normal\nLungs: Clear, no\npneumothorax\nPleura: small left effusion\n1. Old rib fracture"
+    report = engine.normalize(RawReport(findings=findings, impression="See above."))
+    assert section(report, "heart") == ["The heart is normal in size."]
+    assert section(report, "lungs") == ["The lungs are clear.", "There is no pneumothorax."]
+    assert section(report, "diaphragm") == ["Pleura: small left effusion."]
+    assert section(report, "bones") == ["Old rib fracture."]
+
+
+def test_a_region_that_only_a_device_lies_in_is_filled(engine):
+    report = engine.normalize(RawReport(findings="The endotracheal tube is 3 cm above the carina."))
+    assert section(report, "mediastinum") == ["The endotracheal tube is 3 cm above the carina."]
+    assert "mediastinum" in report.imputed
 
 
 @pytest.mark.parametrize(
@@ -76,7 +128,10 @@ def test_what_cannot_be_cut_is_said_in_every_region_it_speaks_of(engine):
 
 
 def test_pieces_are_dropped_and_counted(engine):
-    findings = "Two views of the chest. Comparison is made with XXXX. Findings were discussed with Dr. XXXX. 1. Lungs clear. Lungs clear. The XXXX are intact."
+    findings = (
+        "Two views of the chest. Comparison is made with XXXX. Findings were discussed with Dr. XXXX. 1. Lungs clear. Lungs clear. "
+        "The XXXX are intact."
+    )
     report = engine.normalize(RawReport(findings=findings, impression="Normal chest."))
     assert {name: report.dropped[name] for name in ("technique", "comparison", "communication", "duplicate", "numbering")} == {
         "technique": 1,
@@ -152,7 +207,7 @@ def test_html_spaces_and_encodings_are_cleaned_and_counted(engine):
     [
         "Los pulmones est\u00e1n claros sin derrame. El coraz\u00f3n es de tama\u00f1o normal y la aorta es normal.",
         "Die Lunge ist frei und das Herz ist nicht vergr\u00f6\u00dfert. Kein Erguss.",
-        "\u041b\u0451\u0433\u043a\u0438\u0435 \u0431\u0435\u0437 \u043e\u0447\u0430\u0433\u043e\u0432\u044b\u0445 \u0438\u0437\u043c\u0435\u043d\u0435\u043d\u0438\u0439.",
+        "Лёгкие без очаговых изменений.",
     ],
 )
 def test_another_language_is_refused_without_its_words(engine, text):

@@ -11,7 +11,8 @@ from echo_pl.tools import check_normalizer
 from echo_pl.tools.mesh_labels import JUDGED, tagged
 
 ROWS = [
-    {"id": "a", "findings": "Heart is normal. Small left effusion.", "impression": "Effusion.", "mesh_major": ["Pleural Effusion/left/small"]},
+    {"id": "a", "findings": "Heart is normal. Small left effusion.", "impression": "Effusion.",
+     "mesh_major": ["Pleural Effusion/left/small"]},
     {"id": "b", "findings": "Lungs clear.", "impression": "Normal.", "mesh_major": ["normal"], "mesh_auto": []},
     {"id": "c", "findings": "", "impression": "", "mesh_major": ["No Indexing"]},
     {"id": "d", "findings": "A nodule.", "impression": "", "mesh_major": ["Cardiomegaly/mild"], "mesh_auto": ["nodule"]},

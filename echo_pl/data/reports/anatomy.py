@@ -53,9 +53,10 @@ PARTS: Final[tuple[Anatomy, ...]] = (
     _part("aorta", "mediastinum", "aortic", "The aorta is normal.",
           "aorta | aortic | thoracic aorta | aortic arch | aortic knob | aortic contour | aortic vascular | descending aorta"
           "| ascending aorta | descending thoracic aorta | great vessel | arch | arch of the aorta | aortic knuckle"),
-    _part("trachea", "mediastinum", "tracheal", "The trachea is midline.", "trachea | tracheal | carina | airway"
+    _part("trachea", "mediastinum", "tracheal", "The trachea is midline.", "trachea | tracheal | carina"
     "| tracheal air column",
           denies=("mediastinal_shift",)),
+    _part("airway", "mediastinum", "airway", "", "airway | bronchus | main bronchus"),
     _part("esophagus", "mediastinum", "esophageal", "", "esophagus | esophageal | paraesophageal | retrosternal | paratracheal"),
     _part("vein", "mediastinum", "venous", "",
           "svc | superior vena cava | cavoatrial junction | caval atrial junction | right atrium | right atrial"
@@ -69,8 +70,8 @@ PARTS: Final[tuple[Anatomy, ...]] = (
           "| perihilar"
           "| retrocardiac | suprahilar | infrahilar | fissure | airspace | air space | upper lobe | lower lobe | middle lobe"
           "| lungs"
-          "| intrapulmonary | interstitium | alveolar | aeration | subsegmental | midzone | parenchymal pattern | lung apices"
-          "| basal | mid lung | pulmonary aeration | lobar | upper lung | lower lung | segment",
+          "| intrapulmonary | interstitium | alveolar | subsegmental | midzone | parenchymal pattern | lung apices"
+          "| basal | mid lung | lobar | upper lung | lower lung | segment",
           denies=("consolidation", "opacity")),
     _part("vessels", "lungs", "pulmonary vascular", "Pulmonary vascularity is normal.",
           "pulmonary vascularity | pulmonary vasculature | vascularity | vasculature | pulmonary vascular | pulmonary vessel"
@@ -78,7 +79,8 @@ PARTS: Final[tuple[Anatomy, ...]] = (
           "| pulmonary vascular pattern | pulmonary vascular marking | vascular marking | bronchovascular | vascular pattern"
           "| vessel"
           "| bronchovascular marking | pulmonary venous | interstitial", denies=("congestion",)),
-    _part("expansion", "lungs", "", "The lungs are well expanded.", "", denies=("low_lung_volume",)),
+    _part("expansion", "lungs", "", "The lungs are well expanded.", "aeration | pulmonary aeration"
+    "| lung aeration", denies=("low_lung_volume",)),
     _part("pulmonary", "lungs", "pulmonary", "Pulmonary structures are normal.", "pulmonary | pulmonary structure"),
     _part("markings", "lungs", "lung marking", "", "marking | lung marking | pulmonary marking"),
     _part("lung_volume", "lungs", "lung volume", "Lung volumes are normal.", "lung volume | inspiration | inspiratory volume"
@@ -102,7 +104,8 @@ PARTS: Final[tuple[Anatomy, ...]] = (
           "abdomen | upper abdomen | abdominal | upper quadrant | quadrant | bowel | stomach | gastric | colon | colonic"
           "| bowel gas pattern"
           "| bowel loop | subdiaphragmatic | gallbladder | cholecystectomy | splenic | spleen | liver | upper abdominal | kidney"
-          "| gastroesophageal junction | epigastric | hepatic | intraperitoneal | subphrenic | renal | gas pattern | fundus"),
+          "| gastroesophageal junction | epigastric | hepatic | intraperitoneal | subphrenic | renal | gas pattern | fundus"
+          "| epigastrium | pancreatic | pancreas | rectum | rectal"),
     _part("spine", "bones", "spinal", "The spine is unremarkable.",
           "spine | thoracic spine | vertebra | vertebral body | vertebral | lumbar spine | cervical spine"
           "| thoracolumbar spine | spinal"
@@ -127,6 +130,7 @@ PARTS: Final[tuple[Anatomy, ...]] = (
     _part("soft_tissue", "thorax", "soft tissue", "The soft tissues are unremarkable.",
           "soft tissue | chest wall | breast | axilla | axillary | subcutaneous | neck | thyroid | chest wall structure"
           "| supraclavicular"),
+    _part("throat", "thorax", "", "", "subglottic | epiglottis | prevertebral | laryngeal"),
     _part("thorax", "thorax", "thoracic", "The thorax is symmetric.", "thorax | thoracic | bony thorax contour"
     "| thoracic cage contour",
           denies=("chest_wall_deformity",)),

@@ -136,4 +136,4 @@ def _read(sentence: str) -> Analysis:
     known = {i for one in _ANY.finditer(sentence) if one[0] not in "左右" for i in range(one.start(), one.end())}
     unknown = tuple(span for span in left if span[0] not in known)
     vague = any(clause.vague for clause in clauses) and not normals and not mentions
-    return Analysis(mentions, normals, parts, vague, joints, unknown)
+    return Analysis(mentions, normals, parts, vague, joints, (), unknown)

@@ -183,6 +183,7 @@ NOUNS_ZH: Final[dict[str, str]] = {
     "mastectomy": "乳腺切除征象",
     "nipple_shadow": "乳头影",
     "breast_implant": "乳房假体",
+    "joint_effusion": "关节积液",
     "stimulator": "刺激器",
     "monitor_lead": "监护导线",
     "shunt": "分流管",

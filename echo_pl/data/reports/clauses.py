@@ -16,19 +16,26 @@ from echo_pl.data.reports.mention import Analysis, Mention, NormalPart, Reader, 
 from echo_pl.data.reports.report import OTHER
 from echo_pl.data.response import Language
 
-_CUT_AT = frozenset({",", "and", "with", "but", "however", "although", "though", "while", ";", "，", "、", "also", "yet"})
+_CUT_AT = frozenset({",", "and", "with", "but", "however", "although", "though", "while", ";", "，", "、", "yet"})
 """Joints where a sentence may be cut; they are left out."""
 _CUT_BEFORE = frozenset({"without", "without evidence of", "no", "there is", "there are", "no evidence of", "negative for"})
 """Words that begin a clause of their own; they stay with it."""
 _REFERRING = re.compile(
     r"\s*(?:this|these|it|its|which|that|they|those|both of|also|in its|has|have)\b"
-    r"|\s*(?:is|are|was|were|may|could|likely|probably|possibly)\b",
+    r"|\s*(?:consistent|compatible|suggest\w*|represent\w*|most|is|are|was|were|may|could|likely|probably|possibly)\b",
     re.IGNORECASE,
 )
 """What refers back to the words before a joint is not cut off from them."""
+_PARTICIPLE = re.compile(r"\b(?:suggest|show|demonstrat|indicat|represent|reflect)ing\s+$")
+"""What ends like this needs the words behind it."""
+_ADJECTIVE = re.compile(
+    r"\b(?:mediastinal|hilar|pulmonary|pleural|cardiac|aortic|thoracic|lumbar|cervical|left|right|upper|lower|basilar|apical|calcified)\s+$",
+    re.IGNORECASE,
+)
+"""What ends like this has its noun behind the conjunction: "calcified mediastinal and hilar nodes"."""
 _LEADING = re.compile(r"^(?:[,;:，、\s]|(?:and|with|but|however|although|though|while|also|yet)\b)+", re.IGNORECASE)
 
-_TRAILING = re.compile(r"(?:[,;:，、\s]|\b(?:and|with|but|however|although|though|while|also|yet)\b)+$", re.IGNORECASE)
+_TRAILING = re.compile(r"(?:[,;:，、\s]|\b(?:and|or|with|but|however|although|though|while|yet)\b)+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,32 +63,38 @@ class _Piece:
     end: int
     mentions: list[Mention]
     normals: list[NormalPart]
+    changed: list[str]
+    """Regions of parts that are abnormal without a name."""
 
     @property
     def kind(self) -> str:
-        if any(one.status in (Status.POSITIVE, Status.UNCERTAIN) for one in self.mentions):
+        if self.changed or any(one.status in (Status.POSITIVE, Status.UNCERTAIN) for one in self.mentions):
             return "positive"
         return "denied" if self.mentions or self.normals else ""
 
     @property
     def regions(self) -> tuple[str, ...]:
-        positive = [one.region for one in self.mentions if one.status is not Status.NEGATIVE]
-        if positive:
-            return tuple(dict.fromkeys(positive))
-        return tuple(dict.fromkeys([one.region for one in self.normals] + [one.region for one in self.mentions]))
+        there = [one.region for one in self.mentions if one.status is not Status.NEGATIVE] + self.changed
+        normal = [one.region for one in self.normals]
+        return (
+            tuple(dict.fromkeys(there + normal)) if there else tuple(dict.fromkeys(normal + [one.region for one in self.mentions]))
+        )
 
 
 def _pieces(text: str, found: Analysis) -> list[_Piece]:
     cuts = [0]
     for start, end in found.joints:
         word = text[start:end].lower()
+        if (word in _CUT_BEFORE and _PARTICIPLE.search(text[:start])) or (word == "and" and _ADJECTIVE.search(text[:start])):
+            continue
         if (word in _CUT_AT or word in _CUT_BEFORE) and start > cuts[-1] and not _REFERRING.match(text[end:]):
             cuts.append(start)
     pieces = []
     for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
         mentions = [one for one in found.mentions if start <= one.start < end]
         normals = [one for one in found.normals if start <= one.start < end]
-        pieces.append(_Piece(start, end, mentions, normals))
+        changed = [region for region, place in found.changed if start <= place < end]
+        pieces.append(_Piece(start, end, mentions, normals, changed))
     return pieces
 
 
@@ -98,8 +111,9 @@ def _joined(pieces: Sequence[_Piece], *, by_region: bool) -> list[_Piece]:
             last.end = piece.end
             last.mentions = [*last.mentions, *piece.mentions]
             last.normals = [*last.normals, *piece.normals]
+            last.changed = [*last.changed, *piece.changed]
         else:
-            groups.append(_Piece(piece.start, piece.end, list(piece.mentions), list(piece.normals)))
+            groups.append(_Piece(piece.start, piece.end, list(piece.mentions), list(piece.normals), list(piece.changed)))
     return groups
 
 
@@ -132,7 +146,7 @@ class ClauseCutter:
                 clauses = [self._clause(text, group, found, alone=len(groups) == 1) for group in groups]
                 if all(one is not None for one in clauses):
                     return [one for several in clauses if several for one in several]
-        whole = _Piece(0, len(text), list(found.mentions), list(found.normals))
+        whole = _Piece(0, len(text), list(found.mentions), list(found.normals), [region for region, _ in found.changed])
         return self._clause(text, whole, found, alone=True) or []
 
     def _clause(self, text: str, piece: _Piece, found: Analysis, *, alone: bool) -> list[Clause] | None:
@@ -177,7 +191,8 @@ class ClauseCutter:
     def _named(self, words: str) -> tuple[str, ...]:
         """Regions of the parts that are named, where nothing else is."""
         parts = self._reader.read(words).parts
-        return tuple(dict.fromkeys(ANATOMY[one].region for one in parts if ANATOMY[one].region != OTHER)) or (OTHER,)
+        single = [one for part in parts for one in (ANATOMY[part].parts or (part,))]
+        return tuple(dict.fromkeys(ANATOMY[one].region for one in single if ANATOMY[one].region != OTHER)) or (OTHER,)
 
     def _canonical(self, piece: _Piece, found: Analysis, source: str) -> list[Clause] | None:
         """Canonical sentences of a group that only denies; None where they would lose something."""

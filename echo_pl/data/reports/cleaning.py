@@ -19,6 +19,8 @@ _BLOCK = re.compile(r"<\s*/?\s*(?:br|p|div|li|tr|h[1-6])\b[^<>]*>", re.IGNORECAS
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,6}|[A-Za-z]{2,10});")
 _ODD_SPACE = re.compile(r"[^\S\n ]|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]|  +")
 _PARAGRAPH = re.compile(r"\s*\n\s*\n\s*")
+_HEADED_LINE = re.compile(r"\n(?=[ \t]*[A-Z][A-Za-z /]{2,30}:|[ \t]*\d{1,2}[.)]\s|[ \t]*[-*\u2022]\s)")
+"""A line that begins with a heading, a number or a bullet begins a paragraph; other single line ends are wrapped text."""
 _SPACES = re.compile(r"[^\S\n]+|(?<!\n)\n(?!\n)|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]")
 _DOUBLE_MARKS = re.compile(r"([.,;])(?:\s*[.,;])+")
 _MOJIBAKE = re.compile("[\u00c2\u00c3\u00e2][\u0080-\u00bf\u20ac\u2122\u0153\u201c\u201d\u02dc\u2018\u2019\u0161]")
@@ -36,7 +38,10 @@ _PLAIN: Final = str.maketrans(
     }
 )
 _MARK = r"(?:x-)?(?:<?\bX{3,}\b>?|_{2,}|\[\*\*[^\]]{0,80}\*\*\])"
-_DANGLING = r"(?:(?:\b(?:dated|since|from|of|on|at|by|in|to|with|than|compared to|compared with)\s+)?(?:\b(?:the|a|an)\s+)?(?:\bDrs?\.?\s+)?)"
+_DANGLING = (
+    r"(?:(?:\b(?:dated|since|from|of|on|at|by|in|to|with|than|compared to|compared with)\s+)?(?:\b(?:the|a|an)\s+)?"
+    r"(?:\bDrs?\.?\s+)?)"
+)
 _MARKS = re.compile(
     rf"{_DANGLING}{_MARK}(?:[\s,/]+{_MARK})*(?=\s*(?:[.;:)]|,|$|\b(?:is|are|was|were|and|or|in|of|on|at|with|from|to|by)\b))|{_MARK}",
     re.IGNORECASE,
@@ -46,14 +51,14 @@ _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _LETTER = re.compile(r"[^\W\d_]")
 _ENGLISH_WORDS: Final = word_set(
     """
-    the is are of no and in with there or to normal heart lungs lung chest clear size within limits without pleural effusion acute
-    disease focal not seen right left pneumothorax stable unremarkable pulmonary mild evidence abnormality findings
+    the is are of no and in with there or to normal heart lungs lung chest clear size within limits without pleural effusion
+    acute disease focal not seen right left pneumothorax stable unremarkable pulmonary mild evidence abnormality findings
     """
 )
 _FOREIGN_WORDS: Final = word_set(
     """
-    el la los las de del y sin con se en una un les des et le du pas est sont der die das und ist keine kein mit nicht sem com na
-    no_es dos da della delle nella senza il non sono het een geen van w nie jest bez
+    el la los las de del y sin con se en una un les des et le du pas est sont der die das und ist keine kein mit nicht sem com
+    na no_es dos da della delle nella senza il non sono het een geen van w nie jest bez
     """
 )
 
@@ -138,8 +143,9 @@ def clean(text: str) -> Cleaned:
     if odd:
         counts["whitespace"] += odd
     if odd or found or counts or "\n" in text:
+        text = _HEADED_LINE.sub("\n\n", text)
         text = _PARAGRAPH.sub("\n\n", text)
         text = re.sub(r" +", " ", _SPACES.sub(" ", text))
     if found or _DOUBLE_MARKS.search(text):
-        text = _DOUBLE_MARKS.sub(r"\1", re.sub(r" (?=[.,;:)])", "", text))
+        text = _DOUBLE_MARKS.sub(lambda marks: "." if "." in marks[0] else marks[1], re.sub(r" (?=[.,;:)])", "", text))
     return Cleaned(text=text.strip(), counts=+counts)

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from echo_pl.data.regions import REGION_NAMES
-from echo_pl.data.reports.cleaning import clean, language_of
+from echo_pl.data.reports.cleaning import clean, is_chinese, language_of
 from echo_pl.data.reports.concepts import is_device
-from echo_pl.data.reports.kinds import Kind, kind_of
+from echo_pl.data.reports.kinds import Kind, about_the_examination, kind_of
 from echo_pl.data.reports.labeller import Label, Labeller, summarize
 from echo_pl.data.reports.lexicon import word_set
 from echo_pl.data.reports.mention import Mention, Reader, Status
@@ -36,11 +36,10 @@ class Problem:
     """One thing that is wrong with a normalized report."""
 
     name: str
-    """``region_missing``, ``finding_lost``, ``finding_invented``, ``certainty_changed``, ``contradiction``, ``denial_lost``,
-    ``side_changed``, ``place_changed``, ``number_lost``, ``number_invented``, ``device_lost``, ``device_invented``, ``words_lost``
-    or ``words_invented``."""
+    """``region_missing``, ``contradiction``, ``certainty_changed``, ``side_changed``, ``place_changed``, or one of ``finding_``,
+    ``device_``, ``denial_``, ``claim_``, ``number_`` and ``words_`` with ``lost`` or ``invented`` behind it."""
     detail: str
-    """Of which region, finding or number; never a sentence, but for the two ``words_`` problems, which name single words."""
+    """Which region, finding, number or, for ``words_``, single word; never a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +69,12 @@ class CompletenessCheck:
             ValueError: the original is in a language that has no reader.
         """
         text = f"{clean(raw.findings).text}\n\n{clean(raw.impression).text}"
-        reader = self._labeller.reader(text)
         language_of(text)
-        before = self._sentences(text, reader)
-        own = [one for one in normalized.statements if not one.imputed]
-        after = self._sentences("\n\n".join([*(one.text for one in own), normalized.impression]), reader)
-        filled = self._sentences("\n\n".join(one.text for one in normalized.statements if one.imputed), reader)
+        own_text = "\n\n".join([*(one.text for one in normalized.statements if not one.imputed), normalized.impression])
+        fillings = "\n\n".join(one.text for one in normalized.statements if one.imputed)
+        before, after, filled = (self._sentences(one, self._labeller.reader(one)) for one in (text, own_text, fillings))
         found = [*self._regions(normalized), *_findings(before, after, filled), *_numbers(before, after)]
-        if self._verbatim and reader is self._labeller.reader("a"):
+        if self._verbatim and not is_chinese(text):
             found += self._words(before, after)
         return found
 
@@ -99,13 +96,10 @@ class CompletenessCheck:
     def _words(self, before: list[_Sentence], after: list[_Sentence]) -> Iterable[Problem]:
         kept = {word for one in after for word in _WORD.findall(one.text.lower())}
         known = {word for one in before for word in _WORD.findall(one.text.lower())}
-        lost = {
-            word
-            for one in before
-            if one.plain and one.kind in (Kind.STATEMENT, Kind.INTERPRETATION)
-            for word in _WORD.findall(one.text.lower())
-        }
-        for word in sorted(lost - kept - _SAID_ELSEWHERE):
+        due = [one for one in before if one.plain and one.kind not in (Kind.COMMUNICATION, Kind.REMNANT)]
+        due = [one for one in due if not about_the_examination(one.text)]
+        said = {word for one in due for word in _WORD.findall(one.text.lower())}
+        for word in sorted(said - kept - _SAID_ELSEWHERE):
             yield Problem(name="words_lost", detail=word)
         told = {word for one in after if one.plain for word in _WORD.findall(one.text.lower())}
         for word in sorted(told - known - _SAID_ELSEWHERE):

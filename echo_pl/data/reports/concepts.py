@@ -70,7 +70,7 @@ _LUNGS = _region(
          "| nodular interstitial opacity", moves=True),
     _row("atelectasis", "atelectasis", "atelectasis | atelectatic | collapse | atelectatic change | collapsed"),
     _row("pneumonia", "pneumonia", "pneumonia | bronchopneumonia | pneumonitis | pneumonic | pulmonary infection"),
-    _row("edema", "edema", "edema | pulmonary edema | interstitial edema | alveolar edema | oedema"),
+    _row("edema", "edema", "edema | pulmonary edema | interstitial edema | alveolar edema | oedema", moves=True),
     _row("congestion", "vascular congestion",
          "congestion | vascular congestion | pulmonary vascular congestion | venous hypertension | pulmonary venous congestion"
          "| pulmonary venous hypertension | volume overload | fluid overload | cephalization | engorgement | engorged"
@@ -96,13 +96,13 @@ _LUNGS = _region(
     _row("hyperinflation", "hyperinflation",
          "hyperinflation | hyperinflated | hyperexpansion | hyperexpanded | overinflated | hyperaeration | hyperaerated"
          "| hyperdistention | air trapping | overexpanded | hyperdistended | large lung volume"),
-    _row("low_lung_volume", "reduction of lung volumes",
+    _row("low_lung_volume", "hypoinflation",
          "low lung volume | hypoinflation | hypoinflated | underinflated | hypoventilation | hypoventilatory | low volume"
          "| hypoaeration | hypoexpansion | shallow inspiration | hypoexpanded | underinflation | reduced lung volume"
          "| poor inspiration | poor inspiratory effort | low inspiration | diminished lung volume | decreased lung volume"
          "| small lung volume | hypoventilated | limited inspiration | low inspiratory volume | shallow inspiratory effort"),
     _row("volume_loss", "volume loss", "volume loss | loss of volume"),
-    _row("cavity", "cavity", "cavity | cavitary | cavitation | cavitating | cyst | cystic"),
+    _row("cavity", "cavity", "cavity | cavitary | cavitation | cavitating | cyst | cystic", moves=True),
     _row("bronchiectasis", "bronchiectasis", "bronchiectasis | bronchiectatic"),
     _row("pneumothorax", "pneumothorax", "pneumothorax | pleural air collection | hydropneumothorax"),
     _row("tuberculosis", "sign of tuberculosis", "tuberculosis | tuberculous | tb"),
@@ -150,7 +150,7 @@ _HILA = _region(
 _DIAPHRAGM = _region(
     "diaphragm",
     _row("effusion", "pleural effusion",
-         "effusion | pleural effusion | pleural fluid | hydrothorax | hemothorax | pleural fluid collection | fluid | empyema"
+         "effusion | pleural effusion | pleural fluid | hydrothorax | hemothorax | pleural fluid collection | empyema"
          "| pleural collection | fluid collection"),
     _row("costophrenic_blunting", "blunting of the costophrenic angles", "blunting"),
     _row("pleural_thickening", "pleural thickening", "pleural thickening | pleural plaque | pleural scarring | pleural reaction"
@@ -181,7 +181,8 @@ _BONES = _region(
     _row("vertebral_deformity", "vertebral compression", "compression deformity | wedge deformity | wedging"
     "| vertebral body height loss"
          "| loss of vertebral body height | anterior wedging | compression | wedge"),
-    _row("deformity", "bony deformity", "deformity", moves=True),
+    _row("deformity", "deformity", "deformity", moves=True),
+    _row("joint_effusion", "joint effusion", "joint effusion | knee effusion | elbow effusion"),
     _row("dislocation", "dislocation", "dislocation | subluxation"),
     _row("bone_lesion", "destructive bone lesion",
          "bone lesion | bony lesion | osseous lesion | sclerotic | sclerosis | blastic | bony destruction | lytic lesion"
@@ -191,7 +192,7 @@ _BONES = _region(
 _THORAX = _region(
     "thorax",
     _row("subcutaneous_emphysema", "subcutaneous emphysema", "subcutaneous emphysema | subcutaneous air | subcutaneous gas"),
-    _row("chest_wall_deformity", "deformity of the chest wall", "pectus excavatum | pectus carinatum | pectus"
+    _row("chest_wall_deformity", "pectus deformity", "pectus excavatum | pectus carinatum | pectus"
     "| pectus deformity"),
     _row("mastectomy", "sign of mastectomy", "mastectomy"),
     _row("nipple_shadow", "nipple shadow", "nipple shadow | nipple | nipple artifact"),
@@ -230,12 +231,12 @@ _DEVICES = (
              "central line | catheter | picc | picc line | central venous catheter | central venous line | support line"
              "| mediport | infusion port"
              "| chest port | port | port a cath | dialysis catheter | central catheter | swan ganz catheter | portacath"
-             "| venous catheter | portacatheter | port a catheter | vascular catheter | subclavian catheter"
+             "| catheter fracture | venous catheter | portacatheter | port a catheter | vascular catheter | subclavian catheter"
              "| subclavian line | internal jugular catheter | ij catheter | jugular catheter"),
         kind="device",
     ),
     *_region("heart", _row("stent", "stent", "stent | coronary stent | coronary artery stent"
-    "| coronary vascular stent"), _row("valve_prosthesis", "prosthetic valve", "prosthetic valve | valve replacement"
+    "| coronary vascular stent", moves=True), _row("valve_prosthesis", "prosthetic valve", "prosthetic valve | valve replacement"
     "| valve prosthesis"
              "| artificial valve | mechanical valve | prosthetic cardiac valve | prosthetic aortic valve"
              "| aortic valve replacement"

@@ -69,32 +69,41 @@ _DOUBTED = """is possible | cannot be excluded | can not be excluded | not exclu
 | could not be excluded | are suspected | is likely | not be excluded | cannot be completely excluded
 | would be difficult to exclude | may be present | not completely excluded | is a possibility | cannot be ruled out"""
 _VERSUS = "versus | vs"
-_BREAK = """but | however | although | though | while | except | with | which | whereas | ; | : | other than | apart from
+_BREAK = """but | however | although | though | while | except | with | which | whereas | ; | other than | apart from
 | aside from | yet | despite | due to | secondary to | therefore | except for | with exception of | that | demonstrating | showing
 | because | since | also | there is | there are | related to | where | as well as | likely due to | likely secondary to
 | possibly related to | possibly secondary to | possibly due to | likely related to | probably related to
 | probably secondary to"""
 _JOINT = ", | and | or | / | and / or | or / and"
-_NORMAL = """normal | unremarkable | within normal limit | normal limit | clear | intact | midline | sharp | normal in size
-| preserved
-| maintained | central | smooth | symmetric | in normal limit
-| nonenlarged | within limit | normal in size and contour | normal in contour | normal in appearance
-| within normal range | grossly clear | grossly normal | within normal size limit | normal size | normal in size and configuration
-| normal in size and shape | in the midline | grossly intact | well preserved | satisfactory
-| normal size and contour | normal in configuration | unremarkable in appearance | within normal limit for size and contour
-| within normal limit in size | within normal limit for size | within normal limit for contour
-| within normal limit in size and contour
-| normal for size | upper limit of normal | top normal | upper limit of normal in size | top normal in size | top limit of normal
-| upper limit normal | upper normal | upper limit of normal size | high normal | near top normal | top normal limit
-| within limit of normal
-| normal for age | normal in caliber | normal in position"""
+_NORMAL = """normal | unremarkable | normal in size | preserved | maintained | normal in size and contour | normal in contour
+| normal in appearance | grossly normal | normal size | normal in size and configuration | normal in size and shape
+| well preserved
+| satisfactory | normal size and contour | normal in configuration | unremarkable in appearance | normal for size | normal for age
+| upper limit of normal | top normal | upper limit of normal in size | top normal in size | top limit of normal
+| upper limit normal
+| upper normal | upper limit of normal size | high normal | near top normal | top normal limit | normal in caliber
+| normal in position
+| nonenlarged"""
+_WITHIN_LIMITS = """within normal limit | normal limit | in normal limit | within limit | within normal range
+| within normal size limit
+| within limit of normal | within normal limit for size and contour | within normal limit in size | within normal limit for size
+| within normal limit for contour | within normal limit in size and contour"""
+_NORMAL_OF: Final = {
+    "clear": "clear | grossly clear",
+    "midline": "midline | central | in the midline",
+    "sharp": "sharp | smooth",
+    "intact": "intact | grossly intact",
+    "symmetric": "symmetric",
+}
+"""Words of normality that are said of some parts only."""
 _EXPANDED = """well expanded | well aerated | normally inflated | normally expanded | well inflated | fully expanded
 | normally aerated
 | inflated | expanded | aerated | symmetrically inflated | symmetrically aerated | well ventilated | fully inflated
 | adequately inflated"""
 _GENERIC = """abnormality | disease | process | finding | pathology | abnormal | disease process | injury | trauma | problem
 | irregularity | pathologic process"""
-_NEUTRAL = """no change | no significant change | no interval change | no longer | not significantly changed | not changed
+_NEUTRAL = """view of the chest | radiograph of the chest | view the chest | no progression | no interval progression | no growth
+| no change | no significant change | no interval change | no longer | not significantly changed | not changed
 | not included
 | no significant interval change | without change | without significant change | no increase | not only | not well seen
 | not well visualized
@@ -105,12 +114,25 @@ _NEUTRAL = """no change | no significant change | no interval change | no longer
 | no appreciable change | no acute change | stable | not further | no adverse interval change | negative chest | not measurably
 | if clinically indicated | as clinically indicated | if indicated | if there is clinical concern | if concern
 | if symptoms persist
-| clinical concern | if clinically warranted | if needed | if further evaluation | infiltrate or | crystal clear
+| clinical concern | if clinically warranted | if needed | if further evaluation | crystal clear
 | not significantly interval changed | fluid level | air fluid level | no adverse change | normal variant | in keeping with
-| in the setting of | with respect to"""
+| in the setting of | with respect to | not seen on the previous | not seen on previous | not seen on the prior
+| not seen on prior
+| not seen previously | not present on the prior | not present on prior | not present on the previous | not present previously
+| large volume | small volume | moderate volume | not previously seen | not visualized on the prior | not visualized on prior"""
 
 BOTH_WAYS: Final = "both"
 """Value of a doubt that reaches back as well: A versus B."""
+LIMITS: Final = "limits"
+"""Value of a normality that is said of findings as well: "engorgement is within normal limits"."""
+NORMAL_PARTS: Final[dict[str, frozenset[str]]] = {
+    "clear": word_set("lungs pulmonary pleura costophrenic_angle trachea airway"),
+    "midline": word_set("trachea mediastinum"),
+    "sharp": word_set("costophrenic_angle diaphragm mediastinum heart hila"),
+    "intact": word_set("bones spine ribs joint soft_tissue thorax diaphragm"),
+    "symmetric": word_set("thorax lungs hila soft_tissue"),
+}
+"""Value of a normality -> the parts that it is said of; those that are not here are said of all."""
 EXPANDED: Final = "expanded"
 """Value of a normality that is of lungs alone, and of their volume."""
 _BY_ROLE: Final = {
@@ -127,19 +149,19 @@ _BY_ROLE: Final = {
 
 RESTARTS: Final[frozenset[str]] = word_set(
     """
-    there the mild mildly moderate moderately stable unchanged chronic degenerative minimal minimally scattered heart lung cardiac
-    this these some prominent old calcified tortuous again is are low left right bilateral bibasilar slight slightly has have it
-    patient low multiple severe marked probable possible likely status previous cardiomegaly atherosclerotic aortic thoracic a an
-    however cardiomediastinal small both mediastinal normal consistent interval persistent
+    there the mild mildly moderate moderately stable unchanged chronic degenerative minimal minimally scattered heart lung
+    cardiac this these some prominent old calcified tortuous again is are low left right bilateral bibasilar slight slightly has
+    have it patient multiple severe marked probable possible likely status previous cardiomegaly atherosclerotic aortic thoracic
+    a an however cardiomediastinal small both mediastinal normal consistent interval persistent
     """
 )
 """After a comma or "and" these begin a statement of their own: the denial before does not reach it."""
 
 FILLERS: Final[frozenset[str]] = word_set(
     """
-    the a an is are was were there of evidence evident seen identified noted present visualized demonstrated appear appearance be
-    been has have any to in on for size contour configuration shape caliber sign radiographic radiographically visible visualized
-    at this time it appreciated detected found within limit also specifically as both bilateral bilaterally field structure
+    the a an is are was were there of evidence evident seen identified noted present visualized demonstrated appear appearance
+    be been has have any to in on for size contour configuration shape caliber sign radiographic radiographically visible at
+    this time it appreciated detected found within limit also specifically as both bilateral bilaterally field structure
     silhouette area space grossly thorax remain remains width border margin position finding show shows reveal demonstrate
     demonstrates , and or : by its
     """
@@ -148,11 +170,13 @@ FILLERS: Final[frozenset[str]] = word_set(
 QUALIFIERS: Final[frozenset[str]] = word_set(
     """
     acute active focal large displaced definite suspicious significant new obvious gross sizable sizeable overt noncalcified
-    discrete confluent lobar convincing frank dominant abnormal pathologic nondisplaced moderate major apparent destructive patchy
-    aggressive marked substantial clear-cut concerning measurable small suspicious subtle suspicious layering tension residual
+    discrete confluent lobar convincing frank dominant abnormal pathologic nondisplaced moderate major apparent destructive
+    patchy aggressive marked substantial clear-cut concerning measurable small subtle layering tension residual
     """
 )
 """Words that narrow what is denied, and stay in a canonical negative."""
+SIZES: Final[frozenset[str]] = word_set("large sizable sizeable significant definite gross obvious overt")
+"""Qualifiers that may be meant of all that an enumeration denies: "no large effusion or pneumothorax"."""
 BROAD_PARTS: Final[frozenset[str]] = frozenset({"lungs", "pulmonary", "pleura", "chest"})
 """Parts whose name adds nothing to the finding that is denied in them."""
 
@@ -207,6 +231,9 @@ def english_lexicon() -> Lexicon[Term]:
         lexicon.add((term for term in part.terms if term not in taken), Term(Role.PART, part.name))
     for change, text in CHANGES.items():
         lexicon.add(phrases(text), Term(Role.CHANGE, change))
+    lexicon.add(phrases(_WITHIN_LIMITS), Term(Role.NORMAL, LIMITS))
+    for value, text in _NORMAL_OF.items():
+        lexicon.add(phrases(text), Term(Role.NORMAL, value))
     lexicon.add(phrases(_EXPANDED), Term(Role.NORMAL, EXPANDED))
     lexicon.add(phrases(_VERSUS), Term(Role.DOUBT, BOTH_WAYS))
     for role, text in _BY_ROLE.items():

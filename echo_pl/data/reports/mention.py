@@ -65,6 +65,8 @@ class Analysis(NamedTuple):
     """Denies abnormality without naming a part in particular ("no acute cardiopulmonary abnormality")."""
     joints: tuple[tuple[int, int], ...]
     """Where it might be cut: first and last character of commas, conjunctions, prepositions and denials."""
+    changed: tuple[tuple[str, int], ...] = ()
+    """Regions of parts that are abnormal in a way that has no name in the table, with the place of the word that says so."""
     unknown: tuple[tuple[int, int], ...] = ()
     """Words that a canonical sentence would lose."""
 

@@ -44,7 +44,8 @@ _PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     (
         "time",
         re.compile(
-            r"\b\d{1,2}:\d{2}(?::\d{2})?(?:\s*[ap]\.?m\b\.?)?|\b\d{3,4}\s*(?:hours|hrs)\b|\b\d{1,2}\s*[ap]\.?m\b\.?", re.IGNORECASE
+            r"\b\d{1,2}:\d{2}(?::\d{2})?(?:\s*(?:[ap]\.m\.|[ap]m\b))?|\b\d{3,4}\s*(?:hours|hrs)\b|\b\d{1,2}\s*(?:[ap]\.m\.|[ap]m\b)",
+            re.IGNORECASE,
         ),
     ),
     ("id", re.compile(r"\+?\(?\b\d{3}\)?[-. ]\d{3}[-. ]\d{4}\b|\b\d{3}-\d{2}-\d{4}\b|(?<![\d.])\d{6,}(?![\d.])")),

@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Final
 
 from echo_pl.data.regions import REGION_NAMES
 from echo_pl.data.reports.canonical import NO_ABNORMALITY, filling, negatives, sentence
@@ -32,6 +34,22 @@ _HEADING = re.compile(
     r"\s*[:：]\s*)+",
     re.IGNORECASE,
 )
+
+
+_READERS: Final[dict[Language, Reader]] = {"en": EnglishReader(), "zh": ChineseReader()}
+_CUTTERS: Final = {language: ClauseCutter(reader, language) for language, reader in _READERS.items()}
+_CACHED = 65_536
+"""Sentences kept in memory with their clauses: reports repeat each other."""
+
+
+@lru_cache(maxsize=_CACHED)
+def _kind(words: str, language: Language) -> Kind:
+    return kind_of(words, _READERS[language].read(words))
+
+
+@lru_cache(maxsize=_CACHED)
+def _cut(words: str, language: Language) -> tuple[Clause, ...]:
+    return tuple(_CUTTERS[language].cut(words, _READERS[language].read(words)))
 
 
 @dataclass(slots=True)
@@ -60,10 +78,6 @@ class RuleNormalizer:
     """
 
     name = "rules-1"
-
-    def __init__(self) -> None:
-        self._readers: dict[Language, Reader] = {"en": EnglishReader(), "zh": ChineseReader()}
-        self._cutters = {language: ClauseCutter(reader, language) for language, reader in self._readers.items()}
 
     def normalize(self, report: RawReport) -> NormalizedReport:
         """Normalize one report.
@@ -98,7 +112,7 @@ class RuleNormalizer:
 
     def _sentences(self, text: str, language: Language, draft: _Draft) -> Iterable[tuple[str, Kind]]:
         """Sentences with what they are; what is only technique, comparison ... is counted and left out."""
-        reader = self._readers[language]
+        reader = _READERS[language]
         for one in reader.split(text):
             words = one if one[0].isalpha() else _NUMBERING.sub("", one)
             draft.dropped["numbering"] += words != one
@@ -107,7 +121,7 @@ class RuleNormalizer:
             words = _CONJUNCTION.sub("", words).strip()
             if not words:
                 continue
-            kind = kind_of(words, reader.read(words))
+            kind = _kind(words, language)
             if kind is Kind.REMNANT and words.lower() in _VERDICTS and not draft.dropped["deidentification"]:
                 kind = Kind.INTERPRETATION
             if kind in (Kind.STATEMENT, Kind.INTERPRETATION):
@@ -116,7 +130,7 @@ class RuleNormalizer:
                 draft.dropped[kind.value] += 1
 
     def _note(self, text: str, language: Language, draft: _Draft) -> None:
-        mentions = self._readers[language].read(text).mentions
+        mentions = _READERS[language].read(text).mentions
         draft.present.update(one.concept for one in mentions if one.status is not Status.NEGATIVE)
 
     def _impression(self, text: str, language: Language, draft: _Draft) -> list[str]:
@@ -140,7 +154,7 @@ class RuleNormalizer:
             if kind is Kind.INTERPRETATION:
                 draft.meanings.append(words)
             else:
-                clauses = self._cutters[language].cut(words, self._readers[language].read(words))
+                clauses = list(_cut(words, language))
                 if draft.clauses and REFERRING.search(words):
                     before = draft.clauses[-1].regions
                     clauses = [replace(one, regions=before) if one.regions == (OTHER,) else one for one in clauses]
@@ -150,13 +164,17 @@ class RuleNormalizer:
         """Tell in the findings what only the impression says of a region."""
         alone = not draft.clauses  # the report has no findings: the impression is the source
         stated = {region for one in draft.clauses if not one.device for region in one.regions}
-        for words in (*impression, *draft.meanings):
-            found = self._readers[language].read(words)
-            if kind_of(words, found) is Kind.INTERPRETATION and not found.mentions:
+        told = [one for one in impression if _kind(one, language) is not Kind.INTERPRETATION]
+        meant = [one for one in impression if one not in told]
+        for words in (*told, *meant, *draft.meanings):
+            if words in meant or words in draft.meanings:
+                stated = {region for one in draft.clauses if not one.device for region in one.regions}
+            found = _READERS[language].read(words)
+            if _kind(words, language) is Kind.INTERPRETATION and not found.mentions:
                 continue
             if not alone and not found.mentions and not found.normals:
                 continue
-            for clause in self._cutters[language].cut(words, found):
+            for clause in _cut(words, language):
                 if not stated.intersection(clause.regions) and (alone or clause.regions != (OTHER,)):
                     draft.clauses.append(clause)
 
@@ -182,15 +200,17 @@ class RuleNormalizer:
         return tuple(one for name in SECTIONS for one in sections[name])
 
     def _share(self, clauses: Sequence[Clause], sections: dict[str, list[Statement]]) -> None:
-        """What could not be cut and speaks of several regions stands in each that has nothing else."""
+        """What could not be cut and speaks of several regions stands in each that has nothing else but devices."""
+        told = {one.regions[0] for one in clauses if not one.device}
         for clause in clauses:
             for region in clause.regions[1:]:
-                if not sections[region] and clause.text:
+                if region not in told and clause.text:
+                    told.add(region)
                     sections[region].append(Statement(section=region, text=clause.text, source=clause.source))
 
     def _conclude(self, impression: Sequence[str], draft: _Draft, language: Language) -> list[str]:
         """The impression, with what the findings had of it."""
-        reader = self._readers[language]
+        reader = _READERS[language]
         told = {_key(one): sentence(one) for one in impression}
         normal = any(reader.read(one).globally_normal for one in impression)
         for words in draft.meanings:
@@ -202,5 +222,5 @@ class RuleNormalizer:
 
     def _tells(self, text: str, language: Language) -> bool:
         """Whether a finding is there, or in doubt: not a device alone."""
-        mentions = self._readers[language].read(text.rstrip(".。")).mentions
+        mentions = _READERS[language].read(text.rstrip(".。")).mentions
         return any(one.status is not Status.NEGATIVE for one in mentions)

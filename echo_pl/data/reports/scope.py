@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from echo_pl.data.reports.cues import BOTH_WAYS, RESTARTS, SIDES, ZONES, Role, Term
+from echo_pl.data.reports.cues import BOTH_WAYS, LIMITS, RESTARTS, SIDES, ZONES, Role, Term
 from echo_pl.data.reports.lexicon import Match, Token, word_set
 from echo_pl.data.reports.mention import Status
 
 _LOCATING = word_set(
     """
-    in within of at over overlying near along to from on above below under adjacent involving through throughout projecting about
-    around into behind between across toward towards underlying approximating
+    in within of at over overlying near along to from on above below under adjacent involving through throughout projecting
+    about around into behind between across toward towards underlying approximating
     """
 )
 _COPULAS = frozenset(["is", "are", "was", "were", "appear", "remain", "be", "to"])
 _CLOSE_JOINTS = frozenset({"and", "or", "/"})
 _SIDED = word_set(
     """
-    effusion atelectasis opacity consolidation pneumothorax pneumonia nodule scarring pleural_thickening costophrenic_blunting mass granuloma
+    effusion atelectasis opacity consolidation pneumothorax pneumonia nodule scarring pleural_thickening costophrenic_blunting
+    mass granuloma
     """
 )
 """Findings of which reports say on which side they are."""
@@ -101,7 +102,10 @@ def carry(items: Sequence[Item], tokens: Sequence[Token]) -> None:
             if item.term.value == BOTH_WAYS:
                 _doubt_before(items, place, clause)
         elif (
-            role is Role.NORMAL and place and items[place - 1].term.role is Role.FINDING and _copula(tokens, items[place - 1], item)
+            item.term == Term(Role.NORMAL, LIMITS)
+            and place
+            and items[place - 1].term.role is Role.FINDING
+            and _copula(tokens, items[place - 1], item)
         ):
             items[place - 1].denied = True  # "engorgement is within normal limits"
         elif role in (Role.DENIED, Role.DOUBTED):
