@@ -370,3 +370,12 @@ def test_a_report_in_the_place_of_something_else_is_not_told(tmp_path):
     with pytest.raises(ValueError, match="lacks the columns") as caught:
         list(TableReader(path).studies())
     assert "large. The" not in str(caught.value)
+
+
+def test_a_folder_that_is_where_one_stands(tmp_path, monkeypatch):
+    lookalikes.build_table(tmp_path, 1)
+    monkeypatch.chdir(tmp_path / "img")
+    (study,), rejects = sort_out(TableReader("../reports.csv", images="."))
+    assert not rejects
+    monkeypatch.chdir("/")
+    assert all(image.path.is_file() and image.root == tmp_path / "img" for image in study.images)

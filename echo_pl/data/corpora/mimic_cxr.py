@@ -3,7 +3,7 @@
 The layout is described at physionet.org/content/mimic-cxr-jpg/2.1.0 and physionet.org/content/mimic-cxr/2.1.0 (both keep the
 file names of 2.0.0): ``mimic-cxr-2.0.0-metadata.csv.gz`` (one row per image: dicom_id, subject_id, study_id, ViewPosition ...),
 ``-split.csv.gz``, ``-chexpert.csv.gz``, ``files/p10/p10000032/s50414267/{dicom_id}.jpg``, and of mimic-cxr-reports.zip
-``files/p10/p10000032/s50414267.txt``. In memory are the names of images, splits and labels of all studies (about 0.3 GB for the
+``files/p10/p10000032/s50414267.txt``. In memory are the names of images, splits and labels of all studies (0.2 GB for the
 whole dataset), no report.
 """
 

@@ -117,12 +117,13 @@ def find_image(root: Path, name: str, *, view: str = "", base: Path | None = Non
         raise RejectedError("missing_value", "an image has no file name")
     if "\0" in name:
         raise RejectedError("outside_folder", "a file name holds NUL")
-    path = os.path.normpath(os.path.join(base or root, name))
-    if not path.startswith(os.path.join(os.path.normpath(root), "")):
+    top = os.path.abspath(root)
+    path = os.path.abspath(os.path.join(base or top, name))
+    if not path.startswith(os.path.join(top, "")):
         raise RejectedError("outside_folder", _told(name))
     if not os.path.isfile(path):
         raise RejectedError("missing_image", _told(name))
-    return SourceImage(path=Path(path), view=view, root=root)
+    return SourceImage(path=Path(path), view=view, root=Path(top))
 
 
 def _told(name: str) -> str:
@@ -146,22 +147,28 @@ def needed(values: dict[str, str]) -> None:
 
 def _checked(study: SourceStudy, text_needed: bool) -> SourceStudy:
     """Mend a study's text and see that there is some."""
-    report, count = study.report, 0
+    counts: list[int] = []
+
+    def clean(text: str) -> str:
+        mended, count = mend(text)
+        counts.append(count)
+        return mended
+
     try:
-        for name, text in vars(report).items():
-            mended, bytes_read = mend(text)
-            if bytes_read:
-                report, count = replace(report, **{name: mended}), count + bytes_read
-        others = [mend(text)[0] for text in (study.patient, study.language, *study.labels, *study.meta.values())]
+        report = RawReport(**{name: clean(text) for name, text in vars(study.report).items()})
+        images = tuple(replace(image, view=clean(image.view)) for image in study.images)
+        labels = tuple(clean(label) for label in study.labels)
+        meta = {name: clean(value) for name, value in study.meta.items()}
+        patient, modality, language = clean(study.patient), clean(study.modality), clean(study.language)
     except UndecodableTextError as error:
         raise RejectedError("undecodable_text", str(error)) from None
     if text_needed and not (report.findings.strip() or report.impression.strip()):
         raise RejectedError("no_report")
-    labels = tuple(others[2 : 2 + len(study.labels)])
-    meta = dict(zip(study.meta, others[2 + len(study.labels) :], strict=True))
-    if count:
+    if count := sum(counts):
         meta[NOT_UTF8] = str(count)
-    return replace(study, patient=others[0], labels=labels, meta=meta, report=report)
+    return replace(
+        study, patient=patient, images=images, report=report, modality=modality, language=language, labels=labels, meta=meta
+    )
 
 
 def text_report(**sections: str) -> RawReport:
