@@ -180,12 +180,12 @@ def test_retry_after_is_kept_by_all_and_back_off_grows():
     with EndpointStub(script(busy, Reply(status=500), Reply(status=500), Reply(status=500), says("fine"))) as stub:
         pacing = Pacing(first=1.0, longest=3.0, clock=clock, wait=clock.wait, seed=1)
         client(stub, pacing=pacing).complete(question(), upper)
-    assert clock.waits[0] == 30.0
+    assert 30.0 <= clock.waits[0] <= 31.0
     for waited, longest in zip(clock.waits[1:], (2.0, 3.0, 3.0), strict=True):
         assert longest / 2 <= waited <= longest
     pacing.rest(5.0)
     pacing.before_sending()
-    assert clock.waits[-1] == 5.0
+    assert 5.0 <= clock.waits[-1] <= 6.0
     pacing.before_sending()
     assert len(clock.waits) == 5, "the rest is over"
 

@@ -53,11 +53,11 @@ class Pacing:
         return self._interrupted.is_set()
 
     def before_sending(self) -> None:
-        """Wait until the rest is over that the endpoint asked for, if one is on."""
+        """Wait until the rest that the endpoint asked for is over, and up to ``first`` more: not all come back at once."""
         with self._lock:
-            left = self._resume_at - self._clock()
+            left, more = self._resume_at - self._clock(), self._random.uniform(0.0, self.first)
         if left > 0:
-            self._wait(left)
+            self._wait(left + more)
 
     def rest(self, seconds: float) -> None:
         """Let nobody send before so many seconds from now."""
