@@ -74,10 +74,44 @@ def parts_of(build: Callable[[], VLM]) -> ModelParts:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Bytes of one GPU in a step under FSDP2: float32 shards, bfloat16 layers, float32 sums of gradients.
+
+    What stands in ``always`` is there all the time; of the rest, what one of three moments needs.
+    """
+
+    weights: float
+    optimizer: float
+    teacher: float
+    """Of stage 3, where its trajectories are not stored."""
+    gathered: float
+    """As the backward begins: embedding, head, the layer at work and the one fetched ahead in bfloat16; gradients of head and
+    layer."""
+    activations: float
+    """At the same moment; of the language model."""
+    vision: float
+    """Of the tower, likewise."""
+    reduction: float
+    """As the backward ends: shards of gradients; weights, gradients and float32 sums of embedding and head."""
+    step: float
+    """While AdamW steps: shards of gradients, and a square root of every second moment."""
+
+    @property
+    def always(self) -> float:
+        """Shards that are there all the time."""
+        return self.weights + self.optimizer + self.teacher
+
+    @property
+    def peak(self) -> float:
+        """Of the worst moment."""
+        return self.always + max(self.gathered + self.activations + self.vision, self.reduction, self.step)
+
+
 def memory_per_gpu(
     parts: ModelParts, stage: Stage, gpus: int, activations: float, tower_activations: float, teacher: bool = True
-) -> dict[str, float]:
-    """Bytes of one GPU in a step under FSDP2: float32 shards, bfloat16 layers, float32 sums of gradients.
+) -> StepMemory:
+    """What a step needs.
 
     Args:
         parts: of the model.
@@ -88,17 +122,17 @@ def memory_per_gpu(
         teacher: whether stage 3's teacher is there; False: its trajectories are stored.
     """
     trained = parts.total if stage == "pretrain" else parts.language
-    gathered = 2 * (parts.root + 2 * parts.layer)  # the layer at work and the one fetched ahead
-    gradients = (2 + 4) * (parts.root + parts.layer)  # whole, before they are summed and scattered
-    return {
-        "weights": 4 * parts.total / gpus,
-        "gradients": 4 * trained / gpus,
-        "optimizer": 8 * trained / gpus,
-        "teacher": 4 * parts.total / gpus if stage == "dcd" and teacher else 0.0,
-        "gathered": float(gathered + gradients) if gpus > 1 else 2.0 * parts.total,
-        "activations": activations,
-        "vision": tower_activations,
-    }
+    head = parts.root / 2  # the other half is the embedding
+    return StepMemory(
+        weights=4 * parts.total / gpus,
+        optimizer=8 * trained / gpus,
+        teacher=4 * parts.total / gpus if stage == "dcd" and teacher else 0.0,
+        gathered=2 * (parts.root + 2 * parts.layer) + 2 * head + (2 + 4) * parts.layer,
+        activations=activations,
+        vision=tower_activations,
+        reduction=4 * trained / gpus + (2 + 2 + 4) * parts.root,
+        step=(4 + 4) * trained / gpus,
+    )
 
 
 def decoding_memory(parts: ModelParts, stage: Stage, gpus: int, teacher: bool = True) -> float:
@@ -106,8 +140,7 @@ def decoding_memory(parts: ModelParts, stage: Stage, gpus: int, teacher: bool = 
 
     Without gradients and activations; the cache of a few studies is small beside it.
     """
-    shards = memory_per_gpu(parts, stage, gpus, 0.0, 0.0, teacher)
-    return shards["weights"] + shards["optimizer"] + shards["teacher"] + 2 * parts.total
+    return memory_per_gpu(parts, stage, gpus, 0.0, 0.0, teacher).always + 2 * parts.total
 
 
 def traffic_per_step(parts: ModelParts, stage: Stage, gpus: int, runs_tower: bool = True) -> float:

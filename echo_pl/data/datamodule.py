@@ -271,6 +271,11 @@ class ReportDataModule(L.LightningDataModule):
         return self.corpora.vision_fingerprint
 
     @property
+    def skips_bad_samples(self) -> bool:
+        """Whether a study that cannot be read is left out, and not an error."""
+        return self._on_bad_sample == "skip"
+
+    @property
     def stored_precision(self) -> str | None:
         """In which the tower computed its stored output; None: batches carry pixels."""
         return self.corpora.stored_precision

@@ -74,5 +74,5 @@ class TrainingOrder:
         mixture = "" if self.weights is None else f", {'+'.join(map(str, self.visits))} visits of each corpus"
         return (
             f"seed {self.seed}, shuffle_buffer {self.shuffle_buffer}, length_window {self.length_window}, "
-            f"global batch {self.batch_size * self.world_size}{mixture}"
+            f"global batch {self.batch_size * self.world_size}, limit {self.limit}{mixture}"
         )

@@ -58,7 +58,7 @@ class DCDModule(L.LightningModule):
         lineage: StageRecord,
         decode: DecodeConfig,
         objective: Objective,
-        start: str,
+        start: str | None,
         trajectories: str | None = None,
         lora: LoraSettings | None = None,
         pack_tokens: int | None = None,
@@ -74,20 +74,16 @@ class DCDModule(L.LightningModule):
             lineage: written into every checkpoint.
             decode: how the teacher decodes its trajectories; the student's validation is the same at one step.
             objective: what the student is trained on.
-            start: the stage-2 checkpoint, teacher and start of the student.
+            start: the stage-2 checkpoint, teacher and start of the student; None: a student to validate, which needs none.
             trajectories: a folder of stored trajectories, or None to decode each training batch on the fly.
             lora: train low-rank adapters of the student alone; None: its whole language model.
             pack_tokens: most tokens of a row of several studies; None: one study a row.
             seed: of the objective's own masks, where it has any.
             generation_batches: validation batches that are decoded and scored.
 
-        Raises:
-            ValueError: no start checkpoint.
         """
         super().__init__()
         refuse_compile(decode)
-        if not start:
-            raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.decode, self.objective, self.start, self.seed = decode, objective, start, seed
         self.trajectories_folder, self.lora = trajectories, lora
@@ -102,10 +98,17 @@ class DCDModule(L.LightningModule):
         """Trajectories dropped so far on all ranks, when decoded on the fly."""
 
     def configure_model(self) -> None:
-        """Build the teacher and the student from the stage-2 checkpoint; read stored trajectories."""
+        """Build the teacher and the student from the stage-2 checkpoint; read stored trajectories.
+
+        Raises:
+            ValueError: training without a start checkpoint; one that does not fit.
+        """
         if self.vlm is not None:
             return
-        teacher = self._build()
+        if self.start is None:
+            self._configure_to_validate()
+            return
+        teacher = self._build(self.start)
         teacher.requires_grad_(False)
         teacher.eval()
         if self.trajectories_folder is not None:
@@ -115,17 +118,25 @@ class DCDModule(L.LightningModule):
             )
             self._store = store
         object.__setattr__(self, "teacher", placed(self, teacher))
-        student = self._build()
+        student = self._build(self.start)
         student.freeze_vision()
         student.check_stored_features(self.text.vision_fingerprint)
         if self.lora is not None:
             add_lora(student, self.lora)
         self.vlm = placed(self, student)
 
-    def _build(self) -> VLM:
+    def _configure_to_validate(self) -> None:
+        if self.trainer.training:
+            raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
+        student = self.backbone.build(self.text.special, self.text.vocab_size)
+        if self.lora is not None:
+            add_lora(student, self.lora)
+        self.vlm = placed(self, student)
+
+    def _build(self, start: str) -> VLM:
         vlm = self.backbone.build(self.text.special, self.text.vocab_size)
         layout = self.decode.layout
-        load_weights(vlm, self.start, self.previous_stages, layout.block_size, layout.grid, layout.context_attention)
+        load_weights(vlm, start, self.previous_stages, layout.block_size, layout.grid, layout.context_attention)
         return vlm
 
     @property
@@ -290,5 +301,5 @@ class DCDModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of the same shapes and another meaning; go on counting dropped trajectories where the run was."""
-        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model, "the checkpoint to resume")
-        self.dropped = dict(checkpoint[DROPPED_KEY])
+        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model.geometry, "the checkpoint to resume")
+        self.dropped |= checkpoint.get(DROPPED_KEY, {})

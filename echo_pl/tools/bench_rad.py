@@ -64,6 +64,7 @@ def run_bench(config: DictConfig) -> dict[str, Any]:
             record["rows"] += rows
             print(text_table(rows), flush=True)
             write_text_atomic(out / "rad.json", json.dumps(record, indent=1) + "\n")
+    print(f"\n{ARITHMETIC_LEGEND}\n\n{arithmetic_table(record['arithmetic'])}", flush=True)
     return record
 
 

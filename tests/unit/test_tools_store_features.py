@@ -188,6 +188,28 @@ def test_an_interrupted_run_is_finished_by_the_same_command(folder, tmp_path, mo
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == whole
 
 
+def test_a_study_that_cannot_be_read_is_skipped_in_training_too(folder, tmp_path, monkeypatch):
+    decode = tool.decode_study
+
+    def broken(raw):
+        if raw.key == "train-0000001":
+            raise ValueError("train-0000001: its image is truncated")
+        return decode(raw)
+
+    monkeypatch.setattr(tool, "decode_study", broken)
+    with pytest.raises(ValueError, match="its image is truncated"):
+        store_features(config(folder), tmp_path / "error", "float32", 5)
+    own = config(folder)
+    own.data.on_bad_sample = "skip"
+    store_features(own, tmp_path / "skipped", "float32", 5)
+    skipping, strict = (data_of(folder, str(tmp_path / "skipped"), on_bad_sample=way) for way in ("skip", "error"))
+    found, every = ([key for batch in data.train_batches_once(4) for key in batch.keys] for data in (skipping, data_of(folder)))
+    assert "train-0000001" in every
+    assert found == [key for key in every if key != "train-0000001"]
+    with pytest.raises(ValueError, match="train-0000001 could not be read when vision features were stored"):
+        list(strict.train_batches_once(4))
+
+
 def test_the_same_command_again_finds_them(folder, monkeypatch):
     monkeypatch.setattr(tool, "read_samples", None)
     assert store_features(config(folder), folder / "float32", "float32", 5) == FeatureIndex.load(folder / "float32")
