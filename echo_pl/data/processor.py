@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from echo_pl.data.request import request_of
 from echo_pl.data.response import format_response, report_form
 from echo_pl.data.study import Study, Version
 from echo_pl.data.tokenizer import EOS, IMAGE, TURN_START, VISION_END, VISION_START, ReportTokenizer
@@ -113,8 +114,8 @@ class ReportProcessor:
             LongResponseError: If the response has more than ``max_response_tokens`` tokens.
             ValueError: If the study lacks the report asked for, or its image has an impossible shape.
         """
-        report = study.report(self.config.version)
-        response_ids_R = self.response_ids(report)
+        request = request_of(study, version=self.config.version, language=self.config.language)
+        response_ids_R = self._response_ids(request.response)
         if len(response_ids_R) > self.config.max_response_tokens:
             raise LongResponseError(
                 f"the response of study {study.key} has {len(response_ids_R)} tokens, more than max_response_tokens="
@@ -125,12 +126,12 @@ class ReportProcessor:
         merged = (grid.prod(dim=1) // self.config.merge_size**2).tolist()
         return Sample(
             key=study.key,
-            context_ids_P=self.context_ids(tuple(merged)),
+            context_ids_P=self.context_ids(tuple(merged), request.instruction),
             response_ids_R=response_ids_R,
             pixel_values=pixel_values,
             image_grid_thw=grid,
             labels=study.labels,
-            reference=report,
+            reference=request.report,
             image_features=None if stored is None else stored.features,
         )
 
@@ -155,21 +156,34 @@ class ReportProcessor:
     def _patch_width(self) -> int:
         return 3 * self.config.temporal_patch_size * self.config.patch_size**2
 
-    def context_ids(self, image_tokens: tuple[int, ...]) -> Tensor:
-        """Token ids of the context for images of so many vision tokens each, shape (P,)."""
+    def context_ids(self, image_tokens: tuple[int, ...], instruction: str | None = None) -> Tensor:
+        """Token ids of the context for images of so many vision tokens each, shape (P,).
+
+        Args:
+            image_tokens: of each image.
+            instruction: None: that of a report in the configuration's language.
+        """
+        usual = report_form(self.config.language).instruction
+        if instruction is not None and instruction != usual:
+            return self._context_ids(image_tokens, instruction)
         if image_tokens not in self._contexts:
-            images = "".join(f"{VISION_START}{IMAGE * count}{VISION_END}" for count in image_tokens)
-            prompt = images + report_form(self.config.language).instruction
-            if self.config.template == "chat":
-                system = f"{TURN_START}system\n{SYSTEM_PROMPT}{EOS}\n"
-                prompt = f"{system}{TURN_START}user\n{prompt}{EOS}\n{TURN_START}assistant"
-            ids = self._tokenizer(f"{prompt}\n", add_special_tokens=False)["input_ids"]
-            self._contexts[image_tokens] = torch.tensor(ids)
+            self._contexts[image_tokens] = self._context_ids(image_tokens, usual)
         return self._contexts[image_tokens]
+
+    def _context_ids(self, image_tokens: tuple[int, ...], instruction: str) -> Tensor:
+        images = "".join(f"{VISION_START}{IMAGE * count}{VISION_END}" for count in image_tokens)
+        prompt = images + instruction
+        if self.config.template == "chat":
+            system = f"{TURN_START}system\n{SYSTEM_PROMPT}{EOS}\n"
+            prompt = f"{system}{TURN_START}user\n{prompt}{EOS}\n{TURN_START}assistant"
+        ids = self._tokenizer(f"{prompt}\n", add_special_tokens=False)["input_ids"]
+        return torch.tensor(ids)
 
     def response_ids(self, report: ReportText) -> Tensor:
         """Token ids of a report with eos at its end, shape (R,); a control token's name in a report is mere text."""
-        text = format_response(report, self.config.language)
+        return self._response_ids(format_response(report, self.config.language))
+
+    def _response_ids(self, text: str) -> Tensor:
         ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return torch.tensor([*ids, self._special.eos])
 

@@ -1,0 +1,80 @@
+"""General image-text samples that are mixed into the training split, by weight.
+
+They come from a file of JSON lines, ``{"image": "dogs/1.jpg", "text": "...", "prompt": "..."}``: image relative to the file and
+inside its folder, prompt optional. In a shard such a sample is marked ``meta.kind = "general"``, its text stands as findings,
+its prompt in ``meta.prompt``. Knows nothing of reports.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from echo_pl.data.corpora.reader import SourceImage, SourceStudy
+from echo_pl.data.corpora.reading import RejectedError, find_image
+from echo_pl.data.pipeline.entries import Entry, LeftOut, encode
+from echo_pl.data.pipeline.files import write_lines
+from echo_pl.data.reports.report import RawReport
+from echo_pl.data.request import GENERAL
+
+logger = logging.getLogger(__name__)
+
+STEP: Final = "general"
+_CONTROL: Final = "<|"
+
+
+def choose_general(path: Path, count: int, *, seed: int, base: Path, result: Path) -> None:
+    """Draw samples without putting any back, and write them down in the order of their file.
+
+    If there are fewer than asked for, all are taken, and a warning says so.
+
+    Args:
+        path: the file of JSON lines.
+        count: how many.
+        seed: of the choice.
+        base: of relative paths.
+        result: where to; if it is there, nothing is done.
+    """
+    if result.is_file():
+        return
+    with path.open("rb") as file:
+        lines = sum(1 for line in file if line.strip())
+    if lines < count:
+        logger.warning("%s has %d general samples, %d were asked for by general_weight: all of them are taken", path, lines, count)
+    wanted = {int(i) for i in np.random.default_rng([seed, 1]).permutation(lines)[:count]}
+    write_lines(result, (encode(one, base) for one in _entries(path, wanted)))
+
+
+def _entries(path: Path, wanted: set[int]) -> Iterator[Entry | LeftOut]:
+    with path.open("rb") as file:
+        for number, line in enumerate(line for line in file if line.strip()):
+            if number in wanted:
+                key = f"general-{number:07d}"
+                try:
+                    yield _entry(path.parent, key, line)
+                except RejectedError as error:
+                    yield LeftOut(place=-1, key=key, kind="reject", step=STEP, reason=error.reason, detail=error.detail)
+
+
+def _entry(folder: Path, key: str, line: bytes) -> Entry:
+    try:
+        record = json.loads(line)
+        image, text, prompt = record["image"], record["text"], record.get("prompt", "")
+        if not all(isinstance(value, str) for value in (image, text, prompt)) or not text.strip():
+            raise TypeError
+        for value in (text, prompt):
+            value.encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise RejectedError("damaged_line", "image and text must be there, as text") from None
+    if _CONTROL in prompt:
+        raise RejectedError("control_token", "the prompt has a tokenizer's control token")
+    found: SourceImage = find_image(folder, image)
+    meta = {"kind": GENERAL, **({"prompt": prompt} if prompt else {})}
+    study = SourceStudy(key=key, patient=key, images=(found,), report=RawReport(findings=text), meta=meta)
+    return Entry(place=-1, study=study, sizes=(os.stat(found.path).st_size,))

@@ -1,0 +1,183 @@
+"""The identity of a corpus in the making, and its work folder: who may go on there, and what is there already.
+
+A plan is everything that decides the bytes of a corpus and is known before the first study is read. The same command finds its
+own work and goes on; another one is refused with the difference named.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from echo_pl.data.corpora.reading import safe_key
+from echo_pl.data.corpus_index import INDEX_NAME, check_local
+from echo_pl.data.pipeline.files import read_json, remove_partials, write_json
+from echo_pl.data.pipeline.parts import Parts
+from echo_pl.data.pipeline.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+PIPELINE_VERSION: Final = 1
+"""Raised when the same settings make other bytes."""
+WORK: Final = ".work"
+ANSWERS: Final = ".answers"
+"""Where the answers of a language model may be kept, between corpora: no part of the corpus."""
+CARD: Final = "card.json"
+_PLAN: Final = "plan.json"
+_TABLES: Final = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".txt", ".gz", ".tgz", ".tar", ".zip")
+_SAMPLED_BYTES: Final = 1 << 20
+
+Plan = Mapping[str, str | int | float | bool | None]
+
+
+def make_plan(settings: Settings, parts: Parts) -> Plan:
+    """Everything that decides the corpus, by name.
+
+    Raises:
+        FileNotFoundError: the source is not there.
+        ValueError: something was asked for that no part can do, or the other way round; or the corpus has a name that is none.
+    """
+    _check_parts(settings, parts)
+    if safe_key(parts.reader.name) != parts.reader.name:
+        raise ValueError(f"a corpus's name must be made of letters, digits, '-' and '_', got {parts.reader.name!r}")
+    return {
+        "pipeline": PIPELINE_VERSION,
+        "echo_pl": version("echo-pl"),
+        "pillow": version("Pillow"),
+        "reader": parts.reader.name,
+        "reader_options": json.dumps(dict(sorted(parts.reader_options.items()))),
+        "source": source_stamp(parts.source),
+        "normalizer": parts.engine.name,
+        "check": parts.check.name,
+        "translator": None if parts.translator is None else parts.translator.name,
+        "duplicate_search": None if parts.duplicates is None else parts.duplicates.name,
+        "general": None if parts.general is None else source_stamp(parts.general),
+        "tokenizer": parts.tokenizer_name,
+        **settings.as_options(),
+    }
+
+
+def _check_parts(settings: Settings, parts: Parts) -> None:
+    needs = {
+        "redact": (settings.redact, parts.redact is not None),
+        "near_duplicates": (settings.near_duplicates is not None, parts.duplicates is not None),
+        "chinese_share": (settings.chinese_share > 0, parts.translator is not None),
+        "general_weight": (settings.general_weight > 0, parts.general is not None),
+    }
+    for name, (asked, there) in needs.items():
+        if asked != there:
+            raise ValueError(f"{name} and who does it go together: asked for: {asked}, given: {there}")
+
+
+def source_stamp(source: Path) -> str:
+    """Hash of a dataset's tables: of a file, or of those directly in a folder, by name, size, first and last MiB.
+
+    It sees a table that was replaced or has grown, not every changed byte in the middle of a large one. Images are looked at one by
+    one where the source is listed.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+    """
+    if source.is_dir():
+        with os.scandir(source) as found:
+            paths = sorted(Path(entry.path) for entry in found if entry.is_file() and entry.name.lower().endswith(_TABLES))
+    elif source.is_file():
+        paths = [source]
+    else:
+        raise FileNotFoundError(errno.ENOENT, "no dataset there; name its folder or file", str(source))
+    stamp = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        stamp.update(f"{path.name}\0{size}\0".encode("utf-8", errors="surrogateescape"))
+        with path.open("rb") as file:
+            stamp.update(file.read(_SAMPLED_BYTES))
+            file.seek(max(file.tell(), size - _SAMPLED_BYTES))
+            stamp.update(file.read(_SAMPLED_BYTES))
+    return stamp.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """The corpus folder, and the work folder in it."""
+
+    out: Path
+    work: Path
+
+
+@contextmanager
+def workplace(out: Path | str, plan: Plan) -> Iterator[Workplace | None]:
+    """Open a corpus folder to work in, new or half done; None if it is finished already.
+
+    Raises:
+        ValueError: it holds something else, with what is different; or another process works there.
+    """
+    folder = check_local(out)
+    if (folder / INDEX_NAME).is_file():
+        _check_finished(folder, plan)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+        yield None
+        return
+    work = folder / WORK
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
+    if not work.is_dir() and (strangers := _strangers(folder)):
+        raise ValueError(f"{folder} holds {strangers[0]!r} ({len(strangers)} in all); choose an empty folder")
+    work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(work / "lock"):
+        _take_up(work, plan)
+        remove_partials(folder)
+        remove_partials(work)
+        yield Workplace(out=folder, work=work)
+
+
+def _strangers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != ANSWERS) if folder.is_dir() else []
+
+
+def _take_up(work: Path, plan: Plan) -> None:
+    path = work / _PLAN
+    if path.is_file():
+        _compare(read_json(path), plan, f"{work.parent} holds an unfinished corpus", f"delete {work} to begin anew")
+    else:
+        write_json(path, plan)
+
+
+def _check_finished(folder: Path, plan: Plan) -> None:
+    if not (folder / CARD).is_file():
+        raise ValueError(f"{folder} already holds another corpus, without a {CARD}; choose another folder or delete this one")
+    made = read_json(folder / CARD).get("settings")
+    if not isinstance(made, dict):
+        raise ValueError(f"{folder / CARD} has no settings; choose another folder or delete this one")
+    _compare(made, plan, f"{folder} already holds a corpus", "choose another folder or delete this one")
+
+
+def _compare(made: Mapping[str, object], asked: Plan, what: str, way_out: str) -> None:
+    names = [name for name in {**made, **asked} if made.get(name) != asked.get(name)]
+    if names:
+        differences = ", ".join(f"{name} is {made.get(name)!r} there and {asked.get(name)!r} here" for name in names)
+        raise ValueError(f"{what} made with other settings: {differences}; {way_out}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is making the corpus in {path.parent.parent}; wait for it, or end it") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            logger.warning("%s is on a file system without locks: see that no other process makes this corpus", path)
+        yield

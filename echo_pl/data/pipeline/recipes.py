@@ -1,0 +1,206 @@
+"""How the project's own parts are made in any process: rule engine, language model, translator, check, search for duplicates.
+
+The only file of the pipeline that knows them by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from echo_pl.data.embeddings import Embedder
+from echo_pl.data.near_duplicates import Duplicate, find_near_duplicates
+from echo_pl.data.pipeline.parts import RefusedError
+from echo_pl.data.reports.answer_cache import AnswerCache
+from echo_pl.data.reports.chat import AnswerError
+from echo_pl.data.reports.completeness import CompletenessCheck
+from echo_pl.data.reports.endpoint import ChatEndpoint
+from echo_pl.data.reports.llm_normalizer import LLMNormalizer
+from echo_pl.data.reports.report import NormalizedReport, RawReport
+from echo_pl.data.reports.rules import RuleNormalizer
+from echo_pl.data.reports.translation import Translator
+from echo_pl.data.response import Language
+
+
+class RuleEngine:
+    """The rule engine, one report after the other."""
+
+    def __init__(self) -> None:
+        self._rules = RuleNormalizer()
+
+    def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | RefusedError]:
+        """Yield each report normalized, or why it cannot be, in their order."""
+        for report in reports:
+            try:
+                yield self._rules.normalize(report)
+            except ValueError as error:
+                yield RefusedError("not_normalized", str(error))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleRecipe:
+    """Makes the rule engine."""
+
+    @property
+    def name(self) -> str:
+        """That of the rules."""
+        return RuleNormalizer.name
+
+    def build(self) -> RuleEngine:
+        """Make it."""
+        return RuleEngine()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRecipe:
+    """Makes the completeness check."""
+
+    verbatim: bool
+    """Whether what is there must have kept its words, as the rule engine promises."""
+
+    @property
+    def name(self) -> str:
+        """The check reads with the tables of the rules, so it has their version."""
+        return f"completeness-{RuleNormalizer.name}{'-verbatim' if self.verbatim else ''}"
+
+    def build(self) -> CompletenessCheck:
+        """Make it."""
+        return CompletenessCheck(verbatim=self.verbatim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointSpec:
+    """Which language model, where."""
+
+    base_url: str
+    model: str
+    answers: Path
+    """Folder for its answers, so that nothing is asked twice."""
+    api_key_variable: str | None = None
+    concurrency: int = 8
+
+    def build(self) -> ChatEndpoint:
+        """Make a client."""
+        return ChatEndpoint(
+            base_url=self.base_url,
+            model=self.model,
+            api_key_variable=self.api_key_variable,
+            cache=AnswerCache(self.answers),
+            concurrency=self.concurrency,
+        )
+
+
+class LLMEngine:
+    """A language model that normalizes, several reports at once."""
+
+    def __init__(self, normalizer: LLMNormalizer) -> None:
+        self._normalizer = normalizer
+
+    @property
+    def name(self) -> str:
+        """Model, version of the prompt, language."""
+        return self._normalizer.name
+
+    def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | RefusedError]:
+        """Yield each report normalized, or why it cannot be, in their order."""
+        return _refusals(self._normalizer.normalize_many(reports))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMRecipe:
+    """Makes a language model that normalizes."""
+
+    name: str
+    endpoint: EndpointSpec
+    language: Language = "en"
+
+    @classmethod
+    def of(cls, endpoint: EndpointSpec, language: Language) -> LLMRecipe:
+        """The recipe with the name that its engine will have.
+
+        Raises:
+            ValueError: the endpoint is none.
+        """
+        recipe = cls(name="", endpoint=endpoint, language=language)
+        return cls(name=recipe.build().name, endpoint=endpoint, language=language)
+
+    def build(self) -> LLMEngine:
+        """Make it."""
+        return LLMEngine(LLMNormalizer(self.endpoint.build(), language=self.language))
+
+
+class LLMTranslator:
+    """A language model that translates, several reports at once."""
+
+    def __init__(self, translator: Translator) -> None:
+        self._translator = translator
+
+    @property
+    def name(self) -> str:
+        """Model and version of the prompt."""
+        return self._translator.name
+
+    def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | RefusedError]:
+        """Yield each report translated, or why it cannot be, in their order."""
+        return _refusals(self._translator.translate_many(reports))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslatorRecipe:
+    """Makes a language model that translates."""
+
+    name: str
+    endpoint: EndpointSpec
+
+    @classmethod
+    def of(cls, endpoint: EndpointSpec) -> TranslatorRecipe:
+        """The recipe with the name that its translator will have.
+
+        Raises:
+            ValueError: the endpoint is none.
+        """
+        return cls(name=cls(name="", endpoint=endpoint).build().name, endpoint=endpoint)
+
+    def build(self) -> LLMTranslator:
+        """Make it."""
+        return LLMTranslator(Translator(self.endpoint.build()))
+
+
+class EmbeddingSearch:
+    """Near-duplicates by the cosine of embeddings, negations, sides and numbers being equal.
+
+    Args:
+        embedder: makes the vectors.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+
+    @property
+    def name(self) -> str:
+        """That of the embedder."""
+        return self._embedder.name
+
+    @property
+    def threshold(self) -> float:
+        """Cosine from which on two texts say the same, as the embedder has it."""
+        return self._embedder.threshold
+
+    def find(self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float) -> Iterable[Duplicate]:
+        """Return which (key, text) of the training split are to go."""
+        return find_near_duplicates(train, held_out, self._embedder, threshold=threshold)
+
+
+def folder_digest(folder: Path) -> str:
+    """Hash of the files in a folder, for the name of what is copied from it."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _refusals(found: Iterable[NormalizedReport | AnswerError]) -> Iterator[NormalizedReport | RefusedError]:
+    for one in found:
+        yield RefusedError(one.reason, str(one)) if isinstance(one, AnswerError) else one

@@ -1,0 +1,59 @@
+"""The tokenizer of a corpus: one that is trained on its reports, or one that the user has.
+
+Reads finished shards; knows nothing of how tokenizers work.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from echo_pl.data.corpus_index import CorpusIndex
+from echo_pl.data.pipeline.parts import TrainTokenizer
+from echo_pl.data.response import FORMS, Language, format_response
+from echo_pl.data.shard_reader import IMAGE_SUFFIXES, read_samples
+from echo_pl.structs import ReportText
+
+TOKENIZER: Final = "tokenizer"
+"""Folder of it in the corpus folder."""
+
+
+def put_tokenizer(make: TrainTokenizer, out: Path, index: CorpusIndex, *, reports: int) -> None:
+    """Put a tokenizer into the corpus folder, unless one is there.
+
+    Args:
+        make: gets texts and a folder to put it into.
+        out: the corpus folder, with the shards.
+        index: of these.
+        reports: so many training studies are shown to it at most.
+    """
+    target, partial = out / TOKENIZER, out / f"{TOKENIZER}.partial"
+    if target.is_dir():
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    make(_texts(out, index, reports), partial)
+    partial.replace(target)
+
+
+def _texts(out: Path, index: CorpusIndex, most: int) -> Iterator[str]:
+    """Both versions of reports with the instruction before each, as training shows them. Shards are in random order already."""
+    split = "train" if "train" in index.splits else next(iter(index.splits))
+    seen = 0
+    for shard in index.shards(split):
+        for _, raw in read_samples(out, shard, range(min(shard.samples, most - seen)), passed_over=IMAGE_SUFFIXES):
+            record = json.loads(raw.fields["json"])
+            form: Language = "zh" if record["meta"].get("language") == "zh" else "en"
+            yield FORMS[form].instruction
+            yield format_response(_report(record), form)
+            if record["raw"] is not None:
+                yield format_response(_report(record["raw"]), "en")
+            seen += 1
+        if seen >= most:
+            return
+
+
+def _report(record: Mapping[str, Any]) -> ReportText:
+    return ReportText(findings=record["findings"], impression=record["impression"])

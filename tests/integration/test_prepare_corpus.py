@@ -1,0 +1,259 @@
+"""The command that makes a corpus: with the real normalizer, tokenizer and data module; killed, stopped, misused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from endpoint_stub import EndpointStub, Reply, says
+from pipeline_fakes import row, write_dataset
+
+from echo_pl.data.corpus_index import CorpusIndex
+from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.data.regions import REGION_NAMES
+from echo_pl.data.shard_reader import decode_study, read_samples
+from echo_pl.data.study import Study
+from echo_pl.tools.prepare_corpus import main
+
+FINDINGS = (
+    "Heart size is normal. Lungs are clear. No pneumothorax.",
+    "Small left pleural effusion. Heart is mildly enlarged.",
+    "Right lower lobe consolidation. No effusion. Bones are intact.",
+    "Left chest tube is in place. No pneumothorax.",
+    "There is a 7 mm nodule in the right upper lobe.",
+)
+IMPRESSIONS = (
+    "Normal chest.",
+    "Small left pleural effusion.",
+    "Right lower lobe pneumonia.",
+    "Left chest tube without pneumothorax.",
+    "Nodule in the right upper lobe.",
+)
+OPTIONS = [
+    *("--reader", "table", "--reader-option", "columns.patient=patient", "--reader-option", "name=look-alike"),
+    *("--shard-size", "16", "--val-share", "0.15", "--test-share", "0.15", "--vocab-size", "400", "--quiet"),
+]
+
+
+def report_row(number: int, **values: str) -> dict[str, str]:
+    kind = number % len(FINDINGS)
+    return row(number) | {"findings": FINDINGS[kind], "impression": IMPRESSIONS[kind]} | values
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def studies_of(folder: Path) -> list[Study]:
+    index = CorpusIndex.load(folder)
+    shards = [shard for split in index.splits.values() for shard in split]
+    return [decode_study(raw) for shard in shards for _, raw in read_samples(folder, shard, range(shard.samples))]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("source"), map(report_row, range(160)), size=64)
+
+
+@pytest.fixture(scope="module")
+def made(table, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "corpus"
+    assert main([*OPTIONS, "--source", str(table), "--out", str(out), "--workers", "0"]) == 0
+    return out
+
+
+def test_every_report_states_every_region_and_keeps_its_findings(made):
+    for study in studies_of(made):
+        sections = [section for section, _, _ in json.loads(study.meta["statements"])]
+        assert set(REGION_NAMES) <= set(sections)
+        assert study.raw is not None
+        for kept in ("effusion", "7 mm nodule", "chest tube", "consolidation"):
+            if kept in study.raw.findings and "No effusion" not in study.raw.findings:
+                assert kept in study.normalized.findings.lower()
+
+
+def test_the_data_module_reads_it_as_it_is(made):
+    data = ReportDataModule(root=made, batch_size=4, max_response_tokens=600, length_window=2)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch.pixel_values.shape[0] > 0
+    text = data.processor.detokenize(batch.response_ids_BR[0])
+    assert text.startswith("Findings: ")
+    assert " Impression: " in text
+
+
+def test_found_again_and_refused_with_the_difference(made, table, capsys):
+    before = contents(made)
+    assert main([*OPTIONS, "--source", str(table), "--out", str(made), "--workers", "0"]) == 0
+    assert "found in" in capsys.readouterr().out
+    assert main([*OPTIONS, "--source", str(table), "--out", str(made), "--max-pixels", "900"]) == 2
+    assert "max_pixels is 2250000 there and 900 here" in capsys.readouterr().err
+    assert contents(made) == before
+
+
+def test_rejects_and_reviews_give_status_three_and_are_named(tmp_path, capsys):
+    rows = [report_row(number) for number in range(20)]
+    rows[2] |= {"findings": "Les poumons sont clairs et le coeur est normal.", "impression": "Radiographie normale du thorax."}
+    table = write_dataset(tmp_path / "source", rows)
+    (tmp_path / "source" / "4.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main([*OPTIONS, "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"]) == 3
+    said = capsys.readouterr()
+    assert "rejected: 1, see rejects.jsonl (images: " in said.out
+    assert "to review: 1, see review.jsonl (" in said.out
+    assert "poumons" not in said.out + said.err
+
+
+def test_redaction(tmp_path, capsys):
+    rows = [report_row(n, findings=f"{FINDINGS[n % 5]} Discussed with Dr. Zebulon Quist at 10:15 am.") for n in range(10)]
+    table = write_dataset(tmp_path / "source", rows)
+    main([*OPTIONS, "--redact", "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"])
+    assert not any(b"Quist" in content for content in contents(tmp_path / "out").values())
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["redacted_from_reports"]["name"] > 0
+
+
+def test_near_duplicates_leave_one_of_each(table, tmp_path, capsys):
+    all_train = ["--val-share", "0", "--test-share", "0"]
+    command = [*OPTIONS, *all_train, "--near-duplicates", "0.97", "--source", str(table), "--out", str(tmp_path / "out")]
+    assert main([*command, "--workers", "0"]) == 0
+    assert f"filtered out: {160 - len(FINDINGS)}, see rejects.jsonl (near-duplicates: " in capsys.readouterr().out
+    assert {study.raw.findings for study in studies_of(tmp_path / "out") if study.raw is not None} == set(FINDINGS)
+
+
+def test_a_language_model_translates_and_a_rerun_asks_nothing(table, tmp_path, capsys):
+    def answer(request: dict, number: int) -> Reply:
+        sentences = json.loads(re.search(r"\[.*\]", request["messages"][1]["content"], re.DOTALL)[0])
+        return says(json.dumps({"translations": [_chinese(one) for one in sentences]}, ensure_ascii=False))
+
+    with EndpointStub(answer) as stub:
+        asked = ["--chinese-share", "0.5", "--endpoint", stub.url, "--model", "m", "--answers", str(tmp_path / "answers")]
+        command = [*OPTIONS, *asked, "--source", str(table), "--workers", "0"]
+        assert main([*command, "--out", str(tmp_path / "one")]) == 0
+        requests = len(stub.requests)
+        assert requests > 0
+        assert main([*command, "--out", str(tmp_path / "two")]) == 0
+        assert len(stub.requests) == requests
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    languages = json.loads((tmp_path / "one" / "card.json").read_text())["languages"]
+    assert languages["zh"] > 20
+    assert languages["en"] > 20
+
+
+def _chinese(sentence: str) -> str:
+    sides = "".join({"left": "左", "right": "右"}[side] for side in re.findall(r"left|right", sentence.lower()))
+    return f"{sides}肺所见{''.join(re.findall(r'[0-9]+', sentence))}。"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reader", "table"], "needs --source"),
+        (["--reader", "table", "--source", "nowhere"], "nowhere"),
+        (["--reader", "table", "--source", "TABLE", "--reader-option", "colour=red"], "no option 'colour'"),
+        (["--reader", "table", "--source", "TABLE", "--reader-option", "red"], "must be NAME=VALUE"),
+        (["--reader", "table", "--source", "TABLE", "--engine", "llm"], "--endpoint and --model"),
+        (["--reader", "table", "--source", "TABLE", "--general-weight", "1"], "general_weight"),
+        (["--reader", "table", "--source", "TABLE", "--shard-size", "0"], "shard_size"),
+        (["--reader", "table", "--source", "TABLE", "--tokenizer", "nowhere"], "nowhere"),
+        (["--reader", "iu_installed", "--source", "TABLE"], "leave --source out"),
+    ],
+)
+def test_bad_usage_is_said_in_one_line(table, tmp_path, capsys, arguments, message):
+    given = [str(table) if one == "TABLE" else one for one in arguments]
+    assert main([*given, "--out", str(tmp_path / "out"), "--quiet", "--workers", "0"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def start(table: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "echo_pl.tools.prepare_corpus",
+        *OPTIONS,
+        "--source",
+        str(table),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+    ]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until the run has come so far."""
+    deadline = time.monotonic() + 300
+    while not path.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_with_two_workers_and_run_again_it_is_the_same(table, made, tmp_path, seed):
+    rng, out = random.Random(seed), tmp_path / "out"
+    stages = [".work/plan.json", ".work/listed/done.json", ".work/normalized", ".work/shards", "train-000000.tar"]
+    process = start(table, out)
+    wait_for(out / rng.choice(stages), process)
+    time.sleep(rng.uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed = not (out / "index.json").exists()
+    assert main([*OPTIONS, "--source", str(table), "--out", str(out), "--workers", "0"]) == 0
+    assert contents(out) == contents(made), f"killed before the end: {killed}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_and_the_next_goes_on(table, made, tmp_path, number):
+    process = start(table, tmp_path / "out")
+    wait_for(tmp_path / "out" / ".work" / "listed" / "done.json", process)
+    process.send_signal(number)
+    said = process.communicate()[1].decode()
+    assert process.returncode == 128 + number
+    assert said.strip() == f"prepare_corpus: ended by {signal.Signals(number).name}; run the same command again to go on"
+    assert main([*OPTIONS, "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"]) == 0
+    assert contents(tmp_path / "out") == contents(made)
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(table, made, tmp_path, capsys, monkeypatch):
+    sync, calls = os.fsync, 0
+
+    def full(file: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    command = [*OPTIONS, "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"]
+    assert main(command) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert main(command) == 0
+    assert contents(tmp_path / "out") == contents(made)
+
+
+def test_real_studies(shared_data, tmp_path):
+    folder = shared_data / "iu_xray_mini"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    options = ["rows=image", "columns.key=study", f"images={folder / 'images'}", "name=iu_mini"]
+    given = [part for option in options for part in ("--reader-option", option)]
+    where = ["--reader", "table", "--source", str(folder / "manifest.jsonl"), "--out", str(tmp_path / "out")]
+    status = main([*where, *given, "--val-share", "0", "--test-share", "0", "--max-pixels", "250000", "--workers", "0", "--quiet"])
+    assert status in (0, 3)
+    studies = studies_of(tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert len(studies) + sum(card["left_out"]["review"].values()) == 5
+    assert all(image.width * image.height <= 250_000 for study in studies for image in study.images)
+    shutil.rmtree(tmp_path / "out")
