@@ -78,7 +78,7 @@ def run(config: DictConfig) -> RunOutcome:
     data.refuse_too_few(config.trainer.devices * config.trainer.num_nodes)
     for checkpoint in dict.fromkeys(path for path in (resume, start) if path is not None):
         refuse_other_model(config, data, checkpoint)
-    lineage = make_lineage(config, data, start, chain)
+    lineage = make_lineage(config, data, start, chain, before)
     fill_run_node(config, folder, lineage, before)
     # Whatever can be wrong in the configuration shows here, before a folder or an MLflow run is made.
     logger = make_logger(config, folder, resume, launch.rank)
@@ -247,7 +247,7 @@ def validate(config: DictConfig, data: ReportDataModule, checkpoint: Path | None
     refuse_other_data(data, checkpoint, start, before)
     began = time.monotonic()
     config.callbacks = None
-    stage = make_stage(config, data, make_lineage(config, data, start, ""))
+    stage = make_stage(config, data, make_lineage(config, data, start, "", before))
     trainer = make_trainer(config, Path(config.outputs), logger=None)
     with fitting(checkpoint):
         (metrics,) = trainer.validate(stage, datamodule=data, ckpt_path=str(checkpoint), weights_only=True)

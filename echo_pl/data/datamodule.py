@@ -7,7 +7,7 @@ or models.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -285,11 +285,22 @@ class ReportDataModule(L.LightningDataModule):
         """Return the test split in its order, with references."""
         return self._eval_loader("test")
 
-    def train_batches_once(self, batch_size: int) -> FixedLoader:
-        """Return every study that training visits, once, in the order of the shards; the last batch may be smaller."""
+    @property
+    def training_studies(self) -> int:
+        """How many studies training visits."""
+        return len(fixed_order(self._counts("train"), self._limits["train"]).places)
+
+    def train_batches_once(self, batch_size: int, numbers: Sequence[int] | None = None) -> FixedLoader:
+        """Return every study that training visits, once, in the order of the shards; the last batch may be smaller.
+
+        Args:
+            batch_size: Studies of a batch.
+            numbers: Which of these batches, in rising order; None: all. A batch is the same whatever else is asked for.
+        """
         order = fixed_order(self._counts("train"), self._limits["train"])
         batches = eval_batches(order.places, batch_size=batch_size, rank=0, world_size=1)
-        stream = self._stream("train", order, batches, references=False)
+        chosen = batches if numbers is None else [batches[number] for number in numbers]
+        stream = self._stream("train", order, chosen, references=False)
         return FixedLoader(stream, num_workers=self._num_workers, pin_memory=self._pin_memory)
 
     def held_out_batches(self, split: EvalSplit, batch_size: int, limit: int) -> list[Batch]:

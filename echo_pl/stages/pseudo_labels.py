@@ -10,7 +10,7 @@ from torch import Tensor
 
 from echo_pl.diffusion.objectives import PseudoLabels
 from echo_pl.diffusion.sequence import BlockedResponse
-from echo_pl.structs import Trajectory
+from echo_pl.structs import TopTargets, Trajectory
 
 
 def pseudo_labels(trajectories: list[Trajectory | None], eos: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -32,22 +32,41 @@ def align(trajectories: list[Trajectory | None], blocked: BlockedResponse, with_
     commit_step_BR = torch.zeros(B, R, dtype=torch.long)
     supervised_BR = torch.zeros(B, R, dtype=torch.bool)
     target_BRV: Tensor | None = None
+    top_BR: TopTargets | None = None
     for row, trajectory in enumerate(trajectories):
         if trajectory is None:
             continue
         place = slice(tails[row], tails[row] + len(trajectory.token_R))
         commit_step_BR[row, place] = trajectory.commit_step_R
-        supervised_BR[row, place] = True
-        if with_targets:
-            if trajectory.target_RV is None:
-                raise ValueError(f"the trajectory of {trajectory.key} has no distributions, and this objective needs them")
+        supervised_BR[row, place] = trajectory.commit_step_R > 0
+        if not with_targets:
+            continue
+        if trajectory.top is not None:
+            top_BR = _room(B, R, trajectory.top) if top_BR is None else top_BR
+            _put(top_BR, (row, place), trajectory.top)
+        elif trajectory.target_RV is not None:
             if target_BRV is None:
                 target_BRV = torch.zeros(B, R, trajectory.target_RV.shape[-1])
             target_BRV[row, place] = trajectory.target_RV.float()
+        else:
+            raise ValueError(f"the trajectory of {trajectory.key} has no distributions, and this objective needs them")
     return PseudoLabels(
         token_BR=blocked.clean_ids_BR,
         commit_step_BR=commit_step_BR.to(device),
         supervised_BR=supervised_BR.to(device),
         block_size=blocked.layout.block_size,
         target_BRV=None if target_BRV is None else target_BRV.to(device),
+        top_BR=None if top_BR is None else top_BR.to(device),
     )
+
+
+def _room(B: int, R: int, like: TopTargets) -> TopTargets:
+    K = like.token_MK.shape[-1]
+    return TopTargets(
+        token_MK=torch.zeros(B, R, K, dtype=torch.long), probability_MK=torch.zeros(B, R, K), tail_M=torch.zeros(B, R)
+    )
+
+
+def _put(room: TopTargets, place: tuple[int, slice], top: TopTargets) -> None:
+    room.token_MK[place], room.probability_MK[place] = top.token_MK, top.probability_MK.float()
+    room.tail_M[place] = top.tail_M.float()
