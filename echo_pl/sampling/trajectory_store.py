@@ -141,6 +141,11 @@ class TrajectoryStore:
     def __len__(self) -> int:
         return len(self._by_key)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of the samples that have a trajectory."""
+        return tuple(self._by_key)
+
     def get(self, key: str) -> Trajectory | None:
         """The trajectory of a sample; None if it was decoded and dropped.
 

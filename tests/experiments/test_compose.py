@@ -80,7 +80,8 @@ def test_every_ablation_composes_and_builds(data_root, ablation):
     plain = build(usual, data_root)
     assert type(plain.objective) is DirectConditional
     # A name alone is no ablation.
-    config.stage.module.objective.name = usual.stage.module.objective.get("name")
+    for node in (config, usual):
+        node.stage.module.objective = OmegaConf.merge(node.stage.module.objective, {"name": ablation})
     assert config != usual
 
 
