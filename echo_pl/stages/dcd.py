@@ -22,22 +22,20 @@ from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.lora import LoraSettings, add_lora
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.losses import own
-from echo_pl.diffusion.mean_field import mean_field_gaps, one_step_log_probs
 from echo_pl.diffusion.noise import sample_generator
-from echo_pl.diffusion.objectives import Objective, PseudoLabels, Rows
+from echo_pl.diffusion.objectives import Objective, Rows
 from echo_pl.diffusion.sequence import BlockedContext, BlockedResponse, block_context, block_response, rad_sequence
-from echo_pl.sampling.collect import store_identity, usable_trajectories
+from echo_pl.sampling.collect import store_identity
 from echo_pl.sampling.config import DecodeConfig
-from echo_pl.sampling.given import Given, completed, drawn_prefixes
 from echo_pl.sampling.sampler import BlockSampler
-from echo_pl.sampling.trajectory import TrajectoryRecorder
 from echo_pl.sampling.trajectory_store import CollectionCounts, TrajectoryStore
-from echo_pl.stages.mean_field import GapCheck
+from echo_pl.stages.mean_field import GapCheck, gaps_of
 from echo_pl.stages.optimization import Optimization
 from echo_pl.stages.placement import placed
-from echo_pl.stages.pseudo_labels import align, pseudo_labels
+from echo_pl.stages.pseudo_labels import align, pseudo_labels, rows_of
 from echo_pl.stages.reduction import is_alone, share_of_ranks
 from echo_pl.stages.sequence_logits import SequenceLogits
+from echo_pl.stages.teacher_decode import TeacherDecode
 from echo_pl.stages.validation import GenerationCheck, TextTools, refuse_compile
 from echo_pl.structs import Batch, Trajectory
 
@@ -108,6 +106,7 @@ class DCDModule(L.LightningModule):
         self.generation = GenerationCheck(text, generation_batches)
         self.gap = GapCheck(generation_batches)
         self.special = text.special
+        self.phase_1 = TeacherDecode(text.special, decode, seed)
         self.vlm: VLM | None = None
         # Past nn.Module's registration, so that no checkpoint holds the teacher and no optimizer or DDP hook sees it.
         object.__setattr__(self, "teacher", None)
@@ -168,6 +167,10 @@ class DCDModule(L.LightningModule):
         """The teacher follows the student's device; it is no submodule, so nobody else moves it."""
         self.teacher.to(self.device)
 
+    def on_validation_start(self) -> None:
+        """Likewise where there is no fit."""
+        self.teacher.to(self.device)
+
     def collect(self, batch: Batch) -> list[Trajectory | None]:
         """Phase 1: the teacher's trajectories of a batch, stored or decoded now; None where there is no usable one.
 
@@ -176,30 +179,24 @@ class DCDModule(L.LightningModule):
         """
         if self._store is not None:
             return [self._store.get(key) for key in batch.keys]
-        found, counts, given = self._decode(batch, self.objective.needs_targets, self.student_prefix)
+        if self.student_prefix:
+            found, counts = self.phase_1.behind_student(
+                self.teacher,
+                self.model,
+                batch,
+                self.objective.needs_targets,
+                self.student_prefix,
+                self.current_epoch,
+                self._prompt(batch).tail_lengths_B,
+            )
+        else:
+            found, counts = self.phase_1(self.teacher, batch, self.objective.needs_targets)
         self._count(counts)
-        if given is None:
-            return found
-        tails = self._prompt(batch).tail_lengths_B.tolist()
-        prefixes = [given.prefix(row, tail, self.block_size) for row, tail in enumerate(tails)]
-        return [None if t is None else completed(t, prefix) for t, prefix in zip(found, prefixes, strict=True)]
+        return found
 
-    def _decode(
-        self, batch: Batch, distributions: bool, student_prefix: float
-    ) -> tuple[list[Trajectory | None], CollectionCounts, Given | None]:
-        # Autocast is for training: decoded in the weights' own dtype, trajectories are those that a collection stores.
-        with torch.random.fork_rng(devices=[]), torch.autocast(self.device.type, enabled=False):
-            given = self._student_prefixes(batch, student_prefix) if student_prefix else None
-            found, counts = usable_trajectories(self.make_sampler(self.teacher), batch, distributions, given=given)
-        return found, counts, given
-
-    def _student_prefixes(self, batch: Batch, share: float) -> Given:
-        recorder = TrajectoryRecorder()
-        self.make_sampler(self.model, denoising_steps=1, kv_cache="fused").generate(batch, recorder)
-        # Keys of their own: the objective's masks are drawn from those of the studies.
-        generators = [sample_generator(self.seed, f"{key}/student_prefix", self.current_epoch) for key in batch.keys]
-        tail_B = self._prompt(batch).tail_lengths_B.cpu()
-        return drawn_prefixes(recorder.trajectories(batch.keys), tail_B, share, self.special.eos, generators)
+    def decode_teacher(self, batch: Batch) -> list[Trajectory | None]:
+        """The teacher's own trajectories of a batch, decoded now and without distributions; nothing is counted."""
+        return self.phase_1(self.teacher, batch, distributions=False)[0]
 
     def _count(self, counts: CollectionCounts) -> None:
         dropped = torch.tensor([counts.dropped_loops, counts.dropped_endless], device=self.device)
@@ -222,7 +219,8 @@ class DCDModule(L.LightningModule):
         masked_BKR = maskable_B1R & self.objective.student_masks(labels, progress, self._generators(batch, epoch))
         chosen_BKR = masked_BKR & labels.supervised_BR[:, None]
         logits_MV = self._predict(self.model, batch, blocked, masked_BKR, chosen_BKR)
-        rows = self._rows(logits_MV, labels, chosen_BKR)
+        share = own if is_alone() else share_of_ranks
+        rows = rows_of(logits_MV, labels, chosen_BKR, self.special.eos, self.objective.needs_targets, share)
         teacher_BKR = self.objective.teacher_masks(labels, progress, self._generators(batch, epoch))
         if teacher_BKR is not None:
             rows = self._teacher_rows(rows, batch, blocked, teacher_BKR & maskable_B1R, chosen_BKR)
@@ -245,15 +243,10 @@ class DCDModule(L.LightningModule):
         See :func:`echo_pl.diffusion.mean_field.mean_field_gaps`. In the weights' own precision: rounding would be a gap, too.
         """
         blocked = self._blocked(batch, trajectories)
-        chosen_BR = align(trajectories, blocked, with_targets=False).supervised_BR
-        masked_B1R = blocked.maskable_BR[:, None]
+        labels = align(trajectories, blocked, with_targets=False)
         with torch.autocast(self.device.type, enabled=False):
-            logits_MV = self._predict(vlm, batch, blocked, masked_B1R, chosen_BR[:, None])
-        one_step_M = one_step_log_probs(logits_MV, blocked.clean_ids_BR[chosen_BR], self.special.never_sampled)
-        sure = [t.confidence_R[t.commit_step_R > 0] for t in trajectories if t is not None]
-        chain_M = torch.cat([torch.empty(0), *sure]).log().to(one_step_M.device)
-        row_M, place_M = chosen_BR.nonzero(as_tuple=True)
-        return mean_field_gaps(chain_M, one_step_M, row_M * chosen_BR.shape[1] + place_M // self.block_size)
+            logits_MV = self._predict(vlm, batch, blocked, blocked.maskable_BR[:, None], labels.supervised_BR[:, None])
+        return gaps_of(trajectories, labels, logits_MV, self.special.never_sampled)
 
     def _generators(self, batch: Batch, epoch: int) -> list[torch.Generator]:
         return [sample_generator(self.seed, key, epoch) for key in batch.keys]
@@ -263,25 +256,6 @@ class DCDModule(L.LightningModule):
         clean_BKR = blocked.clean_ids_BR[:, None].expand_as(masked_BKR)
         sequence = rad_sequence(blocked, torch.where(masked_BKR, self.special.mask, clean_BKR))
         return self.logits(vlm, sequence, batch.images, sequence.noisy_positions(chosen_BKR))
-
-    def _rows(self, logits_MV: Tensor, labels: PseudoLabels, chosen_BKR: Tensor) -> Rows:
-        sample_M, copy_M, place_M = chosen_BKR.nonzero(as_tuple=True)
-        target_BRV, top_BR = labels.target_BRV, labels.top_BR
-        target_MV = None if target_BRV is None else target_BRV[sample_M, place_M]
-        if target_MV is None and top_BR is None and self.objective.needs_targets:
-            target_MV = logits_MV.detach()  # of no rows: another rank has some
-        return Rows(
-            logits_MV=logits_MV,
-            token_M=labels.token_BR[sample_M, place_M],
-            commit_step_M=labels.commit_step_BR[sample_M, place_M],
-            sample_M=sample_M,
-            copy_M=copy_M,
-            block_M=place_M // labels.block_size,
-            eos=self.special.eos,
-            target_MV=target_MV,
-            top_M=None if top_BR is None else top_BR.at(sample_M, place_M),
-            share=own if is_alone() else share_of_ranks,
-        )
 
     def _teacher_rows(self, rows: Rows, batch: Batch, blocked: BlockedResponse, masked_BKR: Tensor, chosen_BKR: Tensor) -> Rows:
         """Add what the frozen teacher predicts at the same positions, seeing its own masks."""
@@ -333,7 +307,7 @@ class DCDModule(L.LightningModule):
         self.gap.update(
             batch,
             batch_index,
-            decode=lambda: self._decode(batch, distributions=False, student_prefix=0.0)[0],
+            decode=lambda: self.decode_teacher(batch),
             student=lambda trajectories: self.mean_field_gaps(self.model, batch, trajectories),
             teacher=lambda trajectories: self.mean_field_gaps(self.teacher, batch, trajectories),
         )

@@ -1,21 +1,44 @@
 """The mean-field gap over a validation: what the teacher decodes is kept, as neither it nor the studies change. Used by stage 3.
 
 Knows gaps and batches; nothing of models.
+
+Shapes: R response in whole blocks, M chosen positions, V vocabulary, G blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from echo_pl.diffusion.mean_field import mean_field_gaps, one_step_log_probs
+from echo_pl.diffusion.objectives import PseudoLabels
 from echo_pl.stages.reduction import is_alone
 from echo_pl.structs import Batch, Trajectory
 
 Gaps = Callable[[list[Trajectory | None]], Tensor]
 """From trajectories of a batch to the gaps of their blocks."""
+
+
+def gaps_of(
+    trajectories: Sequence[Trajectory | None], labels: PseudoLabels, logits_MV: Tensor, never_sampled: Sequence[int]
+) -> Tensor:
+    """Gaps (G,) of all blocks that a teacher has decoded.
+
+    Args:
+        trajectories: of a batch.
+        labels: the same on the batch's block grid.
+        logits_MV: at the supervised positions, all of their blocks masked.
+        never_sampled: ids that no decoder emits.
+    """
+    chosen_BR = labels.supervised_BR
+    one_step_M = one_step_log_probs(logits_MV, labels.token_BR[chosen_BR], never_sampled)
+    confidence = [t.confidence_R[t.commit_step_R > 0] for t in trajectories if t is not None]
+    chain_M = torch.cat([torch.empty(0), *confidence]).log().to(one_step_M.device)
+    row_M, place_M = chosen_BR.nonzero(as_tuple=True)
+    return mean_field_gaps(chain_M, one_step_M, row_M * chosen_BR.shape[1] + place_M // labels.block_size)
 
 
 class GapCheck:

@@ -1,6 +1,6 @@
-"""From a list of teacher trajectories to padded tensors on the block grid of a batch.
+"""From a list of teacher trajectories to padded tensors on the block grid of a batch, and from these to an objective's rows.
 
-Shapes: B batch, R response in whole blocks, V vocabulary.
+Shapes: B batch, K masked copies, R response in whole blocks, M chosen positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from echo_pl.diffusion.objectives import PseudoLabels
+from echo_pl.diffusion.losses import Share, own
+from echo_pl.diffusion.objectives import PseudoLabels, Rows
 from echo_pl.diffusion.sequence import BlockedResponse
 from echo_pl.structs import TopTargets, Trajectory
 
@@ -57,6 +58,27 @@ def align(trajectories: list[Trajectory | None], blocked: BlockedResponse, with_
         block_size=blocked.layout.block_size,
         target_BRV=None if target_BRV is None else target_BRV.to(device),
         top_BR=None if top_BR is None else top_BR.to(device),
+    )
+
+
+def rows_of(logits_MV: Tensor, labels: PseudoLabels, chosen_BKR: Tensor, eos: int, needs_targets: bool, share: Share = own) -> Rows:
+    """What an objective is given: predictions at the chosen positions of the masked copies, and what belongs to each."""
+    sample_M, copy_M, place_M = chosen_BKR.nonzero(as_tuple=True)
+    target_BRV, top_BR = labels.target_BRV, labels.top_BR
+    target_MV = None if target_BRV is None else target_BRV[sample_M, place_M]
+    if target_MV is None and top_BR is None and needs_targets:
+        target_MV = logits_MV.detach()  # of no rows: another rank has some
+    return Rows(
+        logits_MV=logits_MV,
+        token_M=labels.token_BR[sample_M, place_M],
+        commit_step_M=labels.commit_step_BR[sample_M, place_M],
+        sample_M=sample_M,
+        copy_M=copy_M,
+        block_M=place_M // labels.block_size,
+        eos=eos,
+        target_MV=target_MV,
+        top_M=None if top_BR is None else top_BR.at(sample_M, place_M),
+        share=share,
     )
 
 
