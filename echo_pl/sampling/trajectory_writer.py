@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,10 +42,10 @@ class TrajectoryWriter:
             raise FileExistsError(f"{self.folder} exists already; remove it, or collect into another folder")
         self._work = self.folder.with_name(self.folder.name + ".part")
         wanted = {"schema_version": SCHEMA_VERSION, "identity": asdict(identity), "plan": asdict(plan)}
-        if self._work.exists():
+        if self._work.exists() and any(path.name != f"{_PLAN}.partial" for path in self._work.iterdir()):
             self._refuse_other(wanted)
         else:
-            self._work.mkdir(parents=True)
+            self._work.mkdir(parents=True, exist_ok=True)
             _write_text(self._work / _PLAN, json.dumps(wanted, indent=1))
 
     def _refuse_other(self, wanted: dict[str, object]) -> None:
@@ -107,11 +108,11 @@ class TrajectoryWriter:
         (self.folder / _PLAN).unlink()
         return self.folder, counts
 
-    def _record(self, part: int) -> dict[str, dict[str, int]]:
+    def _record(self, part: int) -> dict[str, Any]:
         path = self._work / _name(part)
         try:
             with safe_open(path, "pt") as file:
-                record: dict[str, dict[str, int]] = json.loads(file.metadata()[_RECORD])
+                record: dict[str, Any] = json.loads(file.metadata()[_RECORD])
                 return record
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(

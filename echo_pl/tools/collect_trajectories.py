@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
@@ -123,7 +124,9 @@ def begin(launch: Launch, out: Path, identity: StoreIdentity, plan: CollectionPl
             problem = str(error)
     refuse_together(launch, problem)
     missing = agreed(launch, {"missing": missing})["missing"]
-    return TrajectoryWriter(out, identity, plan), missing[launch.rank :: launch.world_size]
+    writer = TrajectoryWriter(out, identity, plan)
+    dist.barrier()  # rank 0 may have nothing left to do but to rename the folder
+    return writer, missing[launch.rank :: launch.world_size]
 
 
 def counted(batches: Iterable[Batch], device: torch.device, bar: tqdm[None]) -> Iterator[Batch]:
