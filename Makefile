@@ -67,7 +67,7 @@ features: $(DATA) ## store the frozen vision tower's output -> outputs/features/
 test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest
 
-test-slurm: $(DEV) ## batch jobs on two emulated SLURM nodes (installs Debian's slurm; needs root; about 6 minutes)
+test-slurm: $(DEV) ## batch jobs on two emulated SLURM nodes (installs Debian's slurm; needs root; about 8 minutes)
 	$(BIN)/pip install --quiet -e '.[slurm]'
 	$(BIN)/python -m pytest -v tests/slurm/check_cluster.py
 

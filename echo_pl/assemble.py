@@ -27,6 +27,7 @@ from echo_pl.distributed.agree import slurm_environment
 from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.memory import return_free_memory
 from echo_pl.finite_loss import NonFiniteLoss
+from echo_pl.lineage import shards
 from echo_pl.mlflow_logger import ContinuedMLFlowLogger
 from echo_pl.runs import FINAL
 from echo_pl.stages.validation import TextTools
@@ -65,7 +66,13 @@ class FreeMemory(Callback):
 
 
 def make_stage(config: DictConfig, data: ReportDataModule, lineage: StageRecord) -> L.LightningModule:
-    """Build the stage; its models come later, in ``configure_model``."""
+    """Build the stage; its models come later, in ``configure_model``.
+
+    Raises:
+        ValueError: a bad value; the vision warm-up with a trainer that shards.
+    """
+    if config.stage.name == "warmup" and shards(config):
+        raise ValueError("the vision warm-up is small and is not sharded: run `echo-pl stage=warmup` with trainer=cpu, gpu or ddp")
     stage: L.LightningModule = build(
         config.stage.module,
         backbone=instantiate(config.backbone.factory, _convert_="all"),
@@ -131,10 +138,17 @@ def cluster_environment() -> list[ClusterEnvironment]:
     return [LightningEnvironment()] if launch.launcher != "torchrun" and "SLURM_NTASKS" in os.environ else []
 
 
-def make_logger(config: DictConfig, folder: Path, resume: Path | None, rank: int) -> Logger | None:
+def make_logger(config: DictConfig, folder: Path, run_id: str | None, rank: int, same_settings: bool = True) -> Logger | None:
     """MLflow on a local database unless told otherwise; a resumed run goes on in its own MLflow run.
 
     Rank 0 alone talks to it: processes that open a new database at the same time would each make its tables.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        run_id: of the MLflow run to go on in; None: a new one.
+        rank: of this process.
+        same_settings: what is trained again of that run is what was logged of it already.
     """
     if config.mlflow is None:
         return None
@@ -142,8 +156,7 @@ def make_logger(config: DictConfig, folder: Path, resume: Path | None, rank: int
         return DummyLogger()
     local = config.mlflow.tracking_uri is None
     outputs = Path(config.outputs).resolve()
-    run_id = None if resume is None else read_checkpoint(resume)[0].mlflow_run_id
-    return (MLFlowLogger if run_id is None else ContinuedMLFlowLogger)(
+    return (ContinuedMLFlowLogger if run_id is not None and same_settings else MLFlowLogger)(
         experiment_name=config.mlflow.experiment,
         tracking_uri=f"sqlite:///{outputs / 'mlflow.db'}" if local else config.mlflow.tracking_uri,
         run_name=folder.name,

@@ -42,8 +42,9 @@ class WholeFileIO(TorchCheckpointIO):
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_name(place.name + ".partial")
         try:
-            torch.save(checkpoint, partial)
-            with partial.open("rb") as file:
+            with partial.open("wb") as file:  # torch's own writer would not say that there is no room, only that it failed
+                torch.save(checkpoint, file)
+                file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             full = full_disk(place, error)

@@ -47,7 +47,7 @@ def refuse_other_data(data: DataIdentity, resume: Path | None, start: Path | Non
     """
     if resume is not None:
         had = read_checkpoint(resume)[0].data_fingerprint
-        if had != data.fingerprint:
+        if had and had != data.fingerprint:  # an imported model says nothing of data
             raise ValueError(
                 f"{resume} was trained on data with fingerprint {had}, this run has {data.fingerprint}; resume with the same "
                 "corpus, tokenizer and processor settings, or start a new run with start="
@@ -126,18 +126,22 @@ def of_this_trainer(config: DictConfig, path: Path) -> Path:
     Raises:
         ValueError: with the way out.
     """
-    strategy = config.trainer.get("strategy")
-    shards = isinstance(strategy, DictConfig) and issubclass(target(strategy), ModelParallelStrategy)
-    if is_sharded_checkpoint(path) and not shards:
+    if is_sharded_checkpoint(path) and not shards(config):
         raise ValueError(
             f"{path} is sharded, and this trainer does not shard: resume it with trainer=fsdp2, or make one file of it: "
             f"python -m echo_pl.tools.checkpoint merge {path} {path.with_suffix('.merged.ckpt')}"
         )
-    if shards and config.task == "fit" and path.is_file() and is_numbered_by_groups(path):
+    if shards(config) and config.task == "fit" and path.is_file() and is_numbered_by_groups(path):
         raise ValueError(
             f"{path} was written by a trainer that does not shard, and this one does: resume it with trainer=cpu, gpu or ddp"
         )
     return path
+
+
+def shards(config: DictConfig) -> bool:
+    """Whether the trainer's strategy shares models out over ranks."""
+    strategy = config.trainer.get("strategy")
+    return isinstance(strategy, DictConfig) and issubclass(target(strategy), ModelParallelStrategy)
 
 
 def is_numbered_by_groups(path: Path) -> bool:
@@ -191,7 +195,7 @@ def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None,
             raise ValueError(f"{resume} is a checkpoint of stage {record.stage!r}; it cannot resume stage {stage!r}")
         refuse_other_layout(config, record, resume)
         if not given:
-            return kept_start(record, resume)
+            return kept_start(record, resume, config.task)
         config = as_it_began(config, record)
     if config.start is None or not BEFORE[stage]:
         return None, None
@@ -254,8 +258,8 @@ def as_it_began(config: DictConfig, resumed: StageRecord) -> DictConfig:
     return changed
 
 
-def kept_start(record: StageRecord, resume: Path) -> tuple[Path | None, StageRecord | None]:
-    """The start of a resumed run. Only a teacher is needed again; other stages have all weights in ``resume`` itself.
+def kept_start(record: StageRecord, resume: Path, task: str) -> tuple[Path | None, StageRecord | None]:
+    """The start of a resumed run. Only a teacher is needed again, to train; other stages have all weights in ``resume`` itself.
 
     Raises:
         FileNotFoundError: stage 3's teacher is gone.
@@ -265,9 +269,9 @@ def kept_start(record: StageRecord, resume: Path) -> tuple[Path | None, StageRec
     path = Path(record.start)
     if is_checkpoint(path):
         return path, read_checkpoint(path)[0]
-    if record.stage == "dcd":
+    if record.stage == "dcd" and task == "fit":
         raise FileNotFoundError(f"{resume} has its teacher at {path}, which is gone; say where it is now: start=<checkpoint>")
-    log.warning("%s started from %s, which is gone; it is not needed to resume", resume, path)
+    log.warning("%s started from %s, which is gone; it is not needed here", resume, path)
     return None, None
 
 
@@ -328,7 +332,7 @@ def run_folder(config: DictConfig, resume: Path | None) -> Path:
     """Where this run will write: the old folder when it resumes a run, else a new name. Makes nothing.
 
     Raises:
-        FileExistsError: ``run_name`` names a finished run.
+        FileExistsError: ``run_name`` names a finished run, or one that could go on.
     """
     if resume is not None and read_info(resume.parent.parent) is not None:
         return resume.parent.parent
@@ -339,6 +343,11 @@ def run_folder(config: DictConfig, resume: Path | None) -> Path:
     info = read_info(folder)
     if info is not None and info.status == "finished":
         raise FileExistsError(f"{folder} is a finished run; give another run_name, or remove it")
+    if left_behind(folder) is not None:
+        raise FileExistsError(
+            f"{folder} is an unfinished run with a checkpoint: go on with it, resume=auto run_name={name}, give another run_name, "
+            "or remove it"
+        )
     return folder
 
 

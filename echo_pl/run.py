@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from echo_pl.assemble import make_logger, make_stage, make_trainer, refuse_other_model
-from echo_pl.backbone.checkpoint import StageRecord
+from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
 from echo_pl.baseline import ancestor
 from echo_pl.checkpointing import StoppedError, StopWhenTold
 from echo_pl.config_keys import check_keys
@@ -41,7 +41,7 @@ from echo_pl.lineage import (
     resolve_start,
     run_folder,
 )
-from echo_pl.runs import FINAL, RunInfo, check_free_disk, left_behind, now_text, write_info
+from echo_pl.runs import FINAL, RunInfo, check_free_disk, left_behind, now_text, read_info, write_info
 
 log = logging.getLogger(__name__)
 
@@ -67,21 +67,24 @@ def run(config: DictConfig) -> RunOutcome:
     """
     launch = join(config)
     data = prepare(config)
+    refuse_other_settings(launch, {"the data's fingerprint": data.fingerprint})
     warn_of_other_precision(config, data)
     if config.task == "validate":
         return validate(config, data, resolve_resume(config))
-    plan = agreed(launch, make_plan(config) if launch.rank == 0 else {})
+    plan = agreed(launch, plan_of_rank_0(launch, config))
     resume = None if plan["resume"] is None else Path(plan["resume"])
     config.start, folder, chain = plan["start"], Path(plan["folder"]), plan["chain"]
     start, before = resolve_start(config, resume)
     refuse_other_data(data, resume, start, before)
+    if config.stage.name == "dcd" and start is None:
+        raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
     data.refuse_too_few(config.trainer.devices * config.trainer.num_nodes)
     for checkpoint in dict.fromkeys(path for path in (resume, start) if path is not None):
         refuse_other_model(config, data, checkpoint)
     lineage = make_lineage(config, data, start, chain, before)
     fill_run_node(config, folder, lineage, before)
     # Whatever can be wrong in the configuration shows here, before a folder or an MLflow run is made.
-    logger = make_logger(config, folder, resume, launch.rank)
+    logger = make_logger(config, folder, plan["mlflow_run_id"], launch.rank, same_settings=plan["same_settings"])
     stage = make_stage(config, data, lineage)
     trainer = make_trainer(config, folder, logger)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,10 @@ def join(config: DictConfig) -> Launch:
     """
     launch = detect()
     warn_of_idle_tasks(launch)
+    for name in ("devices", "num_nodes"):
+        value = config.trainer[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"trainer.{name} must be a positive number, got {value!r}; which devices: CUDA_VISIBLE_DEVICES")
     refuse_other_world(launch, config.trainer.devices, config.trainer.num_nodes)
     open_group(launch, config.trainer.accelerator)
     refuse_other_settings(launch, flat_settings(config))
@@ -129,18 +136,54 @@ def warn_of_other_precision(config: DictConfig, data: ReportDataModule) -> None:
         log.warning("the stored vision features were computed in %s, this run trains in %s", stored, config.trainer.precision)
 
 
-def make_plan(config: DictConfig) -> dict[str, str | None]:
+def plan_of_rank_0(launch: Launch, config: DictConfig) -> dict[str, Any]:
+    """The plan, on rank 0; what is wrong with it is said on all ranks, so that none waits for a rank that has given up."""
+    plan: dict[str, Any] = {}
+    problem = None
+    try:
+        plan = make_plan(config) if launch.rank == 0 else {}
+    except (ValueError, OSError) as error:
+        if launch.world_size == 1:
+            raise
+        problem = str(error)
+    refuse_together(launch, problem)
+    return plan
+
+
+def make_plan(config: DictConfig) -> dict[str, Any]:
     """What all processes of a run must have the same of; each by itself might find another newest run, or another second."""
     resume = resolve_resume(config)
     start, before = resolve_start(config, resume)
     folder = run_folder(config, resume)
     chain = before.chain if before is not None and before.chain else f"{folder.name}-{uuid.uuid4().hex[:8]}"
+    unfinished = read_info(folder)  # killed before its first checkpoint, perhaps: it is begun anew in its own MLflow run
+    begun = None if unfinished is None else unfinished.mlflow_run_id
     return {
         "resume": None if resume is None else str(resume),
         "start": None if start is None else str(start),
         "folder": str(folder),
         "chain": chain,
+        "mlflow_run_id": begun if resume is None else read_checkpoint(resume)[0].mlflow_run_id,
+        "same_settings": not warn_of_other_settings(config, folder),
     }
+
+
+_MAY_CHANGE = {"resume", "start", "run_name", "task", "trainer", "callbacks", "mlflow", "threads", "min_free_gb", "outputs"}
+"""Parts of a configuration that decide nothing of what is trained."""
+
+
+def warn_of_other_settings(config: DictConfig, folder: Path) -> bool:
+    """Say with which settings a run goes on that it did not begin with; True if there are any."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return False
+    had, has = (flat_settings(one) for one in (OmegaConf.load(path), config))  # type: ignore[arg-type]
+    names = [name for name in sorted(had.keys() | has.keys()) if name.partition(".")[0] not in _MAY_CHANGE]
+    changed = [name for name in names if had.get(name) != has.get(name) and name not in ("data_root", "data.root")]
+    if changed:
+        pairs = "; ".join(f"{name} was {had.get(name)!r}, is {has.get(name)!r}" for name in changed)
+        log.warning("%s goes on with other settings than it began with: %s", folder, pairs)
+    return bool(changed)
 
 
 def prepare(config: DictConfig) -> ReportDataModule:

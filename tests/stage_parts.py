@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,11 +155,26 @@ class Killed(L.Callback):
         if not self.writing:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        def half(content: Any, path: Path, *args: Any, **kwargs: Any) -> None:
-            Path(path).write_bytes(b"half")
+        def half(content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+            if isinstance(file, str | Path):
+                Path(file).write_bytes(b"half")
+            else:
+                file.write(b"half")
+                file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
 
         torch.save = half
+
+
+class Slow(L.Callback):
+    """Makes optimizer steps take this much longer, as long as a file is not there."""
+
+    def __init__(self, seconds: float, until: str) -> None:
+        self.seconds, self.until = seconds, Path(until)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if not self.until.exists():
+            time.sleep(self.seconds)
 
 
 class Sender(L.Callback):

@@ -140,7 +140,7 @@ def make_fit(vlm: VLM, path: str | Path, record: StageRecord, content: Mapping[s
     Raises:
         ValueError: naming the first difference, or all of them in number.
     """
-    refuse_other_geometry(record.geometry, vlm, str(path))
+    refuse_other_geometry(record.geometry, vlm.geometry, str(path))
     if record.lora is not None:
         add_lora(vlm, LoraSettings(**record.lora))
     sharded = "state_dict" not in content
@@ -202,9 +202,14 @@ def refuse_other_stage(
             )
 
 
-def refuse_other_geometry(trained: Mapping[str, int] | None, vlm: VLM, source: str) -> None:
-    """Raise ValueError where weights were trained with another number of heads, or another patch size, than a model has."""
-    own = vlm.geometry
+def refuse_other_geometry(trained: Mapping[str, int] | None, own: Mapping[str, int], source: str) -> None:
+    """Raise ValueError where weights were trained with another number of heads, or another patch size, than a model has.
+
+    Args:
+        trained: :attr:`StageRecord.geometry` of the weights.
+        own: :attr:`echo_pl.backbone.vlm.VLM.geometry` of the model.
+        source: whose weights they are, for the message.
+    """
     for name, value in (trained or {}).items():
         if own.get(name, value) != value:
             raise ValueError(f"{source} was trained with {name} {value}, the model of this configuration has {own[name]}")

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, read_checkpoint, record_dict
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, read_checkpoint, record_dict, refuse_other_geometry
 from echo_pl.backbone.factory import BackboneFactory, PretrainedBackbone, TinyBackbone, refuse_unmatched
 from echo_pl.backbone.lora import LoraSettings, add_adapters, merge_adapters
-from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_whole
+from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_weights
+from echo_pl.backbone.vlm import geometry_of
 from echo_pl.structs import SpecialTokens
 
 _NETWORK = "vlm.network."
@@ -32,7 +33,7 @@ def network_weights(path: Path) -> tuple[StageRecord, dict[str, Tensor]]:
         ValueError: it is torn, or no checkpoint of this project.
     """
     record, content = read_checkpoint(path)
-    stored = read_whole(path)["state_dict"] if is_sharded_checkpoint(path) else content["state_dict"]
+    stored = read_weights(path) if is_sharded_checkpoint(path) else content["state_dict"]
     weights = {name.removeprefix(_NETWORK): value for name, value in stored.items() if name.startswith(_NETWORK)}
     if f"vlm.{_MASK_EMBEDDING}" in stored:
         weights[_MASK_EMBEDDING] = stored[f"vlm.{_MASK_EMBEDDING}"]
@@ -64,6 +65,7 @@ def write_network(
     folder: Path,
     dtype: str | None = None,
     lora: LoraSettings | None = None,
+    geometry: Mapping[str, int] | None = None,
 ) -> None:
     """Write ``config.json`` and safetensors that ``Qwen2_5_VLForConditionalGeneration.from_pretrained`` reads.
 
@@ -74,6 +76,7 @@ def write_network(
         folder: exists; files in it are replaced.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None: as the weights are.
         lora: of the adapters among the weights, which are added to what they belong to.
+        geometry: that the weights were trained with, where that is known.
 
     Raises:
         ValueError: the weights are not those of this backbone.
@@ -81,6 +84,7 @@ def write_network(
     weights = dict(weights)
     mask_row = weights.pop(_MASK_EMBEDDING, None)
     config = network_config(factory, special, len(weights[_EMBEDDING]))
+    refuse_other_geometry(geometry, geometry_of(config), "the checkpoint")
     with torch.device("meta"):  # the weights take their places; nothing is initialized, nothing is there twice
         network = Qwen2_5_VLForConditionalGeneration(config)
         if lora is not None:
@@ -110,6 +114,11 @@ def refuse_no_model(folder: Path) -> None:
     """Raise FileNotFoundError for a folder without a model."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder}: it is not the folder of a Hugging Face model")
+
+
+def folder_geometry(folder: Path) -> dict[str, int]:
+    """See :func:`echo_pl.backbone.vlm.geometry_of`."""
+    return geometry_of(Qwen2_5_VLConfig.from_pretrained(folder))
 
 
 def read_network(folder: Path, dtype: str = "float32") -> dict[str, Tensor]:
@@ -142,5 +151,4 @@ def as_checkpoint(weights: Mapping[str, Tensor], record: StageRecord, version: s
         "pytorch-lightning_version": version,
         "epoch": 0,
         "global_step": 0,
-        "loops": {},
     }

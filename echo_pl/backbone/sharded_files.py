@@ -103,6 +103,22 @@ def stored_shapes(path: Path) -> dict[str, torch.Size]:
     }
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All weights, named as in a whole checkpoint's ``state_dict``, and nothing of the optimizer.
+
+    Raises:
+        ValueError: a file of the folder is missing or torn.
+    """
+    entries = _Reader(str(path)).read_metadata().state_dict_metadata
+    weights = {
+        name.removeprefix(_WEIGHTS): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if name.startswith(_WEIGHTS) and isinstance(entry, TensorStorageMetadata)
+    }
+    read_into(path, weights)
+    return weights
+
+
 def read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fill tensors, named as in a whole checkpoint's ``state_dict``, in place.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from echo_pl.backbone.vlm import VLM
 
@@ -27,8 +27,6 @@ class ShardPolicy:
     """In which gradients are summed over ranks; None: that of the computation."""
     reshard_after_forward: bool = True
     """Free a layer's whole weights after its forward, and gather them again for its backward."""
-    cpu_offload: bool = False
-    """Keep shards of weights, gradients and optimizer in CPU memory (GPU only)."""
 
     def __post_init__(self) -> None:
         for name in ("param_dtype", "reduce_dtype"):
@@ -38,13 +36,14 @@ class ShardPolicy:
 
 
 def shard(vlm: VLM, mesh: DeviceMesh, policy: ShardPolicy) -> VLM:
-    """Shard a model in place: every decoder layer and every vision block by itself, the rest together."""
+    """Shard a model in place: every decoder layer and every vision block by itself, the rest together.
+
+    A part goes to its device when it is sharded, so that no device ever holds the whole model.
+    """
     vlm.whole_vision_fingerprint = vlm.vision_fingerprint  # None, where the tower is trained
     dtypes = {name: getattr(torch, value) for name in ("param_dtype", "reduce_dtype") if (value := getattr(policy, name))}
     # Inputs are not cast: token ids and rules are none to cast, and all else is computed from weights in param_dtype.
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)}
-    if policy.cpu_offload:
-        options["offload_policy"] = CPUOffloadPolicy()
     for part in (*vlm.network.model.language_model.layers, *vlm.network.model.visual.blocks):
         fully_shard(part, reshard_after_forward=policy.reshard_after_forward, **options)
     # The head's weights are needed again as soon as the backward begins.

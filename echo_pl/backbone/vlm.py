@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone import attention, flash_attention
 from echo_pl.backbone.attention import AttentionBackend, AttentionCall, QueryGroup
@@ -24,6 +24,19 @@ from echo_pl.backbone.text_decoder import TextDecoder, unsuited
 from echo_pl.diffusion.block_mask import AttentionRule
 from echo_pl.diffusion.sequence import TrainingSequence
 from echo_pl.structs import Images, SpecialTokens
+
+
+def geometry_of(config: Qwen2_5_VLConfig) -> dict[str, int]:
+    """What weights mean beyond their shapes: two models may share all shapes and differ here."""
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    return {
+        "heads": text.num_attention_heads,
+        "key_heads": text.num_key_value_heads,
+        "vision_heads": vision.num_heads,
+        "patch_size": vision.patch_size,
+        "spatial_merge_size": vision.spatial_merge_size,
+    }
 
 
 class VLM(nn.Module):
@@ -110,16 +123,8 @@ class VLM(nn.Module):
 
     @property
     def geometry(self) -> dict[str, int]:
-        """What weights mean beyond their shapes: two models may share all shapes and differ here."""
-        text: Any = self.network.config.text_config
-        vision: Any = self.network.config.vision_config
-        return {
-            "heads": text.num_attention_heads,
-            "key_heads": text.num_key_value_heads,
-            "vision_heads": vision.num_heads,
-            "patch_size": vision.patch_size,
-            "spatial_merge_size": vision.spatial_merge_size,
-        }
+        """See :func:`geometry_of`."""
+        return geometry_of(self.network.config)
 
     def freeze_vision(self) -> None:
         """Take the vision tower and its projector (the merger inside it) out of training: stages 2 and 3."""

@@ -21,9 +21,16 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.bench.full_duplication import full_duplication, full_duplication_positions
 from echo_pl.bench.models import BenchModel, text_prompts
 from echo_pl.bench.roofline import ModelShape
-from echo_pl.diffusion.losses import masked_diffusion_loss, next_token_loss
+from echo_pl.diffusion.losses import divergence_rows, masked_diffusion_loss, next_token_loss
 from echo_pl.diffusion.noise import NoiseConfig, draw_noise
-from echo_pl.diffusion.sequence import BlockLayout, autoregressive_sequence, block_context, block_response, rad_sequence
+from echo_pl.diffusion.sequence import (
+    BlockedResponse,
+    BlockLayout,
+    autoregressive_sequence,
+    block_context,
+    block_response,
+    rad_sequence,
+)
 from echo_pl.evaluation.memory import memory_gb, peak_memory_gb, restart_peak_memory, return_free_memory
 from echo_pl.structs import Batch
 
@@ -37,7 +44,8 @@ class Variant:
     """One way of training on a study."""
 
     name: str
-    layout: Literal["autoregressive", "full_duplication", "rad"]
+    layout: Literal["autoregressive", "full_duplication", "rad", "distillation"]
+    """``distillation``: RAD's, all of the response masked, with whole distributions as targets (stage 3); not in the table."""
     attention: Literal["sdpa", "split"]
     copies: int = 1
     vision: Literal["none", "pixels", "stored"] = "none"
@@ -150,7 +158,7 @@ def _prepared(variant: Variant, model: BenchModel, context: int, grid: TrainingG
         optimizer.zero_grad()
         return supervised
 
-    copies = {"autoregressive": 0, "full_duplication": 1, "rad": variant.copies}[variant.layout]
+    copies = {"autoregressive": 0, "full_duplication": 1, "distillation": 1, "rad": variant.copies}[variant.layout]
     contexts = 2 if variant.layout == "full_duplication" else 1
     return _Timed(variant=variant, step=step, tokens=contexts * context + (copies + 1) * grid.response)
 
@@ -201,6 +209,8 @@ def step_loss(vlm: VLM, variant: Variant, batch: Batch, model: BenchModel, grid:
     layout = BlockLayout(block_size=grid.block_size)
     prompt = block_context(batch.context_ids_BP, batch.context_lengths_B, layout, special.image)
     blocked = block_response(prompt, batch.response_ids_BR, batch.response_lengths_B, layout, special)
+    if variant.layout == "distillation":
+        return _distillation_loss(vlm, batch, blocked)
     noise = draw_noise(NoiseConfig(noise_copies=variant.copies), batch.keys, 0, blocked.maskable_BR, grid.block_size)
     clean_BKR = blocked.clean_ids_BR[:, None].expand_as(noise.masked_BKR)
     noisy_BKR = torch.where(noise.masked_BKR, special.mask, clean_BKR)
@@ -221,6 +231,18 @@ def step_loss(vlm: VLM, variant: Variant, batch: Batch, model: BenchModel, grid:
     masked = noise.masked_BKR
     loss = masked_diffusion_loss(logits_MV, clean_BKR[masked], noise.t_BKR[masked], "elbo", masked.numel())
     return loss, len(logits_MV)
+
+
+def _distillation_loss(vlm: VLM, batch: Batch, blocked: BlockedResponse) -> tuple[Tensor, int]:
+    """KL of the student's one step to a teacher's distributions, which are even ones here."""
+    masked_BKR = blocked.maskable_BR[:, None]
+    sequence = rad_sequence(blocked, torch.where(masked_BKR, vlm.special.mask, blocked.clean_ids_BR[:, None]))
+    rows, V = int(masked_BKR.sum()), len(vlm.network.lm_head.weight)
+    teacher_MV = torch.full((rows, V), 1 / V, device=vlm.device)
+    positions = vlm.sequence_positions(sequence, batch.image_grid_thw)
+    select = sequence.noisy_positions(masked_BKR)
+    logits_MV = vlm(sequence.input_ids_BT, positions, sequence.rule, images=batch.images, select=select)
+    return divergence_rows(logits_MV, teacher_MV, "forward_kl", 1.0).mean(), rows
 
 
 def _rows(name: str, context: int, grid: TrainingGrid, timed: Sequence[_Timed]) -> list[Row]:

@@ -179,7 +179,7 @@ def trace_step(
                 return masked_diffusion_loss(logits, target, level, "elbo", rows)
             return next_token_loss(logits, target)
 
-        with _gradients(trained, keep_gradients):
+        with gradients_kept(trained, keep_gradients):
             # One after the other: the counter of operations follows modules, and keeps what checkpointing lets go.
             with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as flops:
                 forward_backward()
@@ -234,7 +234,9 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def _gradients(parameters: list[nn.Parameter], keep: bool) -> Iterator[None]:
+def gradients_kept(parameters: list[nn.Parameter], keep: bool) -> Iterator[None]:
+    """Within it a weight's gradient stays, or is gone as soon as it is made, as FSDP2 takes it away."""
+
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
 
@@ -298,7 +300,7 @@ def _run_tower(width: int, mlp_width: int, heads: int, layers: int, side: int, d
         visual = factory.build(_SPECIAL, 16).network.model.visual
         pixels = torch.zeros(side * side, 3 * 2 * factory.patch_size**2)
     training, still = LiveBytes(), LiveBytes()
-    with _gradients(list(visual.parameters()), keep=False), training:
+    with gradients_kept(list(visual.parameters()), keep=False), training:
         visual(pixels, grid_thw=grid).pooler_output.sum().backward()
     with FlopCounterMode(display=False) as flops, torch.no_grad(), still:
         visual(pixels, grid_thw=grid)

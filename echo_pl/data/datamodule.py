@@ -231,6 +231,11 @@ class ReportDataModule(L.LightningDataModule):
         return None if self._features is None else self._features.index.vision_fingerprint
 
     @property
+    def skips_bad_samples(self) -> bool:
+        """Whether a study that cannot be read is left out, and not an error."""
+        return self._on_bad_sample == "skip"
+
+    @property
     def stored_precision(self) -> str | None:
         """In which the tower computed its stored output; None: batches carry pixels."""
         return None if self._features is None else self._features.index.precision

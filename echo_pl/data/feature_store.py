@@ -89,6 +89,11 @@ class FeatureIndex:
                 raise ValueError(f"the vision features in {folder} are of another {name}: {stored}, this run has {asked}; {_AGAIN}")
 
 
+def nothing_of(width: int, dtype: str) -> StoredImages:
+    """What stands in the place of a study that cannot be read, where such studies are skipped."""
+    return StoredImages(features=torch.zeros(0, width, dtype=DTYPES[dtype]), grid_thw=torch.zeros(0, 3, dtype=torch.long))
+
+
 class FeatureWriter:
     """Writes stored features shard by shard; what is there of an interrupted run is kept.
 
@@ -179,13 +184,16 @@ class FeatureReader:
         """Read one study's features.
 
         Raises:
-            ValueError: they cannot be read, or are not of the width and type that the index says.
+            ValueError: they cannot be read, are not of the width and type that the index says, or there are none: see
+                :func:`nothing_of`.
         """
         try:
             content = safetensors.torch.load(raw.fields[SUFFIX])
             stored = StoredImages(features=content["features"], grid_thw=content["grid_thw"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"the vision features of study {raw.key} cannot be read: {error!r}; {_AGAIN}") from error
+        if not len(stored.grid_thw):
+            raise ValueError(f"study {raw.key} could not be read when vision features were stored")
         wanted = (self.index.width, DTYPES.get(self.index.dtype))
         found = (stored.features.shape[-1], stored.features.dtype)
         if stored.features.dim() != 2 or found != wanted:

@@ -56,5 +56,5 @@ class TrainingOrder:
         """What decides the order, the same on every rank."""
         return (
             f"seed {self.seed}, shuffle_buffer {self.shuffle_buffer}, length_window {self.length_window}, "
-            f"global batch {self.batch_size * self.world_size}"
+            f"global batch {self.batch_size * self.world_size}, limit {self.limit}"
         )

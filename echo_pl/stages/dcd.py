@@ -49,7 +49,7 @@ class DCDModule(L.LightningModule):
     stage_name = "dcd"
     previous_stages = ("rad",)
     teacher: VLM
-    """The frozen stage-2 model, once ``configure_model`` has run."""
+    """The frozen stage-2 model, once ``configure_model`` has run; None (and not asked) for a validation without a start."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class DCDModule(L.LightningModule):
         lineage: StageRecord,
         decode: DecodeConfig,
         objective: Objective,
-        start: str,
+        start: str | None,
         trajectories: str | None = None,
         lora: LoraSettings | None = None,
         pack_tokens: int | None = None,
@@ -78,7 +78,7 @@ class DCDModule(L.LightningModule):
             lineage: written into every checkpoint.
             decode: how the teacher decodes its trajectories; the student's validation is the same at one step.
             objective: what the student is trained on.
-            start: the stage-2 checkpoint, teacher and start of the student.
+            start: the stage-2 checkpoint, teacher and start of the student; None: a student to validate, which needs none.
             trajectories: a folder of stored trajectories, or None to decode each training batch on the fly.
             lora: train low-rank adapters of the student alone; None: its whole language model.
             pack_tokens: most tokens of a row of several studies; None: one study a row.
@@ -88,12 +88,10 @@ class DCDModule(L.LightningModule):
             generation_batches: validation batches that are decoded and scored, and whose mean-field gap is measured.
 
         Raises:
-            ValueError: no start checkpoint; a share that is none, or one of stored trajectories.
+            ValueError: a share that is none, or one of stored trajectories.
         """
         super().__init__()
         refuse_compile(decode)
-        if not start:
-            raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
         if not 0.0 <= student_prefix <= 1.0:
             raise ValueError(f"student_prefix must be in [0, 1], got {student_prefix}")
         if student_prefix and trajectories is not None:
@@ -115,10 +113,17 @@ class DCDModule(L.LightningModule):
         """Trajectories dropped so far on all ranks, when decoded on the fly."""
 
     def configure_model(self) -> None:
-        """Build the teacher and the student from the stage-2 checkpoint; read stored trajectories."""
+        """Build the teacher and the student from the stage-2 checkpoint; read stored trajectories.
+
+        Raises:
+            ValueError: training without a start checkpoint; one that does not fit.
+        """
         if self.vlm is not None:
             return
-        teacher = self._build()
+        if self.start is None:
+            self._configure_to_validate()
+            return
+        teacher = self._build(self.start)
         teacher.requires_grad_(False)
         teacher.eval()
         if self.trajectories_folder is not None:
@@ -128,19 +133,27 @@ class DCDModule(L.LightningModule):
             )
             self._store = store
         object.__setattr__(self, "teacher", placed(self, teacher))
-        student = self._build()
+        student = self._build(self.start)
         student.freeze_vision()
         student.check_stored_features(self.text.vision_fingerprint)
         if self.lora is not None:
             add_lora(student, self.lora)
         self.vlm = placed(self, student)
 
-    def _build(self) -> VLM:
+    def _configure_to_validate(self) -> None:
+        if self.trainer.training:
+            raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
+        student = self.backbone.build(self.text.special, self.text.vocab_size)
+        if self.lora is not None:
+            add_lora(student, self.lora)
+        self.vlm = placed(self, student)
+
+    def _build(self, start: str) -> VLM:
         vlm = self.backbone.build(self.text.special, self.text.vocab_size)
         layout, lineage = self.decode.layout, self.lineage
         stages = self.previous_stages if lineage.start_stage is None else (lineage.start_stage,)
         block_size = lineage.start_block_size or layout.block_size
-        load_weights(vlm, self.start, stages, block_size, layout.grid, layout.context_attention)
+        load_weights(vlm, start, stages, block_size, layout.grid, layout.context_attention)
         return vlm
 
     @property
@@ -168,8 +181,9 @@ class DCDModule(L.LightningModule):
         self.teacher.to(self.device)
 
     def on_validation_start(self) -> None:
-        """Likewise where there is no fit."""
-        self.teacher.to(self.device)
+        """Likewise where there is no fit, and perhaps no teacher."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
 
     def collect(self, batch: Batch) -> list[Trajectory | None]:
         """Phase 1: the teacher's trajectories of a batch, stored or decoded now; None where there is no usable one.
@@ -304,6 +318,8 @@ class DCDModule(L.LightningModule):
         """One-step loss on the references (cross-entropy of fully masked blocks); generation on the first batches."""
         self.log("val/loss", self._reference_loss(batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.generation.update(self.sampler, batch, batch_index)
+        if self.teacher is None:  # a student that is only looked at, far from where it was trained
+            return
         self.gap.update(
             batch,
             batch_index,
@@ -335,5 +351,5 @@ class DCDModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of the same shapes and another meaning; go on counting dropped trajectories where the run was."""
-        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model, "the checkpoint to resume")
-        self.dropped = dict(checkpoint[DROPPED_KEY])
+        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model.geometry, "the checkpoint to resume")
+        self.dropped |= checkpoint.get(DROPPED_KEY, {})

@@ -23,7 +23,7 @@ def placed(stage: L.LightningModule, vlm: VLM) -> VLM:
     if mesh is None:
         return vlm
     policy: ShardPolicy = getattr(stage.trainer.strategy, "policy", None) or ShardPolicy()
-    return shard(vlm.to(mesh.device_type), mesh["data_parallel"], policy)
+    return shard(vlm, mesh["data_parallel"], policy)
 
 
 @contextmanager

@@ -104,4 +104,4 @@ class VisionWarmup(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of the same shapes and another meaning."""
         assert self.vlm is not None, "configure_model has not run"
-        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.vlm, "the checkpoint to resume")
+        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.vlm.geometry, "the checkpoint to resume")

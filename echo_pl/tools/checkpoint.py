@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from echo_pl.__main__ import reported
 from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
-from echo_pl.backbone.hf_folder import as_checkpoint, network_weights, read_network, refuse_no_model, write_network
+from echo_pl.backbone.hf_folder import as_checkpoint, folder_geometry, network_weights, read_network, refuse_no_model, write_network
 from echo_pl.backbone.lora import LoraSettings
 from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_whole, stored_shapes
 from echo_pl.checkpointing import WholeFileIO
@@ -105,7 +105,7 @@ def to_hf(checkpoint: Path, out: Path, dtype: str | None = None, overrides: tupl
     factory = instantiate(config.backbone.factory, _convert_="all")
     with made_whole(out) as folder:
         lora = None if record.lora is None else LoraSettings(**record.lora)
-        write_network(weights, factory, data.special, folder, dtype, lora)
+        write_network(weights, factory, data.special, folder, dtype, lora, record.geometry)
         data.processor.save(folder)
         about = {"record": asdict(replace(record, lora=None)), "prompt": asdict(data.processor_config)}
         (folder / RECORD_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -163,7 +163,10 @@ def from_hf(folder: Path, out: Path, dtype: str = "float32", **given: Any) -> St
     tokenizer, _ = load_tokenizer(folder)
     values.setdefault("backbone", "PretrainedBackbone")
     # Where it came from is not on this machine, and its run is not to be written to.
-    record = replace(StageRecord(**values), vocabulary=vocabulary_fingerprint(tokenizer), start=None, mlflow_run_id=None)
+    record = replace(
+        StageRecord(**values), vocabulary=vocabulary_fingerprint(tokenizer), geometry=folder_geometry(folder), start=None,
+        mlflow_run_id=None,
+    )  # fmt: skip
     WholeFileIO().save_checkpoint(as_checkpoint(read_network(folder, dtype), record, lightning.__version__), out)
     return record
 

@@ -2,9 +2,10 @@
 
     python -m echo_pl.tools.compare_copies --set start=outputs/demo/runs/stage1/checkpoints/final.ckpt
 
-The time of a step is measured first, for all K in one process; each K is then trained for as many steps as fit into the minutes,
-with its own complete schedule, and decoded on the same held-out studies: with many forwards per block, and with one. The seconds
-that each training took in the end are in the table, which goes to copies.json and copies.md.
+The time of a step is measured first, for all K in one process and in turns, on studies whose images are decoded already; each K
+is then trained for as many steps as fit into the minutes, with its own complete schedule, and decoded on the same held-out
+studies: with many forwards per block, and with one. The seconds that each training took in the end are in the table, which goes
+to copies.json and copies.md.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from echo_pl.run import run
 from echo_pl.sampling import BlockSampler, DecodeConfig
 from echo_pl.tools.compose import compose_config
 
-_SETTLING = 15
-"""Steps before the first one that is timed: the first epoch decodes images, and allocators grow."""
-_TIMED = 25
+_SETTLING = 12
+"""Steps before the first one that is timed, and a whole epoch of the timing run: it decodes images, and allocators grow."""
+_TIMED = 24
+_TURNS = 3
 CLOCK = "echo_pl.tools.compare_copies.StepClock"
 COLUMNS = ("copies", "seconds_per_step", "steps", "training_seconds", "val_loss", "finding_f1", "valid_sentences",
            "one_step_finding_f1", "one_step_valid_sentences")  # fmt: skip
@@ -86,10 +88,16 @@ def train(copies: int, steps: int, name: str, out: Path, overrides: Sequence[str
     return outcome.checkpoint, json.loads(clock.read_text()), outcome.metrics["val/loss"]
 
 
-def seconds_per_step(copies: int, out: Path, overrides: Sequence[str]) -> float:
-    """Median over the steps of a short run."""
-    _, ends, _ = train(copies, _SETTLING + _TIMED, f"timing-k{copies}", out, overrides)
-    return statistics.median(after - before for before, after in zip(ends[_SETTLING - 1 :], ends[_SETTLING:], strict=False))
+def seconds_per_step(copies: Sequence[int], out: Path, overrides: Sequence[str]) -> dict[int, float]:
+    """Median over the steps of short runs, which take turns: what else the machine does meets all of them."""
+    batch_size = compose_config(["stage=rad", *overrides]).stage.batch_size
+    short = [*overrides, f"data.limit_train={_SETTLING * batch_size}", f"data.cache_samples={_SETTLING * batch_size}"]
+    seconds: dict[int, list[float]] = {k: [] for k in copies}
+    for _ in range(_TURNS):
+        for k in copies:
+            _, ends, _ = train(k, _SETTLING + _TIMED, f"timing-k{k}", out, short)
+            seconds[k] += [after - before for before, after in zip(ends[_SETTLING - 1 :], ends[_SETTLING:], strict=False)]
+    return {k: statistics.median(values) for k, values in seconds.items()}
 
 
 def decode(checkpoints: dict[int, Path], studies: int, overrides: Sequence[str]) -> dict[int, dict[str, float]]:
@@ -130,7 +138,7 @@ def compare(copies: Sequence[int], minutes: float, studies: int, out: Path, over
     if start is None:
         raise ValueError("the comparison begins with a stage-1 checkpoint: give start=<path>")
     overrides = [*overrides, f"data_root={usual.data_root}", f"start={start}"]
-    step = {k: seconds_per_step(k, out, overrides) for k in copies}
+    step = seconds_per_step(copies, out, overrides)
     steps = {k: round(60 * minutes / step[k]) for k in copies}
     if min(steps.values()) < 1:
         raise ValueError(f"a step takes up to {max(step.values()):.1f} s: {minutes} minutes are too little")

@@ -10,6 +10,7 @@ interrupted run is continued by the same command.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from echo_pl.__main__ import reported
@@ -24,12 +26,14 @@ from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.backbone.vlm import VLM
 from echo_pl.data.corpus_index import Shard
 from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.data.feature_store import DTYPES, FeatureIndex, FeatureWriter
-from echo_pl.data.shard_reader import decode_study, read_samples
+from echo_pl.data.feature_store import DTYPES, FeatureIndex, FeatureWriter, nothing_of
+from echo_pl.data.shard_reader import RawSample, decode_study, read_samples
 from echo_pl.data.study import StoredImages
 from echo_pl.lineage import refuse_other_data, resolve_start
 from echo_pl.run import prepare
 from echo_pl.tools.compose import compose_config
+
+log = logging.getLogger(__name__)
 
 
 def store_features(config: DictConfig, out: Path, dtype: str, batch_size: int) -> FeatureIndex:
@@ -86,7 +90,26 @@ def _features_of(
     samples = (raw for _, raw in read_samples(data.root, shard, range(shard.samples)))
     mixed = index.precision == "bf16-mixed"  # as Lightning runs the same tower in training
     while some := list(islice(samples, batch_size)):
-        patches = [data.processor.patches(decode_study(raw)) for raw in some]
+        read = [(raw.key, _patches_of(raw, data)) for raw in some]
+        stored = _run_tower(vlm, data, shard, index, mixed, [patches for _, patches in read if patches is not None])
+        for key, patches in read:
+            yield key, nothing_of(index.width, index.dtype) if patches is None else next(stored)
+
+
+def _patches_of(raw: RawSample, data: ReportDataModule) -> tuple[Tensor, Tensor] | None:
+    try:
+        return data.processor.patches(decode_study(raw))
+    except ValueError as error:
+        if not data.skips_bad_samples:
+            raise
+        log.warning("study %s has no vision features and will be skipped: %s", raw.key, error)
+        return None
+
+
+def _run_tower(
+    vlm: VLM, data: ReportDataModule, shard: Shard, index: FeatureIndex, mixed: bool, patches: list[tuple[Tensor, Tensor]]
+) -> Iterator[StoredImages]:
+    if patches:
         pixels, grid = (torch.cat(parts).to(vlm.device) for parts in zip(*patches, strict=True))
         with torch.no_grad(), torch.autocast(vlm.device.type, torch.bfloat16, enabled=mixed):
             features = vlm.vision_features(pixels, grid).to("cpu", DTYPES[index.dtype])
@@ -95,8 +118,8 @@ def _features_of(
                 f"vision features of shard {shard.name} are not finite in {index.dtype}; store them in --dtype bfloat16"
             )
         tokens = [int(own.prod(-1).sum()) // data.processor_config.merge_size**2 for _, own in patches]
-        for raw, (_, own), part in zip(some, patches, features.split(tokens), strict=True):
-            yield raw.key, StoredImages(features=part.clone(), grid_thw=own)
+        for (_, own), part in zip(patches, features.split(tokens), strict=True):
+            yield StoredImages(features=part.clone(), grid_thw=own)
 
 
 def main() -> None:

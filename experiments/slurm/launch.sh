@@ -19,6 +19,12 @@ run_echo_pl() {
         "run_name=${RUN_NAME:-$SLURM_JOB_NAME-$SLURM_JOB_ID}" resume=if_any "$@"
     local status=$?
     if [ "$status" -eq 138 ]; then
+        # A run whose time is too short for a step would otherwise go round for ever.
+        if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_REQUEUES:-50}" ]; then
+            echo "job $SLURM_JOB_ID has been requeued $SLURM_RESTART_COUNT times, and MAX_REQUEUES is ${MAX_REQUEUES:-50}: it stays" \
+                "stopped; submit it again with RUN_NAME=${RUN_NAME:-$SLURM_JOB_NAME-$SLURM_JOB_ID} to go on" >&2
+            return "$status"
+        fi
         echo "the time is nearly up: job $SLURM_JOB_ID goes back into the queue"
         scontrol requeue "$SLURM_JOB_ID"
     fi

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,11 @@ from mlflow import MlflowClient
 from ranks import SIZES, SMALL, assert_same_steps, assert_trained_alike, pretrained_checkpoint, probe, steps, weights
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+import echo_pl.__main__
 from echo_pl.backbone.checkpoint import read_checkpoint
+from echo_pl.backbone.sharded_files import stored_shapes
 from echo_pl.lineage import whole_or_previous
-from echo_pl.runs import read_info
+from echo_pl.runs import left_behind, read_info
 from echo_pl.tools.checkpoint import merge, to_hf
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
@@ -46,9 +49,10 @@ def outputs(tmp_path_factory) -> Path:
 def command(data_root: Path, outputs: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     places = [f"data_root={data_root}", f"outputs={outputs}"]
     launchers = ("SLURM_", "TORCHELASTIC", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_", "ECHO_PL_")
+    module = () if launcher and launcher[-1] == echo_pl.__main__.__file__ else ("echo_pl",)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
     return subprocess.run(
-        [sys.executable, *(launcher or ("-m",)), "echo_pl", *SMALL, *SIZES, *places, *overrides],
+        [sys.executable, *(launcher or ("-m",)), *module, *SMALL, *SIZES, *places, *overrides],
         env=clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path])},
         capture_output=True,
         text=True,
@@ -145,7 +149,9 @@ def test_stage_3_from_sharded_weights(data_root, outputs, sharded, ablation, tra
     two = finished(data_root, outputs, f"two-dcd-{trainer}", *own, f"trainer={trainer}", *TWO)
     _, meta = read_checkpoint(two)
     assert "dropped_trajectories" in meta
-    assert not any("teacher" in name for name in meta)
+    names = stored_shapes(two) if two.is_dir() else meta["state_dict"]
+    assert names
+    assert not any("teacher" in name for name in names)
     assert_same_steps(one, two)
     assert_trained_alike(one, two, sharded, data_root)
 
@@ -170,6 +176,18 @@ def test_packed_rows_over_two_processes(data_root, outputs, pretrained, alone):
     assert 0 <= padding <= unpacked < 1
 
 
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_stage_1_trains_its_vision_tower_too(data_root, outputs, pretrained, trainer):
+    own = ["stage=pretrain", "start=null", "backbone.needs_warmup=false"]
+    one = finished(data_root, outputs, f"one-pretrain-{trainer}", *own, "stage.batch_size=4")
+    two = finished(data_root, outputs, f"two-pretrain-{trainer}", *own, f"trainer={trainer}", *TWO)
+    assert_same_steps(one, two)
+    first, second = weights(one, data_root), weights(two, data_root)
+    tower = [name for name in first if ".visual." in name]
+    assert any(not torch.equal(first[name], weights(pretrained, data_root)[name]) for name in tower)
+    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in tower)
+
+
 def test_compiled_layers_in_shards(data_root, outputs, alone, pretrained):
     own = ["stage=rad", f"start={pretrained}", "trainer=fsdp2", *TWO, "backbone.factory.compile_layers=true"]
     assert_same_steps(alone, finished(data_root, outputs, "compiled-rad", *own))
@@ -182,11 +200,9 @@ def test_clipping_was_at_work(alone):
 FABRIC = ("-m", "lightning.fabric.cli", "--accelerator", "cpu", "--devices", "2")
 
 
-def test_fabric_run_is_another_launcher(data_root, outputs, pretrained, alone, tmp_path):
-    script = tmp_path / "start.py"
-    script.write_text("import sys\nsys.argv = ['echo-pl', *sys.argv[2:]]\nfrom echo_pl.__main__ import main\nmain()\n")
+def test_fabric_run_is_another_launcher(data_root, outputs, pretrained, alone):
     own = ["stage=rad", f"start={pretrained}", "trainer=ddp", *TWO]
-    made = finished(data_root, outputs, "fabric-rad", *own, launcher=(*FABRIC, str(script)))
+    made = finished(data_root, outputs, "fabric-rad", *own, launcher=(*FABRIC, echo_pl.__main__.__file__))
     assert_same_steps(alone, made)
     assert len(list((outputs / "runs").glob("fabric-rad*"))) == 1
 
@@ -284,6 +300,22 @@ def test_shards_that_are_told_to_stop_go_on(data_root, outputs, pretrained, shar
     assert done.returncode == 0, done.stderr[-3000:]
     one, other = weights(last.with_name("final.ckpt"), data_root), weights(sharded, data_root)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_shards_killed_while_they_write_go_on(data_root, outputs, pretrained, sharded):
+    """kill -9 of rank 0 in the third checkpoint; then by one process and by two, which is more than there were."""
+    own = ["stage=rad", f"start={pretrained}", "trainer=fsdp2", "run_name=killed", "stage.checkpoint_every=1"]
+    killed = "+callbacks.killed={_target_: stage_parts.Killed, at: 3, writing: true}"
+    done = command(data_root, outputs, *own, "trainer.devices=1", "stage.batch_size=4", killed)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    last = outputs / "runs" / "killed" / "checkpoints" / "last.ckpt"
+    assert last.with_name("last.ckpt.partial").exists()
+    kept = left_behind(last.parent.parent)
+    assert read_checkpoint(kept)[1]["global_step"] == 2
+    done = command(data_root, outputs, *own, *TWO, "resume=auto", launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not list(last.parent.glob("*.partial"))
+    assert_trained_alike(sharded, last.with_name("final.ckpt"), pretrained, data_root)
 
 
 def test_shards_are_exported(data_root, outputs, sharded, tmp_path):

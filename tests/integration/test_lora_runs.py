@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import SIZES, SMALL, pretrained_checkpoint, weights
+from stage_parts import BACKBONE, write_checkpoint
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from echo_pl.backbone.checkpoint import read_checkpoint
+from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
+from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.run import RunOutcome, run
 from echo_pl.tools.checkpoint import describe, to_hf
+from echo_pl.tools.collect_trajectories import collect_trajectories
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 
@@ -97,6 +101,24 @@ def test_stage_3_starts_from_their_sum(data_root, adapted, tmp_path, lora):
     changed = [name for name in base if not torch.equal(base[name], summed[name])]
     assert (not changed) == bool(lora)
     assert (read_checkpoint(made.checkpoint)[0].lora is None) == (not lora)
+
+
+def test_trajectories_are_collected_from_their_sum(data_root, adapted, tmp_path):
+    """As from the same model without adapters."""
+    data = ReportDataModule(root=data_root / "synthetic")
+    vlm = BACKBONE.build(data.special, data.vocab_size)
+    about = replace(load_weights(vlm, adapted.checkpoint, ("rad",)), lora=None)
+    plain = write_checkpoint(tmp_path / "plain.ckpt", vlm, about)
+    stores = []
+    for name, start in (("adapters", adapted.checkpoint), ("dense", plain)):
+        places = [f"data_root={data_root}", f"outputs={tmp_path}", f"start={start}", "stage.limit_train=6", "stage.batch_size=6"]
+        config = compose_config(["stage=dcd", *SMALL, *SIZES, *places, "stage.module.decode.denoising_steps=2"])
+        stores.append(collect_trajectories(config, tmp_path / name))
+    (one, counts), (other, other_counts) = stores
+    assert counts == other_counts
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    assert all((one / name).read_bytes() == (other / name).read_bytes() for name in files)
 
 
 def test_it_is_exported_as_their_sum(data_root, adapted, tmp_path):

@@ -17,10 +17,11 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 
 from echo_pl.backbone.checkpoint import read_checkpoint
-from echo_pl.checkpointing import StoppedError
+from echo_pl.checkpointing import StoppedError, WholeFileIO
 from echo_pl.finite_loss import NonFiniteLossError
 from echo_pl.run import RunOutcome, run
 from echo_pl.runs import left_behind, read_info
+from echo_pl.tools.checkpoint import from_hf, to_hf
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 from echo_pl.tools.store_features import store_features
@@ -126,6 +127,7 @@ def test_a_stage_without_the_one_before_it_names_the_command(data_root, tmp_path
             r"\(a TinyBackbone\) does not fit .* weights have other shapes",
         ),
         ("rad", "pretrain", ("backbone.factory.vision_heads=2",), r"was trained with vision_heads 4, the model of .* has 2"),
+        ("rad", "pretrain", ("trainer.devices=auto",), r"trainer.devices must be a positive number, got 'auto'"),
         ("rad", "pretrain", ("stage.batch_size=64",), r"12 training studies do not fill one batch of 64 on 1 rank"),
         ("rad", "pretrain", ("stage.batch_size=8", "trainer=ddp"), r"12 training studies do not fill one batch of 8 on 2 rank"),
     ],
@@ -135,6 +137,66 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(data_ro
         start_run(data_root, tmp_path / "outputs", f"stage={stage}", f"start={chain[start].checkpoint}", *asked)
     assert not (tmp_path / "outputs" / "runs").exists()
     assert not list(tmp_path.rglob("*.db"))
+
+
+def test_what_would_train_otherwise_than_asked_is_refused(data_root, tmp_path):
+    with pytest.raises(ValueError, match=r"the vision warm-up is small and is not sharded: .* trainer=cpu, gpu or ddp"):
+        start_run(data_root, tmp_path, "stage=warmup", "trainer=fsdp2", "trainer.devices=1")
+    with pytest.raises(ValueError, match=r"stage dcd needs a stage-2 checkpoint as its teacher: give start="):
+        start_run(data_root, tmp_path, "stage=dcd", "start=null")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_vocabulary_and_other_data_are_refused(data_root, tmp_path, chain):
+    start = chain["pretrain"].checkpoint
+    content = torch.load(start, weights_only=True)
+    content["echo_pl"]["vocabulary"] = "0123"
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"was trained with vocabulary 0123, this run has \w+: its token ids"):
+        start_run(data_root, tmp_path, "stage=rad", f"start={tmp_path / 'other.ckpt'}")
+    make_synthetic(tmp_path / "other" / "synthetic", train=16, val=4, test=4, seed=3, shard_size=8, progress=False)
+    with pytest.raises(ValueError, match=r"was trained on data with fingerprint \w+, this run has \w+; resume with the same"):
+        start_run(tmp_path / "other", tmp_path, "stage=pretrain", f"resume={start}")
+    with pytest.raises(ValueError, match=r"\(a TinyBackbone\) does not fit the model: \d+ weights have other shapes"):
+        start_run(data_root, tmp_path, "stage=pretrain", f"resume={start}", "backbone.factory.width=64")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_not_begun_over_one_that_could_go_on(data_root, tmp_path):
+    cut = "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}"
+    with pytest.raises(ConnectionError):
+        start_run(data_root, tmp_path, *OWN, "run_name=mine", cut)
+    with pytest.raises(FileExistsError, match=r"mine is an unfinished run with a checkpoint: .*resume=auto run_name=mine"):
+        start_run(data_root, tmp_path, *OWN, "run_name=mine")
+    start_run(data_root, tmp_path, *OWN, "run_name=mine", "resume=if_any")
+
+
+@pytest.mark.filterwarnings("ignore:.*noload")
+def test_other_settings_of_a_resumed_run_are_said_and_their_figures_logged(data_root, tmp_path, caplog):
+    own = ["stage=pretrain", "start=null", "callbacks=none", "trainer.log_every_n_steps=1", "stage.checkpoint_every=2"]
+    with pytest.raises(ConnectionError):
+        start_run(data_root, tmp_path, *own, "+callbacks.cut={_target_: stage_parts.CutOff, at: 4}")
+    with caplog.at_level(logging.WARNING):
+        rest = start_run(data_root, tmp_path, *own, "resume=auto", "stage.module.optimization.learning_rate=0.01")
+    assert "goes on with other settings than it began with: stage.module.optimization.learning_rate was " in caplog.text
+    assert "is 0.01" in caplog.text
+    record = read_checkpoint(rest.checkpoint)[0]
+    logged = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_metric_history(record.mlflow_run_id, "train/loss")
+    assert [metric.step for metric in logged].count(2) == 2, "the step that was trained anew has another value"
+
+
+@pytest.mark.filterwarnings("ignore:.*noload")
+def test_a_run_killed_before_its_first_checkpoint_begins_anew_in_its_mlflow_run(data_root, tmp_path):
+    own = ["stage=pretrain", "start=null", "callbacks=none", "trainer.log_every_n_steps=1", "stage.checkpoint_every=100"]
+    again = ["run_name=mine", "resume=if_any"]
+    killed = "+callbacks.killed={_target_: stage_parts.Killed, at: 3, writing: false}"
+    assert process(data_root, tmp_path, *own, *again, killed).returncode == -signal.SIGKILL
+    made = start_run(data_root, tmp_path, *own, *again)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_id = read_checkpoint(made.checkpoint)[0].mlflow_run_id
+    (found,) = client.search_runs([client.get_run(run_id).info.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert [metric.step for metric in client.get_metric_history(run_id, "train/loss")] == [0, 1, 2, 3]
 
 
 def test_stored_features_of_another_tower_are_refused_before_anything_is_written(data_root, tmp_path, chain):
@@ -177,6 +239,17 @@ def test_a_signal_ends_a_run_behind_its_step_and_nothing_is_lost(data_root, tmp_
     rest = start_run(data_root, tmp_path, *OWN, "resume=auto")
     assert rest.folder == folder
     assert same_weights(rest, uninterrupted)
+
+
+def test_a_run_in_mixed_precision_goes_on_bit_by_bit(data_root, tmp_path):
+    own = [*OWN, "trainer.precision=bf16-mixed", "stage.checkpoint_every=100"]
+    whole = start_run(data_root, tmp_path / "whole", *own)
+    with pytest.raises(StoppedError):
+        start_run(data_root, tmp_path / "told", *own, "+callbacks.sender={_target_: stage_parts.Sender, name: SIGUSR1, at: 2}")
+    rest = start_run(data_root, tmp_path / "told", *own, "resume=auto")
+    assert same_weights(rest, read_checkpoint(whole.checkpoint)[1]["state_dict"])
+    exact = start_run(data_root, tmp_path / "exact", *OWN)
+    assert not same_weights(exact, read_checkpoint(whole.checkpoint)[1]["state_dict"]), "nothing was rounded"
 
 
 @pytest.mark.parametrize("at", [1, 2, 3], ids=["step", "validation", "epoch"])
@@ -324,13 +397,13 @@ def test_a_run_that_was_killed_goes_on_in_its_mlflow_run_and_no_step_stands_ther
 def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(data_root, tmp_path, uninterrupted, monkeypatch):
     save, saved = torch.save, []
 
-    def full(content, path, *args, **kwargs):
-        if str(path).endswith("last.ckpt.partial"):
-            saved.append(path)
+    def full(content, file, *args, **kwargs):
+        if str(file.name).endswith("last.ckpt.partial"):
+            saved.append(file.name)
             if len(saved) == 3:
-                Path(path).write_bytes(b"half")
+                file.write(b"half")
                 raise OSError(errno.ENOSPC, "No space left on device")
-        return save(content, path, *args, **kwargs)
+        return save(content, file, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
@@ -339,6 +412,27 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(data_root,
     (folder,) = (tmp_path / "runs").iterdir()
     assert not list(folder.rglob("*.partial"))
     assert same_weights(start_run(data_root, tmp_path, *OWN, "resume=auto"), uninterrupted)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_torch_says_that_there_is_no_room(tmp_path):
+    place = tmp_path / "last.ckpt"
+    place.with_name("last.ckpt.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"cannot write a checkpoint .* make room, then resume=auto"):
+        WholeFileIO().save_checkpoint({"state_dict": {"weight": torch.zeros(100_000)}}, place)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_without_its_teacher_is_validated(data_root, tmp_path, chain):
+    """Exported and imported again: its teacher is on another machine."""
+    to_hf(chain["dcd"].checkpoint, tmp_path / "model")
+    for about in ("echo_pl.json", None):
+        if about is None:
+            (tmp_path / "model" / "echo_pl.json").unlink()
+        imported = tmp_path / f"{about}.ckpt"
+        from_hf(tmp_path / "model", imported, stage="dcd", block_size=8)
+        seen = start_run(data_root, tmp_path, "stage=dcd", "task=validate", f"resume={imported}")
+        assert seen.metrics["val/loss"] == pytest.approx(chain["dcd"].metrics["val/loss"])
 
 
 def test_a_run_that_was_cut_off_goes_on_where_it_was(data_root, tmp_path):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from models import SPECIAL, VOCABULARY, exact_norms, make_batch, small_vlm
 from stage_parts import BACKBONE, record, write_checkpoint
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
 from echo_pl.backbone.hf_folder import network_weights, write_network
 from echo_pl.backbone.lora import LoraSettings, add_lora, has_lora, merge_lora, merged_for_a_while
+from echo_pl.backbone.sharding import ShardPolicy, shard
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.sequence import BlockLayout, block_context, block_response, rad_sequence
 from echo_pl.sampling import BlockSampler, DecodeConfig
@@ -205,3 +210,35 @@ def test_packed_weights_are_not_asked_of_adapters_in_training():
     vlm = adapted(torch.bfloat16)
     vlm.pack_weights = True
     assert vlm.text_decoder() is None
+
+
+@pytest.fixture
+def one_rank() -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("param_dtype", [None, "bfloat16"])
+def test_adapters_beside_weights_of_another_type_in_shards(one_rank, param_dtype):
+    """bfloat16 weights, float32 adapters: the same as in one piece; to rounding where layers compute with adapters in bfloat16."""
+    found = []
+    for policy in (None, ShardPolicy(param_dtype=param_dtype)):
+        vlm = adapted(torch.bfloat16)
+        if policy is not None:
+            shard(vlm, one_rank, policy)
+            assert all(isinstance(parameter, DTensor) for parameter in vlm.parameters())
+        logits = rad_logits(vlm)
+        logits.float().square().mean().backward()
+        gradients = {name: parameter.grad for name, parameter in vlm.named_parameters() if parameter.requires_grad}
+        whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
+        assert all(gradient.dtype == torch.float32 for gradient in whole.values())
+        found.append((logits.detach(), whole))
+    (logits, gradients), (sharded_logits, sharded_gradients) = found
+    assert gradients.keys() == sharded_gradients.keys()
+    if param_dtype is None:
+        assert torch.equal(logits, sharded_logits)
+        assert all(torch.equal(gradients[name], sharded_gradients[name]) for name in gradients)
+    else:
+        assert not torch.equal(logits, sharded_logits), "nothing was rounded"
+        assert float((logits - sharded_logits).float().norm() / logits.float().norm()) < 0.05

@@ -132,7 +132,7 @@ def test_a_job_that_is_signalled_goes_on_as_if_nothing_had_happened(slurm, data_
     own = arguments(data_root, outputs, pretrained, "requeued", *LONG, *ON_CPUS, *recorded)
     number = submit(slurm, outputs, "several_nodes.sbatch", TWO_NODES, own)
     name = f"echo-pl-{number}"  # of the job, as the scripts name a run
-    wait_for_steps(slurm, number, outputs, 5)
+    wait_for_steps(slurm, number, outputs / "requeued.json", 5)
     slurm.call("scancel", "--signal=USR1", number)
     slurm.wait(number, "PENDING", "FAILED", "COMPLETED")
     assert "goes back into the queue" in log(outputs, number), log(outputs, number)[-3000:]
@@ -154,11 +154,43 @@ def test_a_job_that_is_signalled_goes_on_as_if_nothing_had_happened(slurm, data_
     assert sorted(metric.step for metric in logged) == list(range(40))
 
 
-def wait_for_steps(slurm: Cluster, number: str, outputs: Path, count: int, seconds: float = 180) -> None:
-    path, give_up = outputs / "requeued.json", time.monotonic() + seconds
+def test_a_job_whose_time_is_up_is_requeued_by_itself(slurm, data_root, outputs, pretrained, uninterrupted):
+    """By SLURM's own clock, whose signal may come up to a minute earlier than it is asked for; steps are slow until then."""
+    last = outputs / "runs" / "timed" / "checkpoints" / "last.ckpt"
+    own = arguments(data_root, outputs, pretrained, "timed", *LONG, *ON_CPUS, slow_until(last, 4))
+    options = [*(option for option in TWO_NODES if "--time" not in option), "--time=00:02:00", "--signal=USR1@30"]
+    number = submit(slurm, outputs, "several_nodes.sbatch", options, own, RUN_NAME="timed")
+    slurm.wait(number, "RUNNING")
+    slurm.wait(number, "PENDING", "FAILED", "COMPLETED", "TIMEOUT")
+    assert "goes back into the queue" in log(outputs, number), log(outputs, number)[-3000:]
+    assert 0 < read_checkpoint(last)[1]["global_step"] < 40
+    time.sleep(5)
+    slurm.call("scontrol", "update", f"jobid={number}", "StartTime=now")
+    job = slurm.wait(number)
+    assert (job.state, job.restarts) == ("COMPLETED", 1), log(outputs, number)[-3000:]
+    one, other = weights(uninterrupted, data_root), weights(final(outputs, "timed"), data_root)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def slow_until(path: Path, seconds: float) -> str:
+    return f"+callbacks.slow={{_target_: stage_parts.Slow, seconds: {seconds}, until: {path}}}"
+
+
+def test_a_job_is_not_requeued_for_ever(slurm, data_root, outputs, pretrained):
+    own = arguments(data_root, outputs, pretrained, "limited", *LONG, *ON_CPUS, slow_until(outputs / "never", 2))
+    number = submit(slurm, outputs, "several_nodes.sbatch", TWO_NODES, own, RUN_NAME="limited", MAX_REQUEUES="0")
+    wait_for_steps(slurm, number, outputs / "limited.json", 2)
+    slurm.call("scancel", "--signal=USR1", number)
+    job = slurm.wait(number)
+    assert (job.state, job.restarts) == ("FAILED", 0)
+    assert "MAX_REQUEUES is 0: it stays stopped; submit it again with RUN_NAME=limited" in " ".join(log(outputs, number).split())
+
+
+def wait_for_steps(slurm: Cluster, number: str, path: Path, count: int, seconds: float = 180) -> None:
+    give_up = time.monotonic() + seconds
     while not (path.is_file() and (text := path.read_text()) and len(json.loads(text)) >= count):
         assert time.monotonic() < give_up, f"no {count} steps after {seconds} s"
-        assert slurm.job(number).state in ("PENDING", "RUNNING"), log(outputs, number)[-3000:]
+        assert slurm.job(number).state in ("PENDING", "RUNNING"), log(path.parent, number)[-3000:]
         time.sleep(0.2)
 
 

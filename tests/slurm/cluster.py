@@ -174,7 +174,9 @@ def _stop(running: Cluster) -> None:
     try:
         for state in ("RUNNING", "PENDING"):
             running.call("scancel", f"--state={state}", f"--user={getpass.getuser()}")
-        time.sleep(2)
+        give_up = time.monotonic() + 20  # KillWait, and a little
+        while running.call("squeue", "--noheader").strip() and time.monotonic() < give_up:
+            time.sleep(0.5)
     except (ClusterError, subprocess.TimeoutExpired):
         pass  # the controller never came up
     for name in (*(f"slurmd.{node}" for node in NODES), "slurmctld", "munged"):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,7 +14,11 @@ import torch
 from echo_pl.bench.models import BenchModel
 from echo_pl.bench.scale import Machine, memory_per_gpu, parts_of, traffic_per_step
 from echo_pl.bench.step_trace import StepTokens, trace_step, trace_tower
-from echo_pl.tools.scale import EXACT, SEVEN_B, builder, estimate, predict
+from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.tools.make_corpus import make_synthetic
+from echo_pl.tools.scale import SEVEN_B, builder, estimate, steps_of
+from echo_pl.tools.scale_check import EXACT, Case, predict
+from echo_pl.tools.token_statistics import token_statistics
 
 MODEL = BenchModel(width=64, layers=3, heads=2, key_heads=1, mlp_width=256, vocabulary=512, dtype="float32")
 
@@ -62,17 +67,18 @@ def test_checkpointing_keeps_a_layer_s_input():
     assert (live(6, False) - live(4, False)) / 2 > 10 * per_layer
 
 
-def test_a_step_needs_the_memory_that_was_counted():
+@pytest.mark.parametrize("layout", ["rad", "distillation"])
+def test_a_step_needs_the_memory_that_was_counted(layout):
     """Within 15 %, in a process that gets every block of memory from the system. Only Linux tells."""
-    case = ["d128", 1024, "32-true", "rad", 1, False, 2]
+    case = Case(model="d128", context=1024, precision="32-true", layout=layout, copies=1, checkpointing=False, batch_size=2)
     done = subprocess.run(
-        [sys.executable, "-m", "echo_pl.tools.scale", "--measure", json.dumps(case)],
+        [sys.executable, "-m", "echo_pl.tools.scale_check", json.dumps(asdict(case))],
         env=os.environ | EXACT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "needs Linux" in done.stderr:
         pytest.skip("this system does not tell how much memory a process has had")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert predict(*case) == pytest.approx(float(done.stdout.splitlines()[-1]), rel=0.15)
+    assert predict(case) == pytest.approx(float(done.stdout.splitlines()[-1]), rel=0.15)
 
 
 def test_shards_shrink_with_ranks_and_what_is_gathered_does_not():
@@ -110,3 +116,34 @@ def test_the_slowest_link_counts():
     assert inside["vision"] == 0 < rows[0]["vision"]
     parts = ("weights", "gradients", "optimizer", "teacher", "gathered", "activations", "vision")
     assert inside["memory_gb"] == pytest.approx(sum(inside[name] for name in parts))
+
+
+def test_lengths_of_a_corpus_are_what_training_sees(tmp_path):
+    make_synthetic(tmp_path / "synthetic", train=40, val=2, test=2, seed=2, shard_size=20, progress=False)
+    found = token_statistics([f"data_root={tmp_path}", "data.limit_train=33"])
+    data = ReportDataModule(root=tmp_path / "synthetic", limit_train=33)
+    batches = list(data.train_batches_once(1))
+    responses = [int(batch.response_lengths_B) for batch in batches]
+    assert found.studies == len(batches) == 33
+    assert (found.context_longest, found.context_mean) == (int(batches[0].context_lengths_B),) * 2, "one image of one size"
+    assert found.response_longest == max(responses)
+    assert found.response_mean == pytest.approx(sum(responses) / 33)
+    given = StepTokens(batch_size=2, context=1, response=8, block_size=16)
+    longest, usual = steps_of(found, given)
+    assert longest.response == -(-max(responses) // 16) * 16 >= usual.response
+    assert longest.context == usual.context == found.context_longest
+
+
+def test_memory_is_for_the_longest_and_time_for_the_usual():
+    sizes = {**SEVEN_B, "width": 64, "layers": 2, "heads": 2, "key_heads": 1, "mlp_width": 128, "vision_width": 32,
+             "vision_layers": 2, "vision_heads": 2, "vision_mlp_width": 64}  # fmt: skip
+    longest, usual = (StepTokens(batch_size=2, context=context, response=16) for context in (128, 64))
+    options = {"checkpointing": True, "stored_features": True, "stored_trajectories": True}
+    studies = {"pretrain": 1600, "rad": 160, "dcd": 160}
+    both, long, short = (
+        estimate(sizes, 512, tokens, [Machine(gpus=8)], studies, typical=typical, **options)
+        for tokens, typical in ((longest, usual), (longest, None), (usual, None))
+    )
+    for mixed, large, small in zip(both, long, short, strict=True):
+        assert mixed["memory_gb"] == large["memory_gb"] > small["memory_gb"]
+        assert mixed["tflop_per_step"] == small["tflop_per_step"] < large["tflop_per_step"]

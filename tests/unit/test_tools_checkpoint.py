@@ -74,6 +74,7 @@ def test_there_and_back(checkpoint, exported, data, tmp_path):
     assert all(torch.equal(before["state_dict"][name], value) for name, value in after["state_dict"].items())
     load_weights(BACKBONE.build(data.special, data.vocab_size), tmp_path / "back.ckpt", ("pretrain",))
     assert describe(tmp_path / "back.ckpt")["can_resume"] is False
+    assert has.geometry == {"heads": 2, "key_heads": 1, "vision_heads": 2, "patch_size": 8, "spatial_merge_size": 2}
 
 
 def test_an_export_is_a_backbone_to_start_from(exported, data):
@@ -106,6 +107,12 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(checkpoint, data, data
     own = (*SIZES, f"data_root={data_root}")
     with pytest.raises(ValueError, match=r"does not fit the (model|backbone)"):
         to_hf(checkpoint, tmp_path / "out", None, (*own, "backbone.factory.layers=3"))
+    heads = write_checkpoint(
+        tmp_path / "heads.ckpt", BACKBONE.build(data.special, data.vocab_size), record("pretrain", geometry={"vision_heads": 4})
+    )
+    with pytest.raises(ValueError, match=r"the checkpoint was trained with vision_heads 4, the model of .* has 2"):
+        to_hf(heads, tmp_path / "out", None, own)
+    heads.unlink()
     other = write_checkpoint(
         tmp_path / "other.ckpt", BACKBONE.build(data.special, data.vocab_size), record("rad", vocabulary="another")
     )
