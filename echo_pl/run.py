@@ -168,7 +168,20 @@ def make_plan(config: DictConfig) -> dict[str, Any]:
     }
 
 
-_MAY_CHANGE = {"resume", "start", "run_name", "task", "trainer", "callbacks", "mlflow", "threads", "min_free_gb", "outputs"}
+_MAY_CHANGE = {
+    "resume",
+    "start",
+    "start_stage",
+    "start_block_size",
+    "run_name",
+    "task",
+    "trainer",
+    "callbacks",
+    "mlflow",
+    "threads",
+    "min_free_gb",
+    "outputs",
+}
 """Parts of a configuration that decide nothing of what is trained."""
 
 
