@@ -155,7 +155,7 @@ def test_objectives_train_from_the_top_of_distributions(folder, store, top_store
     losses = []
     for path in (store.folder, top_store.folder):
         module = stage(folder, trajectories=str(path), objective=objective)
-        batch = next(iter(corpus(folder).train_batches_once(AT_ONCE)))
+        (batch,) = corpus(folder).train_batches_once(STUDIES)
         loss, _ = module.loss(batch, module.collect(batch), epoch=0, progress=0.0)
         loss.backward()
         assert any(bool(p.grad is not None and p.grad.abs().sum() > 0) for p in module.model.parameters())
@@ -179,7 +179,8 @@ def test_the_k_to_keep_is_measured(folder):
     for batch in corpus(folder).train_batches_once(AT_ONCE):
         found = module.collect(batch)
         usable = sum(t is not None for t in found)
-        total, used = total + usable * float(module.loss(batch, found, epoch=0, progress=0.0)[0]), used + usable
+        loss, _ = module.loss(batch, found, epoch=0, progress=0.0)
+        total, used = total + usable * float(loss.detach()), used + usable
     assert whole == pytest.approx(total / used, rel=1e-5)
     assert f"--keep {wide}" in smallest(rows, rows[-2].difference)
     assert "store whole distributions" in smallest(rows[:1], 0.0)
