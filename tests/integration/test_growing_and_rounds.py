@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from ranks import SIZES, SMALL, pretrained_checkpoint
 
-from echo_pl.backbone.checkpoint import read_checkpoint
+from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
 from echo_pl.baseline import ancestor
+from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.run import RunOutcome, run
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
@@ -46,13 +49,23 @@ def test_blocks_grow_and_students_teach(root):
     assert read_checkpoint(longer.checkpoint)[0].distillation_round == 2
 
 
+def read_as_stage_2(root: Path, eos_scale: float = 0.7) -> Path:
+    """The stage-1 weights, said to be those of stage 2, with reports that end later."""
+    about, content = read_checkpoint(root / "pretrain.ckpt")
+    content["state_dict"]["vlm.network.lm_head.weight"][ReportDataModule(root=root / "data" / "synthetic").special.eos] *= eos_scale
+    content[RECORD_KEY] = record_dict(replace(about, stage="rad", block_size=8))
+    torch.save(content, root / "rad.ckpt")
+    return root / "rad.ckpt"
+
+
 def test_prefixes_of_the_student_and_a_gate_in_a_run(root):
-    start = start_run(root, "stage=rad", "block_size=8", f"start={root / 'pretrain.ckpt'}", "run_name=base").checkpoint
+    start = read_as_stage_2(root)
     steps = "stage.module.decode.denoising_steps=3"
-    mixed = start_run(root, "stage=dcd", f"start={start}", steps, "ablation=student_prefix", "stage.module.student_prefix=1.0")
+    prefixed = ["ablation=student_prefix", "stage.module.student_prefix=1.0", "stage.batch_size=12", "data.limit_train=12"]
+    mixed = start_run(root, "stage=dcd", f"start={start}", steps, *prefixed)
     assert mixed.metrics["train/student_prefix_tokens"] > 0
     gated = start_run(root, "stage=dcd", f"start={start}", steps, "stage.module.student_gate=1.0")
-    assert gated.metrics["speed/forwards_per_block"] == pytest.approx(2.0)
+    assert 1.0 < gated.metrics["speed/forwards_per_block"] <= 2.0
     plain = start_run(root, "stage=dcd", f"start={start}", steps)
     assert plain.metrics["speed/forwards_per_block"] == 1.0
     assert gated.metrics["train/loss"] == plain.metrics["train/loss"], "validation alone"
