@@ -12,7 +12,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 ROOT = """stage backbone data trainer callbacks task block_size max_response_tokens grid context_attention seed threads run_name
-outputs data_root start resume min_free_gb mlflow run"""
+outputs data_root start start_stage start_block_size resume min_free_gb mlflow run"""
 STAGE = """name max_steps batch_size eval_batch_size limit_train length_window validate_every accumulate gradient_clip
 checkpoint_every on_nonfinite_loss module"""
 KEYS = {"": ROOT, "stage": STAGE, "backbone": "needs_warmup factory", "mlflow": "tracking_uri experiment"}

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 BEFORE: dict[str, tuple[str, ...]] = {"warmup": (), "pretrain": ("warmup",), "rad": ("pretrain",), "dcd": ("rad",)}
 """The stage whose checkpoint a stage starts from."""
+AGAIN = ("pretrain", "rad", "dcd")
+"""Stages that may also start from themselves, with ``start_stage``: longer, with larger blocks, or with the student as teacher."""
 
 
 class DataIdentity(Protocol):
@@ -194,6 +196,7 @@ def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None,
         refuse_other_layout(config, record, resume)
         if not given:
             return kept_start(record, resume, config.task)
+        config = as_it_began(config, record)
     if config.start is None or not BEFORE[stage]:
         return None, None
     if given:
@@ -204,9 +207,55 @@ def resolve_start(config: DictConfig, resume: Path | None) -> tuple[Path | None,
         path = find_start(config)
     record = read_checkpoint(path)[0]
     # Said here, before there is a run folder; the stage would say it when it loads the weights.
-    layout = (config.block_size, config.grid, config.context_attention) if stage == "dcd" else ()
-    refuse_other_stage(record, path, target(config.stage.module).previous_stages, *layout)
+    refuse_unasked(config, record, path)
+    layout = start_layout(config) if stage == "dcd" else ()
+    refuse_other_stage(record, path, start_stages(config), *layout)
     return path, record
+
+
+def start_stages(config: DictConfig) -> tuple[str, ...]:
+    """Stages that this run may start from: those of its stage, or the one that ``start_stage`` names.
+
+    Raises:
+        ValueError: ``start_stage`` is none that this stage could start from.
+    """
+    stage, usual = config.stage.name, tuple(target(config.stage.module).previous_stages)
+    if config.start_stage is None:
+        return usual
+    possible = [*dict.fromkeys([*usual, *([stage] if stage in AGAIN else [])])]
+    if config.start_stage not in possible:
+        raise ValueError(f"stage {stage} starts from {' or '.join(possible) or 'nothing'}, got start_stage={config.start_stage}")
+    return (str(config.start_stage),)
+
+
+def start_layout(config: DictConfig) -> tuple[int, str, str]:
+    """Block size, grid and context attention of what a diffusion stage starts from."""
+    return config.start_block_size or config.block_size, config.grid, config.context_attention
+
+
+def refuse_unasked(config: DictConfig, record: StageRecord, path: Path) -> None:
+    """Refuse what may be meant and may be a mistake, naming the option that allows it: other blocks, or a student as teacher.
+
+    Raises:
+        ValueError: the start has another block size than asked for, or is of stage 3 without ``start_stage=dcd``.
+    """
+    stage, wanted = config.stage.name, start_layout(config)[0]
+    if stage == record.stage == "dcd" and config.start_stage is None:
+        raise ValueError(f"{path} is a checkpoint of stage 'dcd', a student: give start_stage=dcd to make it the next teacher")
+    if stage in ("rad", "dcd") and record.block_size not in (None, wanted):
+        had = record.block_size
+        raise ValueError(
+            f"{path} was trained with block_size {had}, asked for is {wanted}; give block_size={had}, or start_block_size={had} to "
+            f"go on from blocks of {had} to blocks of {config.block_size}"
+        )
+
+
+def as_it_began(config: DictConfig, resumed: StageRecord) -> DictConfig:
+    """The configuration with the start that a resumed run was allowed; it need not be allowed twice."""
+    changed = config.copy()
+    changed.start_stage = resumed.start_stage
+    changed.start_block_size = resumed.start_block_size
+    return changed
 
 
 def kept_start(record: StageRecord, resume: Path, task: str) -> tuple[Path | None, StageRecord | None]:
@@ -265,13 +314,14 @@ def find_start(config: DictConfig) -> Path:
         FileNotFoundError: no such run; the message names the command that makes one.
     """
     stage, outputs = config.stage.name, Path(config.outputs)
-    block_size = config.block_size if stage == "dcd" else None
-    found = newest(outputs, BEFORE[stage], backbone_name(config), data_name(config), block_size)
+    before = BEFORE[stage] if config.start_stage is None else start_stages(config)
+    block_size = start_layout(config)[0] if before[0] in ("rad", "dcd") else None
+    found = newest(outputs, before, backbone_name(config), data_name(config), block_size)
     if found is None:
         block = "" if block_size is None else f" block_size={block_size}"
         raise FileNotFoundError(
-            f"stage {stage} starts from a finished run of stage {BEFORE[stage][0]} on data {data_name(config)!r}, and there is "
-            f"none under {outputs}/runs; run `echo-pl stage={BEFORE[stage][0]}{block}` first, or give start=<checkpoint>"
+            f"stage {stage} starts from a finished run of stage {before[0]} on data {data_name(config)!r}, and there is "
+            f"none under {outputs}/runs; run `echo-pl stage={before[0]}{block}` first, or give start=<checkpoint>"
         )
     folder, info = found
     log.info("starting from %s (stage %s, %s)", folder / "checkpoints" / FINAL, info.stage, info.time)
@@ -301,8 +351,20 @@ def run_folder(config: DictConfig, resume: Path | None) -> Path:
     return folder
 
 
-def make_lineage(config: DictConfig, data: DataIdentity, start: Path | None, chain: str) -> StageRecord:
-    """What every checkpoint of this run will say of itself; the MLflow run is added once it exists."""
+def make_lineage(
+    config: DictConfig, data: DataIdentity, start: Path | None, chain: str, before: StageRecord | None = None
+) -> StageRecord:
+    """What every checkpoint of this run will say of itself; the MLflow run is added once it exists.
+
+    Args:
+        config: of the run.
+        data: likewise.
+        start: the checkpoint it starts from.
+        chain: name that the stages of one chain share.
+        before: what ``start`` says of itself.
+    """
+    other_blocks = before is not None and before.block_size not in (None, config.block_size)
+    rounds = 0 if before is None else before.distillation_round or int(before.stage == "dcd")
     return StageRecord(
         stage=config.stage.name,
         backbone=backbone_name(config),
@@ -311,6 +373,9 @@ def make_lineage(config: DictConfig, data: DataIdentity, start: Path | None, cha
         context_attention=config.context_attention,
         data_fingerprint=data.fingerprint,
         start=None if start is None else str(start.resolve()),
+        start_stage=None if before is None else before.stage,
+        start_block_size=before.block_size if before is not None and other_blocks else None,
+        distillation_round=rounds + 1 if config.stage.name == "dcd" else None,
         chain=chain,
         vocabulary=data.vocabulary_fingerprint,
         lora=lora_record(config),

@@ -78,7 +78,7 @@ def run(config: DictConfig) -> RunOutcome:
     refuse_other_data(data, resume, start, before)
     if config.stage.name == "dcd" and start is None:
         raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
-    lineage = make_lineage(config, data, start, chain)
+    lineage = make_lineage(config, data, start, chain, before)
     fill_run_node(config, folder, lineage, before)
     # Whatever can be wrong in the configuration shows here, before a folder or an MLflow run is made.
     stage = make_stage(config, data, lineage)
@@ -169,7 +169,20 @@ def make_plan(config: DictConfig) -> dict[str, Any]:
     }
 
 
-_MAY_CHANGE = {"resume", "start", "run_name", "task", "trainer", "callbacks", "mlflow", "threads", "min_free_gb", "outputs"}
+_MAY_CHANGE = {
+    "resume",
+    "start",
+    "start_stage",
+    "start_block_size",
+    "run_name",
+    "task",
+    "trainer",
+    "callbacks",
+    "mlflow",
+    "threads",
+    "min_free_gb",
+    "outputs",
+}
 """Parts of a configuration that decide nothing of what is trained."""
 
 
@@ -291,7 +304,7 @@ def validate(config: DictConfig, data: ReportDataModule, checkpoint: Path | None
     refuse_other_data(data, checkpoint, start, before)
     began = time.monotonic()
     config.callbacks = None
-    stage = make_stage(config, data, make_lineage(config, data, start, ""))
+    stage = make_stage(config, data, make_lineage(config, data, start, "", before))
     trainer = make_trainer(config, Path(config.outputs), logger=None)
     with fitting(checkpoint):
         (metrics,) = trainer.validate(stage, datamodule=data, ckpt_path=str(checkpoint), weights_only=True)

@@ -118,6 +118,27 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TopTargets:
+    """Distributions by their K likeliest tokens; see :mod:`echo_pl.diffusion.top_targets`. M stands for any leading shape."""
+
+    token_MK: Tensor
+    """Ids, likeliest first."""
+    probability_MK: Tensor
+    tail_M: Tensor
+    """Probability of all other tokens together."""
+
+    def at(self, *index: Any) -> TopTargets:
+        """These positions of the leading shape."""
+        return TopTargets(token_MK=self.token_MK[index], probability_MK=self.probability_MK[index], tail_M=self.tail_M[index])
+
+    def to(self, device: torch.device | str) -> TopTargets:
+        """The same on a device."""
+        return TopTargets(
+            token_MK=self.token_MK.to(device), probability_MK=self.probability_MK.to(device), tail_M=self.tail_M.to(device)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trajectory:
     """One decode, position by position: METHOD.md 3, phase 1. Positions are counted from the first response token.
 
@@ -129,11 +150,13 @@ class Trajectory:
     token_R: Tensor
     """Committed token of every position (pseudo-labels)."""
     commit_step_R: Tensor
-    """Step within its block (from 1) at which a position was committed."""
+    """Step within its block (from 1) at which a position was committed; 0: it was given, and is no teacher's choice."""
     confidence_R: Tensor
     """Largest probability of the position at its commit step."""
     target_RV: Tensor | None = None
     """Stitched target: the whole distribution of each position *at its commit step*; only when asked for."""
+    top: TopTargets | None = None
+    """In the place of ``target_RV``: the likeliest tokens of each of those distributions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,19 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.vlm import VLM
-from echo_pl.structs import Batch, SpecialTokens
+from echo_pl.stages.validation import TextTools
+from echo_pl.structs import Batch, ReportText, SpecialTokens
 
 SPECIAL = SpecialTokens(pad=90, eos=91, mask=92, image=93, never_sampled=(90, 92, 93, 94, 95))
 VOCABULARY = 96
+TEXT = TextTools(
+    special=SPECIAL,
+    vocab_size=VOCABULARY,
+    labels=(),
+    to_report=lambda tokens: ReportText(findings="", impression=""),
+    judge=None,
+    fingerprint="f00d",
+)
 IMAGE_TOKENS = 4
 
 

@@ -43,6 +43,12 @@ class StageRecord:
     """Fingerprint of the tokenizer's vocabulary: what the token ids mean."""
     start: str | None = None
     """The checkpoint it started from."""
+    start_stage: str | None = None
+    """Its stage; None where nobody has said it."""
+    start_block_size: int | None = None
+    """Its block size, where that is another than this one's: blocks that grow from run to run."""
+    distillation_round: int | None = None
+    """1 for a student of a stage-2 teacher, 2 for a student of that student, and so on; None before stage 3."""
     chain: str = ""
     """Name that the stages of one chain share."""
     mlflow_run_id: str | None = None

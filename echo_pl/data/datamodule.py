@@ -7,7 +7,7 @@ or models.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -335,11 +335,22 @@ class ReportDataModule(L.LightningDataModule):
         """Return the test split in its order, with references."""
         return self._eval_loader("test")
 
-    def train_batches_once(self, batch_size: int) -> FixedLoader:
-        """Return every study that training may visit, once, in the order of the shards; the last batch may be smaller."""
+    @property
+    def training_studies(self) -> int:
+        """How many studies training visits."""
+        return len(self._fixed_order("train", self._limits["train"]).places)
+
+    def train_batches_once(self, batch_size: int, numbers: Sequence[int] | None = None) -> FixedLoader:
+        """Return every study that training may visit, once, in the order of the shards; the last batch may be smaller.
+
+        Args:
+            batch_size: Studies of a batch.
+            numbers: Which of these batches, in rising order; None: all. A batch is the same whatever else is asked for.
+        """
         order = self._fixed_order("train", self._limits["train"])
         batches = eval_batches(order.places, batch_size=batch_size, rank=0, world_size=1)
-        return self._fixed_loader(self._stream("train", order, batches, references=False))
+        chosen = batches if numbers is None else [batches[number] for number in numbers]
+        return self._fixed_loader(self._stream("train", order, chosen, references=False))
 
     def held_out_batches(self, split: EvalSplit, batch_size: int, limit: int) -> list[Batch]:
         """Return the first ``limit`` studies of a split as batches, all of them on every rank."""

@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from echo_pl.diffusion.top_targets import as_events, temper_top
+from echo_pl.structs import TopTargets
+
 LossWeight = Literal["elbo", "mean"]
 Divergence = Literal["forward_kl", "reverse_kl"]
 StepWeight = Literal["linear", "none"]
@@ -88,6 +91,8 @@ class DistillationConfig:
     """Softens (> 1) or sharpens (< 1) the student's and the teacher's distributions alike."""
     target_temperature: float = 1.0
     """Sharpens (< 1) or softens the stitched target alone; 0.3 did better than 1 in a small trial (METHOD.md 7)."""
+    ce_share: float = 0.0
+    """c: the divergence becomes (1 - c) of itself and c of the cross-entropy on the teacher's tokens, weighted alike."""
 
     def __post_init__(self) -> None:
         if self.divergence not in get_args(Divergence):
@@ -98,6 +103,8 @@ class DistillationConfig:
             raise ValueError(f"weight_norm must be one of {get_args(WeightNorm)}, got {self.weight_norm!r}")
         if self.eos_weight < 0:
             raise ValueError(f"eos_weight must not be negative, got {self.eos_weight}")
+        if not 0.0 <= self.ce_share <= 1.0:
+            raise ValueError(f"ce_share must be in [0, 1], got {self.ce_share}")
         if self.temperature <= 0 or self.target_temperature <= 0:
             raise ValueError(
                 f"temperature and target_temperature must be positive, got {self.temperature} and {self.target_temperature}"
@@ -114,10 +121,26 @@ def divergence_rows(logits_MV: Tensor, target_MV: Tensor, kind: Divergence, temp
 
     Entries that are zero in the target are floored at 1e-8 for the reverse direction, where they would be infinite.
     """
-    log_p_MV = F.log_softmax(logits_MV.float() / temperature, dim=-1)
+    return divergence_between(F.log_softmax(logits_MV.float() / temperature, dim=-1), target_MV, kind)
+
+
+def divergence_between(log_p_MV: Tensor, target_MV: Tensor, kind: Divergence) -> Tensor:
+    """:func:`divergence_rows` of normalised log-probabilities."""
     if kind == "forward_kl":
         return F.kl_div(log_p_MV, target_MV, reduction="none").sum(-1)
     return (log_p_MV.exp() * (log_p_MV - target_MV.clamp_min(1e-8).log())).sum(-1)
+
+
+def target_divergence(logits_MV: Tensor, target: Tensor | TopTargets, config: DistillationConfig) -> Tensor:
+    """Divergence of every row from its tempered target, (M,): over tokens, or over the events of a target by its top tokens.
+
+    The latter is KL of :func:`echo_pl.diffusion.top_targets.as_events`; the student is tempered before its tokens become events.
+    """
+    sharpened = config.target_temperature * config.temperature
+    if isinstance(target, Tensor):
+        return divergence_rows(logits_MV, temper(target.float(), sharpened), config.divergence, config.temperature)
+    log_p_MV = F.log_softmax(logits_MV.float() / config.temperature, dim=-1)
+    return divergence_between(*as_events(log_p_MV, temper_top(target, sharpened, log_p_MV.shape[-1])), config.divergence)
 
 
 def temper(probabilities_MV: Tensor, temperature: float) -> Tensor:
@@ -130,7 +153,7 @@ def temper(probabilities_MV: Tensor, temperature: float) -> Tensor:
 
 def direct_conditional_loss(
     logits_MV: Tensor,
-    target_MV: Tensor,
+    target: Tensor | TopTargets,
     token_M: Tensor,
     commit_step_M: Tensor,
     eos: int,
@@ -141,7 +164,7 @@ def direct_conditional_loss(
 
     Args:
         logits_MV: student logits at the supervised positions, all of them masked in the student's input.
-        target_MV: stitched target P.
+        target: stitched target P, whole (M, V) or by its top tokens.
         token_M: pseudo-labels.
         commit_step_M: teacher's commit step of each position, from 1.
         eos: id of the eos token.
@@ -149,17 +172,21 @@ def direct_conditional_loss(
         share: of the ranks, in what the means are divided by.
 
     Returns:
-        The loss, and its detached parts: ``kl`` (weighted) and ``eos_ce``.
+        The loss, and its detached parts: ``kl`` (weighted), ``eos_ce`` and, where it has a share, ``ce`` (weighted).
     """
-    target_MV = temper(target_MV.float(), config.target_temperature * config.temperature)
     weight_M = step_weights(commit_step_M, config.step_weight)
-    divergence_M = divergence_rows(logits_MV, target_MV, config.divergence, config.temperature)
-    norm = weight_M if config.weight_norm == "weights" else torch.ones_like(weight_M)
-    divergence = (weight_M * divergence_M).sum() / share(norm.sum())
+    divergence_M = target_divergence(logits_MV, target, config)
+    norm = share((weight_M if config.weight_norm == "weights" else torch.ones_like(weight_M)).sum())
+    divergence = (weight_M * divergence_M).sum() / norm
+    parts = {"kl": divergence.detach()}
+    if config.ce_share:
+        ce = (weight_M * F.cross_entropy(logits_MV.float(), token_M, reduction="none")).sum() / norm
+        parts["ce"] = ce.detach()
+        divergence = (1 - config.ce_share) * divergence + config.ce_share * ce
     is_eos_M = token_M == eos
     # A batch without eos has no eos term; a zero that still hangs on the graph keeps every rank's backward alike.
     eos_ce = F.cross_entropy(logits_MV.float(), token_M, reduction="none")[is_eos_M].sum() / at_least_one(share(is_eos_M.sum()))
-    return divergence + config.eos_weight * eos_ce, {"kl": divergence.detach(), "eos_ce": eos_ce.detach()}
+    return divergence + config.eos_weight * eos_ce, {**parts, "eos_ce": eos_ce.detach()}
 
 
 def mean_where(value_M: Tensor, chosen_M: Tensor, share: Share = own) -> Tensor:

@@ -24,6 +24,8 @@ class Efficiency(Metric):
     * ``tpf``: tokens before eos / forwards, both summed over reports (a ratio of sums, not a mean of ratios).
     * ``tpf_published``: as published tables count: positions written, those after eos included, over the forwards that
       were not a mere KV write.
+    * ``forwards_per_block``: forwards that were not a mere KV write, over blocks begun: 1 at one step per block, up to 2 with
+      a gate (``DecodeConfig.gate``).
     * ``tps``: tokens before eos / seconds after prefill, of the batch as it was decoded.
     * ``prefill_seconds``, ``seconds_per_report``: prefill, and prefill + decoding, per report (a batch's time is shared
       evenly by its reports).
@@ -42,6 +44,8 @@ class Efficiency(Metric):
     >>> scores = metric.compute()
     >>> [scores[name] for name in ("nfe", "tpf", "tpf_published", "tps", "prefill_seconds", "seconds_per_report")]
     [3.0, 4.0, 8.0, 6.0, 0.5, 2.5]
+    >>> scores["forwards_per_block"]
+    1.0
     """
 
     full_state_update = False
@@ -49,6 +53,7 @@ class Efficiency(Metric):
     reports: Tensor
     tokens: Tensor
     written: Tensor
+    blocks: Tensor
     nfe: Tensor
     kv_write_nfe: Tensor
     stopped: Tensor
@@ -58,7 +63,7 @@ class Efficiency(Metric):
 
     def __init__(self, *, sync_on_compute: bool = True) -> None:
         super().__init__(sync_on_compute=sync_on_compute)
-        for name in ("reports", "tokens", "written", "nfe", "kv_write_nfe", "stopped", "looped"):
+        for name in ("reports", "tokens", "written", "blocks", "nfe", "kv_write_nfe", "stopped", "looped"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
         for name in ("prefill_seconds", "decode_seconds"):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
@@ -69,6 +74,8 @@ class Efficiency(Metric):
             self.reports += len(result.tokens)
             self.tokens += int(result.lengths_B.sum())
             self.written += int(result.written_B.sum())
+            # A context tail shortens the first block, but by less than a block.
+            self.blocks += int(result.written_B.add(result.block_size - 1).div(result.block_size, rounding_mode="floor").sum())
             self.nfe += int(result.nfe_B.sum())
             self.kv_write_nfe += int(result.kv_write_nfe_B.sum())
             self.stopped += int(result.stopped_B.sum())
@@ -86,6 +93,7 @@ class Efficiency(Metric):
             "nfe": _ratio(self.nfe, self.reports),
             "tpf": _ratio(self.tokens, self.nfe),
             "tpf_published": _ratio(self.written, self.nfe - self.kv_write_nfe),
+            "forwards_per_block": _ratio(self.nfe - self.kv_write_nfe, self.blocks),
             "tps": _ratio(self.tokens, self.decode_seconds),
             "prefill_seconds": _ratio(self.prefill_seconds, self.reports),
             "seconds_per_report": _ratio(seconds, self.reports),

@@ -5,34 +5,42 @@ Trajectories that fall into a repetition loop, or never reach eos, are dropped a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from echo_pl.sampling.config import DecodeConfig
+from echo_pl.sampling.given import Given
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.sampling.trajectory import TrajectoryRecorder
-from echo_pl.sampling.trajectory_store import CollectionCounts, StoreIdentity, TrajectoryWriter
+from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity
+from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 from echo_pl.structs import Batch, Trajectory
 
 
 def usable_trajectories(
-    sampler: BlockSampler, batch: Batch, distributions: bool
+    sampler: BlockSampler, batch: Batch, distributions: bool, top: int = 0, given: Given | None = None
 ) -> tuple[list[Trajectory | None], CollectionCounts]:
     """Decode one batch with the teacher.
+
+    Args:
+        sampler: of the teacher.
+        batch: contexts.
+        distributions: also record the distribution of every position.
+        top: so many likeliest tokens of each, and what the others have together; 0: the whole of it.
+        given: blocks that the reports begin with, for the teacher to go on from.
 
     Returns:
         Per sample its trajectory, or None where it was dropped; and the counts.
     """
-    recorder = TrajectoryRecorder(distributions)
-    result = sampler.generate(batch, recorder)
+    recorder = TrajectoryRecorder(distributions, top)
+    result = sampler.generate(batch, recorder, given=given)
     usable = result.stopped_B.tolist()
     trajectories = [t if ok else None for t, ok in zip(recorder.trajectories(batch.keys), usable, strict=True)]
     loops = int(result.looped_B.sum())
     return trajectories, CollectionCounts(kept=sum(usable), dropped_loops=loops, dropped_endless=len(usable) - sum(usable) - loops)
 
 
-def store_identity(config: DecodeConfig, teacher: str, data: str, distributions: bool) -> StoreIdentity:
+def store_identity(config: DecodeConfig, teacher: str, data: str, distributions: bool, top: int = 0) -> StoreIdentity:
     """What trajectories decoded this way belong to.
 
     Left out are the KV cache mode, which changes no token, and the seed: another draw from the same teacher is as good.
@@ -45,33 +53,40 @@ def store_identity(config: DecodeConfig, teacher: str, data: str, distributions:
         denoising_steps=config.steps,
         remasking=config.remasking,
         distributions=distributions,
+        kept_tokens=top if distributions else 0,
         entropy_bound=config.entropy_bound,
         grid=config.grid,
         context_attention=config.context_attention,
         temperature=config.token_choice.temperature,
         top_k=config.token_choice.top_k,
         top_p=config.token_choice.top_p,
+        gate=config.gate,
     )
 
 
+def collect_part(sampler: BlockSampler, batches: Iterable[Batch], writer: TrajectoryWriter, part: int) -> None:
+    """Decode the batches of one part, and write it."""
+    trajectories: list[Trajectory] = []
+    dropped: list[str] = []
+    total = CollectionCounts()
+    for batch in batches:
+        found, counts = usable_trajectories(sampler, batch, writer.identity.distributions, writer.identity.kept_tokens)
+        trajectories += [t for t in found if t is not None]
+        dropped += [key for key, t in zip(batch.keys, found, strict=True) if t is None]
+        total += counts
+    writer.write(part, trajectories, dropped, total)
+
+
 def collect(
-    sampler: BlockSampler, batches: Iterable[Batch], folder: str | Path, identity: StoreIdentity
+    sampler: BlockSampler, batches: Sequence[Batch], folder: str | Path, identity: StoreIdentity
 ) -> tuple[Path, CollectionCounts]:
-    """Decode all batches and write the usable trajectories to ``folder``.
+    """Decode batches that are at hand, a part each, and write the usable trajectories to ``folder``.
 
     Raises:
         FileExistsError: ``folder`` exists already.
     """
-    writer = TrajectoryWriter(folder, identity)
-    total = CollectionCounts()
-    for batch in batches:
-        trajectories, counts = usable_trajectories(sampler, batch, identity.distributions)
-        writer.add([t for t in trajectories if t is not None])
-        writer.drop([key for key, t in zip(batch.keys, trajectories, strict=True) if t is None])
-        total = replace(
-            total,
-            kept=total.kept + counts.kept,
-            dropped_loops=total.dropped_loops + counts.dropped_loops,
-            dropped_endless=total.dropped_endless + counts.dropped_endless,
-        )
-    return writer.finish(total), total
+    plan = CollectionPlan(studies=sum(map(len, batches)), batches=len(batches), batch_size=max(map(len, batches)))
+    writer = TrajectoryWriter(folder, identity, plan)
+    for part in writer.missing():
+        collect_part(sampler, [batches[part]], writer, part)
+    return writer.finish()

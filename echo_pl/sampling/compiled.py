@@ -32,7 +32,16 @@ class CompiledBlocks(CachedBlocks):
         self.cache = StaticCache(start.cache, config.block_size, heads, vlm.dtype)
         self._decoder.prepare(self.cache.capacity)
 
-    def step(self, canvas_AL: Tensor, open_AL: Tensor, order_AL: Tensor | None, never: Tensor, block: int, working: Tensor) -> Step:
+    def step(
+        self,
+        canvas_AL: Tensor,
+        open_AL: Tensor,
+        order_AL: Tensor | None,
+        never: Tensor,
+        block: int,
+        working: Tensor,
+        way: DecodeConfig,
+    ) -> Step:
         """One denoising forward of a block and its commits; see :meth:`CachedBlocks.denoise` and :func:`commit`."""
         self.counter.count(working)
         ids_AQ, offset, keep = self._inputs(canvas_AL, block)
@@ -47,7 +56,7 @@ class CompiledBlocks(CachedBlocks):
             open_AL,
             order_AL,
             never,
-            self.config,
+            way,
         )
         self.cache.keep(keep)
         return done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from echo_pl.diffusion.block_mask import ContextAttention
@@ -70,6 +70,10 @@ class DecodeConfig:
     context_attention: ContextAttention = "causal"
     token_choice: TokenChoice = TokenChoice()
     loop_stop: LoopStop = LoopStop()
+    gate: float = 0.0
+    """A second forward for blocks that one step leaves unsure: those with a position below this confidence. Their first forward
+    commits the positions at or above it, at least the surest one, and the second one the rest. 0: never; one-step decoding alone
+    has a gate."""
     compile: bool = False
     """The denoising step as one compiled function of fixed shapes. Needs a C++ compiler or a GPU, and a minute at first."""
 
@@ -93,6 +97,12 @@ class DecodeConfig:
                 "compile=true needs a cache (kv_cache vanilla or fused) and greedy tokens (temperature 0), "
                 f"got kv_cache={self.kv_cache} and temperature {self.token_choice.temperature}"
             )
+        if not 0.0 <= self.gate <= 1.0:
+            raise ValueError(f"gate must be in [0, 1], got {self.gate}")
+        if self.gate and self.denoising_steps != 1:
+            raise ValueError(
+                f"gate={self.gate} is a second step for one-step decoding: it needs denoising_steps=1, got {self.denoising_steps}"
+            )
         if self.entropy_bound < 0:
             raise ValueError(f"entropy_bound must not be negative, got {self.entropy_bound}")
 
@@ -104,14 +114,22 @@ class DecodeConfig:
     @property
     def steps(self) -> int:
         """Most forwards per block."""
+        if self.gate:
+            return 2
         return self.block_size if self.denoising_steps is None else self.denoising_steps
+
+    @property
+    def by_step(self) -> tuple[DecodeConfig, ...]:
+        """How each forward of a block commits, as many as there are at most: all alike; behind a gate the second takes the rest."""
+        return (self, replace(self, gate=0.0)) if self.gate else (self,) * self.steps
 
     @property
     def quota(self) -> int:
         """Positions that a forward commits at least, as long as so many are open."""
-        return math.ceil(self.block_size / self.steps)
+        return 1 if self.gate else math.ceil(self.block_size / self.steps)
 
     @property
     def commits_vary(self) -> bool:
         """Whether a forward may commit more than its quota, depending on what it predicts."""
-        return self.remasking in ("low_confidence_dynamic", "entropy_bounded") and self.quota < self.block_size
+        varies = self.gate > 0 or self.remasking in ("low_confidence_dynamic", "entropy_bounded")
+        return varies and self.quota < self.block_size

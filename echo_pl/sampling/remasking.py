@@ -99,7 +99,7 @@ def draw(log_probs_ALV: Tensor, choice: TokenChoice, generator: torch.Generator 
 
 
 def choose_commits(prediction: Prediction, open_AL: Tensor, config: DecodeConfig, random_order_AL: Tensor | None = None) -> Tensor:
-    """Which open positions to commit now: bool (A, L). At least ``ceil(L / steps)`` of them, or all that are open.
+    """Which open positions to commit now: bool (A, L). At least ``config.quota`` of them, or all that are open.
 
     Args:
         prediction: of this forward.
@@ -110,6 +110,8 @@ def choose_commits(prediction: Prediction, open_AL: Tensor, config: DecodeConfig
     quota = config.quota
     if quota >= config.block_size:
         return open_AL
+    if config.gate:
+        return _sure(prediction.confidence_AL, open_AL, config.gate, quota)
     if config.remasking == "sequential":
         place = torch.arange(config.block_size, device=open_AL.device, dtype=torch.float32)
         return open_AL & (_rank(-place.expand(open_AL.shape), open_AL) < quota)
@@ -119,10 +121,14 @@ def choose_commits(prediction: Prediction, open_AL: Tensor, config: DecodeConfig
     if config.remasking == "entropy_bounded":
         return _entropy_bounded(prediction.log_probs_ALV, open_AL, config.entropy_bound, quota)
     confidence = prediction.confidence_AL
-    chosen = _rank(confidence, open_AL) < quota
     if config.remasking == "low_confidence_dynamic":
-        chosen |= confidence >= config.confidence_threshold
-    return open_AL & chosen
+        return _sure(confidence, open_AL, config.confidence_threshold, quota)
+    return open_AL & (_rank(confidence, open_AL) < quota)
+
+
+def _sure(confidence_AL: Tensor, open_AL: Tensor, threshold: float, quota: int) -> Tensor:
+    """Positions at or above a threshold, and the surest ones up to a quota."""
+    return open_AL & ((_rank(confidence_AL, open_AL) < quota) | (confidence_AL >= threshold))
 
 
 def _rank(score_AL: Tensor, open_AL: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from echo_pl.diffusion.sequence import BlockedContext, block_context
 from echo_pl.sampling.compiled import CompiledBlocks
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks, room_for
+from echo_pl.sampling.given import Given
 from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.repetition import in_loop, look_now
 from echo_pl.sampling.step import commit
@@ -66,6 +67,7 @@ class BlockSampler:
     def __init__(self, vlm: VLM, special: SpecialTokens, config: DecodeConfig) -> None:
         """Bind a model to a way of decoding."""
         self.vlm, self.special, self.config = vlm, special, config
+        self._ways = config.by_step
         self._never = torch.empty(0, dtype=torch.long)
 
     def prefill(self, batch: Batch) -> Prefill:
@@ -73,13 +75,16 @@ class BlockSampler:
         return self._prefill(self._prompt(batch), batch)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, recorder: Recorder | None = None, start: Prefill | None = None) -> DecodeResult:
+    def generate(
+        self, batch: Batch, recorder: Recorder | None = None, start: Prefill | None = None, given: Given | None = None
+    ) -> DecodeResult:
         """Decode the contexts of a batch; its responses are not looked at.
 
         Args:
             batch: contexts, padded on the right, with their images.
             recorder: sees every commit.
             start: this batch's prefill by a sampler of the same layout; None: it is made here.
+            given: blocks that the reports begin with. A forward is spent on each, in step with the rest of the batch.
 
         Returns:
             Tokens, counts and times.
@@ -88,9 +93,9 @@ class BlockSampler:
             ValueError: the model has too few positions, or ``start`` too little room, fewer samples or another layout.
         """
         with whole(self.vlm):
-            return self._generate(batch, recorder, start)
+            return self._generate(batch, recorder, start, given)
 
-    def _generate(self, batch: Batch, recorder: Recorder | None, start: Prefill | None) -> DecodeResult:
+    def _generate(self, batch: Batch, recorder: Recorder | None, start: Prefill | None, given: Given | None) -> DecodeResult:
         device, config = batch.context_ids_BP.device, self.config
         self._never = torch.tensor(self.special.never_sampled, device=device)
         counter = NfeCounter(len(batch))
@@ -106,7 +111,7 @@ class BlockSampler:
             start.check(prompt.context_ids_BP.shape[1], config.context_attention, config.block_size)
             prefill_seconds, prefilled = start.seconds, now(device)
             blocks = (CompiledBlocks if config.compile else CachedBlocks)(self.vlm, start, config, counter)
-        progress = self._decode(prompt, batch.keys, blocks, recorder)
+        progress = self._decode(prompt, batch.keys, blocks, recorder, given)
         finished = now(device)
         return DecodeResult(
             **progress.reports(self.special.eos, config.max_response_tokens),
@@ -134,7 +139,12 @@ class BlockSampler:
         )
 
     def _decode(
-        self, prompt: BlockedContext, keys: Sequence[str], blocks: CachedBlocks | UncachedBlocks, recorder: Recorder | None
+        self,
+        prompt: BlockedContext,
+        keys: Sequence[str],
+        blocks: CachedBlocks | UncachedBlocks,
+        recorder: Recorder | None,
+        given: Given | None,
     ) -> _Progress:
         L, limit = self.config.block_size, self.config.max_response_tokens
         # A tail takes room in the first block, so the absolute grid may need one block more for the same response.
@@ -151,12 +161,17 @@ class BlockSampler:
             left_A = torch.full((len(rows_A),), L)
             if block == 0:
                 left_A -= progress.tail_B
+            if given is not None:
+                canvas_AL, open_AL = given.fill(canvas_AL, open_AL, rows_A, progress.tail_B, block)
+                left_A = open_AL.sum(-1).cpu()
             final_AL = self._denoise_block(canvas_AL, open_AL, left_A, order_AL, block, blocks, recorder, generator)
             history.append(final_AL)
             ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
             looped_A = torch.zeros_like(ended_A)
             if look_now(block * L, (block + 1) * L, limit):
                 looped_A = in_loop(torch.cat(history, dim=1), self.config.loop_stop) & ~ended_A
+                if given is not None:
+                    looped_A &= open_AL.any(-1)  # what was given is not this decode's fault
             # The one host sync of a block whose number of steps is known: what was written, and who goes on?
             known = torch.cat([final_AL, ended_A[:, None], looped_A[:, None]], dim=1).cpu()
             progress.add(rows_A, known)
@@ -201,16 +216,16 @@ class BlockSampler:
         generator: torch.Generator,
     ) -> Tensor:
         """Fill a block; ``left_A`` (on the CPU) is how many positions of each sample are open."""
-        for step in range(1, self.config.steps + 1):
-            # Every sample has open positions when its block begins.
+        for step, way in enumerate(self._ways, start=1):
+            # Every sample has open positions when its block begins, or its block is given and waits for the others.
             working = blocks.rows_A if step == 1 else blocks.rows_A[left_A > 0]
             if not len(working):
                 break
             if isinstance(blocks, CompiledBlocks):
-                done = blocks.step(canvas_AL, open_AL, order_AL, self._never, block, working)
+                done = blocks.step(canvas_AL, open_AL, order_AL, self._never, block, working, way)
             else:
                 logits_ALV = blocks.denoise(canvas_AL, block, working)
-                done = commit(logits_ALV, canvas_AL, open_AL, order_AL, self._never, self.config, generator)
+                done = commit(logits_ALV, canvas_AL, open_AL, order_AL, self._never, way, generator)
             canvas_AL, open_AL = done.canvas_AL, done.open_AL
             if recorder is not None:
                 recorder.on_commit(
@@ -221,8 +236,8 @@ class BlockSampler:
                     token_AL=done.token_AL,
                     log_probs_ALV=done.prediction.log_probs_ALV,
                 )
-            if self.config.commits_vary and step < self.config.steps:
+            if way.commits_vary and step < len(self._ways):
                 left_A = open_AL.sum(-1).cpu()  # a host sync: whether there is another forward depends on it
             else:
-                left_A = left_A - self.config.quota
+                left_A = left_A - way.quota
         return canvas_AL

@@ -9,12 +9,13 @@ Shapes: A active samples, L block size, V vocabulary, R positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from echo_pl.structs import Trajectory
+from echo_pl.diffusion.top_targets import top_targets
+from echo_pl.structs import TopTargets, Trajectory
 
 
 class Recorder(Protocol):
@@ -36,73 +37,104 @@ class Recorder(Protocol):
         ...
 
 
+class _Commits(NamedTuple):
+    """What one step committed."""
+
+    step: int
+    rows_A: Tensor
+    committed_AL: Tensor
+    token_AL: Tensor
+    confidence_AL: Tensor
+    targets: tuple[Tensor, ...]
+    """Of the committed positions, sample after sample: nothing, (distribution,) or (top tokens, their probabilities, tail)."""
+
+
+class _Block(NamedTuple):
+    """One sample's block, all its steps put together."""
+
+    token: Tensor
+    commit_step: Tensor
+    confidence: Tensor
+    targets: tuple[Tensor, ...]
+
+
 class TrajectoryRecorder:
     """Keeps who was committed when, with what confidence and, when asked, which distribution."""
 
-    def __init__(self, distributions: bool = False) -> None:
-        """Record; ``distributions`` also keeps the whole distribution of every position (R * V numbers a sample)."""
-        self.distributions = distributions
-        self._blocks: dict[int, list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor | None]]] = {}
+    def __init__(self, distributions: bool = False, top: int = 0) -> None:
+        """Record.
+
+        Args:
+            distributions: also keep the distribution of every position (R * V numbers a sample).
+            top: keep of each distribution so many of its likeliest tokens, and what the others have together; 0: all of it.
+
+        Raises:
+            ValueError: ``top`` is negative.
+        """
+        if top < 0:
+            raise ValueError(f"the number of kept tokens must not be negative, got {top}")
+        self.distributions, self.top = distributions, top
+        self._blocks: dict[int, list[_Commits]] = {}
 
     def on_commit(
         self, *, rows_A: Tensor, block: int, step: int, committed_AL: Tensor, token_AL: Tensor, log_probs_ALV: Tensor
     ) -> None:
         """See :class:`Recorder`."""
         confidence = log_probs_ALV.gather(-1, token_AL[..., None])[..., 0].exp()
-        committed = committed_AL.cpu()
         # Only what is committed is kept, so a trajectory costs R rows of V and not R * steps.
-        targets = log_probs_ALV[committed_AL].exp().cpu() if self.distributions else None
-        entry = (step, rows_A.cpu(), committed, token_AL.cpu(), confidence.cpu(), targets)
+        targets = self._targets(log_probs_ALV[committed_AL].exp()) if self.distributions else ()
+        committed = committed_AL.cpu()
+        entry = _Commits(step, rows_A.cpu(), committed, token_AL.cpu(), confidence.cpu(), targets)
         self._blocks.setdefault(block, []).append(entry)
+
+    def _targets(self, target_MV: Tensor) -> tuple[Tensor, ...]:
+        if not self.top:
+            return (target_MV.cpu(),)
+        top = top_targets(target_MV, self.top).to("cpu")
+        return top.token_MK, top.probability_MK, top.tail_M
 
     def trajectories(self, keys: Sequence[str]) -> list[Trajectory]:
         """One trajectory per sample of the decoded batch, in its order."""
-        blocks = self._ordered()
-        parts = [[self._block_rows(entries, row) for entries in blocks] for row in range(len(keys))]
+        blocks = [self._blocks[block] for block in sorted(self._blocks)]
+        parts = [[self._block_of(entries, row) for entries in blocks] for row in range(len(keys))]
         # As wide as it was recorded: after a context tail, what is left of a first block is shorter than a block.
-        width = blocks[0][0][2].shape[1] if blocks else 0
+        width = blocks[0][0].committed_AL.shape[1] if blocks else 0
         return [self._assemble(key, width, blocks) for key, blocks in zip(keys, parts, strict=True)]
 
-    def _ordered(self) -> list[list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor | None]]]:
-        return [self._blocks[block] for block in sorted(self._blocks)]
-
     @staticmethod
-    def _block_rows(
-        entries: list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor | None]], row: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
-        """Tokens, steps, confidences and targets of one sample's block; None if it had stopped before."""
-        L = entries[0][2].shape[1]
+    def _block_of(entries: list[_Commits], row: int) -> _Block | None:
+        """One sample's block; None if it had stopped before, or was given."""
+        L = entries[0].committed_AL.shape[1]
         token, when = torch.zeros(L, dtype=torch.long), torch.zeros(L, dtype=torch.long)
         sure = torch.zeros(L)
-        target: Tensor | None = None
-        for step, rows, committed, tokens, confidence, targets in entries:
-            at = (rows == row).nonzero()
+        targets = tuple(kind.new_zeros(L, *kind.shape[1:]) for kind in entries[0].targets)
+        for entry in entries:
+            at = (entry.rows_A == row).nonzero()
             if len(at) == 0:
                 continue
             place = int(at[0, 0])
-            now = committed[place]
-            token[now], when[now], sure[now] = tokens[place][now], step, confidence[place][now].float()
-            if targets is not None:
-                if target is None:
-                    target = targets.new_zeros(L, targets.shape[-1])
-                start = int(committed[:place].sum())
-                target[now] = targets[start : start + int(now.sum())]
+            now = entry.committed_AL[place]
+            token[now], when[now], sure[now] = entry.token_AL[place][now], entry.step, entry.confidence_AL[place][now].float()
+            start = int(entry.committed_AL[:place].sum())
+            for room, kind in zip(targets, entry.targets, strict=True):
+                room[now] = kind[start : start + int(now.sum())]
         done = when > 0  # the context tail of the absolute grid is never committed, and not part of a response
         if not bool(done.any()):
             return None
-        return token[done], when[done], sure[done], None if target is None else target[done]
+        return _Block(token[done], when[done], sure[done], tuple(room[done] for room in targets))
 
     @staticmethod
-    def _assemble(key: str, block_size: int, blocks: list[tuple[Tensor, Tensor, Tensor, Tensor | None] | None]) -> Trajectory:
+    def _assemble(key: str, block_size: int, blocks: list[_Block | None]) -> Trajectory:
         present = [block for block in blocks if block is not None]
         if not present:
             raise ValueError(f"nothing was recorded for sample {key}: pass the recorder to generate() first")
-        targets = [block[3] for block in present if block[3] is not None]
+        targets = [torch.cat(kinds) for kinds in zip(*(block.targets for block in present), strict=True)]
         return Trajectory(
             key=key,
             block_size=block_size,
-            token_R=torch.cat([block[0] for block in present]),
-            commit_step_R=torch.cat([block[1] for block in present]),
-            confidence_R=torch.cat([block[2] for block in present]),
-            target_RV=torch.cat(targets) if targets else None,
+            token_R=torch.cat([block.token for block in present]),
+            commit_step_R=torch.cat([block.commit_step for block in present]),
+            confidence_R=torch.cat([block.confidence for block in present]),
+            target_RV=targets[0] if len(targets) == 1 else None,
+            top=TopTargets(token_MK=targets[0], probability_MK=targets[1], tail_M=targets[2]) if len(targets) == 3 else None,
         )

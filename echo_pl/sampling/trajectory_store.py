@@ -1,27 +1,26 @@
 """Trajectories on disk: collected once from a frozen teacher, read by stage 3 as often as it likes.
 
 A folder of safetensors parts (numbers only, nothing that runs) and an ``index.json`` that says which teacher, which decoding and
-which data they belong to, and which samples were dropped. Written to a temporary folder and renamed, so that a torn collection
-is never read.
+which data they belong to, and which samples were dropped. :mod:`echo_pl.sampling.trajectory_writer` writes it.
 
-Shapes: R positions of one trajectory, T positions of a part, V vocabulary.
+Shapes: R positions of one trajectory.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
 
-from echo_pl.structs import Trajectory
+from echo_pl.structs import TopTargets, Trajectory
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+INDEX_NAME = "index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +34,15 @@ class StoreIdentity:
     denoising_steps: int
     remasking: str
     distributions: bool
+    kept_tokens: int = 0
+    """Of each distribution, the likeliest tokens that are stored, beside what the others have together; 0: all of it."""
     entropy_bound: float = 0.5
     grid: str = "response"
     context_attention: str = "causal"
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    gate: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,60 +54,33 @@ class CollectionCounts:
     dropped_endless: int = 0
     """Never reached eos."""
 
+    def __add__(self, other: CollectionCounts) -> CollectionCounts:
+        return CollectionCounts(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
 
-class TrajectoryWriter:
-    """Writes parts, then the index, then gives the folder its name."""
 
-    def __init__(self, folder: str | Path, identity: StoreIdentity) -> None:
-        """Begin in ``<folder>.part``.
+@dataclass(frozen=True, kw_only=True)
+class CollectionPlan:
+    """How a collection is divided; the same plan gives the same parts, whoever writes them."""
 
-        Raises:
-            FileExistsError: ``folder`` holds something already.
-        """
-        self.folder = Path(folder)
-        if self.folder.exists():
-            raise FileExistsError(f"{self.folder} exists already; remove it, or collect into another folder")
-        self._work = self.folder.with_name(self.folder.name + ".part")
-        if self._work.exists():
-            shutil.rmtree(self._work)  # left by a run that was cut off; its index was never written
-        self._work.mkdir(parents=True)
-        self.identity = identity
-        self._parts: list[dict[str, object]] = []
-        self._dropped: list[str] = []
+    studies: int
+    batches: int
+    batch_size: int
+    """Studies decoded at once. A batch's numbers depend on it in their last bits."""
+    batches_per_part: int = 1
 
-    def drop(self, keys: Sequence[str]) -> None:
-        """Note samples that were decoded and have no usable trajectory."""
-        self._dropped.extend(keys)
+    def __post_init__(self) -> None:
+        if self.batches_per_part < 1:
+            raise ValueError(f"batches_per_part must be positive, got {self.batches_per_part}")
 
-    def add(self, trajectories: Sequence[Trajectory]) -> None:
-        """Write one part. Distributions are stored as float16."""
-        if not trajectories:
-            return
-        tensors = {
-            "lengths": torch.tensor([len(t.token_R) for t in trajectories]),
-            "token": torch.cat([t.token_R for t in trajectories]).int(),
-            "commit_step": torch.cat([t.commit_step_R for t in trajectories]).short(),
-            "confidence": torch.cat([t.confidence_R for t in trajectories]).half(),
-        }
-        if self.identity.distributions:
-            targets = [t.target_RV for t in trajectories if t.target_RV is not None]
-            tensors["target"] = torch.cat(targets).half()
-        name = f"part-{len(self._parts):05d}.safetensors"
-        save_file(tensors, self._work / name)
-        self._parts.append({"file": name, "keys": [t.key for t in trajectories]})
+    @property
+    def parts(self) -> int:
+        """Files."""
+        return -(-self.batches // self.batches_per_part)
 
-    def finish(self, counts: CollectionCounts) -> Path:
-        """Write the index and rename the folder."""
-        index = {
-            "schema_version": SCHEMA_VERSION,
-            "identity": asdict(self.identity),
-            "counts": asdict(counts),
-            "dropped": self._dropped,
-            "parts": self._parts,
-        }
-        (self._work / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-        self._work.rename(self.folder)
-        return self.folder
+    def batches_of(self, part: int) -> range:
+        """Numbers of the batches of a part."""
+        start = part * self.batches_per_part
+        return range(start, min(start + self.batches_per_part, self.batches))
 
 
 class TrajectoryStore:
@@ -119,7 +94,7 @@ class TrajectoryStore:
             ValueError: another schema version, or a damaged part.
         """
         self.folder = Path(folder)
-        index_path = self.folder / "index.json"
+        index_path = self.folder / INDEX_NAME
         if not index_path.is_file():
             raise FileNotFoundError(
                 f"no trajectories in {self.folder}; collect them with `python -m echo_pl.tools.collect_trajectories`, "
@@ -159,11 +134,17 @@ class TrajectoryStore:
                 commit_step_R=tensors["commit_step"][start:stop].long(),
                 confidence_R=tensors["confidence"][start:stop].float(),
                 target_RV=None if target is None else target[start:stop],
+                top=_top(tensors, slice(start, stop)) if "top_token" in tensors else None,
             )
             start = stop
 
     def __len__(self) -> int:
         return len(self._by_key)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of the samples that have a trajectory."""
+        return tuple(self._by_key)
 
     def get(self, key: str) -> Trajectory | None:
         """The trajectory of a sample; None if it was decoded and dropped.
@@ -187,10 +168,19 @@ class TrajectoryStore:
         """
         for field in fields(StoreIdentity):
             have, want = getattr(self.identity, field.name), getattr(wanted, field.name)
-            if field.name == "distributions" and have and not want:
+            # How much of a distribution is there is the store's own affair: objectives train from all or from the top of it.
+            if (field.name == "distributions" and have and not want) or field.name == "kept_tokens":
                 continue
             if have != want:
                 raise ValueError(
                     f"the trajectories in {self.folder} have {field.name} {have!r}, this run needs {want!r}; "
                     "collect them anew or point stage.module.trajectories elsewhere"
                 )
+
+
+def _top(tensors: dict[str, Tensor], place: slice) -> TopTargets:
+    return TopTargets(
+        token_MK=tensors["top_token"][place].long(),
+        probability_MK=tensors["top_probability"][place],
+        tail_M=tensors["tail"][place],
+    )

@@ -20,7 +20,7 @@ from echo_pl.structs import Batch, ReportText, SpecialTokens
 
 LOGGED = {
     "val": ("finding_f1", "valid_sentences", "rouge_l", "duplicate_word_rate", "stopped", "looped"),
-    "speed": ("tpf", "nfe", "tps"),
+    "speed": ("tpf", "nfe", "forwards_per_block", "tps"),
 }
 """What is logged of the suite's scores, by the group it is logged in; ``tps`` is of one rank."""
 

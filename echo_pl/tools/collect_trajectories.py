@@ -1,17 +1,26 @@
 """Collect the teacher's trajectories once, for stage 3 to read: METHOD.md 3, phase 1.
 
-    python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/L8 --studies 2500 block_size=8
+    python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/L8 --studies 2500 --check-k block_size=8
+    python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/L8 --studies 2500 --keep 16 block_size=8
     echo-pl stage=dcd block_size=8 stage.module.trajectories=outputs/trajectories/L8 stage.limit_train=2500
 
-The teacher is the newest stage-2 run, unless start=<checkpoint> says otherwise.
+The teacher is the newest stage-2 run, unless start=<checkpoint> says otherwise. An interrupted collection is continued by the same
+command. Several processes share the work: torchrun --nproc-per-node 2 -m echo_pl.tools.collect_trajectories ...; they need a disk
+that all of them see, and write what one process writes, byte for byte.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
@@ -19,57 +28,162 @@ from tqdm.auto import tqdm
 from echo_pl.__main__ import reported
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.backbone.fingerprint import weights_fingerprint
-from echo_pl.lineage import refuse_other_data, resolve_start
-from echo_pl.run import prepare
-from echo_pl.sampling.collect import collect, store_identity
+from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings, refuse_together, together
+from echo_pl.distributed.launch import Launch, detect, warn_of_idle_tasks
+from echo_pl.lineage import refuse_other_data, resolve_start, start_layout, start_stages
+from echo_pl.run import flat_settings, prepare
+from echo_pl.sampling.collect import collect_part, store_identity
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
-from echo_pl.sampling.trajectory_store import CollectionCounts
+from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity, TrajectoryStore
+from echo_pl.sampling.trajectory_writer import TrajectoryWriter
+from echo_pl.structs import Batch
+from echo_pl.tools.check_kept import KS, TOLERANCE, check_kept, smallest, table
 from echo_pl.tools.compose import compose_config
 
+log = logging.getLogger(__name__)
+_LOOK_AGAIN = 0.5
+"""Seconds between looks at what the other processes have written."""
 
-def collect_trajectories(config: DictConfig, out: Path, distributions: bool = True) -> tuple[Path, CollectionCounts]:
-    """Decode one pass over the training studies of a stage-3 configuration with its teacher.
+
+def collect_trajectories(
+    config: DictConfig, out: Path, distributions: bool = True, kept_tokens: int = 0, batches_per_part: int = 1
+) -> tuple[Path, CollectionCounts]:
+    """Decode one pass over the training studies of a stage-3 configuration with its teacher; this process's share of it.
 
     Args:
         config: composed with ``stage=dcd``; ``stage.limit_train`` says how many studies, ``stage.batch_size`` how many at once.
-        out: folder to make.
-        distributions: also store the whole distribution of every position (objectives ``dcd`` and ``sdtt`` need it).
+        out: folder to make; while it is being made, ``<out>.part``.
+        distributions: also store the distribution of every position (objectives ``dcd`` and ``sdtt`` need it).
+        kept_tokens: so many likeliest tokens of each, and what the others have together; 0: all of it.
+        batches_per_part: batches in a file.
 
     Raises:
         FileExistsError: ``out`` exists.
         FileNotFoundError: no stage-2 run to start from.
-        ValueError: an unknown key in the configuration, no start checkpoint, or one with another vocabulary.
+        ValueError: an unknown key in the configuration, no start checkpoint, or one with another vocabulary; an unfinished
+            collection of something else; processes with other configurations.
     """
+    launch = detect()
+    warn_of_idle_tasks(launch)
+    open_group(launch, config.trainer.accelerator)
+    own = {"out": str(out), "distributions": distributions, "kept_tokens": kept_tokens, "batches_per_part": batches_per_part}
+    refuse_other_settings(launch, flat_settings(config) | own)
     data = prepare(config)
+    sampler, identity = teacher(config, data, launch, distributions, kept_tokens)
+    size = config.stage.batch_size
+    plan = CollectionPlan(
+        studies=data.training_studies,
+        batches=len(data.train_batches_once(size)),
+        batch_size=size,
+        batches_per_part=batches_per_part,
+    )
+    writer, parts = begin(launch, out, identity, plan)
+    numbers = [number for part in parts for number in plan.batches_of(part)]
+    batches = iter(data.train_batches_once(size, numbers) if numbers else ())
+    name = "trajectories" if launch.world_size == 1 else f"trajectories, process {launch.rank + 1} of {launch.world_size}"
+    total = sum(min(size, plan.studies - number * size) for number in numbers)
+    with tqdm(total=total, desc=name, unit="study", disable=launch.rank > 0) as bar:
+        for part in parts:
+            share = islice(batches, len(plan.batches_of(part)))
+            collect_part(sampler, counted(share, sampler.vlm.device, bar), writer, part)
+    return finish(launch, writer)
+
+
+def teacher(
+    config: DictConfig, data: ReportDataModule, launch: Launch, distributions: bool, kept_tokens: int
+) -> tuple[BlockSampler, StoreIdentity]:
+    """The frozen teacher of a stage-3 configuration on this process's device, and what its trajectories belong to."""
     start, before = resolve_start(config, None)
     if start is None:
         raise ValueError("trajectories come from a stage-2 checkpoint: give start=<path>")
     refuse_other_data(data, None, start, before)
-    factory = instantiate(config.backbone.factory, _convert_="all")
-    teacher = factory.build(data.special, data.vocab_size).eval().requires_grad_(False)
-    load_weights(teacher, start, ("rad",), config.block_size, config.grid, config.context_attention)
+    vlm = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
+    load_weights(vlm, start, start_stages(config), *start_layout(config))
+    vlm = vlm.eval().requires_grad_(False)
+    fingerprint = weights_fingerprint(vlm)
+    if config.trainer.accelerator == "gpu":
+        vlm = vlm.to(torch.device("cuda", launch.rank % launch.processes_per_node))
     decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
-    sampler = BlockSampler(teacher, data.special, replace(decode, kv_cache="fused"))
-    identity = store_identity(decode, weights_fingerprint(teacher), data.fingerprint, distributions)
-    batches = data.train_batches_once(config.stage.batch_size)
-    return collect(sampler, tqdm(batches, total=len(batches), desc="trajectories", unit="batch"), out, identity)
+    identity = store_identity(decode, fingerprint, data.fingerprint, distributions, kept_tokens)
+    return BlockSampler(vlm, data.special, replace(decode, kv_cache="fused")), identity
+
+
+def begin(launch: Launch, out: Path, identity: StoreIdentity, plan: CollectionPlan) -> tuple[TrajectoryWriter, list[int]]:
+    """The writer, and this process's parts: every so many-th of those that are missing. Rank 0 looks, so that all see the same."""
+    if launch.world_size == 1:
+        writer = TrajectoryWriter(out, identity, plan)
+        return writer, writer.missing()
+    missing: list[int] = []
+    problem = None
+    if launch.rank == 0:
+        try:
+            missing = TrajectoryWriter(out, identity, plan).missing()
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    refuse_together(launch, problem)
+    missing = agreed(launch, {"missing": missing})["missing"]
+    writer = TrajectoryWriter(out, identity, plan)
+    dist.barrier()  # rank 0 may have nothing left to do but to rename the folder
+    return writer, missing[launch.rank :: launch.world_size]
+
+
+def counted(batches: Iterable[Batch], device: torch.device, bar: tqdm[None]) -> Iterator[Batch]:
+    """The batches on a device; the bar moves behind each."""
+    for batch in batches:
+        yield batch.to(device)
+        bar.update(len(batch))
+
+
+def finish(launch: Launch, writer: TrajectoryWriter) -> tuple[Path, CollectionCounts]:
+    """Wait for the other processes' parts; rank 0 writes the index and gives the folder its name."""
+    if launch.rank == 0:
+        if writer.missing() and launch.world_size > 1:
+            log.info("this process's share is done; waiting for the others")
+        while writer.missing():
+            time.sleep(_LOOK_AGAIN)
+        return writer.finish()
+    while not writer.folder.is_dir():
+        time.sleep(_LOOK_AGAIN)
+    return writer.folder, TrajectoryStore(writer.folder).counts
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; must not exist")
+    parser.add_argument("--out", type=Path, help="folder to make; must not exist")
     parser.add_argument("--studies", type=int, required=True, help="training studies to decode")
     parser.add_argument("--batch-size", type=int, default=64, help="studies decoded at once (default 64)")
-    parser.add_argument("--no-distributions", action="store_true", help="tokens and steps only (objectives with hard targets)")
+    parser.add_argument("--batches-per-part", type=int, default=4, help="batches in a file (default 4)")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--keep", type=int, default=0, metavar="K", help="the K likeliest tokens of a distribution and the rest as one"
+    )
+    kinds.add_argument("--no-distributions", action="store_true", help="tokens and steps only (objectives with hard targets)")
+    parser.add_argument("--check-k", action="store_true", help="collect nothing: measure the loss that every K would give")
+    parser.add_argument("--check-studies", type=int, default=64, help="with --check-k: studies to measure on (default 64)")
+    parser.add_argument(
+        "--student", type=Path, help="with --check-k: a checkpoint to take the loss of (default: the teacher's weights)"
+    )
     parser.add_argument("overrides", nargs="*", help="configuration, as for echo-pl: block_size=8 start=<checkpoint> ...")
     args = parser.parse_args()
-    with reported():
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with reported(), together():
         sizes = [f"stage.limit_train={args.studies}", f"stage.batch_size={min(args.batch_size, args.studies)}"]
         config = compose_config(["stage=dcd", *sizes, *args.overrides])
-        folder, counts = collect_trajectories(config, args.out, not args.no_distributions)
-        print(f"{counts.kept} trajectories in {folder}; dropped: {counts.dropped_loops} loops, {counts.dropped_endless} endless")
+        if args.check_k:
+            rows = check_kept(config, args.check_studies, KS, args.student)
+            print(table(rows))
+            print(smallest(rows, TOLERANCE))
+            return
+        if args.out is None:
+            raise ValueError("give --out <folder>: where the trajectories go")
+        folder, counts = collect_trajectories(config, args.out, not args.no_distributions, args.keep, args.batches_per_part)
+        if detect().rank == 0:
+            print(
+                f"{counts.kept} trajectories in {folder}; dropped: {counts.dropped_loops} loops, {counts.dropped_endless} endless"
+            )
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ class Demo:
     def everything(self) -> None:
         """All steps in order."""
         shutil.rmtree(self.folder / "runs", ignore_errors=True)
-        shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
+        for name in ("trajectories", "trajectories.part"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         with self.timed("corpus"):
             self.apart(self.make_corpus)
         self.train("warmup", "stage=warmup")

@@ -21,7 +21,7 @@ from echo_pl.config_keys import check_keys
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.distributed.fsdp2 import FSDP2Strategy
-from echo_pl.lineage import BEFORE, make_lineage
+from echo_pl.lineage import BEFORE, make_lineage, start_layout, start_stages
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 
@@ -68,13 +68,31 @@ def test_every_stage_composes_and_builds(data_root, stage):
     assert module.optimization.schedule == "cosine"
 
 
-@pytest.mark.parametrize("ablation", GROUPS["ablation"])
+OF_STAGE_2 = {"grow"}
+
+
+@pytest.mark.parametrize("ablation", sorted({*GROUPS["ablation"]} - OF_STAGE_2))
 def test_every_ablation_composes_and_builds(data_root, ablation):
-    module = build(compose(data_root, "stage=dcd", f"ablation={ablation}"), data_root)
+    config = compose(data_root, "stage=dcd", f"ablation={ablation}")
+    module = build(config, data_root)
     assert module.objective.name == ablation
-    plain = build(compose(data_root, "stage=dcd"), data_root)
+    usual = compose(data_root, "stage=dcd")
+    plain = build(usual, data_root)
     assert type(plain.objective) is DirectConditional
-    assert (module.objective, module.decode) != (plain.objective, plain.decode)
+    assert nameless(config) != nameless(usual), "a name alone is no ablation"
+
+
+def nameless(config: DictConfig) -> Any:
+    """Without the name of the objective."""
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    content["stage"]["module"]["objective"].pop("name", None)
+    return content
+
+
+def test_growing_blocks_composes_for_stage_2(data_root):
+    config = compose(data_root, "stage=rad", "ablation=grow")
+    assert build(config, data_root).block_size == 8
+    assert (start_stages(config), start_layout(config)) == (("rad",), (4, "response", "causal"))
 
 
 @pytest.mark.parametrize("stage", ["rad", "dcd"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from models import SPECIAL, VOCABULARY, make_batch, small_vlm
+from models import SPECIAL, TEXT, VOCABULARY, make_batch, small_vlm
 from torch import Tensor
 
 from echo_pl.backbone.checkpoint import StageRecord
@@ -23,8 +23,7 @@ from echo_pl.diffusion.objectives import (
 from echo_pl.sampling import DecodeConfig
 from echo_pl.stages.dcd import DCDModule
 from echo_pl.stages.optimization import Optimization
-from echo_pl.stages.validation import TextTools
-from echo_pl.structs import ReportText, Trajectory
+from echo_pl.structs import Trajectory
 
 L = 4
 BLOCKS = (3, 2)
@@ -42,17 +41,9 @@ class Watched(NestedConsistency):
 
 
 def make_stage(objective: Objective, monkeypatch: pytest.MonkeyPatch, grid: str = "response") -> DCDModule:
-    text = TextTools(
-        special=SPECIAL,
-        vocab_size=VOCABULARY,
-        labels=(),
-        to_report=lambda tokens: ReportText(findings="", impression=""),
-        judge=None,
-        fingerprint="",
-    )
     stage = DCDModule(
         backbone=TinyBackbone(),
-        text=text,
+        text=TEXT,
         optimization=Optimization(learning_rate=1e-3),
         lineage=StageRecord(stage="dcd", backbone="TinyBackbone"),
         decode=DecodeConfig(block_size=L, max_response_tokens=32, grid=grid),

@@ -34,6 +34,7 @@ def test_ratios_are_of_sums_and_kv_writes_count() -> None:
             "nfe": 9 / 3,
             "tpf": 40 / 9,
             "tpf_published": 48 / 6,
+            "forwards_per_block": 6 / 6,
             "tps": 40 / 5,
             "prefill_seconds": 2 / 3,
             "seconds_per_report": 7 / 3,

@@ -10,10 +10,12 @@ import pytest
 import torch
 from scripted import SPECIAL, ScriptedVLM, contexts
 
+from echo_pl.diffusion.top_targets import top_targets
 from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
 from echo_pl.sampling.collect import collect, store_identity, usable_trajectories
 from echo_pl.sampling.config import TokenChoice
-from echo_pl.sampling.trajectory_store import CollectionCounts, StoreIdentity, TrajectoryStore, TrajectoryWriter
+from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity, TrajectoryStore
+from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 from echo_pl.structs import Trajectory
 
 IDENTITY = StoreIdentity(
@@ -26,6 +28,7 @@ IDENTITY = StoreIdentity(
     distributions=True,
 )
 E = SPECIAL.eos
+PLAN = CollectionPlan(studies=6, batches=3, batch_size=2)
 
 
 def trajectory(key: str, length: int, distributions: bool = True) -> Trajectory:
@@ -43,14 +46,19 @@ def trajectory(key: str, length: int, distributions: bool = True) -> Trajectory:
 
 def write(folder: Path, identity: StoreIdentity = IDENTITY) -> list[Trajectory]:
     trajectories = [trajectory(f"study-{n}", 4 * n, identity.distributions) for n in (1, 3, 2)]
-    writer = TrajectoryWriter(folder, identity)
-    writer.add(trajectories[:2])
-    writer.add([])
-    writer.add(trajectories[2:])
-    writer.drop(["dropped-1"])
-    writer.drop(["dropped-2", "dropped-3"])
-    writer.finish(CollectionCounts(kept=3, dropped_loops=1, dropped_endless=2))
+    writer = TrajectoryWriter(folder, identity, PLAN)
+    for part in writer.missing():
+        write_part(writer, part, trajectories)
+    assert writer.finish() == (folder, CollectionCounts(kept=3, dropped_loops=1, dropped_endless=2))
     return trajectories
+
+
+def write_part(writer: TrajectoryWriter, part: int, trajectories: list[Trajectory]) -> None:
+    """Two trajectories, none, and one; the second part is all dropped."""
+    mine = {0: trajectories[:2], 1: [], 2: trajectories[2:]}[part]
+    dropped = {0: [], 1: ["dropped-1", "dropped-2"], 2: ["dropped-3"]}[part]
+    loops = int(part == 1)
+    writer.write(part, mine, dropped, CollectionCounts(kept=len(mine), dropped_loops=loops, dropped_endless=len(dropped) - loops))
 
 
 @pytest.mark.parametrize("distributions", [True, False])
@@ -78,28 +86,107 @@ def test_what_was_written_is_read_back(tmp_path, distributions):
             assert other.target_RV is None
 
 
-def test_a_collection_that_was_cut_off_is_not_read_and_can_be_begun_anew(tmp_path):
-    writer = TrajectoryWriter(tmp_path / "store", IDENTITY)
-    writer.add([trajectory("study-1", 4)])
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_collection_that_was_cut_off_is_not_read_and_is_gone_on_with(tmp_path):
+    trajectories = write(tmp_path / "whole")
+    writer = TrajectoryWriter(tmp_path / "store", IDENTITY, PLAN)
+    write_part(writer, 2, trajectories)
+    (tmp_path / "store.part" / "part-00000.safetensors.partial").write_bytes(b"half")
     with pytest.raises(FileNotFoundError, match=f"no trajectories in {tmp_path / 'store'}"):
         TrajectoryStore(tmp_path / "store")
-    assert len(write(tmp_path / "store")) == len(TrajectoryStore(tmp_path / "store")) == 3
+    with pytest.raises(ValueError, match=r"2 of 3 parts are not in .*store.part yet, the first is 0"):
+        writer.finish()
+    again = TrajectoryWriter(tmp_path / "store", IDENTITY, PLAN)
+    assert again.missing() == [0, 1]
+    write(tmp_path / "store")
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+    assert not (tmp_path / "store.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("identity", "plan", "said"),
+    [
+        ({"teacher_fingerprint": "beef"}, {}, "teacher_fingerprint 'cafe', this one is of 'beef'"),
+        ({"kept_tokens": 4}, {}, "kept_tokens 0, this one is of 4"),
+        ({}, {"batch_size": 3}, "batch_size 2, this one is of 3"),
+        ({}, {"studies": 7}, "studies 6, this one is of 7"),
+        ({}, {"batches_per_part": 2}, "batches_per_part 1, this one is of 2"),
+    ],
+)
+def test_an_unfinished_collection_of_something_else_is_refused(tmp_path, identity, plan, said):
+    TrajectoryWriter(tmp_path / "store", IDENTITY, PLAN)
+    with pytest.raises(ValueError, match=f"unfinished collection of {said}; remove .*store.part"):
+        TrajectoryWriter(tmp_path / "store", replace(IDENTITY, **identity), replace(PLAN, **plan))
+
+
+def test_a_folder_that_is_no_collection_is_left_alone(tmp_path):
+    (tmp_path / "store.part").mkdir()
+    (tmp_path / "store.part" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"store.part is no unfinished collection .*; remove .* or collect into another folder"):
+        TrajectoryWriter(tmp_path / "store", IDENTITY, PLAN)
+    assert contents(tmp_path / "store.part") == {"notes.txt": b"mine"}
+
+
+def test_a_damaged_part_is_named_before_the_index_is_written(tmp_path):
+    writer = TrajectoryWriter(tmp_path / "store", IDENTITY, PLAN)
+    for part in writer.missing():
+        write_part(writer, part, [trajectory(f"study-{n}", 4 * n) for n in (1, 3, 2)])
+    (tmp_path / "store.part" / "part-00001.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"part-00001.safetensors cannot be read .* remove it and start the collection again"):
+        writer.finish()
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_likeliest_tokens_come_back_as_they_were(tmp_path):
+    identity = replace(IDENTITY, kept_tokens=2)
+    whole = [trajectory(f"study-{n}", 4 * n) for n in (1, 3, 2)]
+    tops = [replace(t, target_RV=None, top=top_targets(t.target_RV, 2)) for t in whole]
+    writer = TrajectoryWriter(tmp_path / "store", identity, PLAN)
+    for part in writer.missing():
+        write_part(writer, part, tops)
+    writer.finish()
+    store = TrajectoryStore(tmp_path / "store")
+    store.check(IDENTITY)
+    store.check(replace(identity, distributions=False))
+    for one, full in zip(tops, whole, strict=True):
+        stored = store.get(one.key)
+        assert stored.target_RV is None
+        assert torch.equal(stored.top.token_MK, one.top.token_MK)
+        assert torch.equal(stored.top.probability_MK, full.target_RV.gather(1, one.top.token_MK))
+        assert torch.allclose(stored.top.tail_M, 1 - one.top.probability_MK.sum(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [1, 5, 1000])
+def test_recording_the_top_is_the_top_of_what_is_recorded(kept):
+    whole, counts = usable_trajectories(teacher(), contexts([4, 5, 3]), distributions=True)
+    tops, also = usable_trajectories(teacher(), contexts([4, 5, 3]), distributions=True, top=kept)
+    assert counts == also
+    assert tops[1:] == [None, None]
+    expected = top_targets(whole[0].target_RV, kept)
+    assert torch.equal(tops[0].token_R, whole[0].token_R)
+    assert tops[0].target_RV is None
+    assert torch.equal(tops[0].top.token_MK, expected.token_MK)
+    assert torch.equal(tops[0].top.probability_MK, expected.probability_MK)
+    assert torch.equal(tops[0].top.tail_M, expected.tail_M)
 
 
 def test_an_existing_collection_is_not_written_over(tmp_path):
     write(tmp_path / "store")
     with pytest.raises(FileExistsError, match="store exists already"):
-        TrajectoryWriter(tmp_path / "store", IDENTITY)
+        TrajectoryWriter(tmp_path / "store", IDENTITY, PLAN)
 
 
 def test_a_torn_part_is_named(tmp_path):
     write(tmp_path / "store")
-    part = tmp_path / "store" / "part-00001.safetensors"
+    part = tmp_path / "store" / "part-00002.safetensors"
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"part-00001.safetensors cannot be read: .*collect the trajectories anew"):
+    with pytest.raises(ValueError, match=r"part-00002.safetensors cannot be read: .*collect the trajectories anew"):
         TrajectoryStore(tmp_path / "store")
     part.unlink()
-    with pytest.raises(ValueError, match=r"part-00001.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"part-00002.safetensors cannot be read"):
         TrajectoryStore(tmp_path / "store")
 
 
@@ -120,7 +207,7 @@ def test_another_schema_version_is_refused(tmp_path):
     index = tmp_path / "store" / "index.json"
     content = json.loads(index.read_text(encoding="utf-8"))
     index.write_text(json.dumps({**content, "schema_version": 99}), encoding="utf-8")
-    with pytest.raises(ValueError, match="schema version 99, this program reads 2"):
+    with pytest.raises(ValueError, match="schema version 99, this program reads 3"):
         TrajectoryStore(tmp_path / "store")
 
 
@@ -213,5 +300,6 @@ def test_the_cache_mode_is_no_part_of_the_identity_but_the_rest_is():
         {"token_choice": TokenChoice(temperature=0.5)},
         {"token_choice": TokenChoice(top_k=3)},
         {"token_choice": TokenChoice(top_p=0.5)},
+        {"denoising_steps": 1, "gate": 0.5},
     ):
         assert store_identity(replace(config, **changes), "t", "d", True) != identity, changes

@@ -15,7 +15,8 @@ from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.objectives import SequenceLevel
 from echo_pl.sampling.collect import store_identity
-from echo_pl.sampling.trajectory_store import CollectionCounts, TrajectoryWriter
+from echo_pl.sampling.trajectory_store import CollectionPlan
+from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 from echo_pl.stages.validation import TextTools
 from echo_pl.structs import ReportText
 
@@ -132,7 +133,7 @@ def test_stages_refuse_a_start_that_makes_no_sense(tmp_path, text):
 def test_trajectories_of_another_teacher_are_refused_with_both_names(tmp_path, text, trained):
     path = checkpoint(tmp_path, trained, "rad")
     identity = store_identity(DECODE, "0123456789abcdef", "f00d", distributions=False)
-    TrajectoryWriter(tmp_path / "store", identity).finish(CollectionCounts())
+    TrajectoryWriter(tmp_path / "store", identity, CollectionPlan(studies=0, batches=0, batch_size=1)).finish()
     module = dcd(text, path, decode=DECODE, objective=SequenceLevel(), trajectories=str(tmp_path / "store"))
     own = weights_fingerprint(trained)
     with pytest.raises(ValueError, match=rf"teacher_fingerprint '0123456789abcdef', this run needs '{own}'"):

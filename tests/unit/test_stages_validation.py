@@ -32,7 +32,12 @@ def test_quality_is_logged_under_val_and_cost_under_speed():
     assert 3 < scores["speed/tpf"] < 4
     assert scores["speed/tps"] > 0
     quality = {"finding_f1", "valid_sentences", "rouge_l", "duplicate_word_rate", "stopped", "looped"}
-    assert scores.keys() == {f"val/{name}" for name in quality} | {"speed/nfe", "speed/tpf", "speed/tps"}
+    assert scores.keys() == {f"val/{name}" for name in quality} | {
+        "speed/nfe",
+        "speed/tpf",
+        "speed/forwards_per_block",
+        "speed/tps",
+    }
 
 
 def test_the_sums_are_kept_on_the_module_s_device():

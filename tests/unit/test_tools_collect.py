@@ -13,14 +13,17 @@ from stage_parts import BACKBONE, DECODE, dcd, lively, record, report_data, writ
 
 from echo_pl.assemble import text_tools
 from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.diffusion.objectives import SequenceLevel
+from echo_pl.diffusion.losses import DistillationConfig
+from echo_pl.diffusion.objectives import DirectConditional, SequenceLevel
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.stages.dcd import DCDModule
+from echo_pl.tools.check_kept import check_kept, smallest, table
 from echo_pl.tools.collect_trajectories import collect_trajectories
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 
 STUDIES, AT_ONCE = 11, 4
+SDTT = DirectConditional(config=DistillationConfig(step_weight="none", eos_weight=0.0), name="sdtt")
 TINY = ("width", "layers", "heads", "key_heads", "mlp_width", "vision_width", "vision_layers", "vision_heads", "vision_mlp_width")
 
 
@@ -126,6 +129,68 @@ def test_dropped_trajectories_are_logged_in_both_modes_and_counted_on_after_a_re
         for index, batch in enumerate(batches):
             module.training_step(batch, index)
         assert logged == wanted
+
+
+@pytest.fixture(scope="module")
+def top_store(folder) -> TrajectoryStore:
+    path, _ = collect_trajectories(config(folder), folder / "top", kept_tokens=6, batches_per_part=2)
+    return TrajectoryStore(path)
+
+
+def test_the_likeliest_tokens_of_every_position_are_those_of_the_whole(store, top_store):
+    assert top_store.counts == store.counts
+    assert len(list(top_store.folder.glob("*.safetensors"))) == 2 < len(list(store.folder.glob("*.safetensors")))
+    for key in store.keys:
+        one, other = store.get(key), top_store.get(key)
+        assert torch.equal(one.token_R, other.token_R)
+        assert other.target_RV is None
+        assert torch.equal(other.top.token_MK[:, 0], other.token_R), "a greedy teacher takes the likeliest"
+        assert torch.allclose(one.target_RV.float().gather(1, other.top.token_MK), other.top.probability_MK, atol=5e-4)
+        assert torch.allclose(other.top.probability_MK.sum(-1) + other.top.tail_M, torch.ones(len(other.token_R)), atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [DirectConditional(), SDTT, SequenceLevel()], ids=["dcd", "sdtt", "ce"])
+def test_objectives_train_from_the_top_of_distributions(folder, store, top_store, objective):
+    """Over the events of the top and its tail the loss is no more than the whole one; hard targets do not look at either."""
+    losses = []
+    for path in (store.folder, top_store.folder):
+        module = stage(folder, trajectories=str(path), objective=objective)
+        (batch,) = corpus(folder).train_batches_once(STUDIES)
+        loss, _ = module.loss(batch, module.collect(batch), epoch=0, progress=0.0)
+        loss.backward()
+        assert any(bool(p.grad is not None and p.grad.abs().sum() > 0) for p in module.model.parameters())
+        losses.append(float(loss.detach()))
+    whole, top = losses
+    assert top == whole if objective.name == "ce" else 0 < top < whole
+
+
+def test_the_k_to_keep_is_measured(folder):
+    """Against the losses of the stage itself; with nearly all tokens the difference is gone, and differences fall."""
+    wide = data_vocabulary(folder) - 1
+    rows = check_kept(config(folder), STUDIES, ks=(1, 4, wide, 10**6))
+    assert [row.kept for row in rows] == [1, 4, wide, None]
+    assert [row.difference for row in rows] == sorted((row.difference for row in rows), reverse=True)
+    assert rows[-1].difference == 0.0
+    assert rows[-2].difference < 1e-4 < rows[0].difference
+    assert rows[0].bytes_per_position == 12
+    whole = rows[-1].loss
+    module = stage(folder)
+    total, used = 0.0, 0
+    for batch in corpus(folder).train_batches_once(AT_ONCE):
+        found = module.collect(batch)
+        usable = sum(t is not None for t in found)
+        loss, _ = module.loss(batch, found, epoch=0, progress=0.0)
+        total, used = total + usable * float(loss.detach()), used + usable
+    assert whole == pytest.approx(total / used, rel=1e-5)
+    assert f"--keep {wide}" in smallest(rows, rows[-2].difference)
+    assert "store whole distributions" in smallest(rows[:1], 0.0)
+    assert table(rows).count("\n") == 5
+    with pytest.raises(ValueError, match="objective ce trains on tokens alone"):
+        check_kept(config(folder, "ablation=ce"), STUDIES)
+
+
+def data_vocabulary(folder: Path) -> int:
+    return corpus(folder).vocab_size
 
 
 def test_threads_are_set_and_unknown_keys_refused(folder):

@@ -30,7 +30,6 @@ class DirectConditional(Objective):
 
     def loss(self, rows: Rows, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """See :func:`echo_pl.diffusion.losses.direct_conditional_loss`."""
-        assert rows.target_MV is not None, "dcd needs trajectories with distributions"
-        return direct_conditional_loss(
-            rows.logits_MV, rows.target_MV, rows.token_M, rows.commit_step_M, rows.eos, self.config, rows.share
-        )
+        target = rows.target_MV if rows.top_M is None else rows.top_M
+        assert target is not None, "dcd needs trajectories with distributions"
+        return direct_conditional_loss(rows.logits_MV, target, rows.token_M, rows.commit_step_M, rows.eos, self.config, rows.share)

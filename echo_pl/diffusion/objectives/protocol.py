@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from echo_pl.diffusion.losses import Share, own
+from echo_pl.structs import TopTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,14 @@ class PseudoLabels:
 
     token_BR: Tensor
     commit_step_BR: Tensor
-    """From 1; 0 where there is no trajectory."""
+    """From 1; 0 where the teacher has chosen nothing."""
     supervised_BR: Tensor
-    """bool: positions up to the block of the first eos, of usable trajectories."""
+    """bool: positions that the teacher has chosen, up to the block of the first eos, of usable trajectories."""
     block_size: int
     target_BRV: Tensor | None = None
     """Stitched targets, for objectives that need them."""
+    top_BR: TopTargets | None = None
+    """In the place of ``target_BRV``: their likeliest tokens, (B, R, K)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ class Rows:
     """Which block of its sample a row is from."""
     eos: int
     target_MV: Tensor | None = None
+    top_M: TopTargets | None = None
+    """In the place of ``target_MV``."""
     reference_logits_MV: Tensor | None = None
     """The frozen teacher's, at the same rows of ``teacher_masks``; -inf for ids that no decoder emits. If asked for."""
     reference_masked_M: Tensor | None = None

@@ -1,0 +1,105 @@
+"""Blocks that a report begins with, for a sampler to go on from: a student's own prefix, which the teacher completes.
+
+Knows tokens and blocks; nothing of who wrote them.
+
+Shapes: B batch, A active samples, L block size, W width of the given tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from echo_pl.structs import TopTargets, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The first blocks of every sample's report, in whole blocks: none for some, perhaps."""
+
+    token_BW: Tensor
+    """Response tokens (behind a context tail, on the absolute grid), padded on the right."""
+    blocks_B: Tensor
+    """How many blocks of each sample are given; on the CPU."""
+
+    def prefix(self, row: int, tail: int, block_size: int) -> Tensor:
+        """The given tokens of one sample, without padding."""
+        return self.token_BW[row, : max(0, int(self.blocks_B[row]) * block_size - tail)]
+
+    @classmethod
+    def of(cls, prefixes: Sequence[Tensor], blocks: Sequence[int]) -> Given:
+        """From one 1-D tensor of tokens per sample, and its number of blocks."""
+        return cls(token_BW=torch.nn.utils.rnn.pad_sequence(list(prefixes), batch_first=True), blocks_B=torch.tensor(list(blocks)))
+
+    def fill(self, canvas_AL: Tensor, open_AL: Tensor, rows_A: Tensor, tail_B: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """Put the given tokens of a block into it; what is given is no longer open.
+
+        Args:
+            canvas_AL: the block.
+            open_AL: bool, which of it are still to be decided.
+            rows_A: the samples of the batch, on the CPU.
+            tail_B: context tokens that stand in each sample's first block, on the CPU.
+            block: its number.
+        """
+        is_given_A = self.blocks_B[rows_A] > block
+        if not bool(is_given_A.any()):
+            return canvas_AL, open_AL
+        L, device = canvas_AL.shape[1], canvas_AL.device
+        place_AL = block * L + torch.arange(L)[None] - tail_B[rows_A, None]
+        token_AL = self.token_BW[rows_A].gather(1, place_AL.clamp(0, self.token_BW.shape[1] - 1)).to(device)
+        take_AL = is_given_A[:, None].to(device) & open_AL
+        return torch.where(take_AL, token_AL, canvas_AL), open_AL & ~take_AL
+
+
+def drawn_prefixes(
+    written: Sequence[Trajectory], tail_B: Tensor, share: float, eos: int, generators: Sequence[torch.Generator]
+) -> Given:
+    """For a share of the samples, a number of the first blocks that a student wrote; for the others none.
+
+    The number is uniform from one to all blocks before the one with eos (before the last one, where there is no eos), so that
+    something is left to be completed.
+
+    Args:
+        written: the student's reports, in whole blocks.
+        tail_B: context tokens in each sample's first block, on the CPU.
+        share: of the samples.
+        eos: its id.
+        generators: one per sample, fresh.
+    """
+    prefixes, blocks = [], []
+    for trajectory, tail, generator in zip(written, tail_B.tolist(), generators, strict=True):
+        L, token_R = trajectory.block_size, trajectory.token_R
+        at_eos = (token_R == eos).nonzero()
+        most = (tail + (int(at_eos[0, 0]) if len(at_eos) else len(token_R) - 1)) // L
+        chosen, place = torch.rand(2, generator=generator).tolist()
+        number = 1 + int(place * most) if most and chosen < share else 0
+        prefixes.append(token_R[: max(0, number * L - tail)])
+        blocks.append(number)
+    return Given.of(prefixes, blocks)
+
+
+def completed(trajectory: Trajectory, prefix_R: Tensor) -> Trajectory:
+    """A trajectory behind the tokens that were given to it: these have commit step 0, and no targets."""
+    W = len(prefix_R)
+    if not W:
+        return trajectory
+
+    def behind(value: Tensor, fill: float) -> Tensor:
+        return torch.cat([value.new_full((W, *value.shape[1:]), fill), value])
+
+    top = trajectory.top
+    return replace(
+        trajectory,
+        token_R=torch.cat([prefix_R, trajectory.token_R]),
+        commit_step_R=behind(trajectory.commit_step_R, 0),
+        confidence_R=behind(trajectory.confidence_R, 1.0),
+        target_RV=None if trajectory.target_RV is None else behind(trajectory.target_RV, 0.0),
+        top=None
+        if top is None
+        else TopTargets(
+            token_MK=behind(top.token_MK, 0), probability_MK=behind(top.probability_MK, 0.0), tail_M=behind(top.tail_M, 0.0)
+        ),
+    )

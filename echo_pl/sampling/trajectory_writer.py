@@ -1,0 +1,170 @@
+"""Writing trajectories to disk, part by part: by one process or several, at one go or after an interruption, with the same bytes.
+
+Until all parts are there they are in ``<folder>.part``, beside a ``plan.json`` that says what is collected and how it is divided.
+A part is a function of the plan, its number and the teacher alone; it is written under a temporary name and renamed, so that what
+stands there is whole. Who writes which part is not this file's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from echo_pl.sampling.trajectory_store import INDEX_NAME, SCHEMA_VERSION, CollectionCounts, CollectionPlan, StoreIdentity
+from echo_pl.structs import Trajectory
+
+_PLAN = "plan.json"
+_RECORD = "record"
+"""What a part says of itself. One key: several would be written in an order of their own each time."""
+
+
+class TrajectoryWriter:
+    """Writes parts, then the index, then gives the folder its name; goes on with what an interrupted collection has left."""
+
+    def __init__(self, folder: str | Path, identity: StoreIdentity, plan: CollectionPlan) -> None:
+        """Begin in ``<folder>.part``, or go on there.
+
+        Raises:
+            FileExistsError: ``folder`` holds something already.
+            ValueError: ``<folder>.part`` is an unfinished collection of something else, or none.
+        """
+        self.folder, self.identity, self.plan = Path(folder), identity, plan
+        if self.folder.exists():
+            raise FileExistsError(f"{self.folder} exists already; remove it, or collect into another folder")
+        self._work = self.folder.with_name(self.folder.name + ".part")
+        wanted = {"schema_version": SCHEMA_VERSION, "identity": asdict(identity), "plan": asdict(plan)}
+        if self._work.exists() and any(path.name != f"{_PLAN}.partial" for path in self._work.iterdir()):
+            self._refuse_other(wanted)
+        else:
+            self._work.mkdir(parents=True, exist_ok=True)
+            _write_text(self._work / _PLAN, json.dumps(wanted, indent=1))
+
+    def _refuse_other(self, wanted: dict[str, object]) -> None:
+        path = self._work / _PLAN
+        way_out = f"remove {self._work}, or collect into another folder"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            had, asked = _flat(found), _flat(wanted)
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(f"{self._work} is no unfinished collection that could be gone on with ({error}); {way_out}") from error
+        for name, value in asked.items():
+            if had.get(name) != value:
+                raise ValueError(
+                    f"{self._work} is an unfinished collection of {name} {had.get(name)!r}, this one is of {value!r}; {way_out}"
+                )
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not there yet."""
+        return [part for part in range(self.plan.parts) if not (self._work / _name(part)).is_file()]
+
+    def write(self, part: int, trajectories: Sequence[Trajectory], dropped: Sequence[str], counts: CollectionCounts) -> None:
+        """Write one part.
+
+        Args:
+            part: its number.
+            trajectories: what was kept.
+            dropped: keys of the samples that were decoded and have no usable trajectory.
+            counts: of both.
+        """
+        record = {"keys": [t.key for t in trajectories], "dropped": list(dropped), "counts": asdict(counts)}
+        place = self._work / _name(part)
+        partial = place.with_name(place.name + ".partial")
+        save_file(_tensors(trajectories, self.identity), partial, metadata={_RECORD: json.dumps(record)})
+        _keep(partial)
+        partial.replace(place)
+
+    def finish(self) -> tuple[Path, CollectionCounts]:
+        """Write the index, once all parts are there, and rename the folder.
+
+        Returns:
+            The folder, and the counts of all parts together.
+
+        Raises:
+            ValueError: a part is missing or damaged.
+        """
+        if missing := self.missing():
+            raise ValueError(f"{len(missing)} of {self.plan.parts} parts are not in {self._work} yet, the first is {missing[0]}")
+        records = [self._record(part) for part in range(self.plan.parts)]
+        counts = sum((CollectionCounts(**record["counts"]) for record in records), CollectionCounts())
+        index = {
+            "schema_version": SCHEMA_VERSION,
+            "identity": asdict(self.identity),
+            "plan": asdict(self.plan),
+            "counts": asdict(counts),
+            "dropped": [key for record in records for key in record["dropped"]],
+            "parts": [{"file": _name(part), "keys": record["keys"]} for part, record in enumerate(records)],
+        }
+        _write_text(self._work / INDEX_NAME, json.dumps(index, indent=1))
+        self._work.rename(self.folder)
+        (self.folder / _PLAN).unlink()
+        return self.folder, counts
+
+    def _record(self, part: int) -> dict[str, Any]:
+        path = self._work / _name(part)
+        try:
+            with safe_open(path, "pt") as file:
+                record: dict[str, Any] = json.loads(file.metadata()[_RECORD])
+                return record
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); remove it and start the collection again, which makes it anew"
+            ) from error
+
+
+def _name(part: int) -> str:
+    return f"part-{part:05d}.safetensors"
+
+
+def _tensors(trajectories: Sequence[Trajectory], identity: StoreIdentity) -> dict[str, Tensor]:
+    """Whole distributions are stored as float16; of those by their top tokens there are so few numbers that float32 will do."""
+
+    def joined(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        return torch.cat([torch.empty(0, *parts[0].shape[1:]), *parts]).to(dtype) if parts else torch.empty(0, dtype=dtype)
+
+    tensors = {
+        "lengths": torch.tensor([len(t.token_R) for t in trajectories], dtype=torch.long),
+        "token": joined([t.token_R for t in trajectories], torch.int32),
+        "commit_step": joined([t.commit_step_R for t in trajectories], torch.int16),
+        "confidence": joined([t.confidence_R for t in trajectories], torch.float16),
+    }
+    if not identity.distributions:
+        return tensors
+    if not identity.kept_tokens:
+        return tensors | {"target": joined([t.target_RV for t in trajectories if t.target_RV is not None], torch.float16)}
+    tops = [t.top for t in trajectories if t.top is not None]
+    return tensors | {
+        "top_token": joined([top.token_MK for top in tops], torch.int32),
+        "top_probability": joined([top.probability_MK for top in tops], torch.float32),
+        "tail": joined([top.tail_M for top in tops], torch.float32),
+    }
+
+
+def _flat(record: dict[str, object]) -> dict[str, object]:
+    """The values of nested groups beside the others."""
+    return {
+        name: inner
+        for key, value in record.items()
+        for name, inner in (value.items() if isinstance(value, dict) else [(key, value)])
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    _keep(partial)
+    partial.replace(path)
+
+
+def _keep(path: Path) -> None:
+    """Have a file on the disk before it gets its name."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
