@@ -36,6 +36,8 @@ from echo_pl.tools.benchmarks import say
 from echo_pl.tools.make_corpus import make_synthetic
 
 ROOM = 10**12
+READING_ROUNDS = 5
+"""Rounds of reading for each of batches: they are short, and what is compared differs by a few per cent."""
 
 
 class _Folder(http.server.SimpleHTTPRequestHandler):
@@ -89,14 +91,24 @@ def one_epoch(data: ReportDataModule) -> int:
     return sum(len(batch) for batch in data.train_dataloader())
 
 
-def ways(folder: Path, url: str, scratch: Path, workers: Sequence[int]) -> dict[str, Callable[[], int]]:
-    """Name to what is timed; each returns the samples that it went through."""
+def ways_of_reading(folder: Path) -> dict[str, Callable[[], int]]:
+    """Name to what is timed in one process and without tensors; each returns the samples that it went through."""
     index = CorpusIndex.load(folder)
     samples = [raw for shard in index.shards("train") for _, raw in read_samples(folder, shard, range(shard.samples))]
     images = [sample.fields["0.png"] for sample in samples]
-    side = Image.open(io.BytesIO(images[0])).width
+    return {
+        "read": lambda: read_only(folder, index),
+        "read_and_decode": lambda: read_and_decode(folder, index),
+        "pillow_alone": lambda: pillow_alone(images),
+        "decode_alone": lambda: decode_alone(samples),
+    }
+
+
+def ways_of_batches(folder: Path, url: str, scratch: Path, side: int, workers: Sequence[int]) -> dict[str, Callable[[], int]]:
+    """Name to an epoch of batches, from the folder with so many workers, and over HTTP without any."""
 
     def data(root: Path | str, number: int, cache: Path | None = None) -> ReportDataModule:
+        pixels = side * side
         made = ReportDataModule(
             root=root,
             cache_dir=cache,
@@ -104,27 +116,19 @@ def ways(folder: Path, url: str, scratch: Path, workers: Sequence[int]) -> dict[
             batch_size=8,
             num_workers=number,
             patch_size=16,
-            min_pixels=side * side,
-            max_pixels=side * side,
-            shuffle_buffer=index.count("train"),
+            min_pixels=pixels,
+            max_pixels=pixels,
         )
         made.setup()
         return made
-
-    kept = scratch / "kept"
-    one_epoch(data(url, 0, kept))
 
     def uncached() -> int:
         shutil.rmtree(scratch / "anew", ignore_errors=True)
         return one_epoch(data(url, 0, scratch / "anew"))
 
     return {
-        "read": lambda: read_only(folder, index),
-        "read_and_decode": lambda: read_and_decode(folder, index),
-        "decode_alone": lambda: decode_alone(samples),
-        "pillow_alone": lambda: pillow_alone(images),
-        **{f"batches_workers_{n}": functools.partial(one_epoch, data(folder, n)) for n in workers},
-        "batches_http_cached": lambda: one_epoch(data(url, 0, kept)),
+        **{f"batches_workers_{number}": functools.partial(one_epoch, data(folder, number)) for number in workers},
+        "batches_http_cached": lambda: one_epoch(data(url, 0, scratch / "kept")),  # since the round that does not count
         "batches_http_uncached": uncached,
     }
 
@@ -184,7 +188,8 @@ def run_bench(out: Path, *, studies: int, side: int, rounds: int, workers: Seque
             scratch / "corpus", train=studies, val=1, test=1, image_size=side, shard_size=max(1, studies // 4), progress=False
         )
         with serving(folder) as url:
-            rows = timed(ways(folder, url, scratch, workers), rounds)
+            rows = timed(ways_of_reading(folder), READING_ROUNDS * rounds)
+            rows |= timed(ways_of_batches(folder, url, scratch, side, workers), rounds)
         size = sum(shard.bytes for shard in CorpusIndex.load(folder).shards("train"))
     record = {
         "machine": {
