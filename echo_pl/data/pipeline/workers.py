@@ -12,9 +12,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from typing import Final, TypeVar
@@ -43,17 +42,21 @@ class Workers:
             raise ValueError(f"workers must not be negative, got {count}")
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
+        self._starter: ThreadPoolExecutor | None = None
+        """The thread that hands tasks over and starts workers: what a signal raises in the main thread cannot cut it short."""
         self._others: frozenset[BaseProcess] = frozenset()
 
     def __enter__(self) -> Workers:
         if self._count:
             self._others = frozenset(multiprocessing.active_children())
+            self._starter = ThreadPoolExecutor(1, initializer=_hold_signals)
             self._pool = ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), initializer=_begin)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self._pool is None:
+        if self._pool is None or self._starter is None:
             return
+        self._starter.shutdown(wait=True, cancel_futures=True)
         if kind is not None:
             for worker in frozenset(multiprocessing.active_children()) - self._others:
                 worker.terminate()
@@ -66,7 +69,7 @@ class Workers:
         Raises:
             RuntimeError: a worker has died.
         """
-        if self._pool is None:
+        if self._pool is None or self._starter is None:
             yield from map(function, tasks)
             return
         remaining = iter(tasks)
@@ -74,8 +77,7 @@ class Workers:
         try:
             while True:
                 for task in islice(remaining, 2 * self._count - len(running)):
-                    with _signals_held():
-                        running.add(self._pool.submit(function, task))
+                    running.add(self._starter.submit(self._pool.submit, function, task).result())
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -86,21 +88,15 @@ class Workers:
             raise RuntimeError("a worker process has died, perhaps for want of memory: try fewer workers") from error
 
 
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """No signal interrupts the start of a worker, and a worker is deaf to them from its first instruction on: it inherits this."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SPARED, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _hold_signals() -> None:
+    """A worker is deaf to these from its first instruction on: it inherits this from the thread that starts it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SPARED)
 
 
 def _begin() -> None:
     """First thing in a worker."""
     for number in SPARED:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SPARED, signal.SIGTERM))
     threading.Thread(target=_go_with_parent, daemon=True).start()
 
 
