@@ -259,7 +259,7 @@ class ReportDataModule(L.LightningDataModule):
         order = self._training_order(*self._place())
         return ResumableLoader(
             self._train_stream,
-            batches=self._batches_of_an_epoch(order),
+            batches=order.batches_of_an_epoch(),
             order=str(order),
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,
@@ -271,16 +271,7 @@ class ReportDataModule(L.LightningDataModule):
         Raises:
             ValueError: naming both numbers.
         """
-        self._batches_of_an_epoch(self._training_order(0, world_size))
-
-    def _batches_of_an_epoch(self, order: TrainingOrder) -> int:
-        visited, batches = order.epoch(0)
-        if not batches:
-            raise ValueError(
-                f"{len(visited.places)} training studies do not fill one batch of {self.batch_size} on "
-                f"{order.world_size} rank(s); use a smaller batch_size or a larger corpus"
-            )
-        return len(batches)
+        self._training_order(0, world_size).batches_of_an_epoch()
 
     def val_dataloader(self) -> FixedLoader:
         """Return the validation split in its order, with references."""

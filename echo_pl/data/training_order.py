@@ -52,6 +52,20 @@ class TrainingOrder:
             )
         return order, train_batches(places, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
 
+    def batches_of_an_epoch(self) -> int:
+        """How many batches every rank has.
+
+        Raises:
+            ValueError: not one on every rank.
+        """
+        visited, batches = self.epoch(0)
+        if not batches:
+            raise ValueError(
+                f"{len(visited.places)} training studies do not fill one batch of {self.batch_size} on "
+                f"{self.world_size} rank(s); use a smaller batch_size or a larger corpus"
+            )
+        return len(batches)
+
     def __str__(self) -> str:
         """What decides the order, the same on every rank."""
         return (
