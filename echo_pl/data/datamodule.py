@@ -300,7 +300,7 @@ class ReportDataModule(L.LightningDataModule):
         order = self._training_order(*self._place())
         return ResumableLoader(
             self._train_stream,
-            batches=self._batches_of_an_epoch(order),
+            batches=order.batches_of_an_epoch(),
             order=str(order),
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,
@@ -313,19 +313,11 @@ class ReportDataModule(L.LightningDataModule):
         Raises:
             ValueError: naming both numbers.
         """
-        self._batches_of_an_epoch(self._training_order(0, world_size))
-
-    def _batches_of_an_epoch(self, order: TrainingOrder) -> int:
+        order = self._training_order(0, world_size)
         for corpus, visits in zip(self.corpora.corpora, order.visits, strict=True):
             if not visits:
                 raise ValueError(f"corpus {corpus} has so small a weight that no study of it is in an epoch of {sum(order.visits)}")
-        visited, batches = order.epoch(0)
-        if not batches:
-            raise ValueError(
-                f"{len(visited.places)} training studies do not fill one batch of {self.batch_size} on "
-                f"{order.world_size} rank(s); use a smaller batch_size or a larger corpus"
-            )
-        return len(batches)
+        order.batches_of_an_epoch()
 
     def val_dataloader(self) -> FixedLoader:
         """Return the validation split in its order, with references."""

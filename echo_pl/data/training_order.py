@@ -69,6 +69,20 @@ class TrainingOrder:
     def _mixed(self, number: int) -> EpochOrder:
         return mixed_order(self._counts, self.visits, seed=self.seed, epoch=number, buffer=self.shuffle_buffer, limit=self.limit)
 
+    def batches_of_an_epoch(self) -> int:
+        """How many batches every rank has.
+
+        Raises:
+            ValueError: not one on every rank.
+        """
+        visited, batches = self.epoch(0)
+        if not batches:
+            raise ValueError(
+                f"{len(visited.places)} training studies do not fill one batch of {self.batch_size} on "
+                f"{self.world_size} rank(s); use a smaller batch_size or a larger corpus"
+            )
+        return len(batches)
+
     def __str__(self) -> str:
         """What decides the order, the same on every rank."""
         mixture = "" if self.weights is None else f", {'+'.join(map(str, self.visits))} visits of each corpus"
