@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 ARGS   ?=
+WORKERS ?= 2
 REAL_DATA ?= ../shared/data/nih_64
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -67,8 +68,8 @@ bench-copies: $(DATA) ## K noisy copies at equal training time -> outputs/bench/
 features: $(DATA) ## store the frozen vision tower's output -> outputs/features/synthetic, for data.stored_features=
 	$(BIN)/python -m echo_pl.tools.store_features --out outputs/features/synthetic $(ARGS)
 
-test: $(DEV) ## run the tests
-	$(BIN)/python -m pytest
+test: $(DEV) ## run the tests, in WORKERS=2 processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slurm: $(DEV) ## batch jobs on two emulated SLURM nodes (installs Debian's slurm; needs root; about 8 minutes)
 	$(BIN)/pip install --quiet -e '.[slurm]'
