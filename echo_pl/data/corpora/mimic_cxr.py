@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from echo_pl.data.corpora.image_rows import ImageRows, View, gather_rows
+from echo_pl.data.corpora.image_rows import ImageRows, gather_rows
 from echo_pl.data.corpora.reader import Reject, SourceStudy
-from echo_pl.data.corpora.reading import RejectedError, find_image, known, needed, read_studies
+from echo_pl.data.corpora.reading import RejectedError, View, find_image, find_images, known, needed, read_studies
 from echo_pl.data.corpora.sections import split_sections
 from echo_pl.data.corpora.tables import Row, filled, find_file, read_csv
 from echo_pl.data.corpora.text_files import decode
@@ -68,17 +68,19 @@ class MIMICCXRReader:
     def _make(self, study: str, rows: ImageRows, splits: Mapping[str, str], labels: Mapping[str, Labels]) -> SourceStudy:
         patient = filled(rows.first["subject_id"])
         needed({"subject_id": patient})
-        if not all(view.file for view in rows.views):
-            raise RejectedError("missing_value", "dicom_id")
         split = splits.get(study, "")
         if split not in SPLITS:
             raise RejectedError("missing_value", f"split is none of {list(SPLITS)}")
         positive, uncertain = labels.get(study, ((), ()))
         folder = f"p{patient[:2]}/p{patient}"
+        images, lost = find_images(
+            rows.views, lambda one: find_image(self._images, one.file and f"{folder}/s{study}/{one.file}.jpg", view=one.view)
+        )
         return SourceStudy(
             key=study,
             patient=patient,
-            images=tuple(find_image(self._images, f"{folder}/s{study}/{one.file}.jpg", view=one.view) for one in rows.views),
+            images=images,
+            lost=lost,
             report=split_sections(_read_report(self._reports / folder / f"s{study}.txt")),
             split=SPLITS[split],
             labels=positive,

@@ -1,10 +1,11 @@
 """PadChest-GR: grounded reports in Spanish and English, sentence by sentence, and PNGs of 16 bit.
 
 The layout is that of the dataset's page (bimcv.cipf.es/bimcv-projects/padchest-gr; de Castro et al., arXiv 2411.05085):
-``grounded_reports_20240819.json``, a list of studies with StudyID, ImageID and ``findings``, each with sentence_en,
-sentence_es, abnormal and, where positive, labels, locations, boxes and progression; ``master_table.csv`` with a row per study
-and label, of which StudyID, PatientID and split (train, validation, test) are read. A study has one frontal image. There is no
-impression.
+``grounded_reports_20240819.json``, a list of studies with StudyID, ImageID, PreviousStudyID, PreviousImageID and ``findings``,
+each with sentence_en, sentence_es, abnormal and, where positive, labels, locations, boxes, extra_boxes and progression;
+``master_table.csv`` (unpacked from ``master_table.csv.zip``) with a row per study and label, of which StudyID, PatientID and
+split (train, validation, test) are read; ``PadChest_GR.zip.001`` to ``.037``, one archive in pieces. A study has one frontal
+image. There is no impression.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class PadChestGRReader:
     """
 
     name = "padchest_gr"
-    licence = "PadChest Dataset Research Use Agreement"
+    licence = "BIMCV Research Use Agreement for PadChest-GR (bimcv.cipf.es/bimcv-projects/padchest-gr)"
     citation = (
         "de Castro et al.: PadChest-GR: A Bilingual Chest X-ray Dataset for Grounded Radiology Report Generation. arXiv 2411.05085"
     )

@@ -57,7 +57,7 @@ def find_folder(root: Path, *names: str, what: str) -> Path:
 
 
 def read_csv(path: Path, required: Collection[str]) -> Iterator[Row | Reject]:
-    """Yield the rows of a CSV file, also a gzipped one.
+    """Yield the rows of a CSV file, also a gzipped one. A comma at a line's end, with nothing behind it, is no cell.
 
     Args:
         path: with a first row of names.
@@ -69,6 +69,8 @@ def read_csv(path: Path, required: Collection[str]) -> Iterator[Row | Reject]:
     with open_text(path) as stream:
         rows = csv.reader(stream)
         header = [name.strip() for name in _next(rows, path) or ()]
+        while header and not header[-1]:
+            header.pop()
         check_columns(path, required, header)
         while True:
             before = rows.line_num
@@ -84,6 +86,8 @@ def read_csv(path: Path, required: Collection[str]) -> Iterator[Row | Reject]:
                 return
             if not cells:
                 continue
+            while len(cells) > len(header) and not cells[-1].strip():
+                cells.pop()
             if len(cells) != len(header):
                 detail = f"line {before + 1} has {len(cells)} cells, the header {len(header)}"
                 yield Reject(key=path.name, reason="damaged_row", detail=detail)
