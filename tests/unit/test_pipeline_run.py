@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pipeline_fakes import GARBLED, LOSSY, SECRET, EqualTexts, Interpreter, make_parts, redact, row, write_dataset
+from pipeline_fakes import COLUMNS, GARBLED, LOSSY, SECRET, EqualTexts, Interpreter, make_parts, redact, row, write_dataset
 
 from echo_pl.data.corpora.split import patient_split
+from echo_pl.data.corpora.table_corpus import Columns, TableReader
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.pipeline.run import Corpus, prepare
 from echo_pl.data.pipeline.settings import Settings
@@ -161,7 +162,8 @@ def test_an_image_that_cannot_be_used_is_lost_alone_and_named(tmp_path):
     (tmp_path / "source" / "b1.png").write_bytes(whole[: len(whole) // 2])
     for name in ("a2.png", "b2.png"):
         (tmp_path / "source" / name).write_bytes(b"")
-    corpus = prepare(tmp_path / "out", SMALL, make_parts(table, {"view": "view"}))
+    reader = TableReader(table, columns=Columns(**COLUMNS, view="view"), name="look-alike")
+    corpus = prepare(tmp_path / "out", SMALL, make_parts(table, reader=reader))
     studies = {study.key: study for study in all_of(tmp_path / "out")}
     assert {key: len(study.images) for key, study in studies.items() if key < "s0004"} == {"s0000": 1, "s0001": 1, "s0003": 2}
     assert {key: study.meta["lost_images"] for key, study in studies.items() if "lost_images" in study.meta} == {

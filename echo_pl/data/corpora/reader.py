@@ -28,10 +28,10 @@ class SourceImage:
 class LostImage:
     """An image that a study names and that cannot be used, where the study stays with its others."""
 
-    name: str
-    """As the dataset names it, or how long its name is where that could be anything."""
     reason: str
     """As in :class:`Reject`."""
+    detail: str
+    """Which it is, as far as its name looks like one."""
 
 
 @dataclass(frozen=True, kw_only=True)

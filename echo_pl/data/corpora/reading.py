@@ -155,7 +155,7 @@ def find_images(
             found.append(find(one))
         except RejectedError as error:
             first = first or error
-            lost.append(LostImage(name=tellable(one.file), reason=error.reason))
+            lost.append(LostImage(reason=error.reason, detail=error.detail))
     if not found:
         raise first or RejectedError("no_image")
     return tuple(found), tuple(lost)

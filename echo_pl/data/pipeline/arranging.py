@@ -89,7 +89,7 @@ def arrange(
                     else:
                         _put(splits, splitter, entry, number, offset)
                         for lost in entry.study.lost:
-                            _note(entry.left_out("image", "read", lost.reason, lost.name), left_out, review)
+                            _note(entry.left_out("image", "read", lost.reason, lost.detail), left_out, review)
                 on_entries(count)
         _save(folder, splits)
     done = read_json(folder / _DONE)
