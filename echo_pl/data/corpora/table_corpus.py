@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from echo_pl.data.corpora.image_rows import ImageRows, gather_rows
-from echo_pl.data.corpora.reader import Reject, SourceStudy
+from echo_pl.data.corpora.reader import LostImage, Reject, SourceImage, SourceStudy
 from echo_pl.data.corpora.reading import Entry, RejectedError, View, find_image, find_images, needed, read_studies, text_report
 from echo_pl.data.corpora.sections import split_sections
 from echo_pl.data.corpora.tables import Row, filled, read_csv, read_jsonl
@@ -152,9 +152,7 @@ class TableReader:
             report = replace(
                 apart, **{name: text for name, text in told.items() if text and name not in ("findings", "impression")}
             )
-        images, lost = (), ()
-        if columns.image:
-            images, lost = find_images(rows.views, lambda one: find_image(self._images, one.file, view=one.view))
+        images, lost = self._find(rows) if columns.image else ((), ())
         return SourceStudy(
             key=key,
             patient=patient,
@@ -166,6 +164,9 @@ class TableReader:
             language=self._cell(row, "language") or "en",
             labels=self._list(row, "labels"),
         )
+
+    def _find(self, rows: ImageRows) -> tuple[tuple[SourceImage, ...], tuple[LostImage, ...]]:
+        return find_images(rows.views, lambda one: find_image(self._images, one.file, view=one.view))
 
     def _cell(self, row: Mapping[str, str], name: str) -> str:
         column = str(getattr(self._columns, name))
