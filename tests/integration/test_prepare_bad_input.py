@@ -16,10 +16,12 @@ import lookalikes
 import pytest
 from PIL import Image
 
+from echo_pl.data.corpora.readers import READERS
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.shard_reader import decode_study, read_samples
 from echo_pl.data.study import Study
 from echo_pl.tools.prepare_corpus import main
+from echo_pl.tools.prepare_options import LABELS_ONLY, reader_options
 
 pydicom = pytest.importorskip("pydicom", reason="a DICOM file is made with pydicom: pip install 'echo-pl[dicom]'")
 FINDINGS = "The heart is enlarged. The lungs are clear. There is no pleural effusion."
@@ -162,6 +164,35 @@ def test_each_kind_is_named_and_counted_and_the_rest_is_made(source, tmp_path, c
     assert not any(word in public for word in (SECRET, "enlarged", "pleural", "poumons", "passwd", "心影"))
     assert {path.name: path.stat().st_mode & 0o077 for path in out.glob("re*.jsonl")} == {"rejects.jsonl": 0, "review.jsonl": 0}
     assert not (source.parent / "escaped").exists()
+
+
+def test_reports_of_mimic_in_a_folder_of_their_own(tmp_path):
+    source = lookalikes.build_mimic(tmp_path / "jpg", 6)
+    for report in sorted((source / "files").rglob("*.txt")):
+        lookalikes.put(tmp_path / "txt" / report.relative_to(source), report.read_bytes())
+        report.unlink()
+    options = ["--reader", "mimic_cxr", "--source", str(source), "--reader-option", f"reports={tmp_path / 'txt'}"]
+    assert main([*options, "--out", str(tmp_path / "out"), *FEW]) == 0
+    assert len(studies_of(tmp_path / "out")) == 6
+
+
+def test_nothing_left_says_why(tmp_path, capsys):
+    reports, _ = lookalikes.build_openi(tmp_path / "iu", 3)
+    assert main(["--reader", "iu_openi", "--source", str(reports), "--out", str(tmp_path / "out"), *FEW]) == 2
+    assert "not one study is left to write; of 3 entries were left out: read: no_image 3" in capsys.readouterr().err
+
+
+def test_help_and_documentation_name_every_reader_with_its_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    documented = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for name in set(READERS) - {LABELS_ONLY}:
+        assert f" {name}: " in told
+        assert f"| `{name}` |" in documented
+        assert ", ".join(reader_options(name)) in told
+    for name in ("reports", "images", "files", "columns"):
+        assert f"`{name}=" in documented or f"`{name}.*=`" in documented
 
 
 def test_columns_that_are_missing_end_the_run_with_their_names(source, tmp_path, capsys):

@@ -224,7 +224,7 @@ def test_a_seeded_share_is_translated_and_failures_stay_english(tmp_path, table)
     assert list(notes) == ["not translated: timeout"]
 
 
-def test_official_splits_are_kept_and_a_mixture_is_asked_about(tmp_path):
+def test_official_splits_are_kept_and_a_mixture_is_asked_about(tmp_path, caplog):
     rows = [row(n) | {"split": ("train", "validate", "test")[n % 3]} for n in range(12)]
     table = write_dataset(tmp_path / "source", rows)
     parts = make_parts(table)
@@ -232,6 +232,7 @@ def test_official_splits_are_kept_and_a_mixture_is_asked_about(tmp_path):
     corpus = prepare(tmp_path / "out", SMALL, official)
     assert {split: corpus.index.count(split) for split in corpus.index.splits} == {"train": 4, "val": 4, "test": 4}
     assert corpus.card.record["patients_in_several_splits"] == 6  # three patients, each in all three
+    assert ["val_share and test_share are not used" in record.getMessage() for record in caplog.records] == [True]
     mixed = replace(parts, reader=_HalfOfficial(table))
     with pytest.raises(ValueError, match="6 of 12 studies have an official split"):
         prepare(tmp_path / "mixed", SMALL, mixed)
@@ -312,7 +313,7 @@ def test_a_folder_with_other_things_is_not_written_to(tmp_path, table):
 
 def test_nothing_left_is_an_error(tmp_path):
     table = write_dataset(tmp_path / "source", [row(n, findings=GARBLED) for n in range(4)])
-    with pytest.raises(ValueError, match="not one study is left"):
+    with pytest.raises(ValueError, match="not one study is left to write; of 4 entries were left out: normalize: garbled 4"):
         prepare(tmp_path / "out", SMALL, make_parts(table))
 
 
