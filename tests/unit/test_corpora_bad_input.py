@@ -186,6 +186,21 @@ def test_mimic(tmp_path):
     assert studies[0].lost[0].reason == "missing_image"
 
 
+def test_damage_in_a_table_that_is_read_before_another_is_told(tmp_path):
+    mimic = lookalikes.build_mimic(tmp_path / "mimic", 2)
+    edit(mimic / "mimic-cxr-2.0.0-chexpert.csv.gz", "10000000,50000001,", "10000000,50000001,,,,,1.0")
+    padchest = lookalikes.build_padchest_gr(tmp_path / "padchest", 3)
+    with (padchest / "master_table.csv").open("a") as file:
+        file.write("too,few\n")
+    for reader, table in (
+        (MIMICCXRReader(mimic), "mimic-cxr-2.0.0-chexpert.csv.gz"),
+        (PadChestGRReader(padchest), "master_table.csv"),
+    ):
+        studies, rejects = sort_out(reader)
+        assert rejects == [(table, "damaged_row")]
+        assert sum(1 for _ in reader.studies(skip=len(studies))) == 1
+
+
 def test_chexpert_plus(tmp_path):
     folder = lookalikes.build_chexpert_plus(tmp_path, 5)
     path = folder / "df_chexpert_plus_240401.csv"

@@ -11,13 +11,14 @@ image. There is no impression.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from echo_pl.data.corpora.reader import Reject, SourceStudy
 from echo_pl.data.corpora.reading import RejectedError, find_image, known, needed, read_studies, text_report
 from echo_pl.data.corpora.records import objects_of, records_of, text_of, texts_of
-from echo_pl.data.corpora.tables import Row, filled, find_file, find_folder, read_csv
+from echo_pl.data.corpora.tables import filled, find_file, find_folder, read_csv, whole_rows
 
 REPORTS: Final = "grounded_reports_20240819.json"
 SPLITS: Final = {"train": "train", "validation": "val", "test": "test"}
@@ -54,16 +55,12 @@ class PadChestGRReader:
         self._images = find_folder(root, *names, what="images of PadChest-GR")
 
     def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
-        """Yield the studies in the order of the JSON."""
-        rows = read_csv(self._table, ("StudyID", "PatientID", "split"))
-        known_studies = {
-            row.values["StudyID"]: (filled(row.values["PatientID"]), filled(row.values["split"]))
-            for row in rows
-            if isinstance(row, Row)
-        }
-        return read_studies(
-            records_of(self._reports, "StudyID"), lambda key, record: self._make(key, record, known_studies), skip=skip
-        )
+        """Yield the studies in the order of the JSON; behind them, as rejects, damaged rows of the table."""
+        damaged: list[Reject] = []
+        rows = whole_rows(read_csv(self._table, ("StudyID", "PatientID", "split")), damaged)
+        known_studies = {row["StudyID"]: (filled(row["PatientID"]), filled(row["split"])) for row in rows}
+        entries = chain(records_of(self._reports, "StudyID"), damaged)
+        return read_studies(entries, lambda key, record: self._make(key, record, known_studies), skip=skip)
 
     def _make(self, key: str, record: Mapping[str, Any], known_studies: Mapping[str, tuple[str, str]]) -> SourceStudy:
         patient, split = known_studies.get(text_of(record, "StudyID"), ("", ""))

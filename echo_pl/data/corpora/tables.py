@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -93,6 +93,15 @@ def read_csv(path: Path, required: Collection[str]) -> Iterator[Row | Reject]:
                 yield Reject(key=path.name, reason="damaged_row", detail=detail)
                 continue
             yield Row(before + 1, dict(zip(header, cells, strict=True)))
+
+
+def whole_rows(rows: Iterable[Row | Reject], damaged: list[Reject]) -> Iterator[Mapping[str, str]]:
+    """Yield the cells of the rows that can be read, and put the others into a list: for a table that is read before another."""
+    for row in rows:
+        if isinstance(row, Reject):
+            damaged.append(row)
+        else:
+            yield row.values
 
 
 def read_jsonl(path: Path, required: Collection[str]) -> Iterator[Row | Reject]:
