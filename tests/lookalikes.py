@@ -304,7 +304,31 @@ def build_rexgradient(folder: Path, studies: int = 3) -> Path:
     return folder
 
 
-PADCHEST_TABLE = ("StudyID", "ImageID", "PatientID", "split", "label", "label_group")
+PADCHEST_TABLE = (
+    "StudyID",
+    "ImageID",
+    "label",
+    "boxes_count",
+    "extra_boxes_count",
+    "locations",
+    "prior_study",
+    "progression_status",
+    "prior_imageID",
+    "sentence_en",
+    "sentence_es",
+    "study_is_benchmark",
+    "study_is_validation",
+    "split",
+    "PatientID",
+    "patient_is_benchmark",
+    "PatientBirth",
+    "PatientSex_DICOM",
+    "StudyDate_DICOM",
+    "StudyDate",
+    "PatientAge",
+    "label_group",
+    "Year",
+)
 
 
 def build_padchest_gr(folder: Path, studies: int = 3) -> Path:
@@ -323,7 +347,8 @@ def build_padchest_gr(folder: Path, studies: int = 3) -> Path:
             "progression": None,
         }
         negative = {"sentence_en": "No pleural effusion.", "sentence_es": "Sin derrame pleural.", "abnormal": False}
-        reports.append({"StudyID": study, "ImageID": image, "findings": [positive, negative]})
+        before = {"PreviousStudyID": None, "PreviousImageID": None}
+        reports.append({"StudyID": study, "ImageID": image, **before, "findings": [positive, negative]})
         split = ("train", "validation", "test")[i % 3]
         ids = {"StudyID": study, "ImageID": image, "PatientID": f"84{i}", "split": split}
         rows += [ids | {"label": label, "label_group": "group"} for label in ("cardiomegaly", "second label")]

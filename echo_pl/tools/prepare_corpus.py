@@ -9,7 +9,7 @@ message; rejects.jsonl, review.jsonl and the work folder (.work, removed at the 
 exit status:
   0    the corpus is there, and all that was wanted is in it
   2    bad usage: an option, a source or a folder that does not fit
-  3    the corpus is there, but something was rejected or left to review: see the card, rejects.jsonl and review.jsonl
+  3    the corpus is there, but studies or images were rejected or left to review: see the card, rejects.jsonl, review.jsonl
   1    the run ended before the corpus was there: the disk is full, a process has died, the endpoint refuses
   128 + n   signal n ended the run; run the same command again to go on
 """
@@ -63,7 +63,12 @@ def summary(corpus: Corpus, out: Path) -> str:
         f"{record['corpus']} corpus {record['fingerprint']} {'found' if corpus.found else 'made'} in {out}: {splits} studies "
         f"of {record['entries_in_source']} entries"
     ]
-    shown = (("reject", "rejected", REJECTS), ("review", "to review", REVIEW), ("filtered", "filtered out", REJECTS))
+    shown = (
+        ("reject", "rejected", REJECTS),
+        ("image", "images lost of studies that stay", REJECTS),
+        ("review", "to review", REVIEW),
+        ("filtered", "filtered out", REJECTS),
+    )
     for kind, name, file in shown:
         if reasons := record["left_out"][kind]:
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
@@ -90,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"prepare_corpus: {args.out}: {error}; what is done is kept: run the same command again to go on", file=sys.stderr)
         return 1
     print(summary(corpus, args.out))
-    return 3 if corpus.card.rejected or corpus.card.reviewed else 0
+    return 3 if corpus.card.rejected or corpus.card.lost_images or corpus.card.reviewed else 0
 
 
 if __name__ == "__main__":

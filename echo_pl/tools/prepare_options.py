@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import shutil
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -35,6 +36,8 @@ from echo_pl.data.response import FORMS
 DEFAULTS = Settings()
 WITHOUT_SOURCE = "iu_installed"
 """The reader that finds its dataset itself."""
+LABELS_ONLY = "nih_chestxray14"
+"""The reader whose dataset has no reports, so that there is nothing to normalize."""
 SHOWN = "(default %(default)s)"
 OWN_COSINE = -1.0
 """In the place of a cosine: the embedder's."""
@@ -49,7 +52,10 @@ def parse(arguments: Sequence[str] | None, manual: str) -> argparse.Namespace:
     """
     head, tail = manual.split("\n\n", 1)
     parser = argparse.ArgumentParser(
-        prog="prepare_corpus", description=head, epilog=tail, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="prepare_corpus",
+        description=head,
+        epilog=f"{tail}\n{readers_manual()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_source(parser)
     _add_engine(parser)
@@ -66,7 +72,9 @@ def parse(arguments: Sequence[str] | None, manual: str) -> argparse.Namespace:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("source and target")
-    group.add_argument("--reader", required=True, choices=sorted(READERS), help="which dataset it is")
+    group.add_argument(
+        "--reader", required=True, choices=sorted(set(READERS) - {LABELS_ONLY}), help="which dataset it is, see below"
+    )
     group.add_argument("--source", type=Path, help=f"its folder or file (not for {WITHOUT_SOURCE})")
     group.add_argument(
         "--reader-option",
@@ -189,10 +197,30 @@ def make_reader(name: str, source: Path, options: Mapping[str, Any]) -> CorpusRe
         ValueError: it knows no such option.
     """
     make = READERS[name]
-    known = [each for each in inspect.signature(make).parameters if each not in ("source", "reports")]
+    known = reader_options(name)
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"the reader {name} has no option {unknown[0]!r}, only {known}")
     return make(**options) if name == WITHOUT_SOURCE else make(source, **options)
+
+
+def reader_options(name: str) -> list[str]:
+    """What a reader may be told besides the dataset's place, which is its one argument by position."""
+    parameters = inspect.signature(READERS[name]).parameters.values()
+    return [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def readers_manual() -> str:
+    """A paragraph for each reader: what it reads, by the first words of its file, and its options."""
+    lines = ["readers (files wanted, where they are from and licences: docs/data.md):"]
+    for name, make in READERS.items():
+        if name == LABELS_ONLY:
+            continue
+        of = inspect.getdoc(make if name == WITHOUT_SOURCE else inspect.getmodule(make)) or ""
+        told = " ".join(of.split("\n\n")[0].split()).replace("``", "")
+        lines += textwrap.wrap(f"{name}: {told}", 120, initial_indent="  ", subsequent_indent="      ")
+        if options := reader_options(name):
+            lines.append(f"      --reader-option: {', '.join(options)}")
+    return "\n".join(lines)
 
 
 def _source(args: argparse.Namespace) -> Path:

@@ -19,6 +19,7 @@ from echo_pl.data.corpora.mimic_cxr import MIMICCXRReader
 from echo_pl.data.corpora.nih_chestxray14 import NIHChestXray14Reader
 from echo_pl.data.corpora.padchest_gr import PadChestGRReader
 from echo_pl.data.corpora.reader import CorpusReader, Reject, SourceStudy
+from echo_pl.data.corpora.readers import READERS
 from echo_pl.data.corpora.rexgradient import ReXGradientReader
 from echo_pl.data.corpora.table_corpus import Columns, TableReader
 
@@ -66,6 +67,33 @@ def test_openi(tmp_path, text, reason):
     studies, rejects = sort_out(OpenIReader(reports, images=images))
     assert [study.key for study in studies] == ["CXR1", "CXR3"]
     assert [reason for _, reason in rejects] == [reason]
+
+
+@pytest.mark.parametrize("name", ["iu_openi", "iu_r2gen", "iu_kaggle", "mimic_cxr", "chexpert_plus", "rexgradient", "echo_json"])
+def test_an_image_that_is_not_there_costs_its_study_nothing_else(name, tmp_path):
+    build = {
+        "iu_openi": lookalikes.build_openi,
+        "iu_r2gen": lookalikes.build_r2gen,
+        "iu_kaggle": lookalikes.build_kaggle,
+        "mimic_cxr": lookalikes.build_mimic,
+        "chexpert_plus": lookalikes.build_chexpert_plus,
+        "rexgradient": lookalikes.build_rexgradient,
+        "echo_json": lookalikes.build_echo,
+    }[name]
+    built = build(tmp_path, 3)
+
+    def read() -> tuple[list[SourceStudy], list[tuple[str, str]]]:
+        return sort_out(OpenIReader(built[0], images=built[1]) if isinstance(built, tuple) else READERS[name](built))
+
+    (first, *others), _ = read()
+    gone, stays = first.images
+    gone.path.unlink()
+    (left, *same), rejects = read()
+    assert (left.images, left.report, same, rejects) == ((stays,), first.report, others, [])
+    (lost,) = left.lost
+    assert (Path(lost.detail).stem, lost.reason) == (gone.path.stem, "missing_image")
+    stays.path.unlink()
+    assert read() == (others, [(first.key, "missing_image")])
 
 
 def test_hostile_archive(tmp_path):
@@ -144,13 +172,33 @@ def test_mimic(tmp_path):
     assert sorted(rejects) == [
         ("50000000", "no_report"),
         ("50000001", "no_report"),
-        ("50000002", "missing_image"),
         ("50000003", "missing_value"),
         ("50000004", "duplicate_id"),
         ("50000005", "missing_value"),
         ("line 14", "missing_value"),
     ]
-    assert [(study.key, len(study.images)) for study in studies] == [("50000004", 1), ("50000006", 1), ("50000007", 2)]
+    assert [(study.key, len(study.images)) for study in studies] == [
+        ("50000002", 1),
+        ("50000004", 1),
+        ("50000006", 1),
+        ("50000007", 2),
+    ]
+    assert studies[0].lost[0].reason == "missing_image"
+
+
+def test_damage_in_a_table_that_is_read_before_another_is_told(tmp_path):
+    mimic = lookalikes.build_mimic(tmp_path / "mimic", 2)
+    edit(mimic / "mimic-cxr-2.0.0-chexpert.csv.gz", "10000000,50000001,", "10000000,50000001,,,,,1.0")
+    padchest = lookalikes.build_padchest_gr(tmp_path / "padchest", 3)
+    with (padchest / "master_table.csv").open("a") as file:
+        file.write("too,few\n")
+    for reader, table in (
+        (MIMICCXRReader(mimic), "mimic-cxr-2.0.0-chexpert.csv.gz"),
+        (PadChestGRReader(padchest), "master_table.csv"),
+    ):
+        studies, rejects = sort_out(reader)
+        assert rejects == [(table, "damaged_row")]
+        assert sum(1 for _ in reader.studies(skip=len(studies))) == 1
 
 
 def test_chexpert_plus(tmp_path):
@@ -174,11 +222,10 @@ def test_kaggle(tmp_path):
     edit(folder / "indiana_reports.csv", "\n3,", "\n,")
     edit(folder / "indiana_projections.csv", "4_IM-0001-1001.dcm.png", "")
     studies, rejects = sort_out(KaggleIUReader(folder))
-    assert [study.key for study in studies] == ["CXR1"]
+    assert [(study.key, [one.reason for one in study.lost]) for study in studies] == [("CXR1", []), ("CXR4", ["missing_value"])]
     assert rejects == [
         ("CXR1", "duplicate_id"),
         ("entry 2", "missing_value"),
-        ("CXR4", "missing_value"),
         ("CXR2", "no_report"),
         ("CXR3", "no_report"),
     ]

@@ -186,6 +186,41 @@ def test_chexpert_plus_dicom(tmp_path):
     assert [image.path.suffix for image in study.images] == [".dcm", ".dcm"]
 
 
+@pytest.mark.parametrize(("files", "folder"), [("dicom", "DICOM/Uncompressed"), ("jpg", "CheXpert-v1.0-small"), ("png", "PNG/PNG")])
+def test_chexpert_plus_as_its_archives_unpack(tmp_path, files, folder):
+    root = lookalikes.build_chexpert_plus(tmp_path, 1)
+    suffix = {"dicom": ".dcm"}.get(files, f".{files}")
+    for path in sorted((root / "PNG").rglob("*.png")):
+        lookalikes.put(root / folder / path.relative_to(root / "PNG").with_suffix(suffix), b"x")
+    (study,) = studies_of(CheXpertPlusReader(root, files=files))
+    assert [image.path.suffix for image in study.images] == [suffix] * 2
+    assert study.images[0].root == root / folder
+
+
+def test_rexgradient_in_two_folders_and_without_a_split(tmp_path, caplog):
+    root = lookalikes.build_rexgradient(tmp_path / "download", 3)
+    whole = studies_of(ReXGradientReader(root))
+    (root / "deid_png").rename(tmp_path / "deid_png")
+    (root / "metadata" / "test_metadata_view_position.json").unlink()
+    assert not caplog.records
+    reader = ReXGradientReader(root, images=tmp_path / "deid_png")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{root / 'metadata'} has no metadata of test: its studies are left out"
+    ]
+    found = studies_of(reader)
+    assert [study.key for study in found] == [study.key for study in whole[:2]]
+    assert found[0].images[0].path == tmp_path / "deid_png" / whole[0].images[0].path.relative_to(root / "deid_png")
+
+
+def test_rexgradient_with_null_for_a_view(tmp_path):
+    root = lookalikes.build_rexgradient(tmp_path, 1)
+    path = root / "metadata" / "train_metadata_view_position.json"
+    path.write_text(path.read_text().replace('"PA"', "null").replace('"Cough"', "NaN"))
+    (study,) = studies_of(ReXGradientReader(root))
+    assert [image.view for image in study.images] == ["", "LATERAL"]
+    assert study.report.indication == ""
+
+
 def test_rexgradient(tmp_path):
     studies = studies_of(ReXGradientReader(lookalikes.build_rexgradient(tmp_path, 3)))
     assert [study.split for study in studies] == ["train", "val", "test"]
@@ -219,6 +254,18 @@ def test_nih_official_lists_and_patients(tmp_path):
     assert studies[0].labels == ("Cardiomegaly", "Effusion")
     assert studies[1].labels == ("No Finding",)
     assert studies[0].report.findings == studies[0].report.impression == ""
+
+
+@pytest.mark.parametrize(("head", "line"), [(",", ""), ("", ","), ("", "")])
+def test_nih_with_and_without_a_comma_at_the_end(tmp_path, head, line):
+    """Copies of the table differ in the comma behind its last column, and in what they call the patient's sex."""
+    folder = lookalikes.build_nih(tmp_path, 4)
+    path = folder / "Data_Entry_2017.csv"
+    first, *others = path.read_text().splitlines()
+    first = first.rstrip(",").replace("Patient Gender", "Patient Sex") + head
+    path.write_text("\n".join([first, *(other.rstrip(",") + line for other in others)]))
+    studies = studies_of(NIHChestXray14Reader(folder))
+    assert [(study.meta["sex"], study.meta["age"]) for study in studies] == [("M", "58")] * 4
 
 
 def test_echo_paths_relative_to_the_json_then_to_a_folder(tmp_path, monkeypatch):

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pipeline_fakes import GARBLED, LOSSY, SECRET, EqualTexts, Interpreter, make_parts, redact, row, write_dataset
+from pipeline_fakes import COLUMNS, GARBLED, LOSSY, SECRET, EqualTexts, Interpreter, make_parts, redact, row, write_dataset
 
 from echo_pl.data.corpora.split import patient_split
+from echo_pl.data.corpora.table_corpus import Columns, TableReader
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.pipeline.run import Corpus, prepare
 from echo_pl.data.pipeline.settings import Settings
@@ -84,7 +85,7 @@ def test_the_card_counts(made):
     assert card["imputed_share"]["heart"] == 0.75
     assert card["labels"] == {"fracture": 10, "large heart": 10, "small lung": 10}
     assert card["dropped_from_reports"] == {"technique": 40}
-    assert card["left_out"] == {"reject": {}, "review": {}, "filtered": {}}
+    assert card["left_out"] == {"reject": {}, "review": {}, "filtered": {}, "image": {}}
     assert card["licence"] == "CC0"
     text = (out / "README.md").read_text()
     assert "| thorax | 100.0 % |" in text
@@ -138,6 +139,7 @@ def test_what_is_left_out_is_named_and_counted_and_the_run_goes_on(tmp_path):
         },
         "review": {"check: lost_number": 1, "normalize: garbled": 1},
         "filtered": {"read: incomplete_report": 1, "read: other_modality": 1},
+        "image": {},
     }
     assert (corpus.card.rejected, corpus.card.reviewed, corpus.card.filtered) == (5, 2, 2)
     assert sorted(s.key for s in all_of(tmp_path / "out")) == ["s0000", *(f"s{n:04d}" for n in range(10, 20))]
@@ -149,6 +151,34 @@ def test_what_is_left_out_is_named_and_counted_and_the_run_goes_on(tmp_path):
     assert [(one["key"], one["detail"]) for one in review] == [("s0001", "it has no words"), ("s0002", "lost_number, lost_device")]
     assert review[1]["report"]["original"]["findings"] == f"{LOSSY} lung."
     assert stat.S_IMODE((tmp_path / "out" / "review.jsonl").stat().st_mode) == 0o600
+
+
+def test_an_image_that_cannot_be_used_is_lost_alone_and_named(tmp_path):
+    names = {0: "a0.png|b0.png", 1: "a1.png|b1.png", 2: "a2.png|b2.png", 3: "a3.png|b3.png"}
+    rows = [row(n, image=names.get(n, f"{n}.png"), view="PA|LATERAL" if n in names else "PA") for n in range(8)]
+    table = write_dataset(tmp_path / "source", rows)
+    (tmp_path / "source" / "a0.png").unlink()
+    whole = (tmp_path / "source" / "b1.png").read_bytes()
+    (tmp_path / "source" / "b1.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("a2.png", "b2.png"):
+        (tmp_path / "source" / name).write_bytes(b"")
+    reader = TableReader(table, columns=Columns(**COLUMNS, view="view"), name="look-alike")
+    corpus = prepare(tmp_path / "out", SMALL, make_parts(table, reader=reader))
+    studies = {study.key: study for study in all_of(tmp_path / "out")}
+    assert {key: len(study.images) for key, study in studies.items() if key < "s0004"} == {"s0000": 1, "s0001": 1, "s0003": 2}
+    assert {key: study.meta["lost_images"] for key, study in studies.items() if "lost_images" in study.meta} == {
+        "s0000": "1",
+        "s0001": "1",
+    }
+    assert [studies[f"s000{n}"].meta["view"] for n in (0, 1, 3)] == ["LATERAL", "PA", "PA|LATERAL"]
+    assert corpus.card.record["left_out"]["image"] == {"images: truncated": 1, "read: missing_image": 1}
+    assert corpus.card.record["left_out"]["reject"] == {"images: empty_file": 1}
+    assert (corpus.card.lost_images, corpus.card.rejected) == (2, 1)
+    assert corpus.card.record["notes"]["without some of its images"] == 2
+    told = {(one["key"], one["kind"]): one["detail"] for one in lines_of(tmp_path / "out" / "rejects.jsonl")}
+    assert told[("s0000", "image")] == "a0.png"
+    assert told[("s0001", "image")].startswith("b1.png: ")
+    assert told[("s0002", "reject")] == "a2.png: it has 0 bytes; b2.png: it has 0 bytes"
 
 
 def test_report_text_is_in_no_log_and_no_error(tmp_path, caplog, capsys):
@@ -194,7 +224,7 @@ def test_a_seeded_share_is_translated_and_failures_stay_english(tmp_path, table)
     assert list(notes) == ["not translated: timeout"]
 
 
-def test_official_splits_are_kept_and_a_mixture_is_asked_about(tmp_path):
+def test_official_splits_are_kept_and_a_mixture_is_asked_about(tmp_path, caplog):
     rows = [row(n) | {"split": ("train", "validate", "test")[n % 3]} for n in range(12)]
     table = write_dataset(tmp_path / "source", rows)
     parts = make_parts(table)
@@ -202,6 +232,7 @@ def test_official_splits_are_kept_and_a_mixture_is_asked_about(tmp_path):
     corpus = prepare(tmp_path / "out", SMALL, official)
     assert {split: corpus.index.count(split) for split in corpus.index.splits} == {"train": 4, "val": 4, "test": 4}
     assert corpus.card.record["patients_in_several_splits"] == 6  # three patients, each in all three
+    assert ["val_share and test_share are not used" in record.getMessage() for record in caplog.records] == [True]
     mixed = replace(parts, reader=_HalfOfficial(table))
     with pytest.raises(ValueError, match="6 of 12 studies have an official split"):
         prepare(tmp_path / "mixed", SMALL, mixed)
@@ -282,7 +313,7 @@ def test_a_folder_with_other_things_is_not_written_to(tmp_path, table):
 
 def test_nothing_left_is_an_error(tmp_path):
     table = write_dataset(tmp_path / "source", [row(n, findings=GARBLED) for n in range(4)])
-    with pytest.raises(ValueError, match="not one study is left"):
+    with pytest.raises(ValueError, match="not one study is left to write; of 4 entries were left out: normalize: garbled 4"):
         prepare(tmp_path / "out", SMALL, make_parts(table))
 
 

@@ -69,6 +69,7 @@ def test_a_report_is_redacted_in_all_sections():
         ("Heart &gt; normal", "Heart > normal", "html"),
         ("Heart\tis\u00a0 normal", "Heart is normal", "whitespace"),
         ("The patient\u00e2\u20ac\u2122s heart", "The patient's heart", "encoding"),
+        ("Clear.<style>p {color: red}</style> <Script src=x>a = 1 < 2</script>Normal.", "Clear. Normal.", "html"),
         ("Nodule since XXXX.", "Nodule.", "deidentification"),
         ("Nodule in the left XXXX.", "Nodule in the left.", "deidentification"),
         ("Seen on [**2101-1-1**].", "Seen.", "deidentification"),

@@ -5,7 +5,8 @@ The columns of ``df_chexpert_plus_240401.csv`` are those of the data dictionary 
 patient_report_date_order, report, section_narrative, section_clinical_history, section_history, section_comparison,
 section_technique, section_procedure_comments, section_findings, section_impression, section_end_of_impression, section_summary,
 section_accession_number, age, sex, race, ethnicity, interpreter_needed, insurance_type, recent_bmi, deceased, split.
-``path_to_image`` says .jpg where the unpacked file is a .png. Splits are train and valid; the dataset has no test split.
+``path_to_image`` says .jpg where the unpacked file is a .png; the JPEGs of the older CheXpert (v1.0, v1.0-small) lie at the same
+paths. Splits are train and valid; the dataset has no test split. Findings are there for a quarter of the studies only.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
-from echo_pl.data.corpora.image_rows import ImageRows, View, gather_rows
+from echo_pl.data.corpora.image_rows import ImageRows, gather_rows
 from echo_pl.data.corpora.reader import Reject, SourceStudy
-from echo_pl.data.corpora.reading import RejectedError, find_image, known, needed, read_studies, text_report
+from echo_pl.data.corpora.reading import RejectedError, View, find_image, find_images, known, needed, read_studies, text_report
 from echo_pl.data.corpora.tables import filled, find_file, find_folder, read_csv
 
 TABLE: Final = "df_chexpert_plus_240401.csv"
@@ -35,9 +36,13 @@ REQUIRED: Final = (
     "section_impression",
     "split",
 )
-# The archive of PNGs unpacks to PNG/ inside the folder that it is unpacked in.
-_FOLDERS: Final = {"png": ("PNG/PNG", "PNG", "PNGs"), "dicom": ("DICOM", "DICOMs")}
-_COLUMN: Final = {"png": "path_to_image", "dicom": "path_to_dcm"}
+# The archive of PNGs unpacks to PNG/ inside the folder that it is unpacked in; DICOM/ has a folder for each of two copies.
+_FOLDERS: Final = {
+    "png": ("PNG/PNG", "PNG", "PNGs"),
+    "dicom": ("DICOM/Uncompressed", "DICOM/Compressed", "DICOM", "DICOMs"),
+    "jpg": ("CheXpert-v1.0", "CheXpert-v1.0-small"),
+}
+_COLUMN: Final = {"png": "path_to_image", "dicom": "path_to_dcm", "jpg": "path_to_image"}
 
 
 class CheXpertPlusReader:
@@ -45,19 +50,22 @@ class CheXpertPlusReader:
 
     Args:
         source: the folder with the table.
-        files: which of the two copies of the images to use.
-        images: their folder, the one that holds ``train/`` and ``valid/``; None: ``PNG`` or ``DICOM`` beside the table.
+        files: which copy of the images to use.
+        images: their folder, the one that holds ``train/`` and ``valid/``; None: ``PNG``, ``DICOM`` (or ``Uncompressed`` in it)
+            or ``CheXpert-v1.0`` beside the table.
 
     Raises:
         FileNotFoundError: the table or the folder is not there.
-        ValueError: ``files`` is neither.
+        ValueError: ``files`` is none of these.
     """
 
     name = "chexpert_plus"
     licence = "Stanford University Dataset Research Use Agreement"
     citation = "Chambon et al.: CheXpert Plus: Augmenting a Large Chest X-ray Dataset with Text Radiology Reports. arXiv 2405.19538"
 
-    def __init__(self, source: Path | str, *, files: Literal["png", "dicom"] = "png", images: Path | str | None = None) -> None:
+    def __init__(
+        self, source: Path | str, *, files: Literal["png", "dicom", "jpg"] = "png", images: Path | str | None = None
+    ) -> None:
         if files not in _FOLDERS:
             raise ValueError(f"files must be one of {list(_FOLDERS)}, got {files!r}")
         root = Path(source)
@@ -87,10 +95,12 @@ class CheXpertPlusReader:
         needed({name: row[name] for name in ("deid_patient_id", "split")})
         if row["split"] not in SPLITS:
             raise RejectedError("missing_value", f"split is none of {list(SPLITS)}")
+        images, lost = find_images(rows.views, lambda one: find_image(self._images, one.file, view=one.view))
         return SourceStudy(
             key=key,
             patient=row["deid_patient_id"],
-            images=tuple(find_image(self._images, view.file, view=view.view) for view in rows.views),
+            images=images,
+            lost=lost,
             report=text_report(
                 findings=row["section_findings"],
                 impression=row["section_impression"],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_pl.data.corpora.reader import Reject, SourceImage, SourceStudy
-from echo_pl.data.corpora.reading import RejectedError, find_image, read_studies, text_report
+from echo_pl.data.corpora.reading import RejectedError, View, find_image, find_images, read_studies, text_report
 from echo_pl.data.corpora.records import records_of, text_of, texts_of
 
 
@@ -59,13 +59,12 @@ class ECHOJSONReader:
         truth = record.get("ground_truth")
         if not isinstance(truth, Mapping):
             raise RejectedError("no_report", "it has no ground_truth")
-        paths = texts_of(record, "images")
-        if not paths:
-            raise RejectedError("no_image")
+        images, lost = find_images(map(View, texts_of(record, "images")), lambda one: self._find(one.file))
         return SourceStudy(
             key=key,
             patient=key,
-            images=tuple(self._find(path) for path in paths),
+            images=images,
+            lost=lost,
             report=text_report(findings=text_of(truth, "findings"), impression=text_of(truth, "impression")),
             split=self._split,
             language=self._language,

@@ -11,15 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from echo_pl.data.corpora.reader import Reject
-from echo_pl.data.corpora.reading import Entry
+from echo_pl.data.corpora.reading import Entry, View
 from echo_pl.data.corpora.tables import Row
-
-
-class View(NamedTuple):
-    """One image of a study, as a table names it."""
-
-    file: str
-    view: str
 
 
 class ImageRows(NamedTuple):

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from echo_pl.data.corpora.image_rows import View
 from echo_pl.data.corpora.iu_openi import CITATION, LICENCE
 from echo_pl.data.corpora.reader import Reject, SourceStudy
-from echo_pl.data.corpora.reading import Entry, RejectedError, find_image, read_studies, text_report
+from echo_pl.data.corpora.reading import Entry, View, find_image, find_images, read_studies, text_report
 from echo_pl.data.corpora.tables import filled, find_file, find_folder, read_csv
 
 REPORTS = ("uid", "MeSH", "indication", "comparison", "findings", "impression")
@@ -69,12 +68,12 @@ class KaggleIUReader:
 
     def _make(self, key: str, content: tuple[Mapping[str, str], tuple[View, ...]]) -> SourceStudy:
         row, views = content
-        if not views:
-            raise RejectedError("no_image")
+        images, lost = find_images(views, lambda one: find_image(self._images, one.file, view=one.view))
         return SourceStudy(
             key=key,
             patient=key,
-            images=tuple(find_image(self._images, view.file, view=view.view) for view in views),
+            images=images,
+            lost=lost,
             report=text_report(**{name: filled(row[name]) for name in ("findings", "impression", "indication", "comparison")}),
             labels=tuple(term for term in row["MeSH"].split(";") if term),
         )

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 from xml.etree import ElementTree
 
-from echo_pl.data.corpora.reader import Reject, SourceImage, SourceStudy
-from echo_pl.data.corpora.reading import NOT_UTF8, Entry, RejectedError, find_image, read_studies, text_report
+from echo_pl.data.corpora.reader import LostImage, Reject, SourceImage, SourceStudy
+from echo_pl.data.corpora.reading import NOT_UTF8, Entry, RejectedError, View, find_image, find_images, read_studies, text_report
 from echo_pl.data.corpora.text_files import UndecodableTextError, decode, mend
 
 LICENCE: Final = "CC BY-NC-ND 4.0"
@@ -83,21 +83,22 @@ class OpenIReader:
             "mesh_automatic": "|".join((term.text or "").strip() for term in root.iterfind("MeSH/automatic")),
             "caption": " ".join((pictures[0].findtext("caption") or "").split()) if pictures else "",
         }
+        images, lost = self._find([picture.get("id", "") for picture in pictures])
         return SourceStudy(
             key=key,
             patient=key,
-            images=self._find([picture.get("id", "") for picture in pictures]),
+            images=images,
+            lost=lost,
             report=text_report(**sections),
             labels=tuple((term.text or "").strip() for term in root.iterfind("MeSH/major")),
             meta=meta | ({NOT_UTF8: str(not_utf8)} if not_utf8 else {}),
         )
 
-    def _find(self, names: list[str]) -> tuple[SourceImage, ...]:
-        if self._images is None:
-            return ()
-        if not names:
-            raise RejectedError("no_image")
-        return tuple(find_image(self._images, f"{name}.png") for name in names)
+    def _find(self, names: list[str]) -> tuple[tuple[SourceImage, ...], tuple[LostImage, ...]]:
+        folder = self._images
+        if folder is None:
+            return (), ()
+        return find_images((View(f"{name}.png") for name in names), lambda one: find_image(folder, one.file))
 
 
 class InstalledOpenIReader(OpenIReader):

@@ -14,7 +14,7 @@ from typing import Any, Final
 from echo_pl.data.corpora.iu_openi import CITATION, LICENCE
 from echo_pl.data.corpora.json_stream import read_entries
 from echo_pl.data.corpora.reader import Reject, SourceStudy
-from echo_pl.data.corpora.reading import Entry, RejectedError, find_image, read_studies, text_report
+from echo_pl.data.corpora.reading import Entry, View, find_image, find_images, read_studies, text_report
 from echo_pl.data.corpora.records import text_of, texts_of
 from echo_pl.data.corpora.tables import find_file, find_folder
 
@@ -68,13 +68,12 @@ class R2GenReader:
 
     def _make(self, key: str, content: tuple[str, Mapping[str, Any]]) -> SourceStudy:
         split, record = content
-        paths = texts_of(record, "image_path")
-        if not paths:
-            raise RejectedError("no_image")
+        images, lost = find_images(map(View, texts_of(record, "image_path")), lambda one: find_image(self._images, one.file))
         return SourceStudy(
             key=key,
             patient=key.partition("_")[0],
-            images=tuple(find_image(self._images, path) for path in paths),
+            images=images,
+            lost=lost,
             report=text_report(findings=text_of(record, "report")),
             split=split,
         )

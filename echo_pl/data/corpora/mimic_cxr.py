@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from echo_pl.data.corpora.image_rows import ImageRows, View, gather_rows
+from echo_pl.data.corpora.image_rows import ImageRows, gather_rows
 from echo_pl.data.corpora.reader import Reject, SourceStudy
-from echo_pl.data.corpora.reading import RejectedError, find_image, known, needed, read_studies
+from echo_pl.data.corpora.reading import RejectedError, View, find_image, find_images, known, needed, read_studies
 from echo_pl.data.corpora.sections import split_sections
-from echo_pl.data.corpora.tables import Row, filled, find_file, read_csv
+from echo_pl.data.corpora.tables import filled, find_file, read_csv, whole_rows
 from echo_pl.data.corpora.text_files import decode
 
 Labels = tuple[tuple[str, ...], tuple[str, ...]]
@@ -56,29 +57,32 @@ class MIMICCXRReader:
                 raise FileNotFoundError(f"no folder {folder}: the images (and reports) of MIMIC-CXR-JPG are expected there")
 
     def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
-        """Yield the studies in the order of the metadata table."""
+        """Yield the studies in the order of the metadata table; behind them, as rejects, damaged rows of the other tables."""
         entries = gather_rows(
             lambda: read_csv(self._metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition")),
             lambda row: filled(row["study_id"]),
             lambda row: View(filled(row["dicom_id"]), filled(row["ViewPosition"])),
         )
-        splits, labels = self._read_splits(), self._read_labels()
-        return read_studies(entries, lambda key, rows: self._make(key, rows, splits, labels), skip=skip)
+        damaged: list[Reject] = []
+        splits, labels = self._read_splits(damaged), self._read_labels(damaged)
+        return read_studies(chain(entries, damaged), lambda key, rows: self._make(key, rows, splits, labels), skip=skip)
 
     def _make(self, study: str, rows: ImageRows, splits: Mapping[str, str], labels: Mapping[str, Labels]) -> SourceStudy:
         patient = filled(rows.first["subject_id"])
         needed({"subject_id": patient})
-        if not all(view.file for view in rows.views):
-            raise RejectedError("missing_value", "dicom_id")
         split = splits.get(study, "")
         if split not in SPLITS:
             raise RejectedError("missing_value", f"split is none of {list(SPLITS)}")
         positive, uncertain = labels.get(study, ((), ()))
         folder = f"p{patient[:2]}/p{patient}"
+        images, lost = find_images(
+            rows.views, lambda one: find_image(self._images, one.file and f"{folder}/s{study}/{one.file}.jpg", view=one.view)
+        )
         return SourceStudy(
             key=study,
             patient=patient,
-            images=tuple(find_image(self._images, f"{folder}/s{study}/{one.file}.jpg", view=one.view) for one in rows.views),
+            images=images,
+            lost=lost,
             report=split_sections(_read_report(self._reports / folder / f"s{study}.txt")),
             split=SPLITS[split],
             labels=positive,
@@ -88,22 +92,21 @@ class MIMICCXRReader:
             ),
         )
 
-    def _read_splits(self) -> dict[str, str]:
-        rows = read_csv(self._split, ("study_id", "split"))
-        return {row.values["study_id"]: sys.intern(row.values["split"]) for row in rows if isinstance(row, Row)}
+    def _read_splits(self, damaged: list[Reject]) -> dict[str, str]:
+        rows = whole_rows(read_csv(self._split, ("study_id", "split")), damaged)
+        return {row["study_id"]: sys.intern(row["split"]) for row in rows}
 
-    def _read_labels(self) -> dict[str, Labels]:
+    def _read_labels(self, damaged: list[Reject]) -> dict[str, Labels]:
         """Positive and uncertain findings of each study. Most studies share theirs with others."""
         if self._labels is None:
             return {}
         shared: dict[Labels, Labels] = {}
         labels: dict[str, Labels] = {}
-        for row in read_csv(self._labels, ("subject_id", "study_id")):
-            if isinstance(row, Row):
-                cells = [(name, value) for name, value in row.values.items() if not name.endswith("_id")]
-                found = tuple(tuple(name for name, value in cells if value == wanted) for wanted in (_POSITIVE, _UNCERTAIN))
-                both = (found[0], found[1])
-                labels[row.values["study_id"]] = shared.setdefault(both, both)
+        for row in whole_rows(read_csv(self._labels, ("subject_id", "study_id")), damaged):
+            cells = [(name, value) for name, value in row.items() if not name.endswith("_id")]
+            found = tuple(tuple(name for name, value in cells if value == wanted) for wanted in (_POSITIVE, _UNCERTAIN))
+            both = (found[0], found[1])
+            labels[row["study_id"]] = shared.setdefault(both, both)
         return labels
 
 

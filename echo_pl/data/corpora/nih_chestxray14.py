@@ -2,8 +2,9 @@
 
 The layout is that of README_CHESTXRAY.pdf and of the files at nihcc.app.box.com/v/ChestXray-NIHCC: ``Data_Entry_2017.csv`` (or
 ``Data_Entry_2017_v2020.csv``) with Image Index, Finding Labels (joined by ``|``), Follow-up #, Patient ID, Patient Age, Patient
-Gender, View Position ...; ``train_val_list.txt`` and ``test_list.txt``, which share no patient; ``images/`` or
-``images_001/images`` to ``images_012/images``. Train and val are not told apart there: patients are dealt to them by a seed.
+Gender (in some copies Patient Sex), View Position ...; ``train_val_list.txt`` and ``test_list.txt``, which share no patient;
+``images/`` or ``images_001/images`` to ``images_012/images``. Train and val are not told apart there: patients are dealt to
+them by a seed.
 :mod:`echo_pl.data.corpora.nih` is another thing: it writes reports from such labels.
 """
 
@@ -20,7 +21,7 @@ from echo_pl.data.corpora.tables import filled, find_file, read_csv
 from echo_pl.data.corpora.text_files import open_text
 from echo_pl.data.reports.report import RawReport
 
-REQUIRED = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender", "View Position")
+REQUIRED = ("Image Index", "Finding Labels", "Patient ID", "View Position")
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 
 
@@ -76,6 +77,7 @@ class NIHChestXray14Reader:
         if split == "train":
             split = patient_split(patient, seed=self._seed, val_share=self._val_share, test_share=0)
         view = filled(row["View Position"])
+        sex = row.get("Patient Gender", "") or row.get("Patient Sex", "")
         return SourceStudy(
             key=key,
             patient=patient,
@@ -83,7 +85,7 @@ class NIHChestXray14Reader:
             report=RawReport(),
             split=split,
             labels=labels,
-            meta=known(age=filled(row["Patient Age"]), sex=filled(row["Patient Gender"]), follow_up=filled(row["Follow-up #"])),
+            meta=known(age=filled(row.get("Patient Age", "")), sex=filled(sex), follow_up=filled(row.get("Follow-up #", ""))),
         )
 
 

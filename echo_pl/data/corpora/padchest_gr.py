@@ -1,22 +1,24 @@
 """PadChest-GR: grounded reports in Spanish and English, sentence by sentence, and PNGs of 16 bit.
 
 The layout is that of the dataset's page (bimcv.cipf.es/bimcv-projects/padchest-gr; de Castro et al., arXiv 2411.05085):
-``grounded_reports_20240819.json``, a list of studies with StudyID, ImageID and ``findings``, each with sentence_en,
-sentence_es, abnormal and, where positive, labels, locations, boxes and progression; ``master_table.csv`` with a row per study
-and label, of which StudyID, PatientID and split (train, validation, test) are read. A study has one frontal image. There is no
-impression.
+``grounded_reports_20240819.json``, a list of studies with StudyID, ImageID, PreviousStudyID, PreviousImageID and ``findings``,
+each with sentence_en, sentence_es, abnormal and, where positive, labels, locations, boxes, extra_boxes and progression;
+``master_table.csv`` (unpacked from ``master_table.csv.zip``) with a row per study and label, of which StudyID, PatientID and
+split (train, validation, test) are read; ``PadChest_GR.zip.001`` to ``.037``, one archive in pieces. A study has one frontal
+image. There is no impression.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from echo_pl.data.corpora.reader import Reject, SourceStudy
 from echo_pl.data.corpora.reading import RejectedError, find_image, known, needed, read_studies, text_report
 from echo_pl.data.corpora.records import objects_of, records_of, text_of, texts_of
-from echo_pl.data.corpora.tables import Row, filled, find_file, find_folder, read_csv
+from echo_pl.data.corpora.tables import filled, find_file, find_folder, read_csv, whole_rows
 
 REPORTS: Final = "grounded_reports_20240819.json"
 SPLITS: Final = {"train": "train", "validation": "val", "test": "test"}
@@ -37,7 +39,7 @@ class PadChestGRReader:
     """
 
     name = "padchest_gr"
-    licence = "PadChest Dataset Research Use Agreement"
+    licence = "BIMCV Research Use Agreement for PadChest-GR (bimcv.cipf.es/bimcv-projects/padchest-gr)"
     citation = (
         "de Castro et al.: PadChest-GR: A Bilingual Chest X-ray Dataset for Grounded Radiology Report Generation. arXiv 2411.05085"
     )
@@ -53,16 +55,12 @@ class PadChestGRReader:
         self._images = find_folder(root, *names, what="images of PadChest-GR")
 
     def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
-        """Yield the studies in the order of the JSON."""
-        rows = read_csv(self._table, ("StudyID", "PatientID", "split"))
-        known_studies = {
-            row.values["StudyID"]: (filled(row.values["PatientID"]), filled(row.values["split"]))
-            for row in rows
-            if isinstance(row, Row)
-        }
-        return read_studies(
-            records_of(self._reports, "StudyID"), lambda key, record: self._make(key, record, known_studies), skip=skip
-        )
+        """Yield the studies in the order of the JSON; behind them, as rejects, damaged rows of the table."""
+        damaged: list[Reject] = []
+        rows = whole_rows(read_csv(self._table, ("StudyID", "PatientID", "split")), damaged)
+        known_studies = {row["StudyID"]: (filled(row["PatientID"]), filled(row["split"])) for row in rows}
+        entries = chain(records_of(self._reports, "StudyID"), damaged)
+        return read_studies(entries, lambda key, record: self._make(key, record, known_studies), skip=skip)
 
     def _make(self, key: str, record: Mapping[str, Any], known_studies: Mapping[str, tuple[str, str]]) -> SourceStudy:
         patient, split = known_studies.get(text_of(record, "StudyID"), ("", ""))

@@ -25,6 +25,16 @@ class SourceImage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LostImage:
+    """An image that a study names and that cannot be used, where the study stays with its others."""
+
+    reason: str
+    """As in :class:`Reject`."""
+    detail: str
+    """Which it is, as far as its name looks like one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceStudy:
     """One study as a dataset has it."""
 
@@ -33,6 +43,7 @@ class SourceStudy:
     patient: str
     """Splits are by patient. Where a dataset does not say: the study's key."""
     images: tuple[SourceImage, ...]
+    """Those that are there."""
     report: RawReport
     split: str | None = None
     """Official split, where there is one: ``train``, ``val`` or ``test``."""
@@ -42,6 +53,8 @@ class SourceStudy:
     labels: tuple[str, ...] = ()
     """Finding labels that come with the dataset."""
     meta: Mapping[str, str] = field(default_factory=dict)
+    lost: tuple[LostImage, ...] = ()
+    """Images that it names besides and that are not there."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
-from echo_pl.data.corpora.reader import Reject, SourceImage, SourceStudy
+from echo_pl.data.corpora.reader import LostImage, Reject, SourceImage, SourceStudy
 from echo_pl.data.corpora.text_files import UndecodableTextError, mend
 from echo_pl.data.reports.report import RawReport
 
@@ -23,7 +23,14 @@ NOT_UTF8: Final = "not_utf8_bytes"
 MAX_KEY: Final = 200
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
 # Where a column is mistaken for another, a file's name is a report.
-_TELLABLE: Final = re.compile(r"[\w./ +-]{1,255}\.(?:png|jpe?g|dcm|dicom)", re.IGNORECASE)
+_TELLABLE: Final = re.compile(r"[\w./ +-]{1,512}\.(?:png|jpe?g|dcm|dicom)", re.IGNORECASE)
+
+
+class View(NamedTuple):
+    """One image of a study, as a dataset names it."""
+
+    file: str
+    view: str = ""
 
 
 class RejectedError(ValueError):
@@ -101,14 +108,13 @@ def safe_key(name: str) -> str:
     return _UNSAFE.sub("-", name).strip("-")
 
 
-def find_image(root: Path, name: str, *, view: str = "", base: Path | None = None) -> SourceImage:
+def find_image(root: Path, name: str, *, view: str = "") -> SourceImage:
     """Find an image that a dataset names.
 
     Args:
         root: the folder of images, which a name must not lead out of.
-        name: relative to ``base``.
+        name: relative to it.
         view: as the dataset says.
-        base: the folder that names are relative to; None: ``root``.
 
     Raises:
         RejectedError: there is no name, no such file, or it is outside.
@@ -118,15 +124,49 @@ def find_image(root: Path, name: str, *, view: str = "", base: Path | None = Non
     if "\0" in name:
         raise RejectedError("outside_folder", "a file name holds NUL")
     top = os.path.abspath(root)
-    path = os.path.abspath(os.path.join(base or top, name))
+    path = os.path.abspath(os.path.join(top, name))
     if not path.startswith(os.path.join(top, "")):
-        raise RejectedError("outside_folder", _told(name))
+        raise RejectedError("outside_folder", tellable(name))
     if not os.path.isfile(path):
-        raise RejectedError("missing_image", _told(name))
+        raise RejectedError("missing_image", tellable(name))
     return SourceImage(path=Path(path), view=view, root=Path(top))
 
 
-def _told(name: str) -> str:
+def find_images(
+    views: Iterable[View], find: Callable[[View], SourceImage]
+) -> tuple[tuple[SourceImage, ...], tuple[LostImage, ...]]:
+    """Find the images of a study; one that is not there costs the others nothing.
+
+    Args:
+        views: that the study names.
+        find: as :func:`find_image`.
+
+    Returns:
+        Those that are there, and those that are not.
+
+    Raises:
+        RejectedError: none is there; the reason is that of the first. ``no_image`` where the study names none.
+    """
+    found: list[SourceImage] = []
+    lost: list[LostImage] = []
+    first: RejectedError | None = None
+    for one in views:
+        try:
+            found.append(find(one))
+        except RejectedError as error:
+            first = first or error
+            lost.append(LostImage(reason=error.reason, detail=error.detail))
+    if not found:
+        raise first or RejectedError("no_image")
+    return tuple(found), tuple(lost)
+
+
+def tellable(name: str) -> str:
+    """Return a file's name if it looks like one, otherwise how long it is: it may be a report.
+
+    >>> tellable("a/b.png"), tellable("The heart is large.")
+    ('a/b.png', 'a name of 19 characters')
+    """
     return name if _TELLABLE.fullmatch(name) else f"a name of {len(name)} characters"
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from echo_pl.data.corpora.image_rows import ImageRows, View, gather_rows
-from echo_pl.data.corpora.reader import Reject, SourceStudy
-from echo_pl.data.corpora.reading import Entry, RejectedError, find_image, needed, read_studies, text_report
+from echo_pl.data.corpora.image_rows import ImageRows, gather_rows
+from echo_pl.data.corpora.reader import LostImage, Reject, SourceImage, SourceStudy
+from echo_pl.data.corpora.reading import Entry, RejectedError, View, find_image, find_images, needed, read_studies, text_report
 from echo_pl.data.corpora.sections import split_sections
 from echo_pl.data.corpora.tables import Row, filled, read_csv, read_jsonl
 
@@ -142,8 +142,6 @@ class TableReader:
         row, columns = rows.first, self._columns
         patient = self._cell(row, "patient") if columns.patient else key
         needed({columns.patient: patient})
-        if columns.image and not rows.views:
-            raise RejectedError("no_image")
         split = self._cell(row, "split").lower()
         if columns.split and split not in SPLITS:
             raise RejectedError("missing_value", f"{columns.split} is none of {list(SPLITS)}")
@@ -154,16 +152,21 @@ class TableReader:
             report = replace(
                 apart, **{name: text for name, text in told.items() if text and name not in ("findings", "impression")}
             )
+        images, lost = self._find(rows) if columns.image else ((), ())
         return SourceStudy(
             key=key,
             patient=patient,
-            images=tuple(find_image(self._images, one.file, view=one.view) for one in rows.views) if columns.image else (),
+            images=images,
+            lost=lost,
             report=report,
             split=SPLITS.get(split),
             modality=self._cell(row, "modality"),
             language=self._cell(row, "language") or "en",
             labels=self._list(row, "labels"),
         )
+
+    def _find(self, rows: ImageRows) -> tuple[tuple[SourceImage, ...], tuple[LostImage, ...]]:
+        return find_images(rows.views, lambda one: find_image(self._images, one.file, view=one.view))
 
     def _cell(self, row: Mapping[str, str], name: str) -> str:
         column = str(getattr(self._columns, name))

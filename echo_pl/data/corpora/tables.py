@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -57,7 +57,7 @@ def find_folder(root: Path, *names: str, what: str) -> Path:
 
 
 def read_csv(path: Path, required: Collection[str]) -> Iterator[Row | Reject]:
-    """Yield the rows of a CSV file, also a gzipped one.
+    """Yield the rows of a CSV file, also a gzipped one. A comma at a line's end, with nothing behind it, is no cell.
 
     Args:
         path: with a first row of names.
@@ -69,6 +69,8 @@ def read_csv(path: Path, required: Collection[str]) -> Iterator[Row | Reject]:
     with open_text(path) as stream:
         rows = csv.reader(stream)
         header = [name.strip() for name in _next(rows, path) or ()]
+        while header and not header[-1]:
+            header.pop()
         check_columns(path, required, header)
         while True:
             before = rows.line_num
@@ -84,11 +86,22 @@ def read_csv(path: Path, required: Collection[str]) -> Iterator[Row | Reject]:
                 return
             if not cells:
                 continue
+            while len(cells) > len(header) and not cells[-1].strip():
+                cells.pop()
             if len(cells) != len(header):
                 detail = f"line {before + 1} has {len(cells)} cells, the header {len(header)}"
                 yield Reject(key=path.name, reason="damaged_row", detail=detail)
                 continue
             yield Row(before + 1, dict(zip(header, cells, strict=True)))
+
+
+def whole_rows(rows: Iterable[Row | Reject], damaged: list[Reject]) -> Iterator[Mapping[str, str]]:
+    """Yield the cells of the rows that can be read, and put the others into a list: for a table that is read before another."""
+    for row in rows:
+        if isinstance(row, Reject):
+            damaged.append(row)
+        else:
+            yield row.values
 
 
 def read_jsonl(path: Path, required: Collection[str]) -> Iterator[Row | Reject]:

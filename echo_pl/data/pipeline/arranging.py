@@ -88,6 +88,8 @@ def arrange(
                         _note(entry, left_out, review)
                     else:
                         _put(splits, splitter, entry, number, offset)
+                        for lost in entry.study.lost:
+                            _note(entry.left_out("image", "read", lost.reason, lost.detail), left_out, review)
                 on_entries(count)
         _save(folder, splits)
     done = read_json(folder / _DONE)

@@ -21,6 +21,7 @@ _MEANING = {
     "reject": "cannot be used",
     "review": "its normalized report failed a check; see review.jsonl",
     "filtered": "not wanted, as the settings say",
+    "image": "cannot be used; its study stays with its other images",
 }
 
 
@@ -34,6 +35,11 @@ class Card:
     def rejected(self) -> int:
         """Entries that could not be used."""
         return sum(self.record["left_out"]["reject"].values())
+
+    @property
+    def lost_images(self) -> int:
+        """Images that could not be used, of studies that stay with their others."""
+        return sum(self.record["left_out"]["image"].values())
 
     @property
     def reviewed(self) -> int:

@@ -11,18 +11,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from echo_pl.data.corpora.reader import SourceImage, SourceStudy
+from echo_pl.data.corpora.reader import LostImage, SourceImage, SourceStudy
 from echo_pl.data.pipeline.files import Record, read_lines
 from echo_pl.data.reports.report import NormalizedReport, RawReport, Statement
 
-Kind = Literal["reject", "review", "filtered"]
-"""``reject``: cannot be used. ``review``: its normalized report is not trusted. ``filtered``: not wanted, as the settings say."""
-KINDS: tuple[Kind, ...] = ("reject", "review", "filtered")
+Kind = Literal["reject", "review", "filtered", "image"]
+"""``reject``: cannot be used. ``review``: its normalized report is not trusted. ``filtered``: not wanted, as the settings say.
+``image``: one image of a study, which stays with its others."""
+KINDS: tuple[Kind, ...] = ("reject", "review", "filtered", "image")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """One entry of the source that is in no shard, and why."""
+    """One entry of the source that is in no shard, or one image of it, and why."""
 
     place: int
     """Of the entry in the source, from 0; -1: of none."""
@@ -87,6 +88,7 @@ def decode(record: Record, base: Path) -> Entry | LeftOut:
             "images": tuple(_image(image, base) for image in study["images"]),
             "report": RawReport(**study["report"]),
             "labels": tuple(study["labels"]),
+            "lost": tuple(LostImage(**one) for one in study["lost"]),
         }
     )
     return Entry(

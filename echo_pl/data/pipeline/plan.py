@@ -28,7 +28,7 @@ from echo_pl.data.pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-PIPELINE_VERSION: Final = 1
+PIPELINE_VERSION: Final = 2
 """Raised when the same settings make other bytes."""
 WORK: Final = ".work"
 ANSWERS: Final = ".answers"

@@ -38,7 +38,7 @@ def make_index(corpus: str, options: Options, written: Sequence[WrittenShard], *
             splits[one.split] = (*splits.get(one.split, ()), one.shard)
             labels.update(one.counts.get("labels", {}))
     if not splits:
-        raise ValueError("not one study is left to write; the rejects in the work folder say why")
+        raise ValueError("not one study is left to write")
     counts = {split: sum(shard.samples for shard in shards) for split, shards in splits.items()}
     recipe = corpus_recipe(corpus, options, counts, shard_size)
     return CorpusIndex(corpus=corpus, options=options, labels=tuple(sorted(labels)), splits=splits, recipe=recipe)

@@ -15,6 +15,7 @@ from echo_pl.data.near_duplicates import Duplicate, find_near_duplicates
 from echo_pl.data.pipeline.parts import RefusedError
 from echo_pl.data.reports.answer_cache import AnswerCache
 from echo_pl.data.reports.chat import AnswerError
+from echo_pl.data.reports.cleaning import OtherLanguageError
 from echo_pl.data.reports.completeness import CompletenessCheck
 from echo_pl.data.reports.endpoint import ChatEndpoint
 from echo_pl.data.reports.llm_normalizer import LLMNormalizer
@@ -35,6 +36,8 @@ class RuleEngine:
         for report in reports:
             try:
                 yield self._rules.normalize(report)
+            except OtherLanguageError as error:
+                yield RefusedError("other_language", str(error))
             except ValueError as error:
                 yield RefusedError("not_normalized", str(error))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,8 +196,12 @@ class _Making:
     def _publish(self, listing: Listing, splitter: Splitter, arrangement: Arrangement, written: list[WrittenShard]) -> None:
         out, reader = self.place.out, self.parts.reader
         options = {**self.plan, "listing": listing.digest}
-        index = make_index(reader.name, options, written, shard_size=self.settings.shard_size)
         general = list(self._general_rejects())
+        if all(one.shard is None for one in written):
+            reasons = Counter(f"{one.step}: {one.reason}" for one in all_left_out(arrangement.folder, general, written))
+            told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            raise ValueError(f"not one study is left to write; of {listing.entries} entries were left out: {told}")
+        index = make_index(reader.name, options, written, shard_size=self.settings.shard_size)
         card = make_card(
             index=index,
             plan=self.plan,

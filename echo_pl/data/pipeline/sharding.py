@@ -1,7 +1,7 @@
 """Step 6: shards, each from a fixed slice of its split, so that its bytes do not depend on who writes it when.
 
-Images are opened here, one study at a time; a study with an image that cannot be used is left out. Beside each shard stands a
-file that says what is in it. Knows nothing of normalizing.
+Images are opened here, one study at a time; one that cannot be used is left out, and so is a study of which none can. Beside
+each shard stands a file that says what is in it. Knows nothing of normalizing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from echo_pl.data.corpora.reading import tellable
 from echo_pl.data.corpus_index import Shard
 from echo_pl.data.images import ImageError, load_image
 from echo_pl.data.order import Places
@@ -34,6 +35,22 @@ from echo_pl.structs import ReportText
 
 STATEMENTS: Final = "statements"
 """In a study's ``meta``: ``[[section, characters, imputed], ...]`` of the findings, in their order."""
+
+
+LOST_IMAGES: Final = "lost_images"
+"""In a study's ``meta``: how many images the dataset names besides those that are here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GoodImage:
+    image: Image.Image
+    view: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BadImage:
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +120,14 @@ class Sharding:
         path = self.folder / wanted.name
         with whole_file(path) as file, TarWriter(file, mtime=0) as writer:
             for entry in self._read(wanted):
-                try:
-                    study = self._study(entry)
-                except ImageError as error:
-                    left_out.append(entry.left_out("reject", "images", error.reason, error.detail))
+                opened = self._open(entry)
+                bad = [one for one in opened if isinstance(one, _BadImage)]
+                good = [one for one in opened if isinstance(one, _GoodImage)]
+                if not good:
+                    left_out.append(entry.left_out("reject", "images", bad[0].reason, "; ".join(one.detail for one in bad)))
                     continue
+                left_out += (entry.left_out("image", "images", one.reason, one.detail) for one in bad)
+                study = self._study(entry, good)
                 writer.write(encode_study(study))
                 characters.append(len(study.normalized.findings) + len(study.normalized.impression))
                 _count(counts, entry, study)
@@ -143,34 +163,42 @@ class Sharding:
             assert isinstance(entry, Entry)  # places are those of studies
             yield entry
 
-    def _study(self, entry: Entry) -> Study:
+    def _study(self, entry: Entry, images: Sequence[_GoodImage]) -> Study:
         source = entry.study
         report = _text(source.report) if entry.normalized is None else entry.normalized.text
         return Study(
             key=f"{self.corpus}-{entry.place:07d}" if self.anonymous and entry.normalized is not None else source.key,
-            images=tuple(self._images(entry)),
+            images=tuple(one.image for one in images),
             normalized=report,
             raw=None if entry.normalized is None else _text(source.report),
             labels=source.labels,
-            meta=self._meta(entry),
+            meta=self._meta(entry, [one.view for one in images]),
         )
 
-    def _images(self, entry: Entry) -> Iterator[Image.Image]:
+    def _open(self, entry: Entry) -> list[_GoodImage | _BadImage]:
+        opened: list[_GoodImage | _BadImage] = []
         for image, size in zip(entry.study.images, entry.sizes, strict=True):
             if not image.path.is_file() or os.stat(image.path).st_size != size:
                 raise ValueError(
                     f"an image of entry {entry.place} has changed or gone since the source was listed; see that the whole source "
                     "is there, then run again; if it is to be as it is now, delete the work folder first"
                 )
-            yield load_image(image.path, self.max_pixels, root=image.root).image
+            try:
+                found = load_image(image.path, self.max_pixels, root=image.root).image
+                opened.append(_GoodImage(image=found, view=image.view))
+            except ImageError as error:
+                opened.append(_BadImage(reason=error.reason, detail=f"{tellable(image.path.name)}: {error.detail}"))
+        return opened
 
-    def _meta(self, entry: Entry) -> dict[str, str]:
+    def _meta(self, entry: Entry, views: Sequence[str]) -> dict[str, str]:
         source, report = entry.study, entry.normalized
         if report is None:
             return {"corpus": self.corpus, **source.meta}
         meta = {} if self.anonymous else {"patient": source.patient, **source.meta}
-        if any(image.view for image in source.images):
-            meta["view"] = "|".join(image.view for image in source.images)
+        if any(views):
+            meta["view"] = "|".join(views)
+        if lost := len(source.images) + len(source.lost) - len(views):
+            meta[LOST_IMAGES] = str(lost)
         if report.impression_imputed:
             meta["impression"] = "imputed"
         ordered = [one for section in SECTIONS for one in report.statements if one.section == section]
@@ -218,5 +246,7 @@ def _count(counts: dict[str, Counter[str]], entry: Entry, study: Study) -> None:
     add("redacted", entry.redacted)
     if report.impression_imputed:
         add("notes", {"impression imputed": 1})
+    if LOST_IMAGES in study.meta:
+        add("notes", {"without some of its images": 1})
     if entry.note:
         add("notes", {entry.note: 1})

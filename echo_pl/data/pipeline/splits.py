@@ -5,6 +5,7 @@ Knows studies; a split by patient is a function of seed and patient alone, so no
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +14,7 @@ from echo_pl.data.corpora.split import patient_split
 from echo_pl.data.pipeline.listing import Listing
 from echo_pl.data.pipeline.settings import Settings
 
+logger = logging.getLogger(__name__)
 SPLITS: Final = ("train", "val", "test")
 
 
@@ -46,5 +48,9 @@ def choose_splitter(settings: Settings, listing: Listing) -> Splitter:
     if settings.splits == "official" and not listing.official:
         raise ValueError("splits=official, but no study of this dataset has an official split; say splits=patient")
     if settings.splits == "official" or (settings.splits == "auto" and listing.official):
+        if (settings.val_share, settings.test_share) != (Settings.val_share, Settings.test_share):
+            logger.warning(
+                "val_share and test_share are not used: the splits are the dataset's own; say splits=patient to have others"
+            )
         return Splitter(official=True)
     return Splitter(official=False, seed=settings.seed, val_share=settings.val_share, test_share=settings.test_share)

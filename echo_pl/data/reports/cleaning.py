@@ -15,6 +15,8 @@ from echo_pl.data.reports.lexicon import word_set
 from echo_pl.data.response import Language
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>|<!--.*?-->", re.DOTALL)
+_UNREAD = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+"""Elements of HTML whose content is no text."""
 _BLOCK = re.compile(r"<\s*/?\s*(?:br|p|div|li|tr|h[1-6])\b[^<>]*>", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,6}|[A-Za-z]{2,10});")
 _ODD_SPACE = re.compile(r"[^\S\n ]|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]|  +")
@@ -78,23 +80,27 @@ def is_chinese(text: str) -> bool:
     return chinese > 0 and chinese * 2 >= len(re.findall(r"[A-Za-z]+", text))
 
 
+class OtherLanguageError(ValueError):
+    """A report is neither in English nor in Chinese, or too mixed to tell."""
+
+
 def language_of(text: str) -> Language:
     """English or Chinese.
 
     Raises:
-        ValueError: neither, or too mixed to tell.
+        OtherLanguageError: neither.
     """
     if is_chinese(text):
         return "zh"
     if not text.isascii():
         letters = _LETTER.findall(text)
         if sum(not one.isascii() for one in letters) > 0.1 * max(len(letters), 1):
-            raise ValueError("the report is neither in English nor in Chinese: too many letters of another writing")
+            raise OtherLanguageError("the report is neither in English nor in Chinese: too many letters of another writing")
     words = re.findall(r"[a-z]+", text.lower())
     english = sum(word in _ENGLISH_WORDS for word in words)
     foreign = sum(word in _FOREIGN_WORDS for word in words)
     if foreign > max(english, 1):
-        raise ValueError("the report is neither in English nor in Chinese: it has more words of another language")
+        raise OtherLanguageError("the report is neither in English nor in Chinese: it has more words of another language")
     return "en"
 
 
@@ -130,7 +136,7 @@ def clean(text: str) -> Cleaned:
         text = text.translate(_PLAIN)
     if "<" in text or "&" in text:
         counts["html"] += len(_TAG.findall(text)) - len(re.findall(r"<X{3,}>", text)) + len(_ENTITY.findall(text))
-        text = _BLOCK.sub("\n", text)
+        text = _BLOCK.sub("\n", _UNREAD.sub(" ", text))
         text = html.unescape(
             re.sub(r"<(X{3,})>", r"\1", _TAG.sub(lambda one: one[0] if re.fullmatch(r"<X{3,}>", one[0]) else " ", text))
         )
