@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 from echo_pl.assemble import make_stage
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.diffusion.top_targets import top_targets
-from echo_pl.lineage import make_lineage, refuse_other_data, resolve_start
+from echo_pl.lineage import make_lineage, refuse_other_data
 from echo_pl.run import prepare
 from echo_pl.stages.dcd import DCDModule
+from echo_pl.start import resolve_start
 from echo_pl.structs import Trajectory
 
 KS = (1, 2, 4, 8, 16, 32, 64)

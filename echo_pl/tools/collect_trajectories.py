@@ -31,13 +31,14 @@ from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings, refuse_together, together
 from echo_pl.distributed.launch import Launch, detect, warn_of_idle_tasks
-from echo_pl.lineage import refuse_other_data, resolve_start, start_layout, start_stages
+from echo_pl.lineage import refuse_other_data
 from echo_pl.run import flat_settings, prepare
 from echo_pl.sampling.collect import collect_part, store_identity
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity, TrajectoryStore
 from echo_pl.sampling.trajectory_writer import TrajectoryWriter
+from echo_pl.start import resolve_start, start_layout, start_stages
 from echo_pl.structs import Batch
 from echo_pl.tools.check_kept import KS, TOLERANCE, check_kept, smallest, table
 from echo_pl.tools.compose import compose_config

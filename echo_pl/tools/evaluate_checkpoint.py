@@ -151,7 +151,9 @@ def _cases(outcome: MethodScores, references: Sequence[ReportText], confidences:
             ),
             reference=reference,
         )
-        for key, text, (stopped, looped, forwards_per_block), reference in zip(outcome.keys, outcome.texts, ends, references, strict=True)
+        for key, text, (stopped, looped, forwards_per_block), reference in zip(
+            outcome.keys, outcome.texts, ends, references, strict=True
+        )
     ]
 
 

@@ -117,9 +117,7 @@ def test_dparallel():
     """Copy 0: positions 0 and 1, of which 0 is right; copy 1: positions 2 and 3, both right."""
     assert (halved(STUDENT[2]), halved(STUDENT[3])) == (pytest.approx(H_PEAKED), pytest.approx(H_SURE))
     ce = (CE[0] + CE[1]) / 2 + (CE[2] + CE[3]) / 2
-    assert CertaintyForcing().loss(rows(), 0.0)[0].item() == pytest.approx(
-        ce + 2 * (H_PEAKED + (H_PEAKED + H_SURE) / 2), rel=1e-6
-    )
+    assert CertaintyForcing().loss(rows(), 0.0)[0].item() == pytest.approx(ce + 2 * (H_PEAKED + (H_PEAKED + H_SURE) / 2), rel=1e-6)
 
 
 def test_d3llm():
