@@ -44,10 +44,11 @@ class Named(Protocol):
 
 
 class DiffusionModule(ReportModule, Protocol):
-    """A stage with a block-diffusion model; of a ``dcd`` stage also ``teacher`` and ``objective`` are used."""
+    """A stage with a block-diffusion model; of a ``dcd`` stage also ``teacher``, ``objective`` and ``student_gate`` are used."""
 
     teacher: Any
     objective: Named
+    student_gate: float
     block_size: int
 
     def make_sampler(self, vlm: Any, **changes: Any) -> Sampler:
@@ -159,7 +160,7 @@ class SpeedupAblation(Callback):
                 yield Method(setting=base, sampler=module.make_sampler(teacher, **one))
                 if module.stage_name == "dcd":
                     student = replace(base, method="distilled", objective=module.objective.name)
-                    yield Method(setting=student, sampler=module.make_sampler(module.vlm, **one))
+                    yield Method(setting=student, sampler=module.make_sampler(module.vlm, **one, gate=module.student_gate))
 
     def _write(self, trainer: Trainer, evaluated: Sequence[EvaluatedMethod], trained: int) -> None:
         rows = [item.row for item in evaluated]

@@ -27,8 +27,8 @@ from echo_pl.distributed.agree import slurm_environment
 from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.memory import return_free_memory
 from echo_pl.finite_loss import NonFiniteLoss
-from echo_pl.lineage import shards
 from echo_pl.mlflow_logger import ContinuedMLFlowLogger
+from echo_pl.resume import shards
 from echo_pl.runs import FINAL
 from echo_pl.stages.validation import TextTools
 

@@ -31,17 +31,10 @@ from echo_pl.config_keys import check_keys
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings, refuse_together
 from echo_pl.distributed.launch import Launch, detect, refuse_other_world, warn_of_idle_tasks
-from echo_pl.lineage import (
-    adopt_lora,
-    backbone_name,
-    data_name,
-    make_lineage,
-    refuse_other_data,
-    resolve_resume,
-    resolve_start,
-    run_folder,
-)
+from echo_pl.lineage import adopt_lora, backbone_name, data_name, make_lineage, refuse_other_data
+from echo_pl.resume import resolve_resume, run_folder
 from echo_pl.runs import FINAL, RunInfo, check_free_disk, left_behind, now_text, read_info, write_info
+from echo_pl.start import resolve_start
 
 log = logging.getLogger(__name__)
 

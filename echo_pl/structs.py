@@ -187,3 +187,8 @@ class DecodeResult:
     def lengths_B(self) -> Tensor:
         """Tokens before eos, per sample."""
         return torch.tensor([len(tokens) for tokens in self.tokens])
+
+    @property
+    def blocks_B(self) -> Tensor:
+        """Blocks begun, per sample. A context tail shortens the first one, but by less than a block."""
+        return self.written_B.add(self.block_size - 1).div(self.block_size, rounding_mode="floor")

@@ -41,6 +41,8 @@ class Prediction:
     looped: bool | None = None
     eos_confidence: float | None = None
     """Probability of the first eos token when it was committed."""
+    forwards_per_block: float | None = None
+    """Forwards, KV writes left out, over blocks begun: 1 at one step per block."""
 
 
 @dataclass(frozen=True, kw_only=True)

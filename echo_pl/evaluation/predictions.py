@@ -88,7 +88,7 @@ def read_references(path: Path | str) -> dict[str, ReportText]:
 
 def case_record(case: Case) -> dict[str, Any]:
     """A case as a line of our own format, which :func:`read_predictions` and :func:`read_references` read."""
-    known = {name: getattr(case.prediction, name) for name in ("stopped", "looped", "eos_confidence")}
+    known = {name: getattr(case.prediction, name) for name in ("stopped", "looped", "eos_confidence", "forwards_per_block")}
     return {
         "sample_id": case.key,
         "prediction": _fields(case.prediction.report) if case.prediction.parsed else None,
@@ -133,13 +133,17 @@ def _prediction(record: Mapping[str, Any], free_text: bool) -> Prediction:
         found = Prediction(report=report)
     elif isinstance(value, str):
         found = parsed_prediction(value, free_text=free_text)
-    confidence = record.get("eos_confidence")
     return replace(
         found,
         stopped=record["stopped"] if isinstance(record.get("stopped"), bool) else None,
         looped=record["looped"] if isinstance(record.get("looped"), bool) else None,
-        eos_confidence=float(confidence) if isinstance(confidence, int | float) else None,
+        eos_confidence=_number(record.get("eos_confidence")),
+        forwards_per_block=_number(record.get("forwards_per_block")),
     )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _reference(record: Mapping[str, Any]) -> ReportText | None:

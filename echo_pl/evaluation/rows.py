@@ -25,6 +25,7 @@ SCORES = (
     "nfe",
     "tpf",
     "tpf_published",
+    "forwards_per_block",
     "tps",
     "prefill_seconds",
     "seconds_per_report",

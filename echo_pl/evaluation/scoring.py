@@ -109,6 +109,11 @@ def given(cases: Sequence[Case]) -> tuple[list[Counted], list[Absent]]:
             "eos_confidence|probability of the first eos when committed|reports with eos",
             True,
         ),
+        "forwards_per_block": (
+            [one.forwards_per_block for one in decoded],
+            "forwards_per_block|KV writes left out|over blocks begun",
+            False,
+        ),
         "unparsable": ([float(not one.parsed) for one in decoded], "unparsable|no heading, or no text; scored as empty", False),
     }
     found, absent = [], []

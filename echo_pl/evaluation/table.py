@@ -49,6 +49,9 @@ COLUMNS = (
         "tpf as published: no KV writes, tokens after eos too",
         _number("tpf_published", 2),
     ),
+    Column(
+        "fwd/block", "forwards per block, KV writes left out: 1 at one step, up to 2 with a gate", _number("forwards_per_block", 2)
+    ),
     Column("tps", "tokens before eos per second after prefill", _number("tps", 0)),
     Column("× AR", "tps over AR at the same batch size", _number("over_ar", 2)),
     Column("prefill ms", "milliseconds of prefill per report", _number("prefill_seconds", 1, 1000)),

@@ -74,8 +74,7 @@ class Efficiency(Metric):
             self.reports += len(result.tokens)
             self.tokens += int(result.lengths_B.sum())
             self.written += int(result.written_B.sum())
-            # A context tail shortens the first block, but by less than a block.
-            self.blocks += int(result.written_B.add(result.block_size - 1).div(result.block_size, rounding_mode="floor").sum())
+            self.blocks += int(result.blocks_B.sum())
             self.nfe += int(result.nfe_B.sum())
             self.kv_write_nfe += int(result.kv_write_nfe_B.sum())
             self.stopped += int(result.stopped_B.sum())

@@ -1,9 +1,7 @@
 """Stage 3: Direct Conditional Distillation of one step per block (METHOD.md 3, Algorithm 1), or another objective.
 
-Wires teacher trajectories, the RAD sequence of masked pseudo-labels and an objective. The frozen teacher is no
+Wires a source of trajectories (phase 1) and what an objective makes of them (phase 2), and logs. The frozen teacher is no
 submodule: it is in no checkpoint, and is built anew from the stage-2 checkpoint.
-
-Shapes: B batch, K masked copies, R response in whole blocks, M chosen positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,32 +10,25 @@ from dataclasses import replace
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict, refuse_other_geometry
 from echo_pl.backbone.factory import BackboneFactory
-from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.lora import LoraSettings, add_lora
 from echo_pl.backbone.vlm import VLM
-from echo_pl.diffusion.losses import own
-from echo_pl.diffusion.noise import sample_generator
-from echo_pl.diffusion.objectives import Objective, Rows
-from echo_pl.diffusion.sequence import BlockedContext, BlockedResponse, block_context, block_response, rad_sequence
-from echo_pl.sampling.collect import store_identity
+from echo_pl.diffusion.objectives import Objective
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
-from echo_pl.sampling.trajectory_store import CollectionCounts, TrajectoryStore
-from echo_pl.stages.mean_field import GapCheck, gaps_of
+from echo_pl.stages.distillation import Distillation
+from echo_pl.stages.mean_field import GapCheck
 from echo_pl.stages.optimization import Optimization
 from echo_pl.stages.placement import placed
-from echo_pl.stages.pseudo_labels import align, pseudo_labels, rows_of
-from echo_pl.stages.reduction import is_alone, share_of_ranks
 from echo_pl.stages.sequence_logits import SequenceLogits
-from echo_pl.stages.teacher_decode import TeacherDecode
+from echo_pl.stages.teacher_decode import Found
+from echo_pl.stages.trajectory_source import TrajectorySource
 from echo_pl.stages.validation import GenerationCheck, TextTools, refuse_compile
-from echo_pl.structs import Batch, Trajectory
+from echo_pl.structs import Batch
 
 DROPPED_KEY = "dropped_trajectories"
 """Where a checkpoint keeps the counts of trajectories dropped so far."""
@@ -92,25 +83,25 @@ class DCDModule(L.LightningModule):
         """
         super().__init__()
         refuse_compile(decode)
-        if not 0.0 <= student_prefix <= 1.0:
-            raise ValueError(f"student_prefix must be in [0, 1], got {student_prefix}")
-        if student_prefix and trajectories is not None:
-            raise ValueError("student_prefix follows the student as it learns: it decodes on the fly, leave trajectories unset")
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
-        self.student_prefix, self.student_gate = student_prefix, student_gate
-        self.decode, self.objective, self.start, self.seed = decode, objective, start, seed
-        self.trajectories_folder, self.lora = trajectories, lora
+        self.decode, self.objective, self.start, self.lora = decode, objective, start, lora
+        self.student_gate = student_gate
         self.logits = SequenceLogits(pack_tokens)
         self.generation = GenerationCheck(text, generation_batches)
         self.gap = GapCheck(generation_batches)
         self.special = text.special
-        self.phase_1 = TeacherDecode(text.special, decode, seed)
+        self.phase_1 = TrajectorySource(
+            text.special,
+            decode,
+            distributions=objective.needs_targets,
+            folder=trajectories,
+            student_prefix=student_prefix,
+            seed=seed,
+        )
+        self.phase_2 = Distillation(text.special, decode.layout, objective, self.logits, seed)
         self.vlm: VLM | None = None
         # Past nn.Module's registration, so that no checkpoint holds the teacher and no optimizer or DDP hook sees it.
         object.__setattr__(self, "teacher", None)
-        self._store: TrajectoryStore | None = None
-        self.dropped = {"loops": 0, "endless": 0}
-        """Trajectories dropped so far on all ranks, when decoded on the fly."""
 
     def configure_model(self) -> None:
         """Build the teacher and the student from the stage-2 checkpoint; read stored trajectories.
@@ -126,12 +117,7 @@ class DCDModule(L.LightningModule):
         teacher = self._build(self.start)
         teacher.requires_grad_(False)
         teacher.eval()
-        if self.trajectories_folder is not None:
-            store = TrajectoryStore(self.trajectories_folder)
-            store.check(
-                store_identity(self.decode, weights_fingerprint(teacher), self.text.fingerprint, self.objective.needs_targets)
-            )
-            self._store = store
+        self.phase_1.open(teacher, self.text.fingerprint)
         object.__setattr__(self, "teacher", placed(self, teacher))
         student = self._build(self.start)
         student.freeze_vision()
@@ -185,102 +171,29 @@ class DCDModule(L.LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device)
 
-    def collect(self, batch: Batch) -> list[Trajectory | None]:
+    def collect(self, batch: Batch) -> Found:
         """Phase 1: the teacher's trajectories of a batch, stored or decoded now; None where there is no usable one.
 
         Raises:
             ValueError: the store has never seen a sample.
         """
-        if self._store is not None:
-            return [self._store.get(key) for key in batch.keys]
-        if self.student_prefix:
-            found, counts = self.phase_1.behind_student(
-                self.teacher,
-                self.model,
-                batch,
-                self.objective.needs_targets,
-                self.student_prefix,
-                self.current_epoch,
-                self._prompt(batch).tail_lengths_B,
-            )
-        else:
-            found, counts = self.phase_1(self.teacher, batch, self.objective.needs_targets)
-        self._count(counts)
-        return found
+        tail_B = self.phase_2.prompt(batch).tail_lengths_B
+        return self.phase_1.collect(batch, self.teacher, self.model, self.current_epoch, tail_B)
 
-    def decode_teacher(self, batch: Batch) -> list[Trajectory | None]:
+    def decode_teacher(self, batch: Batch) -> Found:
         """The teacher's own trajectories of a batch, decoded now and without distributions; nothing is counted."""
-        return self.phase_1(self.teacher, batch, distributions=False)[0]
-
-    def _count(self, counts: CollectionCounts) -> None:
-        dropped = torch.tensor([counts.dropped_loops, counts.dropped_endless], device=self.device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(dropped)
-        loops, endless = dropped.tolist()
-        self.dropped = {"loops": self.dropped["loops"] + loops, "endless": self.dropped["endless"] + endless}
+        return self.phase_1.decode(self.teacher, batch, distributions=False)[0]
 
     def loss(
-        self, batch: Batch, trajectories: list[Trajectory | None], epoch: int, progress: float | None = None
+        self, batch: Batch, trajectories: Found, epoch: int, progress: float | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Phase 2: the student sees the pseudo-labels as x0 and the objective's masks as xt.
-
-        ``progress`` runs from 0 to 1; None: where the trainer is.
-        """
-        blocked = self._blocked(batch, trajectories)
-        labels = align(trajectories, blocked, self.objective.needs_targets)
+        """Phase 2; ``progress`` runs from 0 to 1, None: where the trainer is."""
         progress = self._progress() if progress is None else progress
-        maskable_B1R = blocked.maskable_BR[:, None]
-        masked_BKR = maskable_B1R & self.objective.student_masks(labels, progress, self._generators(batch, epoch))
-        chosen_BKR = masked_BKR & labels.supervised_BR[:, None]
-        logits_MV = self._predict(self.model, batch, blocked, masked_BKR, chosen_BKR)
-        share = own if is_alone() else share_of_ranks
-        rows = rows_of(logits_MV, labels, chosen_BKR, self.special.eos, self.objective.needs_targets, share)
-        teacher_BKR = self.objective.teacher_masks(labels, progress, self._generators(batch, epoch))
-        if teacher_BKR is not None:
-            rows = self._teacher_rows(rows, batch, blocked, teacher_BKR & maskable_B1R, chosen_BKR)
-        if not bool(share_of_ranks(chosen_BKR.sum()) > 0):
-            # No usable trajectory on any rank: a zero on the graph, as there must be a backward.
-            return logits_MV.sum() * 0.0, {}
-        return self.objective.loss(rows, progress)
+        return self.phase_2.loss(self.model, self.teacher, batch, trajectories, epoch, progress)
 
-    def _prompt(self, batch: Batch) -> BlockedContext:
-        return block_context(batch.context_ids_BP, batch.context_lengths_B, self.decode.layout, self.special.image)
-
-    def _blocked(self, batch: Batch, trajectories: list[Trajectory | None]) -> BlockedResponse:
-        tokens_BR, lengths_B = pseudo_labels(trajectories, self.special.eos, batch.context_ids_BP.device)
-        return block_response(self._prompt(batch), tokens_BR, lengths_B, self.decode.layout, self.special)
-
-    @torch.no_grad()
-    def mean_field_gaps(self, vlm: VLM, batch: Batch, trajectories: list[Trajectory | None]) -> Tensor:
-        """Gaps (G,) of all blocks of the teacher's trajectories under one step of a model, in nats.
-
-        See :func:`echo_pl.diffusion.mean_field.mean_field_gaps`. In the weights' own precision: rounding would be a gap, too.
-        """
-        blocked = self._blocked(batch, trajectories)
-        labels = align(trajectories, blocked, with_targets=False)
-        with torch.autocast(self.device.type, enabled=False):
-            logits_MV = self._predict(vlm, batch, blocked, blocked.maskable_BR[:, None], labels.supervised_BR[:, None])
-        return gaps_of(trajectories, labels, logits_MV, self.special.never_sampled)
-
-    def _generators(self, batch: Batch, epoch: int) -> list[torch.Generator]:
-        return [sample_generator(self.seed, key, epoch) for key in batch.keys]
-
-    def _predict(self, vlm: VLM, batch: Batch, blocked: BlockedResponse, masked_BKR: Tensor, chosen_BKR: Tensor) -> Tensor:
-        """Logits (M, V) at the chosen positions of masked copies, all copies in one forward."""
-        clean_BKR = blocked.clean_ids_BR[:, None].expand_as(masked_BKR)
-        sequence = rad_sequence(blocked, torch.where(masked_BKR, self.special.mask, clean_BKR))
-        return self.logits(vlm, sequence, batch.images, sequence.noisy_positions(chosen_BKR))
-
-    def _teacher_rows(self, rows: Rows, batch: Batch, blocked: BlockedResponse, masked_BKR: Tensor, chosen_BKR: Tensor) -> Rows:
-        """Add what the frozen teacher predicts at the same positions, seeing its own masks."""
-        with torch.no_grad():
-            logits_MV = self._predict(self.teacher, batch, blocked, masked_BKR, chosen_BKR)
-        never = torch.tensor(self.special.never_sampled, device=logits_MV.device)
-        return replace(
-            rows,
-            reference_logits_MV=logits_MV.index_fill(-1, never, -torch.inf),
-            reference_masked_M=masked_BKR[chosen_BKR],
-        )
+    def mean_field_gaps(self, vlm: VLM, batch: Batch, trajectories: Found) -> Tensor:
+        """See :meth:`Distillation.mean_field_gaps`."""
+        return self.phase_2.mean_field_gaps(vlm, batch, trajectories)
 
     def _progress(self) -> float:
         total = self.trainer.estimated_stepping_batches
@@ -295,19 +208,11 @@ class DCDModule(L.LightningModule):
         self.log_dict(self.logits.padding, batch_size=len(batch), sync_dist=True)
         used = sum(t is not None for t in trajectories)
         self.log("train/usable_trajectories", used / len(batch), batch_size=len(batch), sync_dist=True)
-        self.log_dict(self._drop_scores(), batch_size=len(batch))
-        if self.student_prefix:
+        self.log_dict(self.phase_1.scores(), batch_size=len(batch))
+        if self.phase_1.student_prefix:
             given = sum(int((t.commit_step_R == 0).sum()) for t in trajectories if t is not None)
             self.log("train/student_prefix_tokens", given / len(batch), batch_size=len(batch), sync_dist=True)
         return loss
-
-    def _drop_scores(self) -> dict[str, float]:
-        """Dropped trajectories: so far, or of the whole collection."""
-        if self._store is None:
-            loops, endless = self.dropped["loops"], self.dropped["endless"]
-        else:
-            loops, endless = self._store.counts.dropped_loops, self._store.counts.dropped_endless
-        return {"train/dropped_loops": float(loops), "train/dropped_endless": float(endless)}
 
     def on_validation_epoch_start(self) -> None:
         """Begin to collect texts and gaps."""
@@ -316,7 +221,7 @@ class DCDModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """One-step loss on the references (cross-entropy of fully masked blocks); generation on the first batches."""
-        self.log("val/loss", self._reference_loss(batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log("val/loss", self.phase_2.reference_loss(self.model, batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.generation.update(self.sampler, batch, batch_index)
         if self.teacher is None:  # a student that is only looked at, far from where it was trained
             return
@@ -327,14 +232,6 @@ class DCDModule(L.LightningModule):
             student=lambda trajectories: self.mean_field_gaps(self.model, batch, trajectories),
             teacher=lambda trajectories: self.mean_field_gaps(self.teacher, batch, trajectories),
         )
-
-    def _reference_loss(self, batch: Batch) -> Tensor:
-        special, layout = self.special, self.decode.layout
-        blocked = block_response(self._prompt(batch), batch.response_ids_BR, batch.response_lengths_B, layout, special)
-        masked_BR = blocked.maskable_BR
-        chosen_BR = masked_BR & blocked.supervised_BR
-        logits_MV = self._predict(self.model, batch, blocked, masked_BR[:, None], chosen_BR[:, None])
-        return torch.nn.functional.cross_entropy(logits_MV.float(), blocked.clean_ids_BR[chosen_BR])
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the generated reports, and the gaps."""
@@ -347,9 +244,9 @@ class DCDModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say where the checkpoint comes from, and how many trajectories were dropped until now."""
         checkpoint[RECORD_KEY] = record_dict(self.lineage, self.vlm)
-        checkpoint[DROPPED_KEY] = dict(self.dropped)
+        checkpoint[DROPPED_KEY] = dict(self.phase_1.dropped)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of the same shapes and another meaning; go on counting dropped trajectories where the run was."""
         refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model.geometry, "the checkpoint to resume")
-        self.dropped |= checkpoint.get(DROPPED_KEY, {})
+        self.phase_1.dropped |= checkpoint.get(DROPPED_KEY, {})

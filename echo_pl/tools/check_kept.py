@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 from echo_pl.assemble import make_stage
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.diffusion.top_targets import top_targets
-from echo_pl.lineage import make_lineage, refuse_other_data, resolve_start
+from echo_pl.lineage import make_lineage, refuse_other_data
 from echo_pl.run import prepare
 from echo_pl.stages.dcd import DCDModule
+from echo_pl.start import resolve_start
 from echo_pl.structs import Trajectory
 
 KS = (1, 2, 4, 8, 16, 32, 64)
@@ -41,6 +42,13 @@ class KeptLoss:
     def difference(self) -> float:
         """From the loss of whole distributions, as a share of it."""
         return abs(self.loss - self.full) / self.full
+
+    def reach(self, tolerance: float) -> float:
+        """The loss down to which this K is within the tolerance, if what it leaves out stays what it is here.
+
+        What is left out, P(rest) times the divergence within the rest, hardly changes while a student learns; the loss falls.
+        """
+        return abs(self.loss - self.full) / tolerance
 
 
 @torch.no_grad()
@@ -104,7 +112,10 @@ def smallest(rows: Sequence[KeptLoss], tolerance: float) -> str:
     """Which K to take, in a sentence."""
     for row in rows:
         if row.kept is not None and row.difference <= tolerance:
-            return f"the smallest K within {tolerance:.0%} of the whole loss: --keep {row.kept}"
+            return (
+                f"the smallest K within {tolerance:.0%} of the whole loss of {row.full:.3f}: --keep {row.kept}. Down to a loss of "
+                f"{row.reach(tolerance):.3f} it stays so; take the K that reaches down to the loss that training will come to"
+            )
     return (
         f"no K up to {max(row.kept or 0 for row in rows)} comes within {tolerance:.0%} of the whole loss: store whole distributions"
     )
@@ -112,8 +123,11 @@ def smallest(rows: Sequence[KeptLoss], tolerance: float) -> str:
 
 def table(rows: Sequence[KeptLoss]) -> str:
     """The rows in Markdown."""
-    lines = ["| kept tokens | loss | difference | bytes per position |", "|--:|--:|--:|--:|"]
+    lines = [
+        f"| kept tokens | loss | difference | within {TOLERANCE:.0%} down to a loss of | bytes per position |",
+        "|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
         kept = "all" if row.kept is None else str(row.kept)
-        lines.append(f"| {kept} | {row.loss:.5f} | {row.difference:.3%} | {row.bytes_per_position} |")
+        lines.append(f"| {kept} | {row.loss:.5f} | {row.difference:.3%} | {row.reach(TOLERANCE):.3f} | {row.bytes_per_position} |")
     return "\n".join(lines)

@@ -36,8 +36,9 @@ from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.tokenizer import load_tokenizer, vocabulary_fingerprint
 from echo_pl.diffusion.block_mask import ContextAttention
 from echo_pl.diffusion.sequence import Grid
-from echo_pl.lineage import BEFORE, backbone_name
+from echo_pl.lineage import backbone_name
 from echo_pl.runs import replace_path
+from echo_pl.start import BEFORE
 from echo_pl.tools.compose import compose_config
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,10 @@
 """Collect the teacher's trajectories once, for stage 3 to read: METHOD.md 3, phase 1.
 
     python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/L8 --studies 2500 --check-k block_size=8
-    python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/L8 --studies 2500 --keep 16 block_size=8
+    python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/L8 --studies 2500 block_size=8
     echo-pl stage=dcd block_size=8 stage.module.trajectories=outputs/trajectories/L8 stage.limit_train=2500
 
+Of every distribution 32 tokens are kept, and what the others have together; --keep says otherwise, and --check-k what it costs.
 The teacher is the newest stage-2 run, unless start=<checkpoint> says otherwise. An interrupted collection is continued by the same
 command. Several processes share the work: torchrun --nproc-per-node 2 -m echo_pl.tools.collect_trajectories ...; they need a disk
 that all of them see, and write what one process writes, byte for byte.
@@ -31,18 +32,21 @@ from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings, refuse_together, together
 from echo_pl.distributed.launch import Launch, detect, warn_of_idle_tasks
-from echo_pl.lineage import refuse_other_data, resolve_start, start_layout, start_stages
+from echo_pl.lineage import refuse_other_data
 from echo_pl.run import flat_settings, prepare
 from echo_pl.sampling.collect import collect_part, store_identity
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity, TrajectoryStore
 from echo_pl.sampling.trajectory_writer import TrajectoryWriter
+from echo_pl.start import resolve_start, start_layout, start_stages
 from echo_pl.structs import Batch
 from echo_pl.tools.check_kept import KS, TOLERANCE, check_kept, smallest, table
 from echo_pl.tools.compose import compose_config
 
 log = logging.getLogger(__name__)
+KEPT = 32
+"""Tokens of a distribution that the command stores unless told otherwise."""
 _LOOK_AGAIN = 0.5
 """Seconds between looks at what the other processes have written."""
 
@@ -158,7 +162,11 @@ def main() -> None:
     parser.add_argument("--batches-per-part", type=int, default=4, help="batches in a file (default 4)")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument(
-        "--keep", type=int, default=0, metavar="K", help="the K likeliest tokens of a distribution and the rest as one"
+        "--keep",
+        type=int,
+        default=KEPT,
+        metavar="K",
+        help=f"the K likeliest tokens of a distribution and the rest as one (default {KEPT}); 0: whole distributions",
     )
     kinds.add_argument("--no-distributions", action="store_true", help="tokens and steps only (objectives with hard targets)")
     parser.add_argument("--check-k", action="store_true", help="collect nothing: measure the loss that every K would give")
@@ -181,9 +189,9 @@ def main() -> None:
             raise ValueError("give --out <folder>: where the trajectories go")
         folder, counts = collect_trajectories(config, args.out, not args.no_distributions, args.keep, args.batches_per_part)
         if detect().rank == 0:
-            print(
-                f"{counts.kept} trajectories in {folder}; dropped: {counts.dropped_loops} loops, {counts.dropped_endless} endless"
-            )
+            size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+            dropped = f"{counts.dropped_loops} loops, {counts.dropped_endless} endless"
+            print(f"{counts.kept} trajectories in {folder}, {size:.1f} MB; dropped: {dropped}")
 
 
 if __name__ == "__main__":

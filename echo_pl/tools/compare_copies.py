@@ -31,9 +31,9 @@ from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.harness import Method, evaluate_methods
 from echo_pl.evaluation.rows import Setting
-from echo_pl.lineage import resolve_start
 from echo_pl.run import run
 from echo_pl.sampling import BlockSampler, DecodeConfig
+from echo_pl.start import resolve_start
 from echo_pl.tools.compose import compose_config
 
 _SETTLING = 12

@@ -1,6 +1,7 @@
 """Decode held-out studies with a checkpoint of any stage that writes reports, the way its stage means it to be decoded.
 
-Stage 1 token by token; stage 2 as its ``stage.module.decode`` says; stage 3 in one step per block. Knows no score.
+Stage 1 token by token; stage 2 as its ``stage.module.decode`` says; stage 3 in one step per block, and a second one behind
+``stage.module.student_gate``. Knows no score.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, 
 from echo_pl.structs import Batch, DecodeResult, ReportText
 from echo_pl.tools.compose import compose_config
 
-COUNTS = ("nfe", "tpf", "tpf_published", "stopped", "looped")
+COUNTS = ("nfe", "tpf", "tpf_published", "forwards_per_block", "stopped", "looped")
 """What of decoding is worth keeping; seconds are not, as watching a decode takes some (make bench measures)."""
 
 
@@ -132,17 +133,27 @@ def decode_checkpoint(
 
 def _cases(outcome: MethodScores, references: Sequence[ReportText], confidences: Mapping[str, float | None]) -> list[Case]:
     ends = [
-        (bool(stopped), bool(looped))
+        (bool(stopped), bool(looped), float(forwards) / float(blocks))
         for result in outcome.results
-        for stopped, looped in zip(result.stopped_B, result.looped_B, strict=True)
+        for stopped, looped, forwards, blocks in zip(
+            result.stopped_B, result.looped_B, result.nfe_B - result.kv_write_nfe_B, result.blocks_B, strict=True
+        )
     ]
     return [
         Case(
             key=key,
-            prediction=replace(parsed_prediction(text), stopped=stopped, looped=looped, eos_confidence=confidences[key]),
+            prediction=replace(
+                parsed_prediction(text),
+                stopped=stopped,
+                looped=looped,
+                eos_confidence=confidences[key],
+                forwards_per_block=forwards_per_block,
+            ),
             reference=reference,
         )
-        for key, text, (stopped, looped), reference in zip(outcome.keys, outcome.texts, ends, references, strict=True)
+        for key, text, (stopped, looped, forwards_per_block), reference in zip(
+            outcome.keys, outcome.texts, ends, references, strict=True
+        )
     ]
 
 
@@ -156,4 +167,6 @@ def _sampler(config: DictConfig, record: StageRecord, vlm: VLM, data: ReportData
     if record.stage == "pretrain":
         return AutoregressiveSampler(vlm, data.special, config.max_response_tokens)
     decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
-    return BlockSampler(vlm, data.special, replace(decode, denoising_steps=1) if record.stage == "dcd" else decode)
+    if record.stage == "dcd":
+        decode = replace(decode, denoising_steps=1, gate=config.stage.module.student_gate)
+    return BlockSampler(vlm, data.special, decode)

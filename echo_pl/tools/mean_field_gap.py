@@ -24,10 +24,11 @@ from echo_pl.__main__ import reported
 from echo_pl.assemble import make_stage
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
 from echo_pl.evaluation.files import write_text_atomic
-from echo_pl.lineage import backbone_name, data_name, make_lineage, refuse_other_data, resolve_start
+from echo_pl.lineage import backbone_name, data_name, make_lineage, refuse_other_data
 from echo_pl.run import prepare
 from echo_pl.runs import FINAL, newest
 from echo_pl.stages.dcd import DCDModule
+from echo_pl.start import resolve_start
 from echo_pl.tools.compose import compose_config
 
 _AT_ONCE = 32

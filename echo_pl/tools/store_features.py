@@ -29,8 +29,9 @@ from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.feature_store import DTYPES, FeatureIndex, FeatureWriter, nothing_of
 from echo_pl.data.shard_reader import RawSample, decode_study, read_samples
 from echo_pl.data.study import StoredImages
-from echo_pl.lineage import refuse_other_data, resolve_start
+from echo_pl.lineage import refuse_other_data
 from echo_pl.run import prepare
+from echo_pl.start import resolve_start
 from echo_pl.tools.compose import compose_config
 
 log = logging.getLogger(__name__)

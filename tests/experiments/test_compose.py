@@ -21,7 +21,8 @@ from echo_pl.config_keys import check_keys
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.distributed.fsdp2 import FSDP2Strategy
-from echo_pl.lineage import BEFORE, make_lineage, start_layout, start_stages
+from echo_pl.lineage import make_lineage
+from echo_pl.start import BEFORE, start_layout, start_stages
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 

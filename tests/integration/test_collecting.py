@@ -1,12 +1,17 @@
-"""Collecting trajectories as a command: killed and started again, and by two processes, it writes the same bytes."""
+"""Collecting trajectories as a command: killed and started again, and by two processes, it writes the same bytes.
+
+Commands run in forked children of the test process, which have all modules already: a program of its own spends seconds on them.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import subprocess
+import socket
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,24 +20,32 @@ from stage_parts import BACKBONE, lively, record, write_checkpoint
 
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.sampling.trajectory_store import TrajectoryStore
+from echo_pl.sampling.trajectory_writer import TrajectoryWriter
+from echo_pl.tools.collect_trajectories import main
 from echo_pl.tools.make_corpus import make_synthetic
 
-STUDIES, PATIENCE = 13, 300
-KILLED_AT = """
-import os, signal, sys
-from echo_pl.sampling.trajectory_writer import TrajectoryWriter
-at, plain = int(sys.argv.pop(1)), TrajectoryWriter.write
-def write(self, part, *rest):
-    if part == at:  # half a file is written
-        self.folder.with_name(self.folder.name + ".part").joinpath(f"part-{part:05d}.safetensors.partial").write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    plain(self, part, *rest)
-TrajectoryWriter.write = write
-from echo_pl.tools.collect_trajectories import main
-main()
-"""
-TOOL = ("-m", "echo_pl.tools.collect_trajectories")
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *TOOL)
+STUDIES, PATIENCE = 13, 120
+LAUNCHERS = ("SLURM_", "TORCHELASTIC", "LOCAL_", "RANK", "GROUP_", "WORLD_SIZE", "MASTER_", "ECHO_PL_")
+ONE: tuple[dict[str, str], ...] = ({},)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended: its status (a signal's number below zero), and what all of its processes wrote."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def two() -> tuple[dict[str, str], ...]:
+    """What torchrun tells each of two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"TORCHELASTIC_RUN_ID": "collecting", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1",
+              "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+    return tuple(common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +58,57 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def command(folder: Path, out: Path, *launcher: str, keep: int = 4) -> subprocess.CompletedProcess[str]:
-    launchers = ("SLURM_", "TORCHELASTIC", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_", "ECHO_PL_")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+def killed_at(part: int) -> None:
+    """Have this process killed when it has written half of a part."""
+    plain = TrajectoryWriter.write
+
+    def write(self: TrajectoryWriter, number: int, *rest) -> None:
+        if number == part:
+            self.folder.with_name(self.folder.name + ".part").joinpath(f"part-{part:05d}.safetensors.partial").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(self, number, *rest)
+
+    TrajectoryWriter.write = write
+
+
+def child(arguments: list[str], told: Mapping[str, str], out: Path, err: Path, kill: int | None) -> int:
+    """The command in a forked child, with a launcher's variables; its process id."""
+    if pid := os.fork():
+        return pid
+    status = 70
+    try:
+        for stream, path in ((1, out), (2, err)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        for name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
+            del os.environ[name]
+        os.environ.update(told)
+        sys.argv = ["collect_trajectories", *arguments]
+        signal.alarm(PATIENCE)  # two that wait for each other end, too
+        if kill is not None:
+            killed_at(kill)
+        main()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def command(
+    folder: Path, out: Path, logs: Path, processes: tuple[dict[str, str], ...] = ONE, keep: int = 4, kill: int | None = None
+) -> Done:
     sizes = ["--studies", str(STUDIES), "--batch-size", "3", "--batches-per-part", "1", "--keep", str(keep)]
     config = [f"data_root={folder}", f"outputs={folder}", f"start={folder / 'rad.ckpt'}", "min_free_gb=0", "threads=1"]
-    return subprocess.run(
-        [sys.executable, *launcher, "--out", str(out), *sizes, *config, "stage.module.decode.denoising_steps=2", *SIZES],
-        env=clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    arguments = ["--out", str(out), *sizes, *config, "stage.module.decode.denoising_steps=2", *SIZES]
+    files = logs / "stdout.txt", logs / "stderr.txt"
+    for file in files:
+        file.write_text("")
+    children = [child(arguments, told, *files, kill) for told in processes]
+    ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    return Done(next((end for end in ends if end), 0), *(file.read_text() for file in files))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,8 +117,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(folder) -> Path:
-    done = command(folder, folder / "whole", *TOOL)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = command(folder, folder / "whole", folder)
+    assert done.status == 0, done.stderr[-3000:]
     store = TrajectoryStore(folder / "whole")
     assert 0 < len(store) < STUDIES
     assert f"{len(store)} trajectories in " in done.stdout
@@ -75,34 +126,42 @@ def whole(folder) -> Path:
     return folder / "whole"
 
 
-@pytest.mark.parametrize("again", [TOOL, TWO], ids=["by one", "by two"])
-def test_killed_and_started_again_it_writes_the_same_bytes(folder, whole, tmp_path, again):
-    killed = command(folder, tmp_path / "store", "-c", KILLED_AT, "2")
-    assert killed.returncode == -signal.SIGKILL
-    left = contents(tmp_path / "store.part")
+@pytest.fixture(scope="module")
+def interrupted(folder) -> Path:
+    """What is left of a collection that was killed in its third part."""
+    assert command(folder, folder / "killed", folder, kill=2).status == -signal.SIGKILL
+    left = contents(folder / "killed.part")
     assert {name for name in left if name.endswith(".safetensors")} == {f"part-0000{n}.safetensors" for n in (0, 1)}
-    assert not (tmp_path / "store").exists()
-    done = command(folder, tmp_path / "store", *again)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert "part-00002.safetensors.partial" in left
+    assert not (folder / "killed").exists()
+    return folder / "killed.part"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_started_again_it_writes_the_same_bytes(folder, whole, interrupted, tmp_path, processes):
+    shutil.copytree(interrupted, tmp_path / "store.part")
+    done = command(folder, tmp_path / "store", tmp_path, two() if processes == 2 else ONE)
+    assert done.status == 0, done.stderr[-3000:]
     assert contents(tmp_path / "store") == contents(whole)
 
 
 def test_two_processes_write_what_one_writes(folder, whole, tmp_path):
-    done = command(folder, tmp_path / "store", *TWO)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = command(folder, tmp_path / "store", tmp_path, two())
+    assert done.status == 0, done.stderr[-3000:]
     assert contents(tmp_path / "store") == contents(whole)
     assert done.stdout.count("trajectories in") == 1
 
 
-def test_two_processes_refuse_together(folder, whole):
+def test_two_processes_refuse_together(folder, whole, tmp_path):
     """The folder is there already: every rank says so, and none waits for another."""
-    done = command(folder, whole, *TWO)
-    assert done.returncode != 0
+    done = command(folder, whole, tmp_path, two())
+    assert done.status == 2
     assert done.stderr.count("whole exists already; remove it, or collect into another folder") == 2
 
 
-def test_another_k_is_another_collection(folder, tmp_path):
-    assert command(folder, tmp_path / "store", "-c", KILLED_AT, "1").returncode == -signal.SIGKILL
-    done = command(folder, tmp_path / "store", *TOOL, keep=8)
-    assert done.returncode == 2
+def test_another_k_is_another_collection(folder, interrupted, tmp_path):
+    shutil.copytree(interrupted, tmp_path / "store.part")
+    done = command(folder, tmp_path / "store", tmp_path, keep=8)
+    assert done.status == 2
     assert "unfinished collection of kept_tokens 4, this one is of 8" in done.stderr
+    assert contents(tmp_path / "store.part") == contents(interrupted)

@@ -26,7 +26,7 @@ from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.sharded_files import stored_shapes
 from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.lineage import whole_or_previous
+from echo_pl.resume import whole_or_previous
 from echo_pl.runs import left_behind, read_info
 from echo_pl.tools.checkpoint import merge, to_hf
 from echo_pl.tools.compose import compose_config

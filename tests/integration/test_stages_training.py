@@ -280,7 +280,7 @@ def test_dcd_counts_what_it_drops(root, text, teacher, tmp_path):
 
     fit(module, root, tmp_path, 6, callbacks=[Log()])
     decoded = 6 * 4
-    dropped = module.dropped["loops"] + module.dropped["endless"]
+    dropped = module.phase_1.dropped["loops"] + module.phase_1.dropped["endless"]
     assert 0 < dropped < decoded, "the example must have both"
     assert sum(logged) * 4 == pytest.approx(decoded - dropped)
 
@@ -314,7 +314,7 @@ def test_stored_trajectories_train_like_those_decoded_on_the_fly(root, text, tea
     else:
         # Distributions are stored as float16: eleven bits.
         assert losses == pytest.approx(on_the_fly, rel=2e-3)
-    assert stored.dropped == {"loops": 0, "endless": 0}
+    assert stored.phase_1.dropped == {"loops": 0, "endless": 0}
 
 
 def test_a_batch_without_any_usable_trajectory_has_a_zero_loss_and_no_nan(root, text, tmp_path):
@@ -327,7 +327,7 @@ def test_a_batch_without_any_usable_trajectory_has_a_zero_loss_and_no_nan(root, 
     module = dcd(text, path)
     losses = fit(module, root, tmp_path, 2)
     assert losses == [0.0, 0.0]
-    assert module.dropped["loops"] + module.dropped["endless"] == 8
+    assert module.phase_1.dropped["loops"] + module.phase_1.dropped["endless"] == 8
     assert all(bool(p.isfinite().all()) for p in module.parameters())
 
 

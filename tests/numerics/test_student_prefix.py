@@ -68,7 +68,7 @@ def test_the_student_begins_and_the_teacher_completes(batch, grid):
 def test_what_the_student_wrote_is_seen_and_not_learnt(batch, grid):
     module = stage(1.0, grid)
     found = module.collect(batch)
-    blocked = module._blocked(batch, found)
+    blocked = module.phase_2.blocked(batch, found)
     labels = align(found, blocked, with_targets=True)
     for row, trajectory in enumerate(found):
         tail = CONTEXTS[row] % L if grid == "absolute" else 0

@@ -55,7 +55,7 @@ def test_free_text_is_all_findings(tmp_path):
 
 
 def test_records_are_read_again_as_they_were(tmp_path):
-    known = Prediction(report=CLEAR, stopped=True, looped=False, eos_confidence=0.5)
+    known = Prediction(report=CLEAR, stopped=True, looped=False, eos_confidence=0.5, forwards_per_block=1.25)
     cases = [Case(key="a", prediction=known, reference=CLEAR)]
     cases.append(Case(key="b", prediction=Prediction(report=EMPTY, parsed=False), reference=CLEAR))
     write_records(tmp_path, cases, {"bleu_1": [0.5, float("nan")]})

@@ -12,8 +12,9 @@ from stage_parts import BACKBONE, DECODE, dcd, record, write_checkpoint
 
 from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
 from echo_pl.backbone.vlm import VLM
-from echo_pl.lineage import make_lineage, resolve_start
+from echo_pl.lineage import make_lineage
 from echo_pl.runs import RunInfo, now_text, write_info
+from echo_pl.start import resolve_start
 from echo_pl.tools.compose import compose_config
 
 
@@ -56,6 +57,8 @@ def test_a_stage_1_checkpoint_has_no_blocks_to_grow_from(tmp_path, vlm):
     path = write_checkpoint(tmp_path / "ar.ckpt", vlm, record("pretrain", block_size=None))
     found = lineage(config(tmp_path, "stage=rad", "block_size=8", f"start={path}"))
     assert (found.start_stage, found.start_block_size, found.distillation_round) == ("pretrain", None, None)
+    with pytest.raises(ValueError, match=r"ar.ckpt is a checkpoint of stage 'pretrain', which has no blocks .* start_stage=rad"):
+        lineage(config(tmp_path, "stage=rad", "block_size=8", f"start={path}", "start_block_size=4"))
 
 
 def test_a_student_teaches_only_when_asked_and_rounds_are_counted(tmp_path, vlm):

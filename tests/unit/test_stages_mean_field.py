@@ -64,7 +64,7 @@ def test_a_student_has_its_own_gap_and_the_teacher_is_asked_once(monkeypatch):
     assert first["val/mean_field_gap"] > first["val/mean_field_gap_teacher"] > 0
     assert validated(module, monkeypatch) == first
     assert len(asked) == 2, "neither teacher nor studies change"
-    assert module.dropped == {"loops": 0, "endless": 0}, "what training counts is not touched"
+    assert module.phase_1.dropped == {"loops": 0, "endless": 0}, "what training counts is not touched"
 
 
 def test_a_student_that_is_the_teacher_has_its_gap(monkeypatch):

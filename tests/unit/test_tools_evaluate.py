@@ -168,7 +168,7 @@ def settings(folder: Path) -> list[str]:
 
 
 def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
-    tokens = {}
+    tokens, forwards = {}, {}
     for stage in ("pretrain", "rad", "dcd"):
         decoded = decode_checkpoint(folder / f"{stage}.ckpt", settings(folder), "test", None, 2)
         assert len(decoded.cases) == 5
@@ -176,14 +176,24 @@ def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
         tokens[stage] = decoded.about["tpf"]
         for case in decoded.cases:
             assert (case.prediction.eos_confidence is not None) == case.prediction.stopped
+        forwards[stage] = [case.prediction.forwards_per_block for case in decoded.cases]
     assert tokens["pretrain"] < 1.1
     assert tokens["dcd"] > 2 * tokens["rad"], "stage 3 takes one step a block"
+    assert set(forwards["dcd"]) == {1.0}
+    assert min(forwards["rad"]) > 2
     with pytest.raises(ValueError, match="stage warmup, which writes no reports"):
         decode_checkpoint(folder / "warmup.ckpt", settings(folder), "test", None, 2)
     with pytest.raises(ValueError, match="block_size"):
         decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "block_size=4"], "test", None, 2)
     with pytest.raises(ValueError, match="0 studies of split test"):
         decode_checkpoint(folder / "dcd.ckpt", settings(folder), "test", 0, 2)
+
+
+def test_a_student_behind_a_gate_takes_second_steps_and_says_how_many(folder):
+    gated = decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "stage.module.student_gate=1.0"], "test", None, 2)
+    found = [case.prediction.forwards_per_block for case in gated.cases]
+    assert all(1.0 < forwards <= 2.0 for forwards in found)
+    assert min(found) <= gated.about["forwards_per_block"] <= max(found)
 
 
 def test_the_eos_confidence_is_that_of_the_recorded_trajectory(folder):
