@@ -40,7 +40,9 @@ def usable_trajectories(
     return trajectories, CollectionCounts(kept=sum(usable), dropped_loops=loops, dropped_endless=len(usable) - sum(usable) - loops)
 
 
-def store_identity(config: DecodeConfig, teacher: str, data: str, distributions: bool, top: int = 0) -> StoreIdentity:
+def store_identity(
+    config: DecodeConfig, teacher: str, data: str, distributions: bool, top: int = 0, tilt: float = 0.0, tilt_student: str = ""
+) -> StoreIdentity:
     """What trajectories decoded this way belong to.
 
     Left out are the KV cache mode, which changes no token, and the seed: another draw from the same teacher is as good.
@@ -61,6 +63,8 @@ def store_identity(config: DecodeConfig, teacher: str, data: str, distributions:
         top_k=config.token_choice.top_k,
         top_p=config.token_choice.top_p,
         gate=config.gate,
+        tilt=tilt,
+        tilt_student=tilt_student,
     )
 
 

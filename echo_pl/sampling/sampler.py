@@ -9,6 +9,7 @@ Shapes: B batch, A active samples, L block size, N blocks, R response positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from echo_pl.sampling.given import Given
 from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.repetition import in_loop, look_now
 from echo_pl.sampling.step import commit
+from echo_pl.sampling.tilted import Tilt, TiltedBlocks
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
@@ -64,9 +66,21 @@ class _Progress:
 class BlockSampler:
     """Decodes reports block by block with a diffusion model."""
 
-    def __init__(self, vlm: VLM, special: SpecialTokens, config: DecodeConfig) -> None:
-        """Bind a model to a way of decoding."""
-        self.vlm, self.special, self.config = vlm, special, config
+    def __init__(self, vlm: VLM, special: SpecialTokens, config: DecodeConfig, tilt: Tilt | None = None) -> None:
+        """Bind a model to a way of decoding.
+
+        Args:
+            vlm: decodes.
+            special: token ids.
+            config: how.
+            tilt: a student that the model leans to while it decodes.
+
+        Raises:
+            ValueError: a tilt without a cache, or under torch.compile.
+        """
+        if tilt is not None and (config.compile or config.kv_cache == "none"):
+            raise ValueError("a tilted decode runs eagerly and with a cache: compile=false, and kv_cache vanilla or fused")
+        self.vlm, self.special, self.config, self.tilt = vlm, special, config, tilt
         self._ways = config.by_step
         self._never = torch.empty(0, dtype=torch.long)
 
@@ -92,7 +106,7 @@ class BlockSampler:
         Raises:
             ValueError: the model has too few positions, or ``start`` too little room, fewer samples or another layout.
         """
-        with whole(self.vlm):
+        with whole(self.vlm), nullcontext() if self.tilt is None else whole(self.tilt.student):
             return self._generate(batch, recorder, start, given)
 
     def _generate(self, batch: Batch, recorder: Recorder | None, start: Prefill | None, given: Given | None) -> DecodeResult:
@@ -100,7 +114,7 @@ class BlockSampler:
         self._never = torch.tensor(self.special.never_sampled, device=device)
         counter = NfeCounter(len(batch))
         prompt = self._prompt(batch)
-        blocks: CachedBlocks | UncachedBlocks
+        blocks: CachedBlocks | TiltedBlocks | UncachedBlocks
         if config.kv_cache == "none":
             if start is not None:
                 raise ValueError("kv_cache=none decodes without a prefill, got one as start")
@@ -110,7 +124,7 @@ class BlockSampler:
             start = start or self._prefill(prompt, batch)
             start.check(prompt.context_ids_BP.shape[1], config.context_attention, config.block_size)
             prefill_seconds, prefilled = start.seconds, now(device)
-            blocks = (CompiledBlocks if config.compile else CachedBlocks)(self.vlm, start, config, counter)
+            blocks = self._cached(prompt, batch, start, counter)
         progress = self._decode(prompt, batch.keys, blocks, recorder, given)
         finished = now(device)
         return DecodeResult(
@@ -126,9 +140,19 @@ class BlockSampler:
     def _prompt(self, batch: Batch) -> BlockedContext:
         return block_context(batch.context_ids_BP, batch.context_lengths_B, self.config.layout, self.special.image)
 
-    def _prefill(self, prompt: BlockedContext, batch: Batch) -> Prefill:
+    def _cached(self, prompt: BlockedContext, batch: Batch, start: Prefill, counter: NfeCounter) -> CachedBlocks | TiltedBlocks:
+        if self.config.compile:
+            return CompiledBlocks(self.vlm, start, self.config, counter)
+        blocks = CachedBlocks(self.vlm, start, self.config, counter)
+        if self.tilt is None:
+            return blocks
+        student = self.tilt.student
+        theirs = CachedBlocks(student, self._prefill(prompt, batch, student), self.config, NfeCounter(len(batch)))
+        return TiltedBlocks(blocks, theirs, self.tilt.weight)
+
+    def _prefill(self, prompt: BlockedContext, batch: Batch, vlm: VLM | None = None) -> Prefill:
         return prefill(
-            self.vlm,
+            vlm or self.vlm,
             prompt.context_ids_BP,
             prompt.context_lengths_B,
             batch,
@@ -142,7 +166,7 @@ class BlockSampler:
         self,
         prompt: BlockedContext,
         keys: Sequence[str],
-        blocks: CachedBlocks | UncachedBlocks,
+        blocks: CachedBlocks | TiltedBlocks | UncachedBlocks,
         recorder: Recorder | None,
         given: Given | None,
     ) -> _Progress:
@@ -211,7 +235,7 @@ class BlockSampler:
         left_A: Tensor,
         order_AL: Tensor | None,
         block: int,
-        blocks: CachedBlocks | UncachedBlocks,
+        blocks: CachedBlocks | TiltedBlocks | UncachedBlocks,
         recorder: Recorder | None,
         generator: torch.Generator,
     ) -> Tensor:

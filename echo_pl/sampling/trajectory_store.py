@@ -43,6 +43,10 @@ class StoreIdentity:
     top_k: int = 0
     top_p: float = 1.0
     gate: float = 0.0
+    tilt: float = 0.0
+    """Weight of the student that the teacher leant to; 0: none."""
+    tilt_student: str = ""
+    """Its weights' fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +173,8 @@ class TrajectoryStore:
         for field in fields(StoreIdentity):
             have, want = getattr(self.identity, field.name), getattr(wanted, field.name)
             # How much of a distribution is there is the store's own affair: objectives train from all or from the top of it.
-            if (field.name == "distributions" and have and not want) or field.name == "kept_tokens":
+            # So is which student the teacher leant to: one that was is as good as another.
+            if (field.name == "distributions" and have and not want) or field.name in ("kept_tokens", "tilt_student"):
                 continue
             if have != want:
                 raise ValueError(

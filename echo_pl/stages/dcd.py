@@ -57,6 +57,7 @@ class DCDModule(L.LightningModule):
         pack_tokens: int | None = None,
         seed: int = 0,
         student_prefix: float = 0.0,
+        tilt: float = 0.0,
         student_gate: float = 0.0,
         generation_batches: int = 1,
     ) -> None:
@@ -75,6 +76,7 @@ class DCDModule(L.LightningModule):
             pack_tokens: most tokens of a row of several studies; None: one study a row.
             seed: of the objective's own masks, where it has any, and of ``student_prefix``.
             student_prefix: share of the studies whose first blocks the student writes, as it is now, and the teacher completes.
+            tilt: weight of the student that the teacher leans to while it decodes (:mod:`echo_pl.sampling.tilted`); 0: none.
             student_gate: in validation, the student takes a second step for blocks with a position below this confidence.
             generation_batches: validation batches that are decoded and scored, and whose mean-field gap is measured.
 
@@ -96,6 +98,7 @@ class DCDModule(L.LightningModule):
             distributions=objective.needs_targets,
             folder=trajectories,
             student_prefix=student_prefix,
+            tilt=tilt,
             seed=seed,
         )
         self.phase_2 = Distillation(text.special, decode.layout, objective, self.logits, seed)

@@ -16,6 +16,7 @@ from echo_pl.sampling.collect import usable_trajectories
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.given import Given, completed, drawn_prefixes
 from echo_pl.sampling.sampler import BlockSampler
+from echo_pl.sampling.tilted import Tilt
 from echo_pl.sampling.trajectory import TrajectoryRecorder
 from echo_pl.sampling.trajectory_store import CollectionCounts
 from echo_pl.structs import Batch, SpecialTokens, Trajectory
@@ -30,16 +31,23 @@ class TeacherDecode:
         special: token ids.
         decode: how the teacher decodes.
         seed: of the draws of prefixes.
+        tilt: weight of the student that the teacher leans to; 0: none.
     """
 
-    def __init__(self, special: SpecialTokens, decode: DecodeConfig, seed: int) -> None:
-        self.special, self.decode, self.seed = special, decode, seed
+    def __init__(self, special: SpecialTokens, decode: DecodeConfig, seed: int, tilt: float = 0.0) -> None:
+        self.special, self.decode, self.seed, self.tilt = special, decode, seed, tilt
 
-    def __call__(self, teacher: VLM, batch: Batch, distributions: bool) -> tuple[Found, CollectionCounts]:
-        """The teacher's own trajectories of a batch, None where there is no usable one."""
+    def __call__(
+        self, teacher: VLM, batch: Batch, distributions: bool, student: VLM | None = None
+    ) -> tuple[Found, CollectionCounts]:
+        """The teacher's trajectories of a batch, None where there is no usable one: its own, or leaning to a student."""
         # Autocast is for training: decoded in the weights' own dtype, trajectories are those that a collection stores.
         with torch.random.fork_rng(devices=[]), torch.autocast(batch.context_ids_BP.device.type, enabled=False):
-            return usable_trajectories(BlockSampler(teacher, self.special, self.decode), batch, distributions)
+            return usable_trajectories(self._sampler(teacher, student), batch, distributions)
+
+    def _sampler(self, teacher: VLM, student: VLM | None) -> BlockSampler:
+        tilt = None if student is None or not self.tilt else Tilt(student=student, weight=self.tilt)
+        return BlockSampler(teacher, self.special, self.decode, tilt)
 
     def behind_student(
         self, teacher: VLM, student: VLM, batch: Batch, distributions: bool, share: float, epoch: int, tail_B: Tensor
@@ -57,8 +65,7 @@ class TeacherDecode:
             BlockSampler(student, self.special, one_step).generate(batch, recorder)
             written = recorder.trajectories(batch.keys)
             given: Given = drawn_prefixes(written, tails, share, self.special.eos, generators)
-            sampler = BlockSampler(teacher, self.special, self.decode)
-            found, counts = usable_trajectories(sampler, batch, distributions, given=given)
+            found, counts = usable_trajectories(self._sampler(teacher, student), batch, distributions, given=given)
         L = self.decode.block_size
         prefixes = [given.prefix(row, tail, L) for row, tail in enumerate(tails.tolist())]
         return [None if t is None else completed(t, prefix) for t, prefix in zip(found, prefixes, strict=True)], counts

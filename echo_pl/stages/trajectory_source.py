@@ -12,6 +12,7 @@ from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling.collect import store_identity
 from echo_pl.sampling.config import DecodeConfig
+from echo_pl.sampling.tilted import check_weight
 from echo_pl.sampling.trajectory_store import CollectionCounts, TrajectoryStore
 from echo_pl.stages.reduction import is_alone
 from echo_pl.stages.teacher_decode import Found, TeacherDecode
@@ -29,6 +30,7 @@ class TrajectorySource:
         distributions: bool,
         folder: str | None,
         student_prefix: float,
+        tilt: float,
         seed: int,
     ) -> None:
         """Nothing is read yet.
@@ -39,17 +41,19 @@ class TrajectorySource:
             distributions: whether trajectories must carry them.
             folder: of stored trajectories; None: decode on the fly.
             student_prefix: share of the studies whose first blocks the student writes.
+            tilt: weight of the student that the teacher leans to; stored trajectories must have been collected with the same.
             seed: of the draws of prefixes.
 
         Raises:
-            ValueError: a share that is none, or one of stored trajectories.
+            ValueError: a share that is none, or one of stored trajectories; a weight that is none.
         """
         if not 0.0 <= student_prefix <= 1.0:
             raise ValueError(f"student_prefix must be in [0, 1], got {student_prefix}")
         if student_prefix and folder is not None:
             raise ValueError("student_prefix follows the student as it learns: it decodes on the fly, leave trajectories unset")
         self.distributions, self.folder, self.student_prefix = distributions, folder, student_prefix
-        self.decode = TeacherDecode(special, decode, seed)
+        check_weight(tilt)
+        self.decode = TeacherDecode(special, decode, seed, tilt)
         self.dropped = {"loops": 0, "endless": 0}
         """Trajectories dropped so far on all ranks, when decoded on the fly."""
         self._store: TrajectoryStore | None = None
@@ -68,7 +72,9 @@ class TrajectorySource:
         if self.folder is None:
             return
         store = TrajectoryStore(self.folder)
-        store.check(store_identity(self.decode.decode, weights_fingerprint(teacher), data, self.distributions))
+        store.check(
+            store_identity(self.decode.decode, weights_fingerprint(teacher), data, self.distributions, tilt=self.decode.tilt)
+        )
         self._store = store
 
     def collect(self, batch: Batch, teacher: VLM, student: VLM, epoch: int, tail_B: Tensor) -> Found:
@@ -91,7 +97,7 @@ class TrajectorySource:
                 teacher, student, batch, self.distributions, self.student_prefix, epoch, tail_B
             )
         else:
-            found, counts = self.decode(teacher, batch, self.distributions)
+            found, counts = self.decode(teacher, batch, self.distributions, student)
         self._count(counts, tail_B.device)
         return found
 

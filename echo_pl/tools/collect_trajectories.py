@@ -4,6 +4,9 @@
     python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/L8 --studies 2500 block_size=8
     echo-pl stage=dcd block_size=8 stage.module.trajectories=outputs/trajectories/L8 stage.limit_train=2500
 
+    python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/tilted --studies 2500 --no-distributions block_size=8 \
+        ablation=tilted --student outputs/runs/<run of ablation=ce>/checkpoints/final.ckpt
+
 Of every distribution 32 tokens are kept, and what the others have together; --keep says otherwise, and --check-k what it costs.
 The teacher is the newest stage-2 run, unless start=<checkpoint> says otherwise. An interrupted collection is continued by the same
 command. Several processes share the work: torchrun --nproc-per-node 2 -m echo_pl.tools.collect_trajectories ...; they need a disk
@@ -29,6 +32,7 @@ from tqdm.auto import tqdm
 from echo_pl.__main__ import reported
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.backbone.fingerprint import weights_fingerprint
+from echo_pl.backbone.vlm import VLM
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings, refuse_together, together
 from echo_pl.distributed.launch import Launch, detect, warn_of_idle_tasks
@@ -37,6 +41,7 @@ from echo_pl.run import flat_settings, prepare
 from echo_pl.sampling.collect import collect_part, store_identity
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
+from echo_pl.sampling.tilted import Tilt, check_weight
 from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity, TrajectoryStore
 from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 from echo_pl.start import resolve_start, start_layout, start_stages
@@ -52,7 +57,12 @@ _LOOK_AGAIN = 0.5
 
 
 def collect_trajectories(
-    config: DictConfig, out: Path, distributions: bool = True, kept_tokens: int = 0, batches_per_part: int = 1
+    config: DictConfig,
+    out: Path,
+    distributions: bool = True,
+    kept_tokens: int = 0,
+    batches_per_part: int = 1,
+    student: Path | None = None,
 ) -> tuple[Path, CollectionCounts]:
     """Decode one pass over the training studies of a stage-3 configuration with its teacher; this process's share of it.
 
@@ -62,6 +72,7 @@ def collect_trajectories(
         distributions: also store the distribution of every position (objectives ``dcd`` and ``sdtt`` need it).
         kept_tokens: so many likeliest tokens of each, and what the others have together; 0: all of it.
         batches_per_part: batches in a file.
+        student: with ``stage.module.tilt``, a stage-3 checkpoint that the teacher leans to; None: to its own one-step predictions.
 
     Raises:
         FileExistsError: ``out`` exists.
@@ -73,9 +84,10 @@ def collect_trajectories(
     warn_of_idle_tasks(launch)
     open_group(launch, config.trainer.accelerator)
     own = {"out": str(out), "distributions": distributions, "kept_tokens": kept_tokens, "batches_per_part": batches_per_part}
+    own["student"] = str(student)
     refuse_other_settings(launch, flat_settings(config) | own)
     data = prepare(config)
-    sampler, identity = teacher(config, data, launch, distributions, kept_tokens)
+    sampler, identity = teacher(config, data, launch, distributions, kept_tokens, student)
     size = config.stage.batch_size
     plan = CollectionPlan(
         studies=data.training_studies,
@@ -96,22 +108,37 @@ def collect_trajectories(
 
 
 def teacher(
-    config: DictConfig, data: ReportDataModule, launch: Launch, distributions: bool, kept_tokens: int
+    config: DictConfig, data: ReportDataModule, launch: Launch, distributions: bool, kept_tokens: int, student: Path | None
 ) -> tuple[BlockSampler, StoreIdentity]:
     """The frozen teacher of a stage-3 configuration on this process's device, and what its trajectories belong to."""
+    weight = config.stage.module.tilt
+    check_weight(weight)
+    if student is not None and not weight:
+        raise ValueError(f"{student} is a student for the teacher to lean to, but stage.module.tilt is 0: give ablation=tilted too")
     start, before = resolve_start(config, None)
     if start is None:
         raise ValueError("trajectories come from a stage-2 checkpoint: give start=<path>")
     refuse_other_data(data, None, start, before)
-    vlm = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
-    load_weights(vlm, start, start_stages(config), *start_layout(config))
-    vlm = vlm.eval().requires_grad_(False)
+    factory = instantiate(config.backbone.factory, _convert_="all")
+
+    def frozen(path: Path, stages: tuple[str, ...], layout: tuple[int, str, str]) -> VLM:
+        vlm: VLM = factory.build(data.special, data.vocab_size)
+        load_weights(vlm, path, stages, *layout)
+        return vlm.eval().requires_grad_(False)
+
+    vlm = frozen(start, start_stages(config), start_layout(config))
     fingerprint = weights_fingerprint(vlm)
+    leans_to, theirs = vlm, fingerprint if weight else ""
+    if student is not None:
+        leans_to = frozen(student, ("dcd",), (config.block_size, config.grid, config.context_attention))
+        theirs = weights_fingerprint(leans_to)
     if config.trainer.accelerator == "gpu":
-        vlm = vlm.to(torch.device("cuda", launch.rank % launch.processes_per_node))
+        device = torch.device("cuda", launch.rank % launch.processes_per_node)
+        vlm, leans_to = vlm.to(device), leans_to.to(device)
+    tilt = Tilt(student=leans_to, weight=weight) if weight else None
     decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
-    identity = store_identity(decode, fingerprint, data.fingerprint, distributions, kept_tokens)
-    return BlockSampler(vlm, data.special, replace(decode, kv_cache="fused")), identity
+    identity = store_identity(decode, fingerprint, data.fingerprint, distributions, kept_tokens, weight, theirs)
+    return BlockSampler(vlm, data.special, replace(decode, kv_cache="fused"), tilt), identity
 
 
 def begin(launch: Launch, out: Path, identity: StoreIdentity, plan: CollectionPlan) -> tuple[TrajectoryWriter, list[int]]:
@@ -172,7 +199,10 @@ def main() -> None:
     parser.add_argument("--check-k", action="store_true", help="collect nothing: measure the loss that every K would give")
     parser.add_argument("--check-studies", type=int, default=64, help="with --check-k: studies to measure on (default 64)")
     parser.add_argument(
-        "--student", type=Path, help="with --check-k: a checkpoint to take the loss of (default: the teacher's weights)"
+        "--student",
+        type=Path,
+        help="a stage-3 checkpoint: with stage.module.tilt the teacher leans to it, with --check-k its loss is taken (default: the "
+        "teacher's weights)",
     )
     parser.add_argument("overrides", nargs="*", help="configuration, as for echo-pl: block_size=8 start=<checkpoint> ...")
     args = parser.parse_args()
@@ -187,7 +217,9 @@ def main() -> None:
             return
         if args.out is None:
             raise ValueError("give --out <folder>: where the trajectories go")
-        folder, counts = collect_trajectories(config, args.out, not args.no_distributions, args.keep, args.batches_per_part)
+        folder, counts = collect_trajectories(
+            config, args.out, not args.no_distributions, args.keep, args.batches_per_part, args.student
+        )
         if detect().rank == 0:
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
             dropped = f"{counts.dropped_loops} loops, {counts.dropped_endless} endless"

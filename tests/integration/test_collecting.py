@@ -55,6 +55,8 @@ def folder(tmp_path_factory) -> Path:
     data = ReportDataModule(root=folder / "synthetic")
     vlm = lively(replace(BACKBONE, seed=8).build(data.special, data.vocab_size), data.special, eos_scale=2.0)
     write_checkpoint(folder / "rad.ckpt", vlm, record("rad", vocabulary=data.vocabulary_fingerprint))
+    other = lively(replace(BACKBONE, seed=9).build(data.special, data.vocab_size), data.special, eos_scale=2.0)
+    write_checkpoint(folder / "dcd.ckpt", other, record("dcd", vocabulary=data.vocabulary_fingerprint))
     return folder
 
 
@@ -98,11 +100,17 @@ def child(arguments: list[str], told: Mapping[str, str], out: Path, err: Path, k
 
 
 def command(
-    folder: Path, out: Path, logs: Path, processes: tuple[dict[str, str], ...] = ONE, keep: int = 4, kill: int | None = None
+    folder: Path,
+    out: Path,
+    logs: Path,
+    processes: tuple[dict[str, str], ...] = ONE,
+    keep: int = 4,
+    kill: int | None = None,
+    options: tuple[str, ...] = (),
 ) -> Done:
     sizes = ["--studies", str(STUDIES), "--batch-size", "3", "--batches-per-part", "1", "--keep", str(keep)]
     config = [f"data_root={folder}", f"outputs={folder}", f"start={folder / 'rad.ckpt'}", "min_free_gb=0", "threads=1"]
-    arguments = ["--out", str(out), *sizes, *config, "stage.module.decode.denoising_steps=2", *SIZES]
+    arguments = ["--out", str(out), *sizes, *config, "stage.module.decode.denoising_steps=2", *SIZES, *options]
     files = logs / "stdout.txt", logs / "stderr.txt"
     for file in files:
         file.write_text("")
@@ -165,3 +173,35 @@ def test_another_k_is_another_collection(folder, interrupted, tmp_path):
     assert done.status == 2
     assert "unfinished collection of kept_tokens 4, this one is of 8" in done.stderr
     assert contents(tmp_path / "store.part") == contents(interrupted)
+
+
+def test_a_teacher_that_leans_to_a_student(folder, whole, interrupted, tmp_path):
+    """To the checkpoint that is named, or to its own one-step predictions; the collection says so, and goes on with no other."""
+    tilted = ("stage.module.tilt=1.0",)
+    named = (*tilted, "--student", str(folder / "dcd.ckpt"))
+    stores = {}
+    for name, options in {"own": tilted, "named": named}.items():
+        done = command(folder, tmp_path / name, tmp_path, options=options)
+        assert done.status == 0, done.stderr[-3000:]
+        stores[name] = TrajectoryStore(tmp_path / name)
+    own, theirs = (stores[name].identity for name in ("own", "named"))
+    assert own.tilt == theirs.tilt == 1.0
+    assert own.tilt_student == own.teacher_fingerprint != theirs.tilt_student
+    tokens = [
+        [t.token_R.tolist() for key in store.keys if (t := store.get(key))] for store in (TrajectoryStore(whole), *stores.values())
+    ]
+    assert tokens[0] != tokens[1] != tokens[2]
+    stores["own"].check(replace(own, tilt_student="another one"))  # training asks how far, not to whom
+    with pytest.raises(ValueError, match=r"have tilt 1.0, this run needs 0.0"):
+        stores["own"].check(replace(own, tilt=0.0))
+    shutil.copytree(interrupted, tmp_path / "other.part")
+    done = command(folder, tmp_path / "other", tmp_path, options=named)
+    assert done.status == 2
+    assert "unfinished collection of tilt 0.0, this one is of 1.0" in done.stderr
+
+
+def test_a_student_that_nothing_leans_to_is_refused(folder, tmp_path):
+    done = command(folder, tmp_path / "store", tmp_path, options=("--student", str(folder / "dcd.ckpt")))
+    assert done.status == 2
+    assert "dcd.ckpt is a student for the teacher to lean to, but stage.module.tilt is 0: give ablation=tilted too" in done.stderr
+    assert not list(tmp_path.glob("store*"))
