@@ -36,6 +36,10 @@ STATEMENTS: Final = "statements"
 """In a study's ``meta``: ``[[section, characters, imputed], ...]`` of the findings, in their order."""
 
 
+RESERVED: Final = frozenset({"corpus", "impression", "kind", "language", "patient", "prompt", STATEMENTS, "view"})
+"""What ``meta`` says in words of this pipeline: a dataset's own note of such a name is kept as ``source_<name>``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardSlice:
     """What is to stand in one shard."""
@@ -168,7 +172,8 @@ class Sharding:
         source, report = entry.study, entry.normalized
         if report is None:
             return {"corpus": self.corpus, **source.meta}
-        meta = {} if self.anonymous else {"patient": source.patient, **source.meta}
+        told = {f"source_{name}" if name in RESERVED else name: value for name, value in source.meta.items()}
+        meta = {} if self.anonymous else {"patient": source.patient, **told}
         if any(image.view for image in source.images):
             meta["view"] = "|".join(image.view for image in source.images)
         if report.impression_imputed:
