@@ -143,6 +143,7 @@ class _Making:
                 listing=listing,
                 base=self.parts.base,
                 splitter=splitter,
+                kept=self._folder("vectors"),
                 result=self._folder("duplicates.json"),
                 on_entries=advance,
             )
@@ -254,7 +255,14 @@ class _Making:
     def _bar(self, step: str, total: int | None) -> Iterator[Callable[[int], None]]:
         logger.info("%s: begins", step)
         often = 0.1 if sys.stderr.isatty() else SECONDS_IN_A_LOG
-        with tqdm(total=total, desc=f"{step:15}", unit=" studies", mininterval=often, disable=not self.progress) as bar:
+        with tqdm(
+            total=total,
+            desc=f"{step:15}",
+            unit=" studies",
+            mininterval=often,
+            maxinterval=max(often, 10),
+            disable=not self.progress,
+        ) as bar:
 
             def advance(count: int) -> None:
                 bar.update(count)
