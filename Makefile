@@ -12,7 +12,7 @@ DEV    := $(VENV)/.ready-dev
 DATA   := outputs/data/synthetic/index.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 bench bench-rad bench-data bench-copies features test test-slurm lint mlflow clean
+.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 bench bench-rad bench-data bench-copies prepare view features test test-slurm lint mlflow clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -64,6 +64,12 @@ bench-data: $(READY) ## time reading, decoding and batches, from a folder and ov
 
 bench-copies: $(DATA) ## K noisy copies at equal training time -> outputs/bench/copies (from the newest stage 1; 20 minutes)
 	$(BIN)/python -m echo_pl.tools.compare_copies $(if $(ARGS),--set $(ARGS))
+
+prepare: $(READY) ## a dataset's files to shards (ARGS="--reader iu_openi --source <folder> --out outputs/data/iu"; exit status 3: see the card)
+	$(BIN)/echo-pl prepare $(ARGS)
+
+view: $(READY) ## the studies of a shard as a page (ARGS="outputs/data/iu/train-000000.tar --out look.html")
+	$(BIN)/echo-pl view $(ARGS)
 
 features: $(DATA) ## store the frozen vision tower's output -> outputs/features/synthetic, for data.stored_features=
 	$(BIN)/python -m echo_pl.tools.store_features --out outputs/features/synthetic $(ARGS)

@@ -1,4 +1,4 @@
-"""``echo-pl`` and ``python -m echo_pl``: compose the configuration under ``experiments/`` and run it.
+"""``echo-pl`` and ``python -m echo_pl``: compose the configuration under ``experiments/`` and run it, or one of :data:`COMMANDS`.
 
 Tools stand beside it: ``python -m echo_pl.tools.<name> --help``.
 """
@@ -6,6 +6,7 @@ Tools stand beside it: ``python -m echo_pl.tools.<name> --help``.
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+COMMANDS = {"prepare": "echo_pl.tools.prepare_corpus", "view": "echo_pl.tools.view_shard"}
+"""First words of a command line that are no override: each is a tool with options of its own, and nothing is composed."""
 TRACEBACK = "ECHO_PL_TRACEBACK"
 """Set this environment variable to see where an error came from."""
 
@@ -62,6 +65,8 @@ def _run(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        raise SystemExit(importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:]))
     _run()
 
 

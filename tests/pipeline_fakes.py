@@ -123,7 +123,9 @@ class EqualTexts:
     letters: int = 12
     name: str = "prefix-1"
 
-    def find(self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float) -> Iterator[Duplicate]:
+    def find(
+        self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float, kept: Path
+    ) -> Iterator[Duplicate]:
         seen: dict[str, str] = {}
         for key, text in train:
             first = seen.setdefault(text[: self.letters], key)

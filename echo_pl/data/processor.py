@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from echo_pl.data.request import request_of
-from echo_pl.data.response import format_response, report_form
+from echo_pl.data.response import FORMS, format_response, report_form
 from echo_pl.data.study import Study, Version
 from echo_pl.data.tokenizer import EOS, IMAGE, TURN_START, VISION_END, VISION_START, ReportTokenizer
 from echo_pl.structs import ReportText, SpecialTokens
 
 Template = Literal["plain", "chat"]
 
+_INSTRUCTIONS = frozenset(form.instruction for form in FORMS.values())
 SYSTEM_PROMPT = "You are a helpful assistant."
 """What Qwen2.5-VL's chat format puts first when nothing else is said."""
 
@@ -37,7 +38,7 @@ class ProcessorConfig:
     version: Version = "normalized"
     """Which of the two reports of a study is the response."""
     language: str = "en"
-    """Language of the instruction and of the headings of a response: ``en`` or ``zh``."""
+    """Language of the instruction and of the headings of a response, for reports that do not say theirs: ``en`` or ``zh``."""
     template: Template = "plain"
     """``plain``: images, instruction, line feed; ``chat``: the same as a user's turn in Qwen's chat format."""
     patch_size: int = 8
@@ -105,7 +106,7 @@ class ReportProcessor:
             min_pixels=config.min_pixels,
             max_pixels=config.max_pixels,
         )
-        self._contexts: dict[tuple[int, ...], Tensor] = {}
+        self._contexts: dict[tuple[tuple[int, ...], str], Tensor] = {}
 
     def __call__(self, study: Study) -> Sample:
         """Process one study.
@@ -163,12 +164,12 @@ class ReportProcessor:
             image_tokens: of each image.
             instruction: None: that of a report in the configuration's language.
         """
-        usual = report_form(self.config.language).instruction
-        if instruction is not None and instruction != usual:
-            return self._context_ids(image_tokens, instruction)
-        if image_tokens not in self._contexts:
-            self._contexts[image_tokens] = self._context_ids(image_tokens, usual)
-        return self._contexts[image_tokens]
+        asked = report_form(self.config.language).instruction if instruction is None else instruction
+        if asked not in _INSTRUCTIONS:  # prompts of general samples: as many as there are samples
+            return self._context_ids(image_tokens, asked)
+        if (image_tokens, asked) not in self._contexts:
+            self._contexts[image_tokens, asked] = self._context_ids(image_tokens, asked)
+        return self._contexts[image_tokens, asked]
 
     def _context_ids(self, image_tokens: tuple[int, ...], instruction: str) -> Tensor:
         images = "".join(f"{VISION_START}{IMAGE * count}{VISION_END}" for count in image_tokens)

@@ -16,6 +16,8 @@ GENERAL: Final = "general"
 """``meta["kind"]`` of a sample that is no chest X-ray: its text stands as findings, its prompt in ``meta["prompt"]``."""
 GENERAL_PROMPT: Final = "Describe this image."
 """Where such a sample has no prompt of its own."""
+CONTROL: Final = "<|"
+"""How a tokenizer's control tokens begin. A prompt is read with these, so that of a sample must have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ def request_of(study: Study, *, version: Version, language: str) -> Request:
         language: of reports that do not say.
 
     Raises:
-        ValueError: the study has no such version, or it is in a language that has no form.
+        ValueError: the study has no such version, it is in a language that has no form, or its prompt has a control token.
 
     >>> from PIL import Image
     >>> study = Study(key="a", images=(Image.new("L", (8, 8)),), normalized=ReportText(findings="双肺清晰。", impression="正常。"),
@@ -48,8 +50,10 @@ def request_of(study: Study, *, version: Version, language: str) -> Request:
     '所见：双肺清晰。 结论：正常。'
     """
     if study.meta.get("kind") == GENERAL:
-        text = study.normalized
-        return Request(instruction=study.meta.get("prompt", GENERAL_PROMPT), response=text.findings, report=text)
+        text, prompt = study.normalized, study.meta.get("prompt", GENERAL_PROMPT)
+        if CONTROL in prompt:
+            raise ValueError(f"the prompt of sample {study.key} has a control token")
+        return Request(instruction=prompt, response=text.findings, report=text)
     report = study.report(version)
     own = study.meta.get("language", "") if version == "normalized" else ""
     form = own if own in FORMS else language

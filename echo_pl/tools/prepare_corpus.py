@@ -1,7 +1,6 @@
 """Make a corpus of a dataset: read, normalize, check, leave out near-duplicates, translate, write shards, index and dataset card.
 
-    python -m echo_pl.tools.prepare_corpus --reader iu_openi --source ecgen-radiology --reader-option images=NLMCXR_png \\
-        --out outputs/data/iu --workers 4
+    echo-pl prepare --reader iu_openi --source ecgen-radiology --reader-option images=NLMCXR_png --out outputs/data/iu --workers 4
 
 An interrupted or killed run is continued by the same command, and the result is the same byte for byte. Report text is in no
 message; rejects.jsonl, review.jsonl and the work folder (.work, removed at the end) are readable by their owner alone.
@@ -25,10 +24,11 @@ from pathlib import Path
 from types import FrameType
 
 from echo_pl.data.embeddings import default_embedder
+from echo_pl.data.pipeline.listing import INCOMPLETE
 from echo_pl.data.pipeline.publishing import REJECTS, REVIEW
 from echo_pl.data.pipeline.recipes import EmbeddingSearch
 from echo_pl.data.pipeline.run import Corpus, prepare
-from echo_pl.tools.prepare_options import make_parts, make_settings, parse
+from echo_pl.tools.prepare_options import COMMAND, make_parts, make_settings, parse
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What a terminal or a scheduler sends to end a run."""
@@ -73,6 +73,8 @@ def summary(corpus: Corpus, out: Path) -> str:
         if reasons := record["left_out"][kind]:
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
             lines.append(f"  {name}: {sum(reasons.values())}, see {file} ({listed})")
+    if f"read: {INCOMPLETE}" in record["left_out"]["filtered"]:
+        lines.append(f"  {INCOMPLETE}: without findings or without impression; --keep-incomplete uses such reports")
     return "\n".join(lines)
 
 
@@ -86,13 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings, parts = make_settings(args, search), make_parts(args, search)
             corpus = prepare(args.out, settings, parts, workers=args.workers, progress=not args.quiet, keep_work=args.keep_work)
     except SignalledError as told:
-        print(f"prepare_corpus: {told}; run the same command again to go on", file=sys.stderr)
+        print(f"{COMMAND}: {told}; run the same command again to go on", file=sys.stderr)
         return 128 + told.number
     except (ValueError, FileNotFoundError) as error:
-        print(f"prepare_corpus: {error}", file=sys.stderr)
+        print(f"{COMMAND}: {error}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:
-        print(f"prepare_corpus: {args.out}: {error}; what is done is kept: run the same command again to go on", file=sys.stderr)
+        print(f"{COMMAND}: {args.out}: {error}; what is done is kept: run the same command again to go on", file=sys.stderr)
         return 1
     print(summary(corpus, args.out))
     return 3 if corpus.card.rejected or corpus.card.lost_images or corpus.card.reviewed else 0

@@ -13,11 +13,12 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from echo_pl.data.corpora.iu_openi import installed_archive
 from echo_pl.data.corpora.reader import CorpusReader
 from echo_pl.data.corpora.readers import READERS
+from echo_pl.data.pipeline.entries import relative
 from echo_pl.data.pipeline.parts import Parts, TrainTokenizer
 from echo_pl.data.pipeline.plan import ANSWERS
 from echo_pl.data.pipeline.recipes import (
@@ -34,11 +35,15 @@ from echo_pl.data.reports.redact import redact_report
 from echo_pl.data.response import FORMS
 
 DEFAULTS = Settings()
+COMMAND = "echo-pl prepare"
 WITHOUT_SOURCE = "iu_installed"
 """The reader that finds its dataset itself."""
 LABELS_ONLY = "nih_chestxray14"
 """The reader whose dataset has no reports, so that there is nothing to normalize."""
 SHOWN = "(default %(default)s)"
+FOLDER_OPTIONS = ("images", "reports")
+"""Options of readers that are folders."""
+Option = str | dict[str, str]
 OWN_COSINE = -1.0
 """In the place of a cosine: the embedder's."""
 
@@ -52,7 +57,7 @@ def parse(arguments: Sequence[str] | None, manual: str) -> argparse.Namespace:
     """
     head, tail = manual.split("\n\n", 1)
     parser = argparse.ArgumentParser(
-        prog="prepare_corpus",
+        prog=COMMAND,
         description=head,
         epilog=f"{tail}\n{readers_manual()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -176,7 +181,7 @@ def make_parts(args: argparse.Namespace, search: EmbeddingSearch | None) -> Part
     return Parts(
         source=source,
         reader=make_reader(args.reader, source, options),
-        reader_options={name: json.dumps(value) for name, value in options.items()},
+        reader_options={name: _recorded(name, value, source) for name, value in options.items()},
         engine=engine,
         engine_waits=args.engine == "llm",
         check=CheckRecipe(verbatim=args.engine == "rules"),
@@ -189,24 +194,25 @@ def make_parts(args: argparse.Namespace, search: EmbeddingSearch | None) -> Part
     )
 
 
-def make_reader(name: str, source: Path, options: Mapping[str, Any]) -> CorpusReader:
+def make_reader(name: str, source: Path, options: Mapping[str, Option]) -> CorpusReader:
     """A reader by name.
 
     Raises:
         FileNotFoundError: the dataset is not where it should be.
-        ValueError: it knows no such option.
+        ValueError: it knows no such option, or not with such a value.
     """
     make = READERS[name]
     known = reader_options(name)
     if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"the reader {name} has no option {unknown[0]!r}, only {known}")
-    return make(**options) if name == WITHOUT_SOURCE else make(source, **options)
+        raise ValueError(f"the reader {name} has no option {unknown[0]!r}, only {list(known)}")
+    given = {each: _value(each, value, known[each]) for each, value in options.items()}
+    return make(**given) if name == WITHOUT_SOURCE else make(source, **given)
 
 
-def reader_options(name: str) -> list[str]:
-    """What a reader may be told besides the dataset's place, which is its one argument by position."""
+def reader_options(name: str) -> dict[str, object]:
+    """What a reader may be told besides the dataset's place, which is its one argument by position; with its defaults."""
     parameters = inspect.signature(READERS[name]).parameters.values()
-    return [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def readers_manual() -> str:
@@ -233,26 +239,41 @@ def _source(args: argparse.Namespace) -> Path:
     return Path(args.source)
 
 
-def _reader_options(given: Iterable[str]) -> dict[str, Any]:
-    """``a=1`` as ``{"a": 1}``, ``columns.key=id`` as ``{"columns": {"key": "id"}}``; what is no JSON is text."""
-    options: dict[str, Any] = {}
+def _reader_options(given: Iterable[str]) -> dict[str, Option]:
+    """``a=1`` as ``{"a": "1"}``, ``columns.key=id`` as ``{"columns": {"key": "id"}}``."""
+    options: dict[str, Option] = {}
     for one in given:
         name, equals, text = one.partition("=")
         if not equals or not name:
             raise ValueError(f"--reader-option must be NAME=VALUE, got {one!r}")
         outer, dot, inner = name.partition(".")
-        if dot:
-            options.setdefault(outer, {})[inner] = text
+        before = options.get(outer, {})
+        if not dot:
+            options[outer] = text
+        elif isinstance(before, dict):
+            options[outer] = {**before, inner: text}
         else:
-            options[outer] = _value(text)
+            raise ValueError(f"--reader-option gives {outer!r} a value, so it has no {name!r}")
     return options
 
 
-def _value(text: str) -> Any:
+def _value(name: str, given: Option, default: object) -> object:
+    """A number where the reader's own value is one, None for ``null``; otherwise the text itself."""
+    if given == "null":
+        return None
+    if not isinstance(default, int | float):
+        return given
     try:
-        return json.loads(text)
-    except ValueError:
-        return text
+        return type(default)(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"--reader-option {name} must be a number, got {given!r}") from None
+
+
+def _recorded(name: str, given: Option, source: Path) -> str:
+    """An option for the record: a folder as seen from the source, so that the record is the same wherever both are."""
+    if isinstance(given, dict):
+        return json.dumps(given, sort_keys=True)
+    return relative(Path(given), source if source.is_dir() else source.parent) if name in FOLDER_OPTIONS else given
 
 
 def _endpoint(args: argparse.Namespace) -> EndpointSpec:

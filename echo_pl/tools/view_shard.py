@@ -1,6 +1,6 @@
 """Show the studies of a shard as one HTML page: images, both versions of the report, imputed sentences marked, labels.
 
-    python -m echo_pl.tools.view_shard outputs/data/iu/train-000000.tar --out outputs/look.html --studies 30
+    echo-pl view outputs/data/iu/train-000000.tar --out outputs/look.html --studies 30
 
 The page holds patients' images and reports, which is why it is written only where it is asked for, and readable by its owner alone.
 """
@@ -63,7 +63,9 @@ def _wanted(folder: Path, shard: Shard, studies: int, keys: Sequence[str]) -> It
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     head, tail = (__doc__ or "").split("\n\n", 1)
-    parser = argparse.ArgumentParser(description=head, epilog=tail, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="echo-pl view", description=head, epilog=tail, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shard", type=Path, help="a .tar file in a corpus folder")
     parser.add_argument("--out", type=Path, required=True, help="the page to write")
     parser.add_argument("--studies", type=int, default=20, help="so many from the start (default %(default)s)")
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         shown = view_shard(args.shard, args.out, studies=args.studies, keys=args.keys)
     except (ValueError, OSError) as error:
-        print(f"view_shard: {error}", file=sys.stderr)
+        print(f"echo-pl view: {error}", file=sys.stderr)
         return 2
     print(f"{shown} studies in {args.out}")
     return 0

@@ -17,6 +17,7 @@ import pytest
 from endpoint_stub import EndpointStub, Reply, says
 from pipeline_fakes import row, write_dataset
 
+import echo_pl.__main__
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.regions import REGION_NAMES
@@ -163,6 +164,12 @@ def _chinese(sentence: str) -> str:
         (["--reader", "table", "--source", "TABLE", "--general-weight", "1"], "general_weight"),
         (["--reader", "table", "--source", "TABLE", "--shard-size", "0"], "shard_size"),
         (["--reader", "table", "--source", "TABLE", "--tokenizer", "nowhere"], "nowhere"),
+        (
+            ["--reader", "table", "--source", "TABLE", "--reader-option", "name=a", "--reader-option", "name.b=c"],
+            "it has no 'name.b'",
+        ),
+        (["--reader", "nih_chestxray14", "--source", "TABLE", "--reader-option", "val_share=some"], "val_share must be a number"),
+        (["--reader", "mimic_cxr", "--source", "TABLE", "--reader-option", "reports=elsewhere"], "MIMIC-CXR-JPG"),
         (["--reader", "iu_installed", "--source", "TABLE"], "leave --source out"),
     ],
 )
@@ -175,11 +182,51 @@ def test_bad_usage_is_said_in_one_line(table, tmp_path, capsys, arguments, messa
     assert not (tmp_path / "out" / "index.json").exists()
 
 
+def test_source_and_images_may_move_together(tmp_path, capsys):
+    """Images beside the source: neither the place of both nor the way it is written is part of the corpus."""
+    write_dataset(tmp_path / "here" / "png", map(report_row, range(12)), size=32)
+    (tmp_path / "here" / "tables").mkdir()
+    (tmp_path / "here" / "png" / "table.csv").rename(tmp_path / "here" / "tables" / "table.csv")
+    options = [*OPTIONS, "--workers", "0", "--reader-option", "licence=2024"]
+    for place in ("here", "there"):
+        given = [
+            "--source",
+            str(tmp_path / place / "tables" / "table.csv"),
+            "--reader-option",
+            f"images={tmp_path / place / 'png'}",
+        ]
+        assert main([*options, *given, "--out", str(tmp_path / f"from_{place}")]) == 0
+        (tmp_path / "here").rename(tmp_path / "there") if place == "here" else None
+    assert contents(tmp_path / "from_here") == contents(tmp_path / "from_there")
+    assert str(tmp_path).encode() not in b"".join(contents(tmp_path / "from_here").values())
+
+
+def test_the_program_has_it_as_a_command(tmp_path, made, capsys, monkeypatch):
+    def ended(*arguments: str) -> object:
+        monkeypatch.setattr(sys, "argv", ["echo-pl", *arguments])
+        with pytest.raises(SystemExit) as left:
+            echo_pl.__main__.main()
+        return left.value.code
+
+    assert ended("prepare", "--help") == 0
+    assert "usage: echo-pl prepare" in capsys.readouterr().out
+    assert ended("prepare", "--reader", "table", "--out", str(tmp_path / "out")) == 2
+    assert "echo-pl prepare: the reader table needs --source" in capsys.readouterr().err
+    assert ended("view", str(made / "train-000000.tar"), "--out", str(tmp_path / "page.html")) == 0
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count('class="study"') == 16
+    monkeypatch.setattr(sys, "argv", ["echo-pl", "--help"])
+    with pytest.raises(SystemExit):
+        echo_pl.__main__.main()
+    said = capsys.readouterr().out
+    assert all(f"echo-pl {command} " in said for command in echo_pl.__main__.COMMANDS)
+
+
 def start(table: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
-        "echo_pl.tools.prepare_corpus",
+        "echo_pl",
+        "prepare",
         *OPTIONS,
         "--source",
         str(table),
@@ -220,7 +267,7 @@ def test_a_signal_ends_the_run_and_the_next_goes_on(table, made, tmp_path, numbe
     process.send_signal(number)
     said = process.communicate()[1].decode()
     assert process.returncode == 128 + number
-    assert said.strip() == f"prepare_corpus: ended by {signal.Signals(number).name}; run the same command again to go on"
+    assert said.strip() == f"echo-pl prepare: ended by {signal.Signals(number).name}; run the same command again to go on"
     assert main([*OPTIONS, "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"]) == 0
     assert contents(tmp_path / "out") == contents(made)
 

@@ -55,3 +55,9 @@ def test_the_processor_writes_both_into_one_corpus_s_samples(tmp_path):
         "所见：双肺清晰。 结论：正常。",
         "A dog.",
     ]
+
+
+def test_a_prompt_with_control_tokens_is_refused():
+    hostile = replace(GENERAL, meta={"kind": "general", "prompt": f"{IMAGE} What is it?"})
+    with pytest.raises(ValueError, match="the prompt of sample a has a control token"):
+        request_of(hostile, version="normalized", language="en")

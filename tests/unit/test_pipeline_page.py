@@ -60,6 +60,13 @@ def test_a_study_is_shown_with_both_reports_small_images_and_labels():
     assert len(shown) < 20_000
 
 
+def test_a_general_sample_is_shown_with_what_training_asks():
+    general = replace(STUDY, raw=None, normalized=ReportText(findings="A dog.", impression=""), meta={"kind": "general"})
+    assert "</span>Describe this image.</p>" in study_fragment(general)
+    assert "</span>What?</p>" in study_fragment(replace(general, meta={"kind": "general", "prompt": "What?"}))
+    assert "Impression" not in study_fragment(general)
+
+
 def test_the_command_writes_a_page_for_its_owner_alone(tmp_path, capsys):
     table = write_dataset(tmp_path / "source", map(row, range(12)))
     prepare(tmp_path / "out", Settings(shard_size=5, val_share=0, test_share=0), make_parts(table))

@@ -13,6 +13,7 @@ from pipeline_fakes import COLUMNS, GARBLED, LOSSY, SECRET, EqualTexts, Interpre
 from echo_pl.data.corpora.split import patient_split
 from echo_pl.data.corpora.table_corpus import Columns, TableReader
 from echo_pl.data.corpus_index import CorpusIndex
+from echo_pl.data.pipeline.plan import source_stamp
 from echo_pl.data.pipeline.run import Corpus, prepare
 from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.shard_reader import decode_study, read_samples
@@ -274,6 +275,9 @@ def test_general_samples_are_mixed_into_training_by_weight(tmp_path, table, capl
     assert mixed[0].normalized.findings.startswith("thing ")
     assert mixed[0].raw is None
     assert not any(study.meta.get("kind") for split in ("val", "test") for study in splits[split])
+    shown = json.loads((tmp_path / "out" / "tokenizer" / "tokenizer.json").read_text())["texts"]
+    place = shown.index(mixed[0].normalized.findings)
+    assert shown[place - 1] == "What is it?"
     assert len({place // 6 for place, s in enumerate(splits["train"]) if s.meta.get("kind")}) > 1, "in one shard only"
     assert "were asked for" not in caplog.text
 
@@ -304,6 +308,63 @@ def test_a_source_that_changes_ends_the_run(tmp_path, table, monkeypatch):
         prepare(tmp_path / "out", SMALL, parts)
 
 
+def test_every_byte_of_every_table_counts(tmp_path):
+    table = tmp_path / "source" / "metadata" / "rows.csv"
+    table.parent.mkdir(parents=True)
+    content = bytearray(b"0" * (5 << 20))
+    table.write_bytes(content)
+    (tmp_path / "source" / "images.tar.gz").write_bytes(b"1")
+    before = source_stamp(tmp_path / "source"), source_stamp(table)
+    (tmp_path / "source" / "images.tar.gz").unlink()  # unpacked, and no longer needed
+    assert (source_stamp(tmp_path / "source"), source_stamp(table)) == before
+    content[len(content) // 2] = 49
+    table.write_bytes(content)
+    assert source_stamp(tmp_path / "source") != before[0]
+    assert source_stamp(table) != before[1]
+
+
+def test_a_finished_corpus_without_one_of_its_shards_is_not_found(table, tmp_path):
+    prepare(tmp_path / "out", SMALL, make_parts(table))
+    (tmp_path / "out" / "train-000001.tar").unlink()
+    with pytest.raises(ValueError, match=r"train-000001.tar is gone"):
+        prepare(tmp_path / "out", SMALL, make_parts(table))
+
+
+def test_work_that_was_to_be_kept_is_kept_by_a_rerun(table, tmp_path):
+    prepare(tmp_path / "out", SMALL, make_parts(table), keep_work=True)
+    prepare(tmp_path / "out", SMALL, make_parts(table), keep_work=True)
+    assert (tmp_path / "out" / ".work" / "listed").is_dir()
+    prepare(tmp_path / "out", SMALL, make_parts(table))
+    assert not (tmp_path / "out" / ".work").exists()
+
+
+def test_notes_of_a_dataset_do_not_pass_for_those_of_the_pipeline(table, tmp_path):
+    prepare(tmp_path / "out", SMALL, replace(make_parts(table), reader=_Noted(table)))
+    for study in all_of(tmp_path / "out"):
+        assert study.meta["source_kind"] == "general"
+        assert study.meta["source_language"] == "zh"
+        assert (study.meta.get("kind"), study.meta["language"], study.meta["age"]) == (None, "en", "50")
+
+
+class _Noted:
+    name, licence, citation = "look-alike", "CC0", "nobody"
+
+    def __init__(self, table: Path) -> None:
+        self._reader = _reader(table)
+
+    def studies(self, *, skip: int = 0):
+        for study in self._reader.studies(skip=skip):
+            yield replace(study, meta={"kind": "general", "language": "zh", "age": "50"})
+
+
+def test_bars_write_little_into_a_log(table, tmp_path, capsys):
+    prepare(tmp_path / "out", replace(SMALL, work_size=1), make_parts(table), progress=True)
+    said = capsys.readouterr().err
+    assert "shards" in said
+    assert "40/40" in said
+    assert said.count("\r") < 20  # of 40 files in each of three steps
+
+
 def test_a_folder_with_other_things_is_not_written_to(tmp_path, table):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds 'notes.txt'"):
@@ -311,10 +372,15 @@ def test_a_folder_with_other_things_is_not_written_to(tmp_path, table):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_nothing_left_is_an_error(tmp_path):
+def test_nothing_left_is_an_error_that_says_why(tmp_path):
     table = write_dataset(tmp_path / "source", [row(n, findings=GARBLED) for n in range(4)])
-    with pytest.raises(ValueError, match="not one study is left to write; of 4 entries were left out: normalize: garbled 4"):
+    with pytest.raises(ValueError, match=r"not one study is left to write \(normalize: garbled 4\)"):
         prepare(tmp_path / "out", SMALL, make_parts(table))
+    one_section = write_dataset(tmp_path / "one_section", [row(n, impression="") for n in range(4)])
+    with pytest.raises(ValueError, match=r"read: incomplete_report 4; .*--keep-incomplete"):
+        prepare(tmp_path / "none", SMALL, make_parts(one_section))
+    prepare(tmp_path / "kept", replace(SMALL, keep_incomplete=True), make_parts(one_section))
+    assert len(all_of(tmp_path / "kept")) == 4
 
 
 @pytest.mark.parametrize(

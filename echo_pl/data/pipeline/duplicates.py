@@ -26,6 +26,7 @@ def find_duplicates(
     listing: Listing,
     base: Path,
     splitter: Splitter,
+    kept: Path,
     result: Path,
     on_entries: Callable[[int], None],
 ) -> Mapping[int, str]:
@@ -39,6 +40,7 @@ def find_duplicates(
         listing: how many files there are.
         base: of relative paths.
         splitter: says what the training split is.
+        kept: folder of what a search that was ended had found out.
         result: file for the answer; if it is there, it is the answer.
         on_entries: told how many entries more were looked at; each is looked at twice.
     """
@@ -56,7 +58,7 @@ def find_duplicates(
 
         found = {
             one.key: f"cosine {one.cosine:.3f} with entry {one.of}{' of a held-out split' if one.held_out else ''}"
-            for one in search.find(texts(train=True), texts(train=False), threshold)
+            for one in search.find(texts(train=True), texts(train=False), threshold, kept)
         }
         write_json(result, {"left_out": found})
     return {int(place): detail for place, detail in read_json(result)["left_out"].items()}

@@ -65,14 +65,14 @@ class Entry:
 
 
 def encode(entry: Entry | LeftOut, base: Path) -> Record:
-    """An entry as JSON; paths inside ``base`` become relative to it, so that the same files elsewhere are the same entry."""
+    """An entry as JSON; paths become relative to ``base``, so that the same files elsewhere are the same entry."""
     if isinstance(entry, LeftOut):
         return {"left_out": asdict(entry)}
     record = asdict(entry)
     for image in record["study"]["images"]:
         for name, value in image.items():
             if isinstance(value, Path):
-                image[name] = _relative(value, base)
+                image[name] = relative(value, base)
     return {"entry": record}
 
 
@@ -118,11 +118,15 @@ def _normalized(record: Record | None) -> NormalizedReport | None:
 
 
 def _image(record: Record, base: Path) -> SourceImage:
-    paths = {name: base / record[name] for name in ("path", "root") if record.get(name) is not None}
+    # A name that leads out of the folder is joined as text: the folder may be a link to one with other neighbours.
+    paths = {name: Path(os.path.normpath(base / record[name])) for name in ("path", "root") if record.get(name) is not None}
     return SourceImage(**{**record, **paths})
 
 
-def _relative(path: Path, base: Path) -> str:
-    absolute = Path(os.path.abspath(path))
-    folder = Path(os.path.abspath(base))
-    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
+def relative(path: Path, base: Path) -> str:
+    """A path as seen from a folder; links are not followed.
+
+    >>> relative(Path("/data/iu/png/1.png"), Path("/data/iu/reports"))
+    '../png/1.png'
+    """
+    return os.path.relpath(path, base)

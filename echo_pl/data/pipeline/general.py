@@ -21,12 +21,11 @@ from echo_pl.data.corpora.reading import RejectedError, find_image
 from echo_pl.data.pipeline.entries import Entry, LeftOut, encode
 from echo_pl.data.pipeline.files import write_lines
 from echo_pl.data.reports.report import RawReport
-from echo_pl.data.request import GENERAL
+from echo_pl.data.request import CONTROL, GENERAL
 
 logger = logging.getLogger(__name__)
 
 STEP: Final = "general"
-_CONTROL: Final = "<|"
 
 
 def choose_general(path: Path, count: int, *, seed: int, base: Path, result: Path) -> None:
@@ -72,7 +71,7 @@ def _entry(folder: Path, key: str, line: bytes) -> Entry:
             value.encode()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RejectedError("damaged_line", "image and text must be there, as text") from None
-    if _CONTROL in prompt:
+    if CONTROL in prompt:
         raise RejectedError("control_token", "the prompt has a tokenizer's control token")
     found: SourceImage = find_image(folder, image)
     meta = {"kind": GENERAL, **({"prompt": prompt} if prompt else {})}

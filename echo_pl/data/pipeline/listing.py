@@ -20,6 +20,8 @@ from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries
 from echo_pl.data.pipeline.files import read_json, write_json, write_lines
 from echo_pl.data.pipeline.settings import Settings
 
+INCOMPLETE: Final = "incomplete_report"
+"""Reason for leaving out a report without findings or without impression."""
 _DONE: Final = "done.json"
 
 
@@ -134,7 +136,7 @@ def _entry(place: int, study: SourceStudy, settings: Settings, keys: set[str]) -
     if settings.languages and study.language not in settings.languages:
         return entry.left_out("reject", "read", "other_language", _safe(study.language))
     if not settings.keep_incomplete and not (study.report.findings.strip() and study.report.impression.strip()):
-        return entry.left_out("filtered", "read", "incomplete_report")
+        return entry.left_out("filtered", "read", INCOMPLETE)
     try:
         for text in (*astuple(study.report), study.patient, *study.labels, *study.meta, *study.meta.values()):
             text.encode()

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from PIL import Image
 
 from echo_pl.data.pipeline.sharding import STATEMENTS
-from echo_pl.data.request import GENERAL
+from echo_pl.data.request import GENERAL, GENERAL_PROMPT
 from echo_pl.data.study import Study
 
 THUMBNAIL = 384
@@ -84,7 +84,7 @@ def _original(study: Study) -> str:
 
 
 def _prompted(study: Study) -> str:
-    prompt, text = html.escape(study.meta.get("prompt", "")), html.escape(study.normalized.findings)
+    prompt, text = html.escape(study.meta.get("prompt", GENERAL_PROMPT)), html.escape(study.normalized.findings)
     return f'<p><span class="head">Prompt</span>{prompt}</p><p><span class="head">Text</span>{text}</p>'
 
 

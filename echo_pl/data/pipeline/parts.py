@@ -74,8 +74,13 @@ class DuplicateSearch(Protocol):
         """What it compares by, with its version."""
         ...
 
-    def find(self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float) -> Iterable[Duplicate]:
-        """Return which (key, text) of the training split are to go, as like another one or a held-out one."""
+    def find(
+        self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float, kept: Path
+    ) -> Iterable[Duplicate]:
+        """Return which (key, text) of the training split are to go, as like another one or a held-out one.
+
+        What was costly to find out may be kept in a folder, which is given again if the search is ended and begun anew.
+        """
         ...
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from echo_pl.data.corpora.reading import safe_key
-from echo_pl.data.corpus_index import INDEX_NAME, check_local
+from echo_pl.data.corpus_index import INDEX_NAME, CorpusIndex, check_local
 from echo_pl.data.pipeline.files import read_json, remove_partials, write_json
 from echo_pl.data.pipeline.parts import Parts
 from echo_pl.data.pipeline.settings import Settings
@@ -35,8 +34,7 @@ ANSWERS: Final = ".answers"
 """Where the answers of a language model may be kept, between corpora: no part of the corpus."""
 CARD: Final = "card.json"
 _PLAN: Final = "plan.json"
-_TABLES: Final = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".txt", ".gz", ".tgz", ".tar", ".zip")
-_SAMPLED_BYTES: Final = 1 << 20
+_TABLES: Final = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".txt")
 
 Plan = Mapping[str, str | int | float | bool | None]
 
@@ -81,30 +79,32 @@ def _check_parts(settings: Settings, parts: Parts) -> None:
 
 
 def source_stamp(source: Path) -> str:
-    """Hash of a dataset's tables: of a file, or of those directly in a folder, by name, size, first and last MiB.
+    """Hash of a dataset's tables, every byte: of a file, or of those in a folder and in the folders directly in it.
 
-    It sees a table that was replaced or has grown, not every changed byte in the middle of a large one. Images are looked at one by
-    one where the source is listed.
+    In a folder tables are told by their names, also gzipped; archives are not read there, so they are no part of it. Reports in
+    files of their own further down (MIMIC-CXR) and images are looked at where the source is listed.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
     """
     if source.is_dir():
-        with os.scandir(source) as found:
-            paths = sorted(Path(entry.path) for entry in found if entry.is_file() and entry.name.lower().endswith(_TABLES))
+        folders = [source, *(Path(entry.path) for entry in os.scandir(source) if entry.is_dir())]
+        paths = sorted(path for folder in folders for path in _tables(folder))
     elif source.is_file():
         paths = [source]
     else:
         raise FileNotFoundError(errno.ENOENT, "no dataset there; name its folder or file", str(source))
     stamp = hashlib.sha256()
     for path in paths:
-        size = path.stat().st_size
-        stamp.update(f"{path.name}\0{size}\0".encode("utf-8", errors="surrogateescape"))
+        name = path.relative_to(source) if path != source else path.name
         with path.open("rb") as file:
-            stamp.update(file.read(_SAMPLED_BYTES))
-            file.seek(max(file.tell(), size - _SAMPLED_BYTES))
-            stamp.update(file.read(_SAMPLED_BYTES))
+            stamp.update(os.fsencode(name) + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return stamp.hexdigest()[:16]
+
+
+def _tables(folder: Path) -> list[Path]:
+    with os.scandir(folder) as found:
+        return [Path(entry.path) for entry in found if entry.name.lower().removesuffix(".gz").endswith(_TABLES) and entry.is_file()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,6 @@ def workplace(out: Path | str, plan: Plan) -> Iterator[Workplace | None]:
     folder = check_local(out)
     if (folder / INDEX_NAME).is_file():
         _check_finished(folder, plan)
-        shutil.rmtree(folder / WORK, ignore_errors=True)
         yield None
         return
     work = folder / WORK
@@ -160,6 +159,13 @@ def _check_finished(folder: Path, plan: Plan) -> None:
     if not isinstance(made, dict):
         raise ValueError(f"{folder / CARD} has no settings; choose another folder or delete this one")
     _compare(made, plan, f"{folder} already holds a corpus", "choose another folder or delete this one")
+    for shards in CorpusIndex.load(folder).splits.values():
+        for shard in shards:
+            path = folder / shard.name
+            if not path.is_file() or path.stat().st_size != shard.bytes:
+                raise ValueError(
+                    f"{path} is gone or has not the {shard.bytes} bytes that the index says; delete the folder and run again"
+                )
 
 
 def _compare(made: Mapping[str, object], asked: Plan, what: str, way_out: str) -> None:

@@ -7,6 +7,7 @@ nothing of what is in a shard.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from echo_pl.data.pipeline.arranging import LEFT_OUT, REVIEW
 from echo_pl.data.pipeline.card import Card
 from echo_pl.data.pipeline.entries import LeftOut
 from echo_pl.data.pipeline.files import read_lines, whole_file, write_json, write_lines
+from echo_pl.data.pipeline.listing import INCOMPLETE
 from echo_pl.data.pipeline.plan import CARD
 from echo_pl.data.pipeline.sharding import WrittenShard
 from echo_pl.data.pipeline.tokenizing import TOKENIZER
@@ -26,19 +28,13 @@ README: Final = "README.md"
 
 
 def make_index(corpus: str, options: Options, written: Sequence[WrittenShard], *, shard_size: int) -> CorpusIndex:
-    """The index of all shards with studies.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The index of all shards with studies; there is one at least."""
     splits: dict[str, tuple[Shard, ...]] = {}
     labels: set[str] = set()
     for one in written:
         if one.shard is not None:
             splits[one.split] = (*splits.get(one.split, ()), one.shard)
             labels.update(one.counts.get("labels", {}))
-    if not splits:
-        raise ValueError("not one study is left to write")
     counts = {split: sum(shard.samples for shard in shards) for split, shards in splits.items()}
     recipe = corpus_recipe(corpus, options, counts, shard_size)
     return CorpusIndex(corpus=corpus, options=options, labels=tuple(sorted(labels)), splits=splits, recipe=recipe)
@@ -51,6 +47,20 @@ def all_left_out(arranged: Path, general: Iterable[LeftOut], written: Iterable[W
     yield from general
     for one in written:
         yield from one.left_out
+
+
+def check_any(written: Iterable[WrittenShard], left_out: Iterable[LeftOut]) -> None:
+    """See that there is a study to publish.
+
+    Raises:
+        ValueError: there is none, with what became of them.
+    """
+    if any(one.shard is not None for one in written):
+        return
+    reasons = Counter(f"{one.step}: {one.reason}" for one in left_out)
+    listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    hint = "; such reports have no findings or no impression: keep_incomplete (--keep-incomplete) uses them"
+    raise ValueError(f"not one study is left to write ({listed}{hint if f'read: {INCOMPLETE}' in reasons else ''})")
 
 
 def move_shards(shards: Path, out: Path, index: CorpusIndex) -> None:

@@ -6,12 +6,16 @@ The only file of the pipeline that knows them by name.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from echo_pl.data.embeddings import Embedder
+import numpy as np
+
+from echo_pl.data.embeddings import Embedder, Vectors
 from echo_pl.data.near_duplicates import Duplicate, find_near_duplicates
+from echo_pl.data.pipeline.files import whole_file
 from echo_pl.data.pipeline.parts import RefusedError
 from echo_pl.data.reports.answer_cache import AnswerCache
 from echo_pl.data.reports.chat import AnswerError
@@ -191,9 +195,34 @@ class EmbeddingSearch:
         """Cosine from which on two texts say the same, as the embedder has it."""
         return self._embedder.threshold
 
-    def find(self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float) -> Iterable[Duplicate]:
+    def find(
+        self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float, kept: Path
+    ) -> Iterable[Duplicate]:
         """Return which (key, text) of the training split are to go."""
-        return find_near_duplicates(train, held_out, self._embedder, threshold=threshold)
+        return find_near_duplicates(train, held_out, KeptVectors(self._embedder, kept), threshold=threshold)
+
+
+class KeptVectors:
+    """An embedder whose vectors are kept in files: a search that was killed reads again what it had, and embeds the rest.
+
+    Args:
+        embedder: makes the vectors.
+        folder: for the files, one for each call; nobody else's.
+    """
+
+    def __init__(self, embedder: Embedder, folder: Path) -> None:
+        self.name, self.width, self.threshold = embedder.name, embedder.width, embedder.threshold
+        self._embedder = embedder
+        self._folder = folder
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Vectors (texts, E)."""
+        path = self._folder / f"{hashlib.sha256(json.dumps([self.name, *texts]).encode()).hexdigest()}.npy"
+        if not path.is_file():
+            with whole_file(path, private=True) as file:
+                np.save(file, self._embedder.embed(texts))
+        vectors: Vectors = np.load(path, allow_pickle=False)
+        return vectors
 
 
 def folder_digest(folder: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +28,16 @@ from echo_pl.data.pipeline.general import choose_general
 from echo_pl.data.pipeline.listing import Listing, chunk_path, list_source
 from echo_pl.data.pipeline.normalizing import Normalizing
 from echo_pl.data.pipeline.parts import Parts, built
-from echo_pl.data.pipeline.plan import CARD, Plan, Workplace, make_plan, workplace
-from echo_pl.data.pipeline.publishing import all_left_out, make_index, move_shards, write_card, write_index, write_left_out
+from echo_pl.data.pipeline.plan import CARD, WORK, Plan, Workplace, make_plan, workplace
+from echo_pl.data.pipeline.publishing import (
+    all_left_out,
+    check_any,
+    make_index,
+    move_shards,
+    write_card,
+    write_index,
+    write_left_out,
+)
 from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.pipeline.sharding import Sharding, ShardSlice, WrittenShard, general_places, shard_slices
 from echo_pl.data.pipeline.splits import Splitter, choose_splitter
@@ -38,6 +46,9 @@ from echo_pl.data.pipeline.translating import Translating
 from echo_pl.data.pipeline.workers import Workers
 
 logger = logging.getLogger(__name__)
+
+SECONDS_IN_A_LOG = 30.0
+"""Between two states of a bar where they do not overwrite each other: a file instead of a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +85,8 @@ def prepare(
         if place is not None:
             with Workers(workers) as staff:
                 _Making(settings=settings, parts=parts, plan=plan, place=place, staff=staff, progress=progress).all_steps()
-            if not keep_work:
-                shutil.rmtree(place.work)
+        if not keep_work:
+            shutil.rmtree(Path(out) / WORK, ignore_errors=place is None)
     index, card = CorpusIndex.load(out), Card(record=read_json(Path(out) / CARD))
     return Corpus(index=index, card=card, found=place is None)
 
@@ -132,6 +143,7 @@ class _Making:
                 listing=listing,
                 base=self.parts.base,
                 splitter=splitter,
+                kept=self._folder("vectors"),
                 result=self._folder("duplicates.json"),
                 on_entries=advance,
             )
@@ -195,12 +207,9 @@ class _Making:
 
     def _publish(self, listing: Listing, splitter: Splitter, arrangement: Arrangement, written: list[WrittenShard]) -> None:
         out, reader = self.place.out, self.parts.reader
-        options = {**self.plan, "listing": listing.digest}
         general = list(self._general_rejects())
-        if all(one.shard is None for one in written):
-            reasons = Counter(f"{one.step}: {one.reason}" for one in all_left_out(arrangement.folder, general, written))
-            told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-            raise ValueError(f"not one study is left to write; of {listing.entries} entries were left out: {told}")
+        check_any(written, all_left_out(arrangement.folder, general, written))
+        options = {**self.plan, "listing": listing.digest}
         index = make_index(reader.name, options, written, shard_size=self.settings.shard_size)
         card = make_card(
             index=index,
@@ -245,7 +254,15 @@ class _Making:
     @contextmanager
     def _bar(self, step: str, total: int | None) -> Iterator[Callable[[int], None]]:
         logger.info("%s: begins", step)
-        with tqdm(total=total, desc=f"{step:15}", unit="study", unit_scale=True, disable=not self.progress) as bar:
+        often = 0.1 if sys.stderr.isatty() else SECONDS_IN_A_LOG
+        with tqdm(
+            total=total,
+            desc=f"{step:15}",
+            unit=" studies",
+            mininterval=often,
+            maxinterval=max(often, 10),
+            disable=not self.progress,
+        ) as bar:
 
             def advance(count: int) -> None:
                 bar.update(count)

@@ -35,10 +35,10 @@ from echo_pl.structs import ReportText
 
 STATEMENTS: Final = "statements"
 """In a study's ``meta``: ``[[section, characters, imputed], ...]`` of the findings, in their order."""
-
-
 LOST_IMAGES: Final = "lost_images"
 """In a study's ``meta``: how many images the dataset names besides those that are here."""
+RESERVED: Final = frozenset({"corpus", "impression", "kind", "language", LOST_IMAGES, "patient", "prompt", STATEMENTS, "view"})
+"""What ``meta`` says in words of this pipeline: a dataset's own note of such a name is kept as ``source_<name>``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,8 @@ class Sharding:
         source, report = entry.study, entry.normalized
         if report is None:
             return {"corpus": self.corpus, **source.meta}
-        meta = {} if self.anonymous else {"patient": source.patient, **source.meta}
+        told = {f"source_{name}" if name in RESERVED else name: value for name, value in source.meta.items()}
+        meta = {} if self.anonymous else {"patient": source.patient, **told}
         if any(views):
             meta["view"] = "|".join(views)
         if lost := len(source.images) + len(source.lost) - len(views):

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.pipeline.parts import TrainTokenizer
+from echo_pl.data.request import GENERAL, GENERAL_PROMPT
 from echo_pl.data.response import FORMS, Language, format_response
 from echo_pl.data.shard_reader import IMAGE_SUFFIXES, read_samples
 from echo_pl.structs import ReportText
@@ -39,20 +40,29 @@ def put_tokenizer(make: TrainTokenizer, out: Path, index: CorpusIndex, *, report
 
 
 def _texts(out: Path, index: CorpusIndex, most: int) -> Iterator[str]:
-    """Both versions of reports with the instruction before each, as training shows them. Shards are in random order already."""
+    """What training shows: instructions and reports in both versions, prompts and texts of general samples.
+
+    Shards are in random order already, so the first ones are a fair choice.
+    """
     split = "train" if "train" in index.splits else next(iter(index.splits))
     seen = 0
     for shard in index.shards(split):
         for _, raw in read_samples(out, shard, range(min(shard.samples, most - seen)), passed_over=IMAGE_SUFFIXES):
-            record = json.loads(raw.fields["json"])
-            form: Language = "zh" if record["meta"].get("language") == "zh" else "en"
-            yield FORMS[form].instruction
-            yield format_response(_report(record), form)
-            if record["raw"] is not None:
-                yield format_response(_report(record["raw"]), "en")
+            yield from _shown(json.loads(raw.fields["json"]))
             seen += 1
         if seen >= most:
             return
+
+
+def _shown(record: Mapping[str, Any]) -> Iterator[str]:
+    meta = record["meta"]
+    if meta.get("kind") == GENERAL:
+        yield from (meta.get("prompt", GENERAL_PROMPT), record["findings"])
+        return
+    form: Language = "zh" if meta.get("language") == "zh" else "en"
+    yield from (FORMS[form].instruction, format_response(_report(record), form))
+    if record["raw"] is not None:
+        yield format_response(_report(record["raw"]), "en")
 
 
 def _report(record: Mapping[str, Any]) -> ReportText:
