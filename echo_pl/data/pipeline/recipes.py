@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echo_pl.data.embeddings import Embedder
-from echo_pl.data.near_duplicates import Duplicate, find_near_duplicates
+from echo_pl.data.near_duplicates import Duplicate, critical_words, find_near_duplicates
 from echo_pl.data.pipeline.parts import RefusedError
 from echo_pl.data.reports.answer_cache import AnswerCache
 from echo_pl.data.reports.chat import AnswerError
+from echo_pl.data.reports.cleaning import clean
 from echo_pl.data.reports.completeness import CompletenessCheck
 from echo_pl.data.reports.endpoint import ChatEndpoint
+from echo_pl.data.reports.labeller import Labeller
 from echo_pl.data.reports.llm_normalizer import LLMNormalizer
+from echo_pl.data.reports.rendering import canonical_in_chinese
 from echo_pl.data.reports.report import NormalizedReport, RawReport
 from echo_pl.data.reports.rules import RuleNormalizer
-from echo_pl.data.reports.translation import Translator
+from echo_pl.data.reports.translation import Translator, filling_in_chinese
 from echo_pl.data.response import Language
 
 
@@ -139,8 +142,8 @@ class LLMTranslator:
 
     @property
     def name(self) -> str:
-        """Model and version of the prompt."""
-        return self._translator.name
+        """Model, version of the prompt, and of the tables that translate what is canonical."""
+        return f"{self._translator.name}-{RuleNormalizer.name}"
 
     def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | RefusedError]:
         """Yield each report translated, or why it cannot be, in their order."""
@@ -164,24 +167,31 @@ class TranslatorRecipe:
         return cls(name=cls(name="", endpoint=endpoint).build().name, endpoint=endpoint)
 
     def build(self) -> LLMTranslator:
-        """Make it."""
-        return LLMTranslator(Translator(self.endpoint.build()))
+        """Make it; sentences of either engine's tables are not sent."""
+        return LLMTranslator(Translator(self.endpoint.build(), known=_canonical))
+
+
+def _canonical(text: str) -> str | None:
+    return canonical_in_chinese(text) or filling_in_chinese(text)
 
 
 class EmbeddingSearch:
-    """Near-duplicates by the cosine of embeddings, negations, sides and numbers being equal.
+    """Near-duplicates by the cosine of embeddings, where findings, negations, sides and numbers are equal.
+
+    Findings are what the labeller reads, with their certainty, sides and zones: "left effusion, no nodule" has the denials and
+    sides of "no effusion, left nodule", and is no duplicate of it.
 
     Args:
         embedder: makes the vectors.
     """
 
     def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
+        self._embedder, self._labeller = embedder, Labeller()
 
     @property
     def name(self) -> str:
-        """That of the embedder."""
-        return self._embedder.name
+        """That of the embedder and of the labeller."""
+        return f"{self._embedder.name}-{self._labeller.version}"
 
     @property
     def threshold(self) -> float:
@@ -190,7 +200,17 @@ class EmbeddingSearch:
 
     def find(self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float) -> Iterable[Duplicate]:
         """Return which (key, text) of the training split are to go."""
-        return find_near_duplicates(train, held_out, self._embedder, threshold=threshold)
+        return find_near_duplicates(train, held_out, self._embedder, threshold=threshold, signature=self.signature)
+
+    def signature(self, text: str) -> str:
+        """What two duplicates have in common: findings that are there or in doubt, and denials, sides and numbers as they stand."""
+        readable = clean(text).text
+        found = (
+            " ".join((name, label.status.value, *sorted(label.sides), *sorted(label.zones)))
+            for name, label in self._labeller.label(readable).items()
+            if label.present
+        )
+        return "; ".join((critical_words(readable), *found))
 
 
 def folder_digest(folder: Path) -> str:

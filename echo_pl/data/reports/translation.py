@@ -61,10 +61,10 @@ def chosen(key: str, *, seed: int, share: float = 0.5) -> bool:
     return int.from_bytes(digest[:8]) < share * 2**64
 
 
-def canonical_in_chinese(text: str) -> str | None:
+def filling_in_chinese(text: str) -> str | None:
     """The Chinese for a sentence that fills in for a region that was not mentioned; None for any other sentence.
 
-    >>> canonical_in_chinese("The hila are unremarkable."), canonical_in_chinese("The hila are large.")
+    >>> filling_in_chinese("The hila are unremarkable."), filling_in_chinese("The hila are large.")
     ('肺门未见明显异常。', None)
     """
     return _CANONICAL.get(text)
@@ -87,7 +87,7 @@ class Translator:
         self,
         endpoint: ChatEndpoint,
         *,
-        known: Callable[[str], str | None] = canonical_in_chinese,
+        known: Callable[[str], str | None] = filling_in_chinese,
         form: Form = "json_schema",
         max_tokens: int = 2048,
     ) -> None:
