@@ -120,9 +120,7 @@ def build_metrics(choice: MetricChoice, cases: Iterable[Case], sections: Section
     if choice.embedding_model is None:
         leave_out("embedding similarity", "no sentence encoder (--embedding-model)")
     elif not any(isinstance(metric, FindingScores) for metric in metrics):
-        leave_out(
-            "embedding similarity", "it is never reported alone, as it hardly sees a negation, and there are no finding scores"
-        )
+        leave_out("embedding similarity", "it is never reported alone, and there are no finding scores")
     else:
         encoder = load_text_encoder(choice.embedding_model, choice.device)
         metrics.append(EmbeddingSimilarity(encoder.encode, encoder.name, encoder.detail))

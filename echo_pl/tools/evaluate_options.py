@@ -84,8 +84,6 @@ def refuse_bad_options(args: argparse.Namespace) -> None:
     if args.clinical_models is not None and not args.clinical:
         raise ValueError(f"--clinical-models has no use without --clinical ({', '.join(BACKENDS)} or all)")
     if args.reader in JUDGES and args.language != "en":
-        raise ValueError(
-            f"--reader {args.reader} knows English sentences only; reports in {args.language!r} need --reader {LABELLER}"
-        )
+        raise ValueError(f"--reader {args.reader} knows English sentences only; for {args.language!r} give --reader {LABELLER}")
     if (args.out / AGGREGATE).exists() and not args.overwrite:
         raise FileExistsError(f"there is an evaluation in {args.out}: give another --out, or --overwrite")

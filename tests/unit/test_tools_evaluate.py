@@ -117,7 +117,7 @@ REAL = {
         [
             ("Small left pleural effusion. The heart is enlarged. No pneumothorax.", "Effusion and cardiomegaly."),
             (
-                "The lungs are clear. There is a left-sided pacemaker. Calcified granuloma in the right upper lobe.",
+                "The lungs are clear. Left-sided pacemaker. Calcified granuloma in the right upper lobe.",
                 "No acute disease.",
             ),
         ],

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from echo_pl.data.reports.anatomy import ANATOMY, BECOMES, PAIRS
-from echo_pl.data.reports.concepts import BY_NAME
+from echo_pl.data.reports.concepts import BY_NAME, is_device
 from echo_pl.data.reports.cues import (
     BROAD_PARTS,
     EXPANDED,
@@ -142,6 +142,8 @@ def _qualifiers(item: Item, items: Sequence[Item], tokens: Sequence[Token]) -> t
 
 
 def _denied_as(item: Item, items: Sequence[Item], tokens: Sequence[Token], sentence: str, name: str, placed: bool) -> str:
+    if is_device(name):
+        return ""  # "the left chest tube has been removed" is more than that there is none
     begin = _begin(item, items)
     parts = [one for one in items if one.term.role is Role.PART and one.chunk == item.chunk and one.first >= begin]
     narrow = [one for one in parts if placed or one.term.value not in BROAD_PARTS]
