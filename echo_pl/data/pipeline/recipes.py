@@ -12,7 +12,7 @@ from pathlib import Path
 
 from echo_pl.data.embeddings import Embedder
 from echo_pl.data.near_duplicates import Duplicate, critical_words, find_near_duplicates
-from echo_pl.data.pipeline.parts import RefusedError
+from echo_pl.data.pipeline.parts import Parts, RefusedError, built
 from echo_pl.data.reports.answer_cache import AnswerCache
 from echo_pl.data.reports.chat import AnswerError
 from echo_pl.data.reports.cleaning import clean
@@ -24,6 +24,7 @@ from echo_pl.data.reports.rendering import canonical_in_chinese
 from echo_pl.data.reports.report import NormalizedReport, RawReport
 from echo_pl.data.reports.rules import RuleNormalizer
 from echo_pl.data.reports.translation import Translator, filling_in_chinese
+from echo_pl.data.reports.usage import Usage
 from echo_pl.data.response import Language
 
 
@@ -83,6 +84,8 @@ class EndpointSpec:
     """Folder for its answers, so that nothing is asked twice."""
     api_key_variable: str | None = None
     concurrency: int = 8
+    timeout: float = 300.0
+    """Seconds for one answer."""
 
     def build(self) -> ChatEndpoint:
         """Make a client."""
@@ -92,6 +95,7 @@ class EndpointSpec:
             api_key_variable=self.api_key_variable,
             cache=AnswerCache(self.answers),
             concurrency=self.concurrency,
+            timeout=self.timeout,
         )
 
 
@@ -100,6 +104,11 @@ class LLMEngine:
 
     def __init__(self, normalizer: LLMNormalizer) -> None:
         self._normalizer = normalizer
+
+    @property
+    def usage(self) -> Usage:
+        """What was asked so far, and what it cost."""
+        return self._normalizer.usage
 
     @property
     def name(self) -> str:
@@ -139,6 +148,11 @@ class LLMTranslator:
 
     def __init__(self, translator: Translator) -> None:
         self._translator = translator
+
+    @property
+    def usage(self) -> Usage:
+        """What was asked so far, and what it cost."""
+        return self._translator.usage
 
     @property
     def name(self) -> str:
@@ -211,6 +225,13 @@ class EmbeddingSearch:
             if label.present
         )
         return "; ".join((critical_words(readable), *found))
+
+
+def usages(parts: Parts) -> dict[str, Usage]:
+    """What each language model was asked in this process, where models are always asked; those that were not are not there."""
+    models = [one for one in (parts.engine, parts.translator) if isinstance(one, LLMRecipe | TranslatorRecipe)]
+    found = {one.name: built(one).usage for one in models}
+    return {name: usage for name, usage in found.items() if usage.requests or usage.cached}
 
 
 def folder_digest(folder: Path) -> str:

@@ -28,6 +28,7 @@ from echo_pl.data.reports.llm_prompt import (
     user_message,
 )
 from echo_pl.data.reports.report import OTHER, NormalizedReport, RawReport, Statement
+from echo_pl.data.reports.usage import Usage
 from echo_pl.data.response import Language
 
 _REMOVED = re.compile(r"X{3,}|_{3,}|\[\*\*.*?\*\*\]")
@@ -68,6 +69,11 @@ class LLMNormalizer:
         self._format = response_format(form, "normalized_report", answer_schema())
         self._max_tokens = max_tokens
         self._system = system_message(language)
+
+    @property
+    def usage(self) -> Usage:
+        """What the endpoint was asked so far, and what it cost."""
+        return self._endpoint.usage
 
     @property
     def name(self) -> str:

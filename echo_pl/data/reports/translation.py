@@ -19,6 +19,7 @@ from echo_pl.data.reports.json_answer import Form, load_json, response_format, t
 from echo_pl.data.reports.llm_prompt import CANONICAL
 from echo_pl.data.reports.report import NormalizedReport
 from echo_pl.data.reports.survival import lost
+from echo_pl.data.reports.usage import Usage
 
 PROMPT_VERSION: Final = "1"
 """To be raised with every change of what a model is sent."""
@@ -96,6 +97,11 @@ class Translator:
         self._form: Form = form
         response_format(form, "", {})
         self._max_tokens = max_tokens
+
+    @property
+    def usage(self) -> Usage:
+        """What the endpoint was asked so far, and what it cost."""
+        return self._endpoint.usage
 
     @property
     def name(self) -> str:
