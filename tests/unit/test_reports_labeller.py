@@ -58,7 +58,7 @@ def said(labeller: Labeller, text: str) -> dict[str, str]:
         ("Several lower thoracic deformities.", {"vertebral_deformity": "positive"}),
         ("Deformed right ribs.", {"deformity": "positive"}),
         ("Mild pectus excavatum deformity.", {"chest_wall_deformity": "positive"}),
-        ("The tube ends outside the thoracic cavity.", {}),
+        ("Fluid fills the thoracic cavity.", {}),
         ("Thin-walled cavitary lesion.", {"cavity": "positive"}),
         ("Sclerotic lesion of the humerus.", {"bone_lesion": "positive"}),
         ("Subchondral cystic changes of the glenoid.", {"degenerative_change": "positive"}),

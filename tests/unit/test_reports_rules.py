@@ -61,6 +61,7 @@ def test_clauses(engine, sentence, expected):
     ("sentence", "section_name", "text"),
     [
         # Each of these went wrong once, and no label showed it.
+        ("No visible bony injury.", "bones", "No visible bony injury."),
         ("The tracheostomy tube has been removed.", "mediastinum", "The tracheostomy tube has been removed."),
         (
             "Shadow compatible with effusion, accompanied with some atelectasis.",

@@ -36,6 +36,8 @@ _DIVIDING = (Role.JOINT, Role.BREAK, Role.DENY)
 _BEFORE = (*_DIVIDING, Role.FINDING, Role.DOUBT)
 _EXPANDING = frozenset({"lungs", "lung_volume"})
 _NARROWING = frozenset({"left", "right", "cervical", "lumbar", "top", "high", "near", *ZONES})
+_NARROWER = frozenset({"injury", "trauma", "irregularity"})
+"""Less than an abnormality: to deny one is not to deny the other."""
 _CACHED = 65_536
 """Sentences kept in memory with their analysis: reports repeat each other."""
 
@@ -180,7 +182,9 @@ def _unknown(items: Sequence[Item], tokens: Sequence[Token]) -> tuple[tuple[int,
     return tuple(
         (token.start, token.end)
         for i, token in enumerate(tokens)
-        if (token.stem in _NARROWING and not (i in named and token.stem in ZONES)) or (i not in covered and token.stem not in fine)
+        if token.stem in _NARROWER
+        or (token.stem in _NARROWING and not (i in named and token.stem in ZONES))
+        or (i not in covered and token.stem not in fine)
     )
 
 
