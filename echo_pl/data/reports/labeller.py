@@ -80,7 +80,8 @@ class Labeller:
         spoken: set[str] = set()
         for sentence in reader.split(text):
             found = reader.read(sentence)
-            spoken.update(one.region for one in (*found.mentions, *found.normals))
+            spoken.update(one.region for one in found.mentions)
+            spoken.update(one.region for one in found.normals)
             spoken.update(region for region, _ in found.changed)
             if not (found.mentions or found.normals or found.changed):
                 spoken.update(_regions_of(found.parts))
