@@ -64,7 +64,7 @@ class MetricChoice:
         if self.embedding_model is not None and self.reader is None:
             raise ValueError(
                 "an embedding similarity is never reported alone, as it hardly sees a negation: it needs the finding scores "
-                "beside it, and there is nobody to read findings (--judge)"
+                "beside it, and there is nobody to read findings (--reader)"
             )
 
 
@@ -119,6 +119,8 @@ def build_metrics(choice: MetricChoice, cases: Iterable[Case], sections: Section
         metrics.append(Perplexity(model.score, f"{model.name}, {model.detail}"))
     if choice.embedding_model is None:
         leave_out("embedding similarity", "no sentence encoder (--embedding-model)")
+    elif not any(isinstance(metric, FindingScores) for metric in metrics):
+        leave_out("embedding similarity", "it is never reported alone, and there are no finding scores")
     else:
         encoder = load_text_encoder(choice.embedding_model, choice.device)
         metrics.append(EmbeddingSimilarity(encoder.encode, encoder.name, encoder.detail))
@@ -133,7 +135,7 @@ def _findings(
     leave_out: Callable[[str, str], None],
 ) -> None:
     if reader is None:
-        leave_out("findings", "nobody to read findings (--judge)")
+        leave_out("findings", "nobody to read findings (--reader)")
         leave_out("region_completeness", "nobody to read regions")
         return
     label = lru_cache(maxsize=None)(reader.label)  # references are read for every run, and worst cases once more

@@ -25,6 +25,7 @@ from echo_pl.data.reports.report import OTHER, NormalizedReport, RawReport
 from echo_pl.data.reports.rules import RuleNormalizer
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.tools.mesh_labels import JUDGED, tagged
+from echo_pl.tools.plain_comparison import plain_violations
 
 Part = Literal["all", "held_out", "rest"]
 
@@ -40,6 +41,8 @@ class Checked:
     problems: tuple[Problem, ...] = ()
     reason: str = ""
     """Why it was refused."""
+    plain: tuple[tuple[str, str], ...] = ()
+    """What a comparison of words finds, which shares nothing with the engine."""
 
 
 def held_out(key: str) -> bool:
@@ -82,7 +85,8 @@ def check(rows: Sequence[dict[str, Any]]) -> tuple[list[Checked], float]:
     checked = []
     for row, raw, (normalized, reason) in zip(rows, raws, done, strict=True):
         problems = tuple(completeness.problems(raw, normalized)) if normalized else ()
-        checked.append(Checked(key=str(row["id"]), raw=raw, normalized=normalized, problems=problems, reason=reason))
+        plain = tuple(plain_violations(raw, normalized)) if normalized and normalized.language == "en" else ()
+        checked.append(Checked(key=str(row["id"]), raw=raw, normalized=normalized, problems=problems, reason=reason, plain=plain))
     return checked, seconds
 
 
@@ -103,6 +107,10 @@ def figures(checked: Sequence[Checked], seconds: float) -> dict[str, Any]:
         "complete": passed,
         "complete_share": passed / max(len(reports), 1),
         "problems": dict(problems.most_common()),
+        "plain_comparison": {
+            "reports": sum(bool(one.plain) for one, _ in reports),
+            "violations": dict(Counter(name for one, _ in reports for name, _ in one.plain).most_common()),
+        },
         "all_regions_share": sum("region_missing" not in {p.name for p in one.problems} for one, _ in reports)
         / max(len(reports), 1),
         "clauses": len(statements),
@@ -164,6 +172,7 @@ def review(checked: Iterable[Checked]) -> str:
                 "id": one.key,
                 "refused": one.reason,
                 "problems": [asdict(problem) for problem in one.problems],
+                "plain": one.plain,
                 "findings": one.raw.findings,
                 "impression": one.raw.impression,
                 "normalized": asdict(one.normalized.text) if one.normalized else None,
@@ -171,7 +180,7 @@ def review(checked: Iterable[Checked]) -> str:
             ensure_ascii=False,
         )
         for one in checked
-        if one.problems or one.normalized is None
+        if one.problems or one.plain or one.normalized is None
     ]
     return "".join(line + "\n" for line in lines)
 

@@ -23,6 +23,8 @@ from typing import Any
 
 from echo_pl.__main__ import reported
 from echo_pl.data.corpora import make_judge
+from echo_pl.data.regions import REGION_NAMES
+from echo_pl.data.reports.labeller import Labeller
 from echo_pl.evaluation.cases import Case, UnmatchedIdsError, check_language, formatted, join, require_same_ids, shown
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences, judge_reader
@@ -33,7 +35,7 @@ from echo_pl.evaluation.score_report import ScoreReport, number, shown_cases, sp
 from echo_pl.evaluation.scoring import Compared, Counted, Resampling, Scored, against, count, given, summarize
 from echo_pl.metrics.counted import PairMetric
 from echo_pl.metrics.words import words_of
-from echo_pl.tools.evaluate_options import parser, refuse_bad_options
+from echo_pl.tools.evaluate_options import LABELLER, parser, refuse_bad_options
 from echo_pl.tools.evaluation_upload import upload
 from echo_pl.tools.training_words import training_vocabulary
 
@@ -65,7 +67,7 @@ def evaluate(args: argparse.Namespace) -> Scored:
     words = words_of(args.language)
     inputs = _inputs(args)
     strange = check_language(inputs.cases, args.language)
-    reader = _reader(args.judge or inputs.corpus, args.language)
+    reader = _reader(args.reader or inputs.corpus or LABELLER)
     cases = [*inputs.cases, *(inputs.other or [])]
     choice = MetricChoice(
         words=words,
@@ -133,12 +135,15 @@ def _with_lists(folder: Path, error: UnmatchedIdsError, first: str, second: str)
     return ValueError(f"{error}; both lists are in {path}")
 
 
-def _reader(name: str | None, language: str) -> FindingsReader | None:
-    """The judge of a corpus as a reader of findings; they are English."""
-    if name is None or language != "en":
-        return None
-    judge = make_judge(name, "normalized")
-    return None if judge is None else judge_reader(judge, f"judge of corpus {name}")
+def _reader(name: str) -> FindingsReader:
+    """Who reads findings: the labeller of real reports, or the judge of a corpus that knows every sentence of it."""
+    judge = None if name == LABELLER else make_judge(name, "normalized")
+    if judge is not None:
+        return judge_reader(judge, f"judge of corpus {name}")
+    labeller = Labeller()
+    return FindingsReader(
+        name=f"echo-pl {labeller.version}", label=labeller.label, regions=labeller.regions, region_names=REGION_NAMES
+    )
 
 
 def _score(
@@ -180,17 +185,14 @@ def _write(
     scored: Scored,
     compared: list[Compared],
     about: dict[str, Any],
-    reader: FindingsReader | None,
+    reader: FindingsReader,
 ) -> None:
     write_records(args.out, scored.cases, scored.of_reports)
     names = [figure.name for figure in scored.figures]
     by = args.worst_by or next(name for name in WORST_BY if name in names)
-    difference = None
-    if reader is not None:
-        label = reader.label
 
-        def difference(prediction: str, reference: str) -> dict[str, list[str]]:
-            return finding_differences(label, prediction, reference)
+    def difference(prediction: str, reference: str) -> dict[str, list[str]]:
+        return finding_differences(reader.label, prediction, reference)
 
     report = ScoreReport(
         title=inputs.title,

@@ -8,7 +8,10 @@ from pathlib import Path
 from echo_pl.evaluation.radeval_backend import BACKENDS
 from echo_pl.evaluation.score_files import AGGREGATE
 
+LABELLER = "labeller"
+"""Reads real reports, English and Chinese."""
 JUDGES = ("synthetic", "nih")
+"""Corpora whose sentences are all known, in English."""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -28,7 +31,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     scores = whole.add_argument_group("scores")
     scores.add_argument("--language", choices=("en", "zh"), default="en", help="of the reports (default en)")
     scores.add_argument("--sections", choices=("both", "findings", "impression"), default="both", help="of a report to score")
-    scores.add_argument("--judge", choices=JUDGES, help="whose grammar reads findings (with --checkpoint: the corpus's own)")
+    scores.add_argument(
+        "--reader",
+        choices=(LABELLER, *JUDGES),
+        help="who reads findings: the labeller of real reports, or the grammar of a corpus whose sentences are all known (default: "
+        "with --checkpoint that of its corpus if it has one, otherwise the labeller)",
+    )
     scores.add_argument("--vocabulary", type=Path, help="corpus folder, or a text of training reports: for the non-word rate")
     scores.add_argument("--version", choices=("normalized", "raw"), default="normalized", help="reports of the --vocabulary corpus")
     scores.add_argument("--wordnet", action="store_true", help="METEOR with nltk's WordNet data, which must be there")
@@ -75,10 +83,7 @@ def refuse_bad_options(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"--{name.replace('_', '-')}: there is no {path}")
     if args.clinical_models is not None and not args.clinical:
         raise ValueError(f"--clinical-models has no use without --clinical ({', '.join(BACKENDS)} or all)")
-    if args.embedding_model is not None and args.judge is None and args.checkpoint is None:
-        raise ValueError(
-            "--embedding-model: a cosine of embeddings hardly sees a negation and is never reported alone; finding scores must "
-            "stand beside it, so give --judge too"
-        )
+    if args.reader in JUDGES and args.language != "en":
+        raise ValueError(f"--reader {args.reader} knows English sentences only; for {args.language!r} give --reader {LABELLER}")
     if (args.out / AGGREGATE).exists() and not args.overwrite:
         raise FileExistsError(f"there is an evaluation in {args.out}: give another --out, or --overwrite")

@@ -26,7 +26,7 @@ from types import FrameType
 from echo_pl.data.embeddings import default_embedder
 from echo_pl.data.pipeline.listing import INCOMPLETE
 from echo_pl.data.pipeline.publishing import REJECTS, REVIEW
-from echo_pl.data.pipeline.recipes import EmbeddingSearch
+from echo_pl.data.pipeline.recipes import EmbeddingSearch, usages
 from echo_pl.data.pipeline.run import Corpus, prepare
 from echo_pl.tools.prepare_options import COMMAND, make_parts, make_settings, parse
 
@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{COMMAND}: {args.out}: {error}; what is done is kept: run the same command again to go on", file=sys.stderr)
         return 1
     print(summary(corpus, args.out))
+    for name, usage in usages(parts).items():
+        print(f"  {name}: {usage}")
     return 3 if corpus.card.rejected or corpus.card.lost_images or corpus.card.reviewed else 0
 
 

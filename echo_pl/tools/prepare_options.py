@@ -99,6 +99,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", help="its name at the endpoint")
     group.add_argument("--api-key-variable", metavar="NAME", help="environment variable with the endpoint's key")
     group.add_argument("--concurrency", type=int, default=8, help=f"requests at once {SHOWN}")
+    group.add_argument("--timeout", type=float, default=300.0, help=f"seconds for one answer {SHOWN}")
     group.add_argument("--answers", type=Path, help=f"folder that keeps the model's answers (default: {ANSWERS} in --out)")
     group.add_argument("--chinese-share", type=float, default=0.0, help="share of reports translated by the model (default 0)")
 
@@ -285,6 +286,7 @@ def _endpoint(args: argparse.Namespace) -> EndpointSpec:
         answers=args.out / ANSWERS if args.answers is None else args.answers,
         api_key_variable=args.api_key_variable,
         concurrency=args.concurrency,
+        timeout=args.timeout,
     )
 
 

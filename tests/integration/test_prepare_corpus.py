@@ -20,9 +20,11 @@ from pipeline_fakes import row, write_dataset
 import echo_pl.__main__
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.data.embeddings import NgramEmbedder
 from echo_pl.data.regions import REGION_NAMES
 from echo_pl.data.shard_reader import decode_study, read_samples
 from echo_pl.data.study import Study
+from echo_pl.tools import prepare_corpus
 from echo_pl.tools.prepare_corpus import main
 
 FINDINGS = (
@@ -121,7 +123,8 @@ def test_redaction(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "card.json").read_text())["redacted_from_reports"]["name"] > 0
 
 
-def test_near_duplicates_leave_one_of_each(table, tmp_path, capsys):
+def test_near_duplicates_leave_one_of_each(table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare_corpus, "default_embedder", NgramEmbedder)  # the other one takes seconds to load
     all_train = ["--val-share", "0", "--test-share", "0"]
     command = [*OPTIONS, *all_train, "--near-duplicates", "0.97", "--source", str(table), "--out", str(tmp_path / "out")]
     assert main([*command, "--workers", "0"]) == 0

@@ -86,6 +86,14 @@ def test_a_report_is_what_the_answer_says():
     assert all(one.source == "" for one in found.statements if one.imputed)
 
 
+def test_an_impression_that_was_made_of_the_findings_is_marked():
+    with EndpointStub(lambda request, number: says(json.dumps(normal_answer(request)))) as stub:
+        made = normalizer(stub).normalize(RawReport(findings="A nodule."))
+        had = normalizer(stub).normalize(RawReport(findings="A nodule.", impression="Nodule."))
+    assert made.impression_imputed
+    assert not had.impression_imputed
+
+
 def test_what_is_asked_holds_to_the_schema_of_strict_mode():
     def check(node: object) -> None:
         if isinstance(node, dict):

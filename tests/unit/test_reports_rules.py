@@ -61,6 +61,13 @@ def test_clauses(engine, sentence, expected):
     ("sentence", "section_name", "text"),
     [
         # Each of these went wrong once, and no label showed it.
+        ("No visible bony injury.", "bones", "No visible bony injury."),
+        ("The tracheostomy tube has been removed.", "mediastinum", "The tracheostomy tube has been removed."),
+        (
+            "Shadow compatible with effusion, accompanied with some atelectasis.",
+            "lungs",
+            "Shadow compatible with effusion, accompanied with some atelectasis.",
+        ),
         ("Sternal wires appear intact.", "thorax", "Sternal wires appear intact."),
         ("Central and basilar opacities.", "lungs", "Central and basilar opacities."),
         ("No acute infiltrate or large effusion.", "lungs", "There is no acute consolidation."),
@@ -225,3 +232,17 @@ def test_an_empty_report_is_refused(engine, text):
 def test_same_report_same_result_also_in_another_process(engine):
     raw = RawReport(findings="Small left effusion, with no pneumothorax.", impression="Effusion.")
     assert pickle.loads(pickle.dumps(engine)).normalize(raw) == engine.normalize(raw) == RuleNormalizer().normalize(raw)
+
+
+@pytest.mark.parametrize(
+    ("impression", "told"),
+    [
+        ("1. Cardiomegaly 2. Small left effusion 3. No pneumothorax", "Cardiomegaly. Small left effusion. No pneumothorax."),
+        ("1.Cardiomegaly. 2.Small left effusion.", "Cardiomegaly. Small left effusion."),
+        ("1) Nodule of 2.5 cm (2) Cardiomegaly", "Nodule of 2.5 cm. Cardiomegaly."),
+        ("1. Fractures of ribs 1 and 2. No pneumothorax.", "Fractures of ribs 1 and 2. No pneumothorax."),
+        ("Nodules, at least 2. No effusion.", "Nodules, at least 2. No effusion."),
+    ],
+)
+def test_numbers_of_a_list_are_not_told_and_others_are(engine, impression, told):
+    assert engine.normalize(RawReport(findings="Heart is enlarged.", impression=impression)).impression == told

@@ -77,4 +77,5 @@ def test_real_reports(shared_data):
     assert figures["complete_share"] >= 0.98
     assert figures["unassigned_share"] <= 0.02
     assert figures["all_regions_share"] == 1
+    assert figures["plain_comparison"]["reports"] <= 1
     assert check_normalizer.label_figures(rows)["micro_f1"] >= 0.90

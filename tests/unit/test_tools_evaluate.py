@@ -11,6 +11,7 @@ import pytest
 import torch
 from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint
 
+from echo_pl.data.reports.labeller import Labeller
 from echo_pl.evaluation.cases import formatted
 from echo_pl.evaluation.metric_choice import judge_reader
 from echo_pl.evaluation.predictions import read_predictions, read_references
@@ -49,7 +50,7 @@ def test_results_are_whole_and_can_be_read_again(inputs, tmp_path, monkeypatch, 
     words = tmp_path / "words.txt"
     words.write_text("the lungs are clear there is a small left pleural")
     run(
-        monkeypatch, "--predictions", predictions, "--references", references, "--out", out, "--judge", "synthetic",
+        monkeypatch, "--predictions", predictions, "--references", references, "--out", out, "--reader", "synthetic",
         "--vocabulary", words, "--clinical", "all", *FAST,
     )  # fmt: skip
     shown = capsys.readouterr().out
@@ -66,7 +67,7 @@ def test_results_are_whole_and_can_be_read_again(inputs, tmp_path, monkeypatch, 
     assert "pleural effusion" not in (out / "aggregate.json").read_text(), "no report's words"
     assert read_references(out) == read_references(references)
     again = tmp_path / "again"
-    run(monkeypatch, "--predictions", out, "--out", again, "--against", out, "--judge", "synthetic", *FAST)
+    run(monkeypatch, "--predictions", out, "--out", again, "--against", out, "--reader", "synthetic", *FAST)
     second = json.loads((again / "aggregate.json").read_text())
     for name, figure in second["figures"].items():
         assert figure == aggregate["figures"][name]
@@ -100,7 +101,7 @@ def test_what_cannot_work_is_said_before_anything_is_written(inputs, tmp_path, m
     for more, message in (
         (["--language-model", tmp_path / "gone"], "--language-model: there is no"),
         (["--language", "zh"], "6 of 6 references are not in language 'zh'"),
-        (["--embedding-model", tmp_path], "never reported alone"),
+        (["--reader", "synthetic", "--language", "zh"], "knows English sentences only"),
         (["--clinical-models", tmp_path], "no use without --clinical"),
         (["--checkpoint", predictions], "one of them"),
         (["block_size=4"], "has no use: block_size=4"),
@@ -109,6 +110,54 @@ def test_what_cannot_work_is_said_before_anything_is_written(inputs, tmp_path, m
     ):
         assert message in refused(monkeypatch, capsys, *base, *more)
     assert not out.exists()
+
+
+REAL = {
+    "en": (
+        [
+            ("Small left pleural effusion. The heart is enlarged. No pneumothorax.", "Effusion and cardiomegaly."),
+            (
+                "The lungs are clear. Left-sided pacemaker. Calcified granuloma in the right upper lobe.",
+                "No acute disease.",
+            ),
+        ],
+        [
+            ("Moderate left effusion. Heart size is normal. Fracture of the right sixth rib.", "Effusion. Possible pneumonia."),
+            ("The lungs are clear. No pleural effusion. Pacemaker in place.", "Normal chest."),
+        ],
+        # effusion, pacemaker | fracture | cardiomegaly, granuloma; and 4 of 7 regions, 3 of 7
+        (2, 1, 2),
+        (4 / 7 + 3 / 7) / 2,
+    ),
+    "zh": (
+        [("左侧少量胸腔积液。心影增大。未见气胸。", "左侧胸腔积液。"), ("双肺野清晰。右肺上叶结节。", "右肺上叶结节。")],
+        [("左侧胸腔积液。心影大小正常。", "左侧胸腔积液。"), ("双肺野清晰。未见结节。右侧气胸。", "右侧气胸。")],
+        # effusion | pneumothorax | cardiomegaly, nodule; and 2 of 7 regions, 1 of 7
+        (1, 1, 2),
+        (2 / 7 + 1 / 7) / 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("language", REAL)
+def test_real_reports_are_read_by_the_labeller_unless_told_otherwise(language, tmp_path, monkeypatch):
+    wanted, written, (hits, extra, missed), regions = REAL[language]
+    predictions, references = files(
+        tmp_path,
+        {f"s{i}": {"findings": findings, "impression": impression} for i, (findings, impression) in enumerate(written)},
+        [
+            {"sample_id": f"s{i}", "images": [], "ground_truth": {"findings": findings, "impression": impression}}
+            for i, (findings, impression) in enumerate(wanted)
+        ],
+    )
+    base = ["--predictions", predictions, "--references", references, "--language", language, *FAST]
+    run(monkeypatch, *base, "--out", tmp_path / "out")
+    figures = json.loads((tmp_path / "out" / "aggregate.json").read_text())["figures"]
+    assert figures["findings_f1_micro"]["value"] == pytest.approx(2 * hits / (2 * hits + extra + missed))
+    assert figures["hallucinated_findings"]["value"] == pytest.approx(extra / 2)
+    assert figures["omitted_findings"]["value"] == pytest.approx(missed / 2)
+    assert figures["region_completeness"]["value"] == pytest.approx(regions)
+    assert f"labeller:echo-pl {Labeller.version}|" in figures["findings_f1_micro"]["signature"]
 
 
 def test_an_evaluation_is_not_written_over_unless_told(inputs, tmp_path, monkeypatch, capsys):
@@ -228,7 +277,7 @@ def test_what_was_decoded_is_kept_when_scoring_fails(folder, tmp_path, monkeypat
     assert len(kept) == 3
     monkeypatch.setattr(evaluate_checkpoint, "decode_checkpoint", None)  # it is not decoded again
     run(
-        monkeypatch, "--predictions", tmp_path / "out", "--out", tmp_path / "out", "--judge", "synthetic",
+        monkeypatch, "--predictions", tmp_path / "out", "--out", tmp_path / "out", "--reader", "synthetic",
         "--vocabulary", folder / "data" / "synthetic", *FAST,
     )  # fmt: skip
     figures = json.loads((tmp_path / "out" / "aggregate.json").read_text())["figures"]

@@ -14,18 +14,21 @@ from pathlib import Path
 import numpy as np
 
 from echo_pl.data.embeddings import Embedder, Vectors
-from echo_pl.data.near_duplicates import Duplicate, find_near_duplicates
+from echo_pl.data.near_duplicates import Duplicate, critical_words, find_near_duplicates
 from echo_pl.data.pipeline.files import whole_file
-from echo_pl.data.pipeline.parts import RefusedError
+from echo_pl.data.pipeline.parts import Parts, RefusedError, built
 from echo_pl.data.reports.answer_cache import AnswerCache
 from echo_pl.data.reports.chat import AnswerError
-from echo_pl.data.reports.cleaning import OtherLanguageError
+from echo_pl.data.reports.cleaning import OtherLanguageError, clean
 from echo_pl.data.reports.completeness import CompletenessCheck
 from echo_pl.data.reports.endpoint import ChatEndpoint
+from echo_pl.data.reports.labeller import Labeller
 from echo_pl.data.reports.llm_normalizer import LLMNormalizer
+from echo_pl.data.reports.rendering import canonical_in_chinese
 from echo_pl.data.reports.report import NormalizedReport, RawReport
 from echo_pl.data.reports.rules import RuleNormalizer
-from echo_pl.data.reports.translation import Translator
+from echo_pl.data.reports.translation import Translator, filling_in_chinese
+from echo_pl.data.reports.usage import Usage
 from echo_pl.data.response import Language
 
 
@@ -87,6 +90,8 @@ class EndpointSpec:
     """Folder for its answers, so that nothing is asked twice."""
     api_key_variable: str | None = None
     concurrency: int = 8
+    timeout: float = 300.0
+    """Seconds for one answer."""
 
     def build(self) -> ChatEndpoint:
         """Make a client."""
@@ -96,6 +101,7 @@ class EndpointSpec:
             api_key_variable=self.api_key_variable,
             cache=AnswerCache(self.answers),
             concurrency=self.concurrency,
+            timeout=self.timeout,
         )
 
 
@@ -104,6 +110,11 @@ class LLMEngine:
 
     def __init__(self, normalizer: LLMNormalizer) -> None:
         self._normalizer = normalizer
+
+    @property
+    def usage(self) -> Usage:
+        """What was asked so far, and what it cost."""
+        return self._normalizer.usage
 
     @property
     def name(self) -> str:
@@ -145,9 +156,14 @@ class LLMTranslator:
         self._translator = translator
 
     @property
+    def usage(self) -> Usage:
+        """What was asked so far, and what it cost."""
+        return self._translator.usage
+
+    @property
     def name(self) -> str:
-        """Model and version of the prompt."""
-        return self._translator.name
+        """Model, version of the prompt, and of the tables that translate what is canonical."""
+        return f"{self._translator.name}-{RuleNormalizer.name}"
 
     def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | RefusedError]:
         """Yield each report translated, or why it cannot be, in their order."""
@@ -171,24 +187,31 @@ class TranslatorRecipe:
         return cls(name=cls(name="", endpoint=endpoint).build().name, endpoint=endpoint)
 
     def build(self) -> LLMTranslator:
-        """Make it."""
-        return LLMTranslator(Translator(self.endpoint.build()))
+        """Make it; sentences of either engine's tables are not sent."""
+        return LLMTranslator(Translator(self.endpoint.build(), known=_canonical))
+
+
+def _canonical(text: str) -> str | None:
+    return canonical_in_chinese(text) or filling_in_chinese(text)
 
 
 class EmbeddingSearch:
-    """Near-duplicates by the cosine of embeddings, negations, sides and numbers being equal.
+    """Near-duplicates by the cosine of embeddings, where findings, negations, sides and numbers are equal.
+
+    Findings are what the labeller reads, with their certainty, sides and zones: "left effusion, no nodule" has the denials and
+    sides of "no effusion, left nodule", and is no duplicate of it.
 
     Args:
         embedder: makes the vectors.
     """
 
     def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
+        self._embedder, self._labeller = embedder, Labeller()
 
     @property
     def name(self) -> str:
-        """That of the embedder."""
-        return self._embedder.name
+        """That of the embedder and of the labeller."""
+        return f"{self._embedder.name}-{self._labeller.version}"
 
     @property
     def threshold(self) -> float:
@@ -199,7 +222,25 @@ class EmbeddingSearch:
         self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float, kept: Path
     ) -> Iterable[Duplicate]:
         """Return which (key, text) of the training split are to go."""
-        return find_near_duplicates(train, held_out, KeptVectors(self._embedder, kept), threshold=threshold)
+        vectors = KeptVectors(self._embedder, kept)
+        return find_near_duplicates(train, held_out, vectors, threshold=threshold, signature=self.signature)
+
+    def signature(self, text: str) -> str:
+        """What two duplicates have in common: findings that are there or in doubt, and denials, sides and numbers as they stand."""
+        readable = clean(text).text
+        found = (
+            " ".join((name, label.status.value, *sorted(label.sides), *sorted(label.zones)))
+            for name, label in self._labeller.label(readable).items()
+            if label.present
+        )
+        return "; ".join((critical_words(readable), *found))
+
+
+def usages(parts: Parts) -> dict[str, Usage]:
+    """What each language model was asked in this process, where models are always asked; those that were not are not there."""
+    models = [one for one in (parts.engine, parts.translator) if isinstance(one, LLMRecipe | TranslatorRecipe)]
+    found = {one.name: built(one).usage for one in models}
+    return {name: usage for name, usage in found.items() if usage.requests or usage.cached}
 
 
 class KeptVectors:

@@ -35,6 +35,9 @@ def _part(
     return Anatomy(name=name, region=region, noun=noun, normal=normal, terms=phrases, denies=denies, parts=parts)
 
 
+_VERTEBRAE: Final = " | ".join(
+    f"{letter}{number}" for letter, last in (("c", 7), ("t", 12), ("l", 5)) for number in range(1, last + 1)
+)
 PARTS: Final[tuple[Anatomy, ...]] = (
     _part("heart", "heart", "cardiac", "The heart is normal in size.",
           "heart | heart size | cardiac size | cardiac silhouette | cardiac contour | cardiac shadow | cardiac | heart contour"
@@ -112,7 +115,7 @@ PARTS: Final[tuple[Anatomy, ...]] = (
           "| t spine | c spine | l spine | disc | disc space | endplate | body height | vertebral body height"
           "| vertebral height | midthoracic | thoracolumbar"
           "| midthoracic spine | thoracic vertebral body | thoracic vertebra | lumbar | cervical"
-          "| spine structure", denies=("vertebral_deformity",)),
+          f"| spine structure | {_VERTEBRAE}", denies=("vertebral_deformity",)),
     _part("ribs", "bones", "rib", "The ribs are intact.", "rib | rib cage | costal", denies=("fracture",)),
     _part("bones", "bones", "bony", "The bony structures are intact.",
           "bone | bony | osseous | skeletal | bony structure | osseous structure | skeleton | bony thorax | bone structure"

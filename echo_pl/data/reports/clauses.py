@@ -22,12 +22,16 @@ _CUT_BEFORE = frozenset({"without", "without evidence of", "no", "there is", "th
 """Words that begin a clause of their own; they stay with it."""
 _REFERRING = re.compile(
     r"\s*(?:this|these|it|its|which|that|they|those|both of|also|in its|has|have)\b"
-    r"|\s*(?:consistent|compatible|suggest\w*|represent\w*|most|is|are|was|were|may|could|likely|probably|possibly)\b",
+    r"|\s*(?:accompanied|associated|consistent|compatible|suggest\w*|represent\w*|most|is|are|was|were|may|could|likely|probably|possibly)\b",
     re.IGNORECASE,
 )
 """What refers back to the words before a joint is not cut off from them."""
 _PARTICIPLE = re.compile(r"\b(?:suggest|show|demonstrat|indicat|represent|reflect)ing\s+$")
 """What ends like this needs the words behind it."""
+_TAKES_WITH = re.compile(
+    r"\b(?:accompanied|associated|combined|filled|together|along|compatible|consistent|contiguous)\s+$", re.IGNORECASE
+)
+"""What ends like this needs its "with" and the words behind it."""
 _ADJECTIVE = re.compile(
     r"\b(?:mediastinal|hilar|pulmonary|pleural|cardiac|aortic|thoracic|lumbar|cervical|left|right|upper|lower|basilar|apical|calcified)\s+$",
     re.IGNORECASE,
@@ -86,6 +90,8 @@ def _pieces(text: str, found: Analysis) -> list[_Piece]:
     for start, end in found.joints:
         word = text[start:end].lower()
         if (word in _CUT_BEFORE and _PARTICIPLE.search(text[:start])) or (word == "and" and _ADJECTIVE.search(text[:start])):
+            continue
+        if word == "with" and _TAKES_WITH.search(text[:start]):
             continue
         if (word in _CUT_AT or word in _CUT_BEFORE) and start > cuts[-1] and not _REFERRING.match(text[end:]):
             cuts.append(start)

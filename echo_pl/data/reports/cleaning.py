@@ -23,6 +23,12 @@ _ODD_SPACE = re.compile(r"[^\S\n ]|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x
 _PARAGRAPH = re.compile(r"\s*\n\s*\n\s*")
 _HEADED_LINE = re.compile(r"\n(?=[ \t]*[A-Z][A-Za-z /]{2,30}:|[ \t]*\d{1,2}[.)]\s|[ \t]*[-*\u2022]\s)")
 """A line that begins with a heading, a number or a bullet begins a paragraph; other single line ends are wrapped text."""
+_LIST_ITEM = re.compile(r"(?<!\S)\(?(\d{1,2})[.)](?=\s*[^\W\d])")
+_COUNTED = re.compile(
+    r"(?:[,&x-]|\b(?:and|or|to|through|of|than|at|is|are|least|about|approximately|level|grade|stage|type|number|ribs?|total))\s*$",
+    re.IGNORECASE,
+)
+"""A number behind this ends a sentence ("ribs 1 and 2."); it begins no item of a list."""
 _SPACES = re.compile(r"[^\S\n]+|(?<!\n)\n(?!\n)|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]")
 _DOUBLE_MARKS = re.compile(r"([.,;])(?:\s*[.,;])+")
 _MOJIBAKE = re.compile("[\u00c2\u00c3\u00e2][\u0080-\u00bf\u20ac\u2122\u0153\u201c\u201d\u02dc\u2018\u2019\u0161]")
@@ -122,6 +128,20 @@ def _decoded(text: str) -> tuple[str, int]:
     ), count
 
 
+def _itemized(text: str) -> str:
+    """Items of a list that is numbered from 1 in running text as paragraphs: the numbers are not the patient's."""
+    places, due = [], 1
+    for item in _LIST_ITEM.finditer(text):
+        number = int(item[1])
+        if number in (1, due) and not _COUNTED.search(text[: item.start()]):
+            places.append(item.start())
+            due = number + 1
+    if len(places) < 2:
+        return text
+    bounds = zip([0, *places], [*places, len(text)], strict=True)
+    return "\n\n".join(piece for start, end in bounds if (piece := text[start:end].strip()))
+
+
 def clean(text: str) -> Cleaned:
     """Make a text readable.
 
@@ -154,4 +174,6 @@ def clean(text: str) -> Cleaned:
         text = re.sub(r" +", " ", _SPACES.sub(" ", text))
     if found or _DOUBLE_MARKS.search(text):
         text = _DOUBLE_MARKS.sub(lambda marks: "." if "." in marks[0] else marks[1], re.sub(r" (?=[.,;:)])", "", text))
+    if "2." in text or "2)" in text:
+        text = _itemized(text)
     return Cleaned(text=text.strip(), counts=+counts)

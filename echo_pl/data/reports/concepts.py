@@ -102,7 +102,7 @@ _LUNGS = _region(
          "| poor inspiration | poor inspiratory effort | low inspiration | diminished lung volume | decreased lung volume"
          "| small lung volume | hypoventilated | limited inspiration | low inspiratory volume | shallow inspiratory effort"),
     _row("volume_loss", "volume loss", "volume loss | loss of volume"),
-    _row("cavity", "cavity", "cavity | cavitary | cavitation | cavitating | cyst | cystic", moves=True),
+    _row("cavity", "cavity", "cavity | cavitary | cavitary lesion | cavitation | cavitating | cyst | cystic", moves=True),
     _row("bronchiectasis", "bronchiectasis", "bronchiectasis | bronchiectatic"),
     _row("pneumothorax", "pneumothorax", "pneumothorax | pleural air collection | hydropneumothorax"),
     _row("tuberculosis", "sign of tuberculosis", "tuberculosis | tuberculous | tb"),
@@ -172,20 +172,21 @@ _BONES = _region(
          "degenerative change | degenerative | degenerative disease | degenerative disc disease | degenerative joint disease"
          "| osteophyte | osteophytosis | spurring | spondylosis | arthritis | arthritic | arthritic change | arthropathy"
          "| osteoarthritis | spondylitic | dish | endplate change | disc space narrowing | syndesmophyte | bridging osteophyte"
-         "| arthrosis | hypertrophic change | spur | osteoarthritic"),
+         "| arthrosis | hypertrophic change | spur | osteoarthritic | subchondral cyst | subchondral cystic change"),
     _row("scoliosis", "scoliosis", "scoliosis | dextroscoliosis | levoscoliosis | scoliotic | curvature | dextrocurvature"
     "| levocurvature"
          "| rotoscoliosis | kyphoscoliosis | dextro scoliosis"),
     _row("kyphosis", "kyphosis", "kyphosis | kyphotic"),
     _row("osteopenia", "osteopenia", "osteopenia | osteopenic | osteoporosis | osteoporotic | demineralization | demineralized"),
     _row("vertebral_deformity", "vertebral compression", "compression deformity | wedge deformity | wedging"
-    "| vertebral body height loss"
+    "| vertebral body height loss | thoracic deformity | lumbar deformity"
          "| loss of vertebral body height | anterior wedging | compression | wedge"),
-    _row("deformity", "deformity", "deformity", moves=True),
+    _row("deformity", "deformity", "deformity | deformed", moves=True),
     _row("joint_effusion", "joint effusion", "joint effusion | knee effusion | elbow effusion"),
     _row("dislocation", "dislocation", "dislocation | subluxation"),
     _row("bone_lesion", "destructive bone lesion",
-         "bone lesion | bony lesion | osseous lesion | sclerotic | sclerosis | blastic | bony destruction | lytic lesion"
+         "bone lesion | bony lesion | osseous lesion | sclerotic lesion | sclerotic"
+         "| sclerosis | blastic | bony destruction | lytic lesion"
          "| lytic bone lesion"),
 )  # fmt: skip
 
@@ -193,7 +194,7 @@ _THORAX = _region(
     "thorax",
     _row("subcutaneous_emphysema", "subcutaneous emphysema", "subcutaneous emphysema | subcutaneous air | subcutaneous gas"),
     _row("chest_wall_deformity", "pectus deformity", "pectus excavatum | pectus carinatum | pectus"
-    "| pectus deformity"),
+    "| pectus deformity | pectus excavatum deformity | pectus carinatum deformity"),
     _row("mastectomy", "sign of mastectomy", "mastectomy"),
     _row("nipple_shadow", "nipple shadow", "nipple shadow | nipple | nipple artifact"),
     _row("foreign_body", "foreign body", "foreign body | bullet | shrapnel | projectile | radiopaque object"

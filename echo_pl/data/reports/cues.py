@@ -119,6 +119,8 @@ _NEUTRAL = """view of the chest | radiograph of the chest | view the chest | no 
 | in the setting of | with respect to | not seen on the previous | not seen on previous | not seen on the prior
 | not seen on prior
 | not seen previously | not present on the prior | not present on prior | not present on the previous | not present previously
+
+| thoracic cavity | chest cavity
 | large volume | small volume | moderate volume | not previously seen | not visualized on the prior | not visualized on prior"""
 
 BOTH_WAYS: Final = "both"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from echo_pl.data.reports.anatomy import ANATOMY, BECOMES, PAIRS
-from echo_pl.data.reports.concepts import BY_NAME
+from echo_pl.data.reports.concepts import BY_NAME, is_device
 from echo_pl.data.reports.cues import (
     BROAD_PARTS,
     EXPANDED,
@@ -36,6 +36,8 @@ _DIVIDING = (Role.JOINT, Role.BREAK, Role.DENY)
 _BEFORE = (*_DIVIDING, Role.FINDING, Role.DOUBT)
 _EXPANDING = frozenset({"lungs", "lung_volume"})
 _NARROWING = frozenset({"left", "right", "cervical", "lumbar", "top", "high", "near", *ZONES})
+_NARROWER = frozenset({"injury", "trauma", "irregularity"})
+"""Less than an abnormality: to deny one is not to deny the other."""
 _CACHED = 65_536
 """Sentences kept in memory with their analysis: reports repeat each other."""
 
@@ -142,6 +144,8 @@ def _qualifiers(item: Item, items: Sequence[Item], tokens: Sequence[Token]) -> t
 
 
 def _denied_as(item: Item, items: Sequence[Item], tokens: Sequence[Token], sentence: str, name: str, placed: bool) -> str:
+    if is_device(name):
+        return ""  # "the left chest tube has been removed" is more than that there is none
     begin = _begin(item, items)
     parts = [one for one in items if one.term.role is Role.PART and one.chunk == item.chunk and one.first >= begin]
     narrow = [one for one in parts if placed or one.term.value not in BROAD_PARTS]
@@ -178,7 +182,9 @@ def _unknown(items: Sequence[Item], tokens: Sequence[Token]) -> tuple[tuple[int,
     return tuple(
         (token.start, token.end)
         for i, token in enumerate(tokens)
-        if (token.stem in _NARROWING and not (i in named and token.stem in ZONES)) or (i not in covered and token.stem not in fine)
+        if token.stem in _NARROWER
+        or (token.stem in _NARROWING and not (i in named and token.stem in ZONES))
+        or (i not in covered and token.stem not in fine)
     )
 
 

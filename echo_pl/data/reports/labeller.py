@@ -5,9 +5,11 @@ A pure function of the text, without weights. Languages have readers of their ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from echo_pl.data.regions import REGION_NAMES
+from echo_pl.data.reports.anatomy import ANATOMY
 from echo_pl.data.reports.chinese import ChineseReader
 from echo_pl.data.reports.cleaning import is_chinese
 from echo_pl.data.reports.concepts import CONCEPT_NAMES
@@ -47,6 +49,8 @@ class Labeller:
     ['negative', 'uncertain', 'absent']
     """
 
+    version = "labeller-1"
+    """To be raised with every change of what it reads: part of the signature of every score that it gives."""
     names = CONCEPT_NAMES
     """Every finding and device that is looked for."""
 
@@ -65,6 +69,28 @@ class Labeller:
     def label(self, text: str) -> Mapping[str, Label]:
         """Label a text; every name of :attr:`names` has a label."""
         return summarize(self.mentions(text))
+
+    def regions(self, text: str) -> frozenset[str]:
+        """Those of the seven regions that a text says something of: a finding or a device, its absence, or that a part is normal.
+
+        >>> sorted(Labeller().regions("Small left effusion. Heart size is normal. No acute disease."))
+        ['diaphragm', 'heart']
+        """
+        reader = self.reader(text)
+        spoken: set[str] = set()
+        for sentence in reader.split(text):
+            found = reader.read(sentence)
+            spoken.update(one.region for one in found.mentions)
+            spoken.update(one.region for one in found.normals)
+            spoken.update(region for region, _ in found.changed)
+            if not (found.mentions or found.normals or found.changed):
+                spoken.update(_regions_of(found.parts))
+        return frozenset(spoken.intersection(REGION_NAMES))
+
+
+def _regions_of(parts: Iterable[str]) -> Iterator[str]:
+    for part in parts:
+        yield from (ANATOMY[one].region for one in (ANATOMY[part].parts or (part,)))
 
 
 def summarize(mentions: Iterable[Mention]) -> dict[str, Label]:

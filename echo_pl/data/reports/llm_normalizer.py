@@ -22,11 +22,13 @@ from echo_pl.data.reports.llm_prompt import (
     IMPRESSION,
     PROMPT_VERSION,
     answer_schema,
+    is_impression,
     pieces_of,
     system_message,
     user_message,
 )
 from echo_pl.data.reports.report import OTHER, NormalizedReport, RawReport, Statement
+from echo_pl.data.reports.usage import Usage
 from echo_pl.data.response import Language
 
 _REMOVED = re.compile(r"X{3,}|_{3,}|\[\*\*.*?\*\*\]")
@@ -67,6 +69,11 @@ class LLMNormalizer:
         self._format = response_format(form, "normalized_report", answer_schema())
         self._max_tokens = max_tokens
         self._system = system_message(language)
+
+    @property
+    def usage(self) -> Usage:
+        """What the endpoint was asked so far, and what it cost."""
+        return self._endpoint.usage
 
     @property
     def name(self) -> str:
@@ -134,7 +141,9 @@ class _AnswerReader:
         answer = take_object(load_json(text), (*REGION_NAMES, OTHER, IMPRESSION, DROPPED), "the answer")
         statements = [one for name in REGION_NAMES for one in self._region(name, answer[name], used)]
         statements += self._sentences(answer[OTHER], OTHER, OTHER, used)
-        impression = self._sentences(answer[IMPRESSION], OTHER, IMPRESSION, used)
+        of_impression: set[str] = set()
+        impression = self._sentences(answer[IMPRESSION], OTHER, IMPRESSION, of_impression)
+        used |= of_impression
         dropped = self._dropped(answer[DROPPED], used)
         if not impression:
             raise wrong("there is no impression")
@@ -145,6 +154,7 @@ class _AnswerReader:
             impression=("" if self._language == "zh" else " ").join(one.text for one in impression),
             language=self._language,
             dropped={name: count for name, count in (dropped + Counter(self._left_out)).items() if count},
+            impression_imputed=not any(is_impression(name) for name in of_impression),
         )
 
     def _region(self, name: str, value: Any, used: set[str]) -> list[Statement]:

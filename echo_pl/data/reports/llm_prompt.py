@@ -129,6 +129,11 @@ def pieces_of(report: RawReport) -> dict[str, str]:
     return found
 
 
+def is_impression(piece: str) -> bool:
+    """Whether a piece of that name is of the impression."""
+    return piece.startswith("I")
+
+
 def system_message(language: Language) -> str:
     """What the model is told once and for all."""
     titles = {region.name: region.title for region in REGIONS}

@@ -19,6 +19,7 @@ from echo_pl.data.reports.json_answer import Form, load_json, response_format, t
 from echo_pl.data.reports.llm_prompt import CANONICAL
 from echo_pl.data.reports.report import NormalizedReport
 from echo_pl.data.reports.survival import lost
+from echo_pl.data.reports.usage import Usage
 
 PROMPT_VERSION: Final = "1"
 """To be raised with every change of what a model is sent."""
@@ -61,10 +62,10 @@ def chosen(key: str, *, seed: int, share: float = 0.5) -> bool:
     return int.from_bytes(digest[:8]) < share * 2**64
 
 
-def canonical_in_chinese(text: str) -> str | None:
+def filling_in_chinese(text: str) -> str | None:
     """The Chinese for a sentence that fills in for a region that was not mentioned; None for any other sentence.
 
-    >>> canonical_in_chinese("The hila are unremarkable."), canonical_in_chinese("The hila are large.")
+    >>> filling_in_chinese("The hila are unremarkable."), filling_in_chinese("The hila are large.")
     ('肺门未见明显异常。', None)
     """
     return _CANONICAL.get(text)
@@ -87,7 +88,7 @@ class Translator:
         self,
         endpoint: ChatEndpoint,
         *,
-        known: Callable[[str], str | None] = canonical_in_chinese,
+        known: Callable[[str], str | None] = filling_in_chinese,
         form: Form = "json_schema",
         max_tokens: int = 2048,
     ) -> None:
@@ -96,6 +97,11 @@ class Translator:
         self._form: Form = form
         response_format(form, "", {})
         self._max_tokens = max_tokens
+
+    @property
+    def usage(self) -> Usage:
+        """What the endpoint was asked so far, and what it cost."""
+        return self._endpoint.usage
 
     @property
     def name(self) -> str:

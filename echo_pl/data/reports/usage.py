@@ -37,6 +37,17 @@ class Usage:
         """
         return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1e6
 
+    def __str__(self) -> str:
+        """In one line, for a person."""
+        told = (
+            f"{self.requests} requests, {self.answered} questions answered and {self.cached} found in the cache, "
+            f"{self.prompt_tokens} + {self.completion_tokens} tokens"
+        )
+        for name, counts in (("errors", self.errors), ("given up", self.failures)):
+            if counts:
+                told += f", {name}: {', '.join(f'{reason} {count}' for reason, count in sorted(counts.items()))}"
+        return told
+
 
 class UsageMeter:
     """Counts from several threads."""
