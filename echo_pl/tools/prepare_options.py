@@ -38,8 +38,6 @@ DEFAULTS = Settings()
 COMMAND = "echo-pl prepare"
 WITHOUT_SOURCE = "iu_installed"
 """The reader that finds its dataset itself."""
-LABELS_ONLY = "nih_chestxray14"
-"""The reader whose dataset has no reports, so that there is nothing to normalize."""
 SHOWN = "(default %(default)s)"
 FOLDER_OPTIONS = ("images", "reports")
 """Options of readers that are folders."""
@@ -77,9 +75,7 @@ def parse(arguments: Sequence[str] | None, manual: str) -> argparse.Namespace:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("source and target")
-    group.add_argument(
-        "--reader", required=True, choices=sorted(set(READERS) - {LABELS_ONLY}), help="which dataset it is, see below"
-    )
+    group.add_argument("--reader", required=True, choices=sorted(READERS), help="which dataset it is, see below")
     group.add_argument("--source", type=Path, help=f"its folder or file (not for {WITHOUT_SOURCE})")
     group.add_argument(
         "--reader-option",
@@ -220,8 +216,6 @@ def readers_manual() -> str:
     """A paragraph for each reader: what it reads, by the first words of its file, and its options."""
     lines = ["readers (files wanted, where they are from and licences: docs/data.md):"]
     for name, make in READERS.items():
-        if name == LABELS_ONLY:
-            continue
         of = inspect.getdoc(make if name == WITHOUT_SOURCE else inspect.getmodule(make)) or ""
         told = " ".join(of.split("\n\n")[0].split()).replace("``", "")
         lines += textwrap.wrap(f"{name}: {told}", 120, initial_indent="  ", subsequent_indent="      ")

@@ -15,12 +15,15 @@ from echo_pl.data.corpora.iu_kaggle import KaggleIUReader
 from echo_pl.data.corpora.iu_openi import InstalledOpenIReader, OpenIReader
 from echo_pl.data.corpora.iu_r2gen import R2GenReader
 from echo_pl.data.corpora.mimic_cxr import MIMICCXRReader
+from echo_pl.data.corpora.nih import nih_judge
 from echo_pl.data.corpora.nih_chestxray14 import NIHChestXray14Reader
 from echo_pl.data.corpora.padchest_gr import PadChestGRReader
 from echo_pl.data.corpora.reader import CorpusReader, Reject, SourceStudy
 from echo_pl.data.corpora.readers import READERS
 from echo_pl.data.corpora.rexgradient import ReXGradientReader
 from echo_pl.data.corpora.table_corpus import Columns, TableReader
+from echo_pl.data.reports.report import RawReport
+from echo_pl.structs import ReportText
 
 
 def make_reader(name: str, folder: Path, studies: int) -> CorpusReader:
@@ -253,7 +256,32 @@ def test_nih_official_lists_and_patients(tmp_path):
     assert 10 < sum(found == {"val"} for found in splits.values()) < 40
     assert studies[0].labels == ("Cardiomegaly", "Effusion")
     assert studies[1].labels == ("No Finding",)
-    assert studies[0].report.findings == studies[0].report.impression == ""
+
+
+def test_nih_reports_are_written_from_labels_and_say_so(tmp_path):
+    folder = lookalikes.build_nih(tmp_path, 6)
+    written, empty = studies_of(NIHChestXray14Reader(folder)), studies_of(NIHChestXray14Reader(folder, reports="none"))
+    judge = nih_judge()
+    for study, without in zip(written, empty, strict=True):
+        text = ReportText(findings=study.report.findings, impression=study.report.impression)
+        assert judge.parse(text).well_formed
+        assert judge.parse(text).findings == {label.lower() for label in study.labels if label != "No Finding"}
+        assert study.meta["report"] == "written from labels"
+        assert without.report == RawReport()
+        assert "report" not in without.meta
+    assert len({study.report.findings for study in written}) > 1
+    with pytest.raises(ValueError, match="reports must be labels or none, got 'own'"):
+        NIHChestXray14Reader(folder, reports="own")
+
+
+def test_nih_label_that_nobody_knows(tmp_path):
+    folder = lookalikes.build_nih(tmp_path, 4)
+    table = folder / "Data_Entry_2017.csv"
+    table.write_text(table.read_text().replace("Cardiomegaly", "Halo"))
+    found = list(NIHChestXray14Reader(folder).studies())
+    rejects = [one for one in found if isinstance(one, Reject)]
+    assert rejects
+    assert {(one.reason, one.detail) for one in rejects} == {("unknown_label", "halo")}
 
 
 @pytest.mark.parametrize(("head", "line"), [(",", ""), ("", ","), ("", "")])

@@ -142,10 +142,7 @@ class NIHCorpus:
         return (self._study(row) for row in self._splits[split])
 
     def _study(self, row: _Row) -> Study:
-        code = int.from_bytes(hashlib.sha256(row.image.encode()).digest()[:8], "big")
-        rng = np.random.default_rng([self._seed, code])
-        kept = rng.permutation(len(row.labels))[:MAX_FINDINGS]
-        observations = [Observation(name=row.labels[i]) for i in sorted(kept)]
+        observations, rng = drawn(row.image, row.labels, self._seed)
         path = self._source / "images" / row.image
         try:
             with Image.open(path) as image:
@@ -198,6 +195,20 @@ def _read_row(manifest: Path, number: int, line: str) -> _Row:
     if Path(row.image).name != row.image:
         raise ValueError(f"line {number} of {manifest} names a file outside images/: {row.image!r}")
     return _Row(image=row.image, labels=tuple(label.lower() for label in row.labels), patient=row.patient, meta=row.meta)
+
+
+def drawn(image: str, labels: Sequence[str], seed: int) -> tuple[list[Observation], np.random.Generator]:
+    """The findings of an image that its report names, and where the choice of words goes on: a function of image and seed.
+
+    Args:
+        image: file name.
+        labels: in lower case, without "No Finding".
+        seed: of the choice.
+    """
+    code = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big")
+    rng = np.random.default_rng([seed, code])
+    kept = rng.permutation(len(labels))[:MAX_FINDINGS]
+    return [Observation(name=labels[i]) for i in sorted(kept)], rng
 
 
 def nih_judge(version: Version = "normalized") -> GrammarJudge:
