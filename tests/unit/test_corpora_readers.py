@@ -281,7 +281,7 @@ def test_nih_label_that_nobody_knows(tmp_path):
     found = list(NIHChestXray14Reader(folder).studies())
     rejects = [one for one in found if isinstance(one, Reject)]
     assert rejects
-    assert {(one.reason, one.detail) for one in rejects} == {("unknown_label", "halo")}
+    assert {(one.reason, one.detail) for one in rejects} == {("unknown_label", "a name of 4 characters")}
 
 
 @pytest.mark.parametrize(("head", "line"), [(",", ""), ("", ","), ("", "")])

@@ -93,9 +93,7 @@ class NIHChestXray14Reader:
             report=report,
             split=split,
             labels=labels,
-            meta=known(
-                age=filled(row.get("Patient Age", "")), sex=filled(sex), follow_up=filled(row.get("Follow-up #", "")), **notes
-            ),
+            meta=known(age=filled(row.get("Patient Age", "")), sex=filled(sex), follow_up=follow_up, **notes),
         )
 
     def _report(self, image: str, labels: Sequence[str]) -> tuple[RawReport, dict[str, str]]:
