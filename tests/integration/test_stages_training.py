@@ -307,7 +307,7 @@ def test_stored_trajectories_train_like_those_decoded_on_the_fly(root, text, tea
     collect(source.make_sampler(source.teacher), batches, tmp_path / "store", identity)
 
     stored = STAGES[stage](text, teacher)
-    stored.trajectories_folder = str(tmp_path / "store")
+    stored.phase_1.folder = str(tmp_path / "store")
     losses = fit(stored, root, tmp_path, 5)
     if objective == "ce":
         assert losses == on_the_fly, "hard labels are the same tokens"
