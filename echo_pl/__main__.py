@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from hydra_plugins.echo_pl_sweeper import ChainSweeper
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 TRACEBACK = "ECHO_PL_TRACEBACK"
@@ -52,6 +55,11 @@ def _run(config: DictConfig) -> None:
     from echo_pl.distributed.agree import together
     from echo_pl.run import run
 
+    if config.get("sweep") is not None:  # a job among others: what it raises is the sweeper's, which names it at the end
+        from echo_pl.tools.sweep_job import carry_out
+
+        carry_out(config)
+        return
     try:
         with reported(), together():
             run(config)
@@ -62,6 +70,7 @@ def _run(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    Plugins.instance().register(ChainSweeper)  # an editable installation is not where Hydra looks for plugins
     _run()
 
 

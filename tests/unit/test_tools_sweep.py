@@ -1,0 +1,244 @@
+"""``echo-pl -m sweep=lab`` with runs that are stand-ins: what is made, from what, how often, and what a failure takes along."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from mlflow import MlflowClient
+from omegaconf import OmegaConf
+from ranks import SIZES
+
+from echo_pl.__main__ import main
+from echo_pl.runs import RunInfo, now_text, write_info
+from echo_pl.tools import sweep_job
+from echo_pl.tools.compose import compose_config
+from echo_pl.tools.make_corpus import make_synthetic
+from echo_pl.tools.sweep_cells import Cell, make_cells, make_job
+from echo_pl.tools.sweep_plan import Part, parts
+
+OWN = ["threads=1", "min_free_gb=0", "sweep=lab", "backbone.needs_warmup=false", *SIZES]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_synthetic(folder / "synthetic", train=8, val=4, test=4, seed=2, shard_size=8, progress=False)
+    return folder
+
+
+class Runs:
+    """Stands in for training: leaves what a run leaves, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.configs: dict[str, dict] = {}
+        self.broken: str | None = None
+
+    def make(self, name: str, folder: Path, config, stage: str) -> None:
+        if self.broken is not None and self.broken in name:
+            raise ConnectionError("the power is gone")
+        for needed in (config.start, config.stage.module.get("trajectories")):
+            assert needed in (None, "auto") or Path(needed).exists(), "begun before what it starts from was there"
+        self.made.append(name)
+        self.configs[name] = OmegaConf.to_container(config, resolve=False)
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "final.ckpt").touch()
+        info = {"backbone": "x", "block_size": None, "data": "x", "start": None, "chain": "", "mlflow_run_id": None}
+        write_info(folder, RunInfo(stage=stage, status="finished", time=now_text(), **info))
+
+    def run(self, config) -> None:
+        self.make(config.run_name, Path(config.outputs) / "runs" / config.run_name, config, config.stage.name)
+
+    def collect(self, config, folder: Path, kept_tokens: int) -> None:
+        self.make(folder.name, folder, config, "rad")
+
+    @staticmethod
+    def measure(part: Part) -> dict[str, float]:
+        return {"finding_f1": part.config.block_size / 100, "rouge_l": 0.5, "tps": 7.0, "nfe": 3.0, "nothing": float("nan")}
+
+
+@pytest.fixture
+def runs(monkeypatch) -> Iterator[Runs]:
+    fake = Runs()
+    monkeypatch.setattr(sweep_job, "run", fake.run)
+    monkeypatch.setattr(sweep_job, "collect_trajectories", fake.collect)
+    monkeypatch.setattr(sweep_job, "measure", fake.measure)
+    yield fake
+    GlobalHydra.instance().clear()
+
+
+def command(monkeypatch, data_root: Path, outputs: Path, *arguments: str) -> int:
+    """Exit status of ``echo-pl -m`` in this process."""
+    own = [*OWN, "sweep.apart=false", f"data_root={data_root}", f"outputs={outputs}"]
+    monkeypatch.setattr(sys, "argv", ["echo-pl", "-m", *own, *arguments])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def cells(outputs: Path) -> dict[str, tuple[str, str | None, dict[str, str], dict[str, float]]]:
+    """Children of the only parent: status, error, parameters and metrics by name."""
+    client = MlflowClient(f"sqlite:///{outputs.resolve() / 'mlflow.db'}")
+    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    (parent,) = [run for run in found if run.data.tags.get("echo_pl.sweep") == "lab"]
+    of = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(of) == len(found) - 1
+    return {
+        run.info.run_name: (run.info.status, run.data.tags.get("echo_pl.error"), run.data.params, run.data.metrics) for run in of
+    }
+
+
+def kinds(names: list[str]) -> list[str]:
+    """Names without the digests."""
+    return [name.rpartition("-")[0] for name in names]
+
+
+AXES = ["block_size=4,8", "ablation=dcd,ce", "seed=0"]
+
+
+def test_a_failure_takes_along_what_starts_from_it_and_a_second_start_makes_what_is_missing(
+    runs, monkeypatch, data_root, tmp_path, capsys
+):
+    runs.broken = "rad-L4"
+    assert command(monkeypatch, data_root, tmp_path, *AXES) == 1
+    assert kinds(runs.made) == ["pretrain-s0", "rad-L8-s0", "trajectories-L8-s0", "dcd-L8-s0", "dcd-L8-s0"]
+    said = capsys.readouterr().err
+    assert "echo-pl: 4 of 9 parts of the sweep are missing:" in said
+    assert ": the power is gone\n    (" in said
+    assert said.count("not begun: it starts from rad-L4-s0-") == 1  # the trajectories
+    assert said.count("not begun: it starts from ") == 3
+    found = cells(tmp_path)
+    assert sorted(status for status, *_ in found.values()) == ["FAILED"] * 3 + ["FINISHED"] * 4
+    first, runs.made, runs.broken = set(runs.made), [], None
+    assert command(monkeypatch, data_root, tmp_path, *AXES) == 0
+    assert kinds(runs.made) == ["rad-L4-s0", "trajectories-L4-s0", "dcd-L4-s0", "dcd-L4-s0"]
+    found = cells(tmp_path)
+    assert set(found) == {name for name in first | set(runs.made) if not name.startswith("trajectories")}
+    for status, error, params, metrics in found.values():
+        assert (status, error) == ("FINISHED", None)
+        assert params["seed"] == "0"
+        assert metrics == {"finding_f1": metrics["finding_f1"], "rouge_l": 0.5, "tps": 7.0, "nfe": 3.0}
+    of = sorted((params["objective"], params["block_size"]) for _, _, params, _ in found.values())
+    assert of == [("ar", "1"), ("ce", "4"), ("ce", "8"), ("dcd", "4"), ("dcd", "8"), ("teacher", "4"), ("teacher", "8")]
+    runs.made = []
+    assert command(monkeypatch, data_root, tmp_path, *AXES) == 0
+    assert runs.made == []
+    assert cells(tmp_path) == found
+
+
+def test_students_start_from_the_teacher_of_their_own_block_size_and_seed(runs, monkeypatch, data_root, tmp_path):
+    assert command(monkeypatch, data_root, tmp_path, "block_size=4,8", "ablation=dcd,ce", "seed=0,1", "stage.max_steps=9") == 0
+    assert sorted(kinds(runs.made))[:8] == ["dcd-L4-s0"] * 2 + ["dcd-L4-s1"] * 2 + ["dcd-L8-s0"] * 2 + ["dcd-L8-s1"] * 2
+    assert len(runs.made) == 2 + 4 + 4 + 8
+    for name, config in runs.configs.items():
+        if name.startswith("dcd"):
+            teacher = Path(config["start"]).parents[1].name
+            assert kinds([teacher])[0] == kinds([name])[0].replace("dcd", "rad")
+            assert kinds([Path(config["stage"]["module"]["trajectories"]).name])[0] == kinds([name])[0].replace(
+                "dcd", "trajectories"
+            )
+            assert (config["block_size"], config["seed"], config["stage"]["max_steps"]) == (int(name[5]), int(name[8]), 9)
+        if name.startswith("rad"):
+            assert kinds([Path(config["start"]).parents[1].name]) == [f"pretrain-s{name[8]}"]
+            assert config["stage"]["max_steps"] == 1800, "what is given for stage 3 is not for its teacher"
+
+
+def test_a_server_that_is_down_is_logged_to_by_the_next_start(runs, monkeypatch, data_root, tmp_path, caplog):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    down = "mlflow.tracking_uri=http://127.0.0.1:9"
+    one = ["block_size=4", "ablation=dcd", "seed=0"]
+    assert command(monkeypatch, data_root, tmp_path, *one, down, "mlflow.on_failure=error") == 2
+    assert runs.made == []
+    assert command(monkeypatch, data_root, tmp_path, *one, down) == 0
+    assert len(runs.made) == 4
+    assert "start the same command again when the server is there" in caplog.text
+    assert command(monkeypatch, data_root, tmp_path, *one) == 0
+    assert len(runs.made) == 4
+    assert [status for status, *_ in cells(tmp_path).values()] == ["FINISHED"] * 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("stage=rad", "a sweep's jobs are of stage dcd"),
+        ("start=x.ckpt", "a sweep trains the teachers of its jobs itself"),
+        ("run_name=x", "leave run_name out"),
+        ("mlflow=null", "are compared from MLflow: leave mlflow=null out"),
+        ("sweep.stages.rad.max_step=3", "max_step"),
+        ("trainer.devices=2", "add hydra/launcher=slurm"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(runs, monkeypatch, data_root, tmp_path, capsys, wrong, message):
+    sign = "+" if wrong.startswith("sweep.stages") else ""
+    assert command(monkeypatch, data_root, tmp_path, "block_size=4", "ablation=dcd", "seed=0", sign + wrong) in (1, 2)
+    assert message in capsys.readouterr().err
+    assert runs.made == []
+
+
+def chain(data_root: Path, *overrides: str) -> dict[str, str]:
+    """Name of every part by stage."""
+    return {part.stage: part.name for part in parts(compose_config([f"data_root={data_root}", *OWN, *overrides]))}
+
+
+def test_parts_are_shared_exactly_where_they_would_be_the_same(data_root):
+    plain = chain(data_root)
+
+    def others(*overrides: str) -> set[str]:
+        changed = chain(data_root, *overrides)
+        return {stage for stage in plain if changed.get(stage) != plain[stage]}
+
+    all_of_them = set(plain)
+    assert all_of_them == {"pretrain", "rad", "trajectories", "dcd"}
+    assert others("outputs=elsewhere", "stage.eval_batch_size=1", "data.num_workers=2", "callbacks=none", "sweep.name=x") == set()
+    assert others("ablation=ce") == others("stage.max_steps=3") == others("ablation=gate") == {"dcd"}
+    assert others("ablation=left_to_right") == others("sweep.collect_batch_size=8") == {"trajectories", "dcd"}
+    assert others("block_size=4") == others("+sweep.stages.rad.limit_train=4") == {"rad", "trajectories", "dcd"}
+    assert others("seed=1") == others("ablation=raw") == others("+sweep.stages.pretrain.max_steps=3") == all_of_them
+    assert others("sweep.trajectories=4") == {"trajectories", "dcd"}
+    assert others("ablation=student_prefix") == {"trajectories", "dcd"}, "which decodes on the fly"
+    assert "trajectories" not in chain(data_root, "ablation=student_prefix")
+
+
+def test_another_corpus_of_the_same_name_has_its_own_parts(data_root, tmp_path):
+    make_synthetic(tmp_path / "synthetic", train=8, val=4, test=4, seed=3, shard_size=8, progress=False)
+    assert not set(chain(data_root).values()) & set(chain(tmp_path).values())
+
+
+def test_the_vision_tower_is_warmed_up_once(data_root):
+    names = [chain(data_root, "backbone.needs_warmup=true", f"block_size={size}") for size in (4, 8)]
+    assert names[0]["warmup"] == names[1]["warmup"]
+    assert names[0]["pretrain"] == names[1]["pretrain"] != chain(data_root)["pretrain"]
+
+
+def test_teachers_of_other_reports_are_named_after_who_uses_them(data_root):
+    def job(*overrides: str):
+        config = compose_config([f"data_root={data_root}", *OWN, *overrides])
+        choice = next((one.partition("=")[2] for one in overrides if one.startswith("ablation=")), None)
+        whole = OmegaConf.merge(config, {"hydra": {"runtime": {"choices": {"ablation": choice}}}})
+        return make_job(overrides, ["ablation", "sweep.stages.rad.limit_train"], whole)
+
+    found = make_cells([job("ablation=dcd"), job("ablation=ce"), job("ablation=raw")])
+    named = [(cell.objective, cell.variant) for cell in found]
+    assert named == [
+        ("ar", "for ce, dcd"), ("teacher", "for ce, dcd"), ("dcd", ""), ("ce", ""), ("ar", "for raw"), ("teacher", "for raw"), ("raw", "")
+    ]  # fmt: skip
+    small = make_cells([job("ablation=dcd", "+sweep.stages.rad.limit_train=4")])
+    assert [(cell.objective, cell.variant) for cell in small][-1] == ("dcd", "sweep.stages.rad.limit_train=4")
+    assert small[0] == Cell(part=small[0].part, objective="ar", variant="", block_size=1, seed=0)
+
+
+def test_scores_of_another_measurement_are_not_taken(runs, monkeypatch, data_root, tmp_path):
+    one = ["block_size=4", "ablation=dcd", "seed=0"]
+    assert command(monkeypatch, data_root, tmp_path, *one) == 0
+    made, (file,) = list(runs.made), (tmp_path / "runs" / runs.made[-1]).glob("sweep_scores.json")
+    assert json.loads(file.read_text())["measured"]["studies"] == 512
+    assert command(monkeypatch, data_root, tmp_path, *one, "sweep.studies=4") == 0
+    assert runs.made == made, "measured again, not trained"
+    assert json.loads(file.read_text())["measured"]["studies"] == 4
