@@ -147,11 +147,18 @@ def _with_stage(config: DictConfig, stage: PartStage) -> DictConfig:
     own = deepcopy(config)
     if stage in ("trajectories", "dcd"):
         return own
-    usual = compose_config([f"stage={stage}"]).stage
+    usual = _usual(stage)
     given = config.sweep.stages[stage] or {}
     with open_dict(own):
         own.stage = OmegaConf.create(OmegaConf.to_container(OmegaConf.merge(usual, given), resolve=False))  # type: ignore[arg-type]
     return own
+
+
+@cache
+def _usual(stage: PartStage) -> DictConfig:
+    """A stage as its file has it."""
+    node: DictConfig = compose_config([f"stage={stage}"]).stage
+    return node
 
 
 def _name(config: DictConfig, stage: PartStage, before: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
 from ranks import SIZES
 
 from echo_pl.__main__ import main
@@ -20,6 +21,7 @@ from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 from echo_pl.tools.sweep_cells import Cell, make_cells, make_job
 from echo_pl.tools.sweep_plan import Part, parts
+from echo_pl.tools.sweep_record import SweepRecord
 
 OWN = ["threads=1", "min_free_gb=0", "sweep=lab", "backbone.needs_warmup=false", *SIZES]
 
@@ -112,8 +114,7 @@ def test_a_failure_takes_along_what_starts_from_it_and_a_second_start_makes_what
     said = capsys.readouterr().err
     assert "echo-pl: 4 of 9 parts of the sweep are missing:" in said
     assert ": the power is gone\n    (" in said
-    assert said.count("not begun: it starts from rad-L4-s0-") == 1  # the trajectories
-    assert said.count("not begun: it starts from ") == 3
+    assert said.count("not begun: it starts from rad-L4-s0-") == 3
     found = cells(tmp_path)
     assert sorted(status for status, *_ in found.values()) == ["FAILED"] * 3 + ["FINISHED"] * 4
     first, runs.made, runs.broken = set(runs.made), [], None
@@ -133,21 +134,23 @@ def test_a_failure_takes_along_what_starts_from_it_and_a_second_start_makes_what
     assert cells(tmp_path) == found
 
 
-def test_students_start_from_the_teacher_of_their_own_block_size_and_seed(runs, monkeypatch, data_root, tmp_path):
-    assert command(monkeypatch, data_root, tmp_path, "block_size=4,8", "ablation=dcd,ce", "seed=0,1", "stage.max_steps=9") == 0
-    assert sorted(kinds(runs.made))[:8] == ["dcd-L4-s0"] * 2 + ["dcd-L4-s1"] * 2 + ["dcd-L8-s0"] * 2 + ["dcd-L8-s1"] * 2
-    assert len(runs.made) == 2 + 4 + 4 + 8
-    for name, config in runs.configs.items():
-        if name.startswith("dcd"):
-            teacher = Path(config["start"]).parents[1].name
-            assert kinds([teacher])[0] == kinds([name])[0].replace("dcd", "rad")
-            assert kinds([Path(config["stage"]["module"]["trajectories"]).name])[0] == kinds([name])[0].replace(
-                "dcd", "trajectories"
-            )
-            assert (config["block_size"], config["seed"], config["stage"]["max_steps"]) == (int(name[5]), int(name[8]), 9)
-        if name.startswith("rad"):
-            assert kinds([Path(config["start"]).parents[1].name]) == [f"pretrain-s{name[8]}"]
-            assert config["stage"]["max_steps"] == 1800, "what is given for stage 3 is not for its teacher"
+def test_students_start_from_the_teacher_of_their_own_block_size_and_seed(data_root):
+    for size, seed in ((4, 0), (8, 1)):
+        own = [f"data_root={data_root}", *OWN, f"block_size={size}", f"seed={seed}", "stage.max_steps=9"]
+        base, teacher, stored, student = parts(compose_config(own))
+        assert (student.config.start, stored.config.start, teacher.config.start) == (
+            str(teacher.checkpoint), str(teacher.checkpoint), str(base.checkpoint)
+        )  # fmt: skip
+        assert student.config.stage.module.trajectories == str(stored.folder)
+        assert student.before == (teacher.name, stored.name)
+        for part in (teacher, stored, student):
+            assert part.name.startswith(f"{part.stage}-L{size}-s{seed}-")
+            assert part.config.stage.module.decode.block_size == size
+            assert part.config.backbone.factory.seed == seed
+        assert (base.name[:11], base.config.seed) == (f"pretrain-s{seed}", seed)
+        # What is given for stage 3 is not for its teacher.
+        assert (teacher.config.stage.max_steps, student.config.stage.max_steps) == (1800, 9)
+        assert (teacher.config.data.batch_size, stored.config.data.batch_size, student.config.data.batch_size) == (32, 48, 16)
 
 
 def test_a_server_that_is_down_is_logged_to_by_the_next_start(runs, monkeypatch, data_root, tmp_path, caplog):
@@ -164,22 +167,24 @@ def test_a_server_that_is_down_is_logged_to_by_the_next_start(runs, monkeypatch,
     assert [status for status, *_ in cells(tmp_path).values()] == ["FINISHED"] * 3
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
+def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
+    def config(*wrong: str):
+        return compose_config([f"data_root={data_root}", f"outputs={tmp_path}", *OWN, *wrong])
+
+    for wrong, message in (
         ("stage=rad", "a sweep's jobs are of stage dcd"),
         ("start=x.ckpt", "a sweep trains the teachers of its jobs itself"),
         ("run_name=x", "leave run_name out"),
-        ("mlflow=null", "are compared from MLflow: leave mlflow=null out"),
-        ("sweep.stages.rad.max_step=3", "max_step"),
-        ("trainer.devices=2", "add hydra/launcher=slurm"),
-    ],
-)
-def test_what_cannot_be_swept_is_refused(runs, monkeypatch, data_root, tmp_path, capsys, wrong, message):
-    sign = "+" if wrong.startswith("sweep.stages") else ""
-    assert command(monkeypatch, data_root, tmp_path, "block_size=4", "ablation=dcd", "seed=0", sign + wrong) in (1, 2)
-    assert message in capsys.readouterr().err
-    assert runs.made == []
+    ):
+        with pytest.raises(ValueError, match=message):
+            parts(config(wrong))
+    with pytest.raises(ConfigAttributeError, match="max_step"):
+        parts(config("+sweep.stages.rad.max_step=3"))
+    with pytest.raises(ValueError, match="are compared from MLflow: leave mlflow=null out"):
+        SweepRecord(config("mlflow=null"))
+    with pytest.raises(ValueError, match="add hydra/launcher=slurm"):
+        sweep_job.carry_out(config("trainer.devices=2", "sweep.part=pretrain"))
+    assert not list(tmp_path.iterdir())
 
 
 def chain(data_root: Path, *overrides: str) -> dict[str, str]:
@@ -227,7 +232,8 @@ def test_teachers_of_other_reports_are_named_after_who_uses_them(data_root):
     found = make_cells([job("ablation=dcd"), job("ablation=ce"), job("ablation=raw")])
     named = [(cell.objective, cell.variant) for cell in found]
     assert named == [
-        ("ar", "for ce, dcd"), ("teacher", "for ce, dcd"), ("dcd", ""), ("ce", ""), ("ar", "for raw"), ("teacher", "for raw"), ("raw", "")
+        ("ar", "for ce, dcd"), ("teacher", "for ce, dcd"), ("dcd", ""), ("ce", ""),
+        ("ar", "for raw"), ("teacher", "for raw"), ("raw", ""),
     ]  # fmt: skip
     small = make_cells([job("ablation=dcd", "+sweep.stages.rad.limit_train=4")])
     assert [(cell.objective, cell.variant) for cell in small][-1] == ("dcd", "sweep.stages.rad.limit_train=4")
