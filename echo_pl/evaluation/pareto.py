@@ -68,8 +68,8 @@ def group(cells: Iterable[Measured], names: Sequence[str], level: float = 0.95) 
         seeds = tuple(sorted(cell.seed for cell in same))
         if len(set(seeds)) < len(seeds):
             raise ValueError(
-                f"{key} has seed {statistics.mode(seeds)} more than once: two sweeps of one name with other settings; remove the runs "
-                "that are not meant, or give the other sweep another sweep.name"
+                f"{key} has seed {statistics.mode(seeds)} more than once: two sweeps of one name with other settings; remove the "
+                "runs that are not meant, or give the other sweep another sweep.name"
             )
         present = [name for name in names if all(name in cell.scores for cell in same)]
         means = {name: mean([cell.scores[name] for cell in same], level) for name in present}

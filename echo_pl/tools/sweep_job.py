@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.backbone.vlm import VLM
 from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.distributed.agree import together
 from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.harness import Sampler, evaluate
@@ -67,10 +68,11 @@ def make(part: Part) -> None:
     """Train or collect what is missing of a part, then score it; nothing where all is there."""
     with alone(part):
         if not part.trained:
-            if part.stage == "trajectories":
-                collect_trajectories(part.config, part.folder, kept_tokens=part.config.sweep.kept_tokens)
-            else:
-                run(part.config)
+            with together():  # ranks part before the scores, which take one of them as long as they take
+                if part.stage == "trajectories":
+                    collect_trajectories(part.config, part.folder, kept_tokens=part.config.sweep.kept_tokens)
+                else:
+                    run(part.config)
         if part.writes_reports and part.scores is None and detect().rank == 0:
             content = {"measured": measurement(part.config), "scores": measure(part)}
             write_text_atomic(part.folder / SCORES, json.dumps(content, indent=1) + "\n")
