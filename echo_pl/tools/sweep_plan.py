@@ -19,7 +19,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.run import flat_settings
 from echo_pl.runs import FINAL, read_info
 from echo_pl.tools.compose import compose_config
 
@@ -32,7 +31,7 @@ MEASURED = ("studies", "batch_size", "timed_studies", "split")
 """What of ``sweep`` decides the scores."""
 
 _DECIDES_NOTHING = {
-    "resume", "start", "run_name", "task", "callbacks", "mlflow", "threads", "min_free_gb", "outputs", "data_root", "sweep",
+    "resume", "start", "run_name", "task", "threads", "min_free_gb", "outputs", "data_root",
     "data.root", "data.cache_dir", "data.cache_bytes", "data.num_workers", "data.prefetch_batches", "data.cache_samples",
     "data.stored_features", "data.limit_val", "data.eval_batch_size", "stage.eval_batch_size", "stage.validate_every",
     "stage.checkpoint_every", "stage.module.generation_batches", "stage.module.trajectories",
@@ -163,7 +162,7 @@ def _usual(stage: PartStage) -> DictConfig:
 
 def _name(config: DictConfig, stage: PartStage, before: Sequence[str]) -> str:
     """Readable, and other for everything that trains something else."""
-    flat = {name: value for name, value in flat_settings(config).items() if _decides(name, stage)}
+    flat = {name: value for name, value in _settings(config).items() if _decides(name, stage)}
     flat |= {f"trainer.{name}": config.trainer[name] for name in _OF_THE_TRAINER}
     flat |= {"stage": stage, "before": list(before), "data": _data_fingerprint(_data_text(config))}
     if stage == "trajectories":
@@ -173,9 +172,24 @@ def _name(config: DictConfig, stage: PartStage, before: Sequence[str]) -> str:
     return f"{stage}{block}-s{config.seed}-{digest}"
 
 
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """Every value of a run by its dotted name, without its trainer and observers."""
+
+    def flat(node: Any, name: str) -> dict[str, Any]:
+        if isinstance(node, dict):
+            return {key: value for child in node for key, value in flat(node[child], f"{name}.{child}").items()}
+        return {name: node}
+
+    plain = {str(name): config[name] for name in config if name not in ("run", "callbacks", "mlflow", "trainer", "sweep")}
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        found |= flat(OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, name)
+    return found
+
+
 def _decides(name: str, stage: PartStage) -> bool:
     node = name.partition(".")[0]
-    if name in _DECIDES_NOTHING or node in _DECIDES_NOTHING or node == "trainer":
+    if name in _DECIDES_NOTHING:
         return False
     if stage in ("warmup", "pretrain") and name in _OF_BLOCKS:
         return False

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from mlflow import MlflowClient
@@ -21,7 +21,6 @@ from echo_pl.mlflow_upload import be_patient
 from echo_pl.tools.sweep_cells import Cell
 from echo_pl.tools.sweep_plan import measurement
 
-log = logging.getLogger(__name__)
 PARENT, CELL, ERROR, SCORES, RUN_NAME = "mlflow.parentRunId", "echo_pl.cell", "echo_pl.error", "echo_pl.scores", "mlflow.runName"
 SWEEP = "echo_pl.sweep"
 """Tag of a parent run: the sweep's name."""
@@ -84,11 +83,9 @@ class SweepRecord:
             parent = self.parent
             self._try(lambda: MlflowClient(self.uri).set_terminated(parent, "FAILED" if failed else "FINISHED"))
         if self._trouble is not None:
-            log.warning(
-                "MLflow at %s did not take the sweep's figures (%s). They are in the run folders: start the same command again "
-                "when the server is there; it logs what is missing and trains nothing anew",
-                self.uri,
-                self._trouble,
+            say(
+                f"MLflow at {self.uri} did not take the sweep's figures ({self._trouble}). They are in the run folders: start the "
+                "same command again when the server is there; it logs what is missing and trains nothing anew"
             )
 
     def _try(self, work: Callable[[], None]) -> None:
@@ -96,7 +93,7 @@ class SweepRecord:
             work()
         except (MlflowException, OSError) as error:
             if self._trouble is None:
-                log.warning("MLflow at %s: %s; the sweep goes on and tries again", self.uri, str(error).splitlines()[0][:200])
+                say(f"MLflow at {self.uri}: {str(error).splitlines()[0][:200]}; the sweep goes on and tries again")
             self._trouble = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         else:
             self._trouble = None
@@ -148,6 +145,11 @@ class SweepRecord:
         client.set_tag(run.info.run_id, ERROR, message[:500])
         client.set_terminated(run.info.run_id, "FAILED")
         self._children[cell.part] = client.get_run(run.info.run_id)
+
+
+def say(text: str) -> None:
+    """To a person: Hydra takes log handlers away and puts its own in their place."""
+    print(f"echo-pl: {text}", file=sys.stderr, flush=True)
 
 
 def children(client: MlflowClient, experiment: str, parent: str) -> list[Run]:
