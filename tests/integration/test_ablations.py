@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import SIZES, SMALL
-from stage_parts import BACKBONE, lively, record, write_checkpoint
+from ranks import SIZES, SMALL, pretrained_checkpoint
 
 from echo_pl.__main__ import EXPERIMENTS
-from echo_pl.backbone.checkpoint import read_checkpoint
-from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
 from echo_pl.run import run
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
@@ -21,21 +19,20 @@ from echo_pl.tools.make_corpus import make_synthetic
 NAMES = sorted(path.stem for path in (EXPERIMENTS / "ablation").glob("*.yaml"))
 OF_STAGE_2 = {"grow": ["start_block_size=4"], "rad_scale": []}
 ONE_STEP = [
-    "stage.max_steps=1", "stage.batch_size=8", "stage.checkpoint_every=9", "stage.module.optimization.warmup_steps=0",
+    "stage.max_steps=1", "stage.batch_size=12", "stage.checkpoint_every=9", "stage.module.optimization.warmup_steps=0",
     "trainer.log_every_n_steps=1", "+trainer.limit_val_batches=0",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A corpus, and one model's weights as checkpoints of stages 1 to 3; most of its reports end, so trajectories are usable."""
+    """A corpus, and one model's weights as checkpoints of stages 1 to 3; its reports end at once, so trajectories are usable."""
     folder = tmp_path_factory.mktemp("ablations")
-    make_synthetic(folder / "data" / "synthetic", train=8, val=2, test=2, seed=2, shard_size=8, progress=False)
-    data = ReportDataModule(root=folder / "data" / "synthetic")
-    vlm = lively(replace(BACKBONE, seed=8).build(data.special, data.vocab_size), data.special, eos_scale=12.0)
-    for name, stage, size in (("pretrain", "pretrain", None), ("rad4", "rad", 4), ("rad", "rad", 8), ("dcd", "dcd", 8)):
-        about = record(stage, vocabulary=data.vocabulary_fingerprint, block_size=size)
-        write_checkpoint(folder / f"{name}.ckpt", vlm, about)
+    make_synthetic(folder / "data" / "synthetic", train=16, val=4, test=2, seed=2, shard_size=8, progress=False)
+    pretrained_checkpoint(folder / "data", folder)
+    about, content = read_checkpoint(folder / "pretrain.ckpt")
+    for name, stage, size in (("rad4", "rad", 4), ("rad", "rad", 8), ("dcd", "dcd", 8)):
+        torch.save({**content, RECORD_KEY: record_dict(replace(about, stage=stage, block_size=size))}, folder / f"{name}.ckpt")
     return folder
 
 
@@ -43,8 +40,7 @@ def root(tmp_path_factory) -> Path:
 def test_every_ablation_trains(root, name):
     stage = "rad" if name in OF_STAGE_2 else "dcd"
     start = {"grow": "rad4", "rad_scale": "pretrain", "next_round": "dcd"}.get(name, "rad")
-    steps = [] if stage == "rad" or name == "sdtt" else ["stage.module.decode.denoising_steps=2"]
-    steps.append("stage.module.decode.loop_stop.enabled=false")
+    steps = [] if stage == "rad" or name == "sdtt" else ["stage.module.decode.denoising_steps=3"]
     config = compose_config(
         [
             *SMALL, *SIZES, *ONE_STEP, f"data_root={root / 'data'}", f"outputs={root}", f"run_name={name}", f"stage={stage}",
