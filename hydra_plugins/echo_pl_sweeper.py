@@ -27,7 +27,7 @@ class ChainSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         (cells,) = self.split_arguments(overrides, None)
-        swept = [override.get_key_element() for override in overrides if override.is_sweep_override()]
+        swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
         sweep(cells, swept, self.compose, self.launch)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:

@@ -53,7 +53,8 @@ def make_job(overrides: Sequence[str], swept: Sequence[str], config: DictConfig)
         ValueError: it cannot be part of a sweep.
     """
     objective = config.hydra.runtime.choices.get("ablation") or "dcd"
-    others = [one for one in overrides if (key := one.partition("=")[0].lstrip("+")) in swept and key not in AXES]
+    plain = [one.lstrip("+") for one in overrides]
+    others = [one for one in plain if (key := one.partition("=")[0]) in swept and key not in AXES]
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return Job(overrides=tuple(overrides), chain=tuple(parts(own)), objective=str(objective), variant=" ".join(others))
 

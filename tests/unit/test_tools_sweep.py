@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from omegaconf.errors import ConfigKeyError
 from ranks import SIZES
 
 from echo_pl.__main__ import main
+from echo_pl.checkpointing import StoppedError
 from echo_pl.runs import RunInfo, now_text, write_info
 from echo_pl.tools import sweep_job
 from echo_pl.tools.compose import compose_config
@@ -128,10 +131,6 @@ def test_a_failure_takes_along_what_starts_from_it_and_a_second_start_makes_what
         assert metrics == {"finding_f1": metrics["finding_f1"], "rouge_l": 0.5, "tps": 7.0, "nfe": 3.0}
     of = sorted((params["objective"], params["block_size"]) for _, _, params, _ in found.values())
     assert of == [("ar", "1"), ("dcd", "4"), ("dcd", "8"), ("teacher", "4"), ("teacher", "8")]
-    runs.made = []
-    assert command(monkeypatch, data_root, tmp_path, *AXES) == 0
-    assert runs.made == []
-    assert cells(tmp_path) == found
 
 
 def test_students_start_from_the_teacher_of_their_own_block_size_and_seed(data_root):
@@ -256,6 +255,17 @@ def test_scores_of_another_measurement_are_not_taken(runs, data_root, tmp_path):
         assert one.scores["finding_f1"] == 0.08
     assert runs.made == [part.name], "measured again, not trained"
     assert not part.done
+
+
+def test_a_signal_ends_the_sweep_and_is_no_failure(runs, monkeypatch, data_root, tmp_path, capsys):
+    def told(config) -> None:
+        raise pickle.loads(pickle.dumps(StoppedError(signal.SIGTERM)))  # as from a job's own process
+
+    monkeypatch.setattr(sweep_job, "run", told)
+    one = ["block_size=4", "ablation=dcd,ce", "seed=0", "sweep.store=false"]
+    assert command(monkeypatch, data_root, tmp_path, *one) == 128 + signal.SIGTERM
+    assert "start the sweep again to go on" in capsys.readouterr().err
+    assert {status for status, *_ in cells(tmp_path).values()} == {"SCHEDULED"}
 
 
 def test_a_part_that_is_being_made_is_not_made_twice(runs, data_root, tmp_path):
