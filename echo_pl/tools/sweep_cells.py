@@ -36,6 +36,12 @@ class Cell:
     seed: int
 
     @property
+    def label(self) -> str:
+        """What people read."""
+        block = "" if self.objective == AR else f" L{self.block_size}"
+        return f"{self.objective}{block} seed {self.seed}" + (f" ({self.variant})" if self.variant else "")
+
+    @property
     def params(self) -> dict[str, str]:
         """As MLflow keeps them."""
         return {

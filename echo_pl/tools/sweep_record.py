@@ -114,7 +114,7 @@ class SweepRecord:
         self._children = {run.data.tags[CELL]: run for run in children(client, experiment, identifier)}
         for cell in self._planned:
             if cell.part not in self._children:
-                tags = {RUN_NAME: cell.part, PARENT: identifier, CELL: cell.part}
+                tags = {RUN_NAME: cell.label, PARENT: identifier, CELL: cell.part}
                 run = client.create_run(experiment, tags=tags)
                 client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in cell.params.items()])
                 client.update_run(run.info.run_id, "SCHEDULED")

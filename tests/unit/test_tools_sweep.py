@@ -96,7 +96,8 @@ def cells(outputs: Path) -> dict[str, tuple[str, str | None, dict[str, str], dic
     of = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(of) == len(found) - 1
     return {
-        run.info.run_name: (run.info.status, run.data.tags.get("echo_pl.error"), run.data.params, run.data.metrics) for run in of
+        run.data.tags["echo_pl.cell"]: (run.info.status, run.data.tags.get("echo_pl.error"), run.data.params, run.data.metrics)
+        for run in of
     }
 
 
