@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 from ranks import SIZES
@@ -95,10 +96,11 @@ def cells(outputs: Path) -> dict[str, tuple[str, str | None, dict[str, str], dic
     (parent,) = [run for run in found if run.data.tags.get("echo_pl.sweep") == "lab"]
     of = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(of) == len(found) - 1
-    return {
-        run.data.tags["echo_pl.cell"]: (run.info.status, run.data.tags.get("echo_pl.error"), run.data.params, run.data.metrics)
-        for run in of
-    }
+    return {run.data.tags["echo_pl.cell"]: state(run) for run in of}
+
+
+def state(run: Run) -> tuple[str, str | None, dict[str, str], dict[str, float]]:
+    return run.info.status, run.data.tags.get("echo_pl.error"), run.data.params, run.data.metrics
 
 
 def kinds(names: list[str]) -> list[str]:
