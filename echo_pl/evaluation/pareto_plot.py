@@ -9,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from echo_pl.evaluation.pareto import FASTER, Group, front
 from echo_pl.evaluation.plot import PALETTE
@@ -65,8 +66,11 @@ def _panel(axes: Axes, groups: Sequence[Group], quality: str, speed: str) -> Non
     axes.set_ylabel(quality.replace("_", " "), color=_INK)
     if shown and min(one.means[speed].value for one in shown) > 0:
         axes.set_xscale("log")
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else ""))  # plain figures, and few
     if not FASTER[speed]:
         axes.invert_xaxis()
+    axes.margins(x=0.14)  # room for the names
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

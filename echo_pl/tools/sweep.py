@@ -110,12 +110,12 @@ def _launch(progress: Progress, parts: Sequence[Part], launch: Launch) -> None:
     progress.launched += len(results)
     for part, result in zip(parts, results, strict=False):
         if result.status is not JobStatus.COMPLETED:
-            error = result._return_value  # the property would raise it
-            if isinstance(error, StoppedError):
-                print(f"echo-pl: {error}; start the sweep again to go on", file=sys.stderr, flush=True)
-                raise SystemExit(128 + error.number)
-            progress.failed[part.name] = explain(error) or type(error).__name__
-            log.error("%s failed", part.name, exc_info=error)
+            wrong = result._return_value  # the property would raise it
+            if isinstance(wrong, StoppedError):
+                print(f"echo-pl: {wrong}; start the sweep again to go on", file=sys.stderr, flush=True)
+                raise SystemExit(128 + wrong.number)
+            progress.failed[part.name] = explain(wrong) or type(wrong).__name__
+            log.error("%s failed", part.name, exc_info=wrong)
         elif not part.done:
             progress.failed[part.name] = "its job ended without an error and without a result"
 

@@ -149,7 +149,7 @@ def _with_stage(config: DictConfig, stage: PartStage) -> DictConfig:
     usual = _usual(stage)
     given = config.sweep.stages[stage] or {}
     with open_dict(own):
-        own.stage = OmegaConf.create(OmegaConf.to_container(OmegaConf.merge(usual, given), resolve=False))  # type: ignore[arg-type]
+        own.stage = OmegaConf.create(OmegaConf.to_container(OmegaConf.merge(usual, given), resolve=False))
     return own
 
 

@@ -265,7 +265,7 @@ def test_a_signal_ends_the_sweep_and_is_no_failure(runs, monkeypatch, data_root,
         raise pickle.loads(pickle.dumps(StoppedError(signal.SIGTERM)))  # as from a job's own process
 
     monkeypatch.setattr(sweep_job, "run", told)
-    one = ["block_size=4", "ablation=dcd,ce", "seed=0", "sweep.store=false"]
+    one = ["block_size=4", "ablation=dcd", "seed=0", "sweep.store=false"]
     assert command(monkeypatch, data_root, tmp_path, *one) == 128 + signal.SIGTERM
     assert "start the sweep again to go on" in capsys.readouterr().err
     assert {status for status, *_ in cells(tmp_path).values()} == {"SCHEDULED"}
