@@ -12,7 +12,7 @@ DEV    := $(VENV)/.ready-dev
 DATA   := outputs/data/synthetic/index.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 bench bench-rad bench-data bench-copies prepare view features test test-slurm lint mlflow clean
+.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 sweep compare bench bench-rad bench-data bench-copies prepare view features test test-slurm lint mlflow clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -52,6 +52,12 @@ stage2: $(DATA) ## stage 2, RADModule, from the newest stage 1 (ARGS="block_size
 
 stage3: $(DATA) ## stage 3, DCDModule, from the newest stage 2 (ARGS="block_size=8 ablation=ce")
 	$(BIN)/echo-pl stage=dcd $(ARGS)
+
+sweep: $(DATA) ## block sizes x objectives x seeds with all they need; goes on where it was cut off (ARGS="block_size=4,8 seed=0,1")
+	$(BIN)/echo-pl -m sweep=lab $(ARGS)
+
+compare: $(READY) ## quality against speed of a sweep, from MLflow -> outputs/compare (ARGS="--sweep lab")
+	$(BIN)/python -m echo_pl.tools.compare $(ARGS)
 
 bench: $(READY) ## time every way of decoding on this machine -> outputs/bench (ARGS="models=[tiny] contexts=[300]")
 	$(BIN)/python -m echo_pl.tools.bench $(ARGS)

@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from hydra_plugins.echo_pl_sweeper import ChainSweeper
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 COMMANDS = {"prepare": "echo_pl.tools.prepare_corpus", "view": "echo_pl.tools.view_shard"}
@@ -55,6 +58,11 @@ def _run(config: DictConfig) -> None:
     from echo_pl.distributed.agree import together
     from echo_pl.run import run
 
+    if config.get("sweep") is not None:  # a job among others: what it raises is the sweeper's, which names it at the end
+        from echo_pl.tools.sweep_job import carry_out
+
+        carry_out(config)
+        return
     try:
         with reported(), together():
             run(config)
@@ -67,6 +75,7 @@ def main() -> None:
     """Entry point of the console script."""
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
         raise SystemExit(importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:]))
+    Plugins.instance().register(ChainSweeper)  # an editable installation is not where Hydra looks for plugins
     _run()
 
 

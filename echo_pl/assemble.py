@@ -28,6 +28,8 @@ from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.memory import return_free_memory
 from echo_pl.finite_loss import NonFiniteLoss
 from echo_pl.mlflow_logger import ContinuedMLFlowLogger
+from echo_pl.mlflow_mirror import MirroredMLFlowLogger
+from echo_pl.mlflow_upload import be_patient
 from echo_pl.resume import shards
 from echo_pl.runs import FINAL
 from echo_pl.stages.validation import TextTools
@@ -154,12 +156,41 @@ def make_logger(config: DictConfig, folder: Path, run_id: str | None, rank: int,
         return None
     if rank > 0:
         return DummyLogger()
-    local = config.mlflow.tracking_uri is None
-    outputs = Path(config.outputs).resolve()
+    uri, artifacts = tracking_place(config)
+    if config.mlflow.on_failure not in ("local", "error"):
+        raise ValueError(f"mlflow.on_failure must be local or error, got {config.mlflow.on_failure!r}")
+    be_patient()
+    if config.mlflow.on_failure == "local" and uri.startswith(("http://", "https://")):
+        return MirroredMLFlowLogger(
+            server=uri,
+            place=local_database(config),
+            artifacts=local_artifacts(config),
+            experiment=config.mlflow.experiment,
+            name=folder.name,
+            run_id=run_id,
+            same_settings=same_settings,
+        )
     return (ContinuedMLFlowLogger if run_id is not None and same_settings else MLFlowLogger)(
         experiment_name=config.mlflow.experiment,
-        tracking_uri=f"sqlite:///{outputs / 'mlflow.db'}" if local else config.mlflow.tracking_uri,
+        tracking_uri=uri,
         run_name=folder.name,
         run_id=run_id,
-        artifact_location=str(outputs / "mlartifacts") if local else None,
+        artifact_location=artifacts,
     )
+
+
+def tracking_place(config: DictConfig) -> tuple[str, str | None]:
+    """MLflow's tracking URI, and where artifacts of a new experiment go (None: the server says)."""
+    if config.mlflow.tracking_uri is None:
+        return local_database(config), local_artifacts(config)
+    return str(config.mlflow.tracking_uri), None
+
+
+def local_database(config: DictConfig) -> str:
+    """Tracking URI of the database below ``outputs``."""
+    return f"sqlite:///{Path(config.outputs).resolve() / 'mlflow.db'}"
+
+
+def local_artifacts(config: DictConfig) -> str:
+    """Folder of the artifacts that belong to it."""
+    return str(Path(config.outputs).resolve() / "mlartifacts")

@@ -116,6 +116,10 @@ class StoppedError(Exception):
         super().__init__(f"{signal.Signals(number).name} ended the run behind a whole step; continue it with resume=auto")
         self.number = number
 
+    def __reduce__(self) -> tuple[type[StoppedError], tuple[int]]:
+        """It crosses processes: a sweep's jobs run in their own."""
+        return StoppedError, (self.number,)
+
 
 class StopWhenTold(Callback):
     """Ends a run behind the optimizer step in which a signal came, with a checkpoint, on all ranks at once.

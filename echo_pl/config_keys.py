@@ -12,10 +12,10 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 ROOT = """stage backbone data trainer callbacks task block_size max_response_tokens grid context_attention seed threads run_name
-outputs data_root start start_stage start_block_size resume min_free_gb mlflow run"""
+outputs data_root start start_stage start_block_size resume min_free_gb mlflow run sweep"""
 STAGE = """name max_steps batch_size eval_batch_size limit_train length_window validate_every accumulate gradient_clip
 checkpoint_every on_nonfinite_loss module"""
-KEYS = {"": ROOT, "stage": STAGE, "backbone": "needs_warmup factory", "mlflow": "tracking_uri experiment"}
+KEYS = {"": ROOT, "stage": STAGE, "backbone": "needs_warmup factory", "mlflow": "tracking_uri experiment on_failure"}
 """Keys by node; nodes with a ``_target_`` are checked by what they build."""
 TASKS = ("fit", "validate")
 

@@ -175,6 +175,7 @@ _MAY_CHANGE = {
     "threads",
     "min_free_gb",
     "outputs",
+    "sweep",
 }
 """Parts of a configuration that decide nothing of what is trained."""
 
@@ -229,8 +230,8 @@ def open_mlflow_run(logger: Logger | None) -> tuple[str | None, str | None]:
     """
     try:
         return (logger.run_id if isinstance(logger, MLFlowLogger) else None), None
-    except MlflowException as error:
-        return None, f"MLflow: {error}; check mlflow.tracking_uri, or switch it off with mlflow=null"
+    except (MlflowException, OSError) as error:
+        return None, f"MLflow: {error}; check mlflow.tracking_uri, give mlflow.on_failure=local, or switch it off with mlflow=null"
 
 
 def fill_run_node(config: DictConfig, folder: Path, lineage: StageRecord, before: StageRecord | None) -> None:

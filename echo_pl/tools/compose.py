@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from echo_pl.__main__ import EXPERIMENTS
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """Compose ``experiments/config.yaml`` with overrides, as ``echo-pl`` would."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(EXPERIMENTS)):
+    """Compose ``experiments/config.yaml`` with overrides, as ``echo-pl`` would; also inside one of its jobs."""
+    with _no_other_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(EXPERIMENTS)):
         return compose("config", overrides=list(overrides))
+
+
+@contextmanager
+def _no_other_hydra() -> Iterator[None]:
+    """Hydra refuses to begin where it is running; what runs is put back afterwards."""
+    running = GlobalHydra.instance().hydra
+    if running is None:
+        yield
+        return
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().initialize(running)

@@ -5,7 +5,6 @@ Works from the folder alone, so that what could not be logged can be logged late
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from mlflow.exceptions import MlflowException
 
 from echo_pl.evaluation.predictions import RECORDS
 from echo_pl.evaluation.score_files import AGGREGATE, read_aggregate
+from echo_pl.mlflow_upload import be_patient
 
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""MLflow would try for minutes to reach a server that is down; what the user has set counts."""
 WITH_TEXTS = (RECORDS, "report.md", "index.html")
 
 
@@ -34,8 +32,7 @@ def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False)
         OSError: MLflow could not be reached; the message says how to upload later.
     """
     aggregate = read_aggregate(folder)
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
+    be_patient()
     try:
         mlflow.set_tracking_uri(uri)
         _experiment(uri, experiment)

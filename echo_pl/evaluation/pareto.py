@@ -1,0 +1,135 @@
+"""Cells of a sweep in groups of seeds: means with intervals, and which groups nothing beats in quality and speed at once.
+
+Knows numbers and names only. An interval here says how a figure varies over training seeds, not over reports.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+Key = tuple[str, str, int]
+"""Objective, variant, block size."""
+FASTER = {"tps": True, "nfe": False, "forwards_per_block": False}
+"""Speed by name -> whether more of it is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One cell that has its scores."""
+
+    key: Key
+    seed: int
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """Over seeds."""
+
+    value: float
+    low: float
+    high: float
+    """Student's interval; nan with one seed."""
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """All seeds of one objective and block size."""
+
+    key: Key
+    seeds: tuple[int, ...]
+    means: Mapping[str, Mean]
+
+    @property
+    def label(self) -> str:
+        """What people read."""
+        objective, variant, size = self.key
+        block = "" if objective == "ar" else f", L={size}"
+        return f"{objective}{block}" + (f" ({variant})" if variant else "")
+
+
+def group(cells: Iterable[Measured], names: Sequence[str], level: float = 0.95) -> list[Group]:
+    """Means of the named scores over seeds, by block size, then by name; a score that any seed lacks is left out.
+
+    Raises:
+        ValueError: two cells of one group have the same seed; the level is none.
+    """
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"the level of an interval must be between 0 and 1, got {level}")
+    of: dict[Key, list[Measured]] = {}
+    for cell in cells:
+        of.setdefault(cell.key, []).append(cell)
+    groups = []
+    for key, same in sorted(of.items(), key=lambda item: (item[0][2], item[0])):
+        seeds = tuple(sorted(cell.seed for cell in same))
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(
+                f"{key} has seed {statistics.mode(seeds)} more than once: two sweeps of one name with other settings; remove the "
+                "runs that are not meant, or give the other sweep another sweep.name"
+            )
+        present = [name for name in names if all(name in cell.scores for cell in same)]
+        means = {name: mean([cell.scores[name] for cell in same], level) for name in present}
+        groups.append(Group(key=key, seeds=seeds, means=means))
+    return groups
+
+
+def mean(values: Sequence[float], level: float) -> Mean:
+    """Mean and Student's t interval.
+
+    >>> found = mean([1.0, 2.0, 3.0], 0.95)
+    >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
+    (2.0, -0.484, 4.484)
+    """
+    middle = statistics.fmean(values)
+    if len(values) < 2:
+        return Mean(value=middle, low=math.nan, high=math.nan, seeds=len(values))
+    half = student_quantile(0.5 + level / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Mean(value=middle, low=middle - half, high=middle + half, seeds=len(values))
+
+
+def student_quantile(share: float, freedom: int) -> float:
+    """Of Student's t distribution with so many degrees of freedom, for a share of at least one half, by bisection."""
+    low, high = 0.0, 1.0
+    while _student_share(high, freedom) < share:
+        high *= 2.0
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if _student_share(middle, freedom) < share else (low, middle)
+    return high
+
+
+def _student_share(t: float, freedom: int) -> float:
+    """P(T <= t) for t >= 0 (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2 == 1
+    term = cosine if odd else 1.0
+    total = term if not odd or freedom > 1 else 0.0
+    for place in range(3 if odd else 2, freedom - 1, 2):
+        term *= cosine * cosine * (place - 1) / place
+        total += term
+    both = (2.0 / math.pi) * (angle + sine * total) if odd else sine * total
+    return 0.5 + both / 2.0
+
+
+def front(groups: Sequence[Group], quality: str, speed: str) -> list[Group]:
+    """Groups that no other is at least as good as in both means and better in one, the fastest last.
+
+    Args:
+        groups: those without one of the two scores are left out.
+        quality: name of a score that is better when larger.
+        speed: one of :data:`FASTER`.
+    """
+    sign = 1.0 if FASTER[speed] else -1.0
+    place: Callable[[Group], tuple[float, float]] = lambda one: (sign * one.means[speed].value, one.means[quality].value)  # noqa: E731
+    there = [one for one in groups if quality in one.means and speed in one.means]
+    kept = [one for one in there if not any(_beats(place(other), place(one)) for other in there)]
+    return sorted(kept, key=place)
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] >= other[0] and one[1] >= other[1]

@@ -1,0 +1,171 @@
+"""Compare the cells of a sweep from MLflow: means over seeds, the Pareto front of quality against speed, and what is missing.
+
+    python -m echo_pl.tools.compare --sweep lab
+    python -m echo_pl.tools.compare --mlflow http://server:5000 --experiment echo_pl --parent 0a1b... --out outputs/compare/lab
+
+Prints the table, and writes compare.md, pareto.svg, index.html and compare.json. Reads runs that a sweep has made (docs/sweeps.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from echo_pl.__main__ import reported
+from echo_pl.evaluation.files import write_text_atomic
+from echo_pl.evaluation.pareto import Group, Key, Measured, group
+from echo_pl.evaluation.pareto_report import SweepComparison
+from echo_pl.mlflow_upload import be_patient
+from echo_pl.run import quieten
+from echo_pl.tools.sweep_record import ERROR, SWEEP, children
+
+QUALITIES = ("finding_f1", "rouge_l")
+COLUMNS = ("finding_f1", "rouge_l", "stopped", "duplicate_word_rate", "forwards_per_block", "nfe", "tps", "tps_together")
+
+
+def find_parent(client: MlflowClient, experiment: str, sweep: str | None, parent: str | None) -> Run:
+    """The parent run of a sweep: by id, by name, or the only one.
+
+    Raises:
+        ValueError: there is none, or there are several to choose from.
+    """
+    if parent is not None:
+        found = client.get_run(parent)
+        if SWEEP not in found.data.tags:
+            raise ValueError(f"run {parent} is no parent run of a sweep: it has no tag {SWEEP}")
+        return found
+    place = client.get_experiment_by_name(experiment)
+    if place is None:
+        names = ", ".join(sorted(one.name for one in client.search_experiments()))
+        raise ValueError(f"there is no experiment {experiment!r} at {client.tracking_uri}; there are: {names}")
+    which = f"tags.`{SWEEP}` = '{sweep}'" if sweep is not None else f"tags.`{SWEEP}` LIKE '%'"
+    sweeps = client.search_runs([place.experiment_id], which)
+    if len(sweeps) != 1:
+        names = ", ".join(f"{run.data.tags[SWEEP]} ({run.info.run_id})" for run in sweeps) or "none"
+        asked = "" if sweep is None else f" named {sweep!r}"
+        raise ValueError(
+            f"experiment {experiment!r} has not one sweep{asked} but: {names}; give --sweep <name> or --parent <run id>"
+        )
+    return sweeps[0]
+
+
+def measured(runs: Sequence[Run]) -> list[Measured]:
+    """The cells that have their scores."""
+    return [
+        Measured(key=_key(run), seed=int(run.data.params["seed"]), scores=run.data.metrics)
+        for run in runs
+        if run.info.status == "FINISHED"
+    ]
+
+
+def missing(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
+    """What was planned and is not there, and groups that have fewer seeds than others."""
+    lines = []
+    for run in sorted(runs, key=lambda run: str(run.info.run_name)):
+        if run.info.status == "FAILED":
+            lines.append(f"{run.info.run_name} failed: {run.data.tags.get(ERROR, 'it is not known why')}")
+        elif run.info.status != "FINISHED":
+            lines.append(f"{run.info.run_name} has no scores yet ({run.info.status.lower()})")
+    planned: dict[Key, set[int]] = {}
+    for run in runs:
+        planned.setdefault(_key(run), set()).add(int(run.data.params["seed"]))
+    every = set().union(*planned.values()) if planned else set()
+    there = {one.key: set(one.seeds) for one in groups}
+    for key in sorted(planned, key=lambda key: (key[2], key)):
+        lacking = sorted(every - there.get(key, set()))
+        if lacking:
+            label = Group(key=key, seeds=(), means={}).label
+            lines.append(f"{label} lacks seed {', '.join(map(str, lacking))} of {', '.join(map(str, sorted(every)))}")
+    return lines
+
+
+def _key(run: Run) -> Key:
+    params = run.data.params
+    return params["objective"], "" if params["variant"] == "-" else params["variant"], int(params["block_size"])
+
+
+def compare(args: argparse.Namespace) -> SweepComparison:
+    """Read, compute and write.
+
+    Raises:
+        ValueError: no such sweep, or none of its cells has scores.
+        OSError: MLflow cannot be reached.
+    """
+    if args.mlflow.startswith("sqlite:///") and not Path(args.mlflow.removeprefix("sqlite:///")).is_file():
+        raise FileNotFoundError(f"there is no database {args.mlflow}; give --mlflow <tracking uri>")
+    be_patient()
+    quieten()
+    client = MlflowClient(args.mlflow)
+    try:
+        parent = find_parent(client, args.experiment, args.sweep, args.parent)
+        runs = children(client, parent.info.experiment_id, parent.info.run_id)
+    except MlflowException as error:
+        raise OSError(f"MLflow at {args.mlflow}: {str(error).splitlines()[0][:300]}") from error
+    groups = group(measured(runs), [*dict.fromkeys([*COLUMNS, *args.quality])], args.level)
+    lacking = missing(runs, groups)
+    if not groups:
+        raise ValueError(f"none of the {len(runs)} cells has scores yet: " + "; ".join(lacking[:5]))
+    qualities = [name for name in args.quality if any(name in one.means for one in groups)]
+    absent = [f"no cell has the score {name}" for name in args.quality if name not in qualities]
+    if not qualities:
+        raise ValueError("; ".join(absent))
+    found = SweepComparison(
+        title=f"Sweep {parent.data.tags[SWEEP]}",
+        groups=groups,
+        qualities=qualities,
+        columns=[name for name in dict.fromkeys([*args.quality, *COLUMNS]) if any(name in one.means for one in groups)],
+        missing=[*absent, *lacking],
+        level=args.level,
+        command=shlex.join(["python", "-m", "echo_pl.tools.compare", *sys.argv[1:]]),
+    )
+    _write(args.out or Path("outputs/compare") / parent.data.tags[SWEEP], found)
+    return found
+
+
+def _write(folder: Path, found: SweepComparison) -> None:
+    write_text_atomic(folder / "pareto.svg", found.picture())
+    write_text_atomic(folder / "compare.md", found.markdown("pareto.svg"))
+    write_text_atomic(folder / "index.html", found.page())
+    rows: list[dict[str, Any]] = [
+        {
+            "objective": one.key[0],
+            "variant": one.key[1],
+            "block_size": one.key[2],
+            "seeds": list(one.seeds),
+            "means": {name: {k: None if v != v else v for k, v in asdict(mean).items()} for name, mean in one.means.items()},
+        }
+        for one in found.groups
+    ]
+    content = {"level": found.level, "groups": rows, "missing": list(found.missing)}
+    write_text_atomic(folder / "compare.json", json.dumps(content, indent=1) + "\n")
+    print(found.text() + f"\n\nlook at {folder / 'index.html'}", flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--mlflow", default="sqlite:///outputs/mlflow.db", metavar="URI", help="(default sqlite:///outputs/mlflow.db)"
+    )
+    parser.add_argument("--experiment", default="echo_pl", help="of MLflow (default echo_pl)")
+    parser.add_argument("--sweep", help="its name; not needed where there is one")
+    parser.add_argument("--parent", metavar="ID", help="its parent run, instead")
+    parser.add_argument("--quality", nargs="+", default=list(QUALITIES), help="scores to draw fronts for, larger is better")
+    parser.add_argument("--level", type=float, default=0.95, help="of the intervals over seeds (default 0.95)")
+    parser.add_argument("--out", type=Path, help="folder to write (default outputs/compare/<sweep>)")
+    with reported():
+        compare(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

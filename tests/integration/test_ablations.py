@@ -1,0 +1,54 @@
+"""Every file of experiments/ablation is trained with for one step, at the smallest size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import SIZES, SMALL, pretrained_checkpoint
+
+from echo_pl.__main__ import EXPERIMENTS
+from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
+from echo_pl.run import run
+from echo_pl.tools.compose import compose_config
+from echo_pl.tools.make_corpus import make_synthetic
+
+NAMES = sorted(path.stem for path in (EXPERIMENTS / "ablation").glob("*.yaml"))
+OF_STAGE_2 = {"grow": ["start_block_size=4"], "rad_scale": []}
+ONE_STEP = [
+    "stage.max_steps=1", "stage.batch_size=12", "stage.checkpoint_every=9", "stage.module.optimization.warmup_steps=0",
+    "trainer.log_every_n_steps=1", "+trainer.limit_val_batches=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A corpus, and one model's weights as checkpoints of stages 1 to 3; its reports end at once, so trajectories are usable."""
+    folder = tmp_path_factory.mktemp("ablations")
+    make_synthetic(folder / "data" / "synthetic", train=16, val=4, test=2, seed=2, shard_size=8, progress=False)
+    pretrained_checkpoint(folder / "data", folder)
+    about, content = read_checkpoint(folder / "pretrain.ckpt")
+    for name, stage, size in (("rad4", "rad", 4), ("rad", "rad", 8), ("dcd", "dcd", 8)):
+        torch.save({**content, RECORD_KEY: record_dict(replace(about, stage=stage, block_size=size))}, folder / f"{name}.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_ablation_trains(root, name):
+    stage = "rad" if name in OF_STAGE_2 else "dcd"
+    start = {"grow": "rad4", "rad_scale": "pretrain", "next_round": "dcd"}.get(name, "rad")
+    steps = [] if stage == "rad" or name == "sdtt" else ["stage.module.decode.denoising_steps=3"]
+    config = compose_config(
+        [
+            *SMALL, *SIZES, *ONE_STEP, f"data_root={root / 'data'}", f"outputs={root}", f"run_name={name}", f"stage={stage}",
+            f"ablation={name}", f"start={root / start}.ckpt", *steps, *OF_STAGE_2.get(name, []),
+        ]
+    )  # fmt: skip
+    outcome = run(config)
+    assert math.isfinite(outcome.metrics["train/loss"])
+    assert outcome.metrics.get("train/usable_trajectories", 1.0) > 0
+    before, after = (read_checkpoint(path)[1]["state_dict"] for path in (root / f"{start}.ckpt", outcome.checkpoint))
+    assert any(not torch.equal(before[key], after[key]) for key in before), "nothing was trained"

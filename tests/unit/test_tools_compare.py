@@ -1,0 +1,90 @@
+"""``echo_pl.tools.compare`` on runs in MLflow that are made by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+
+from echo_pl.tools.compare import main
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory) -> str:
+    place = f"sqlite:///{tmp_path_factory.mktemp('compare') / 'mlflow.db'}"
+    client = MlflowClient(place)
+    experiment = client.create_experiment("echo_pl")
+    parents = [client.create_run(experiment, tags={"echo_pl.sweep": name}).info.run_id for name in ("lab", "empty")]
+    client.create_run(experiment, tags={"mlflow.parentRunId": parents[0], "mlflow.runName": "a training run that is no cell"})
+
+    def cell(objective: str, size: int, seed: int, scores: dict[str, float], status: str = "FINISHED", **tags: str) -> None:
+        name = f"{objective}-L{size}-s{seed}"
+        own = {"mlflow.parentRunId": parents[0], "mlflow.runName": name, "echo_pl.cell": name}
+        run = client.create_run(experiment, tags=own | {f"echo_pl.{key}": value for key, value in tags.items()}).info.run_id
+        params = {"objective": objective, "variant": "-", "block_size": str(size), "seed": str(seed)}
+        metrics = [Metric(key, value, 0, 0) for key, value in scores.items()]
+        client.log_batch(run, metrics=metrics, params=[Param(key, value) for key, value in params.items()])
+        client.update_run(run, status)
+
+    for seed, f1 in ((0, 0.80), (1, 0.84)):
+        cell("dcd", 8, seed, {"finding_f1": f1, "rouge_l": 0.6, "tps": 400.0, "nfe": 9.0})
+    cell("ar", 1, 0, {"finding_f1": 0.9, "rouge_l": 0.7, "tps": 100.0, "nfe": 64.0})
+    cell("ce", 8, 0, {"finding_f1": 0.7, "rouge_l": 0.5, "tps": 399.0, "nfe": 9.5})
+    cell("ce", 8, 1, {}, "FAILED", error="the power is gone")
+    cell("ddo", 8, 0, {}, "SCHEDULED")
+    return place
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["compare", *arguments])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def test_the_table_the_front_and_what_is_missing(uri, monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, "--mlflow", uri, "--sweep", "lab", "--out", str(tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert "0.820 [0.566, 1.074]" in said, "mean 0.82, standard error 0.02, t of one degree of freedom 12.706"
+    assert "Pareto front of finding_f1 against nfe (fewest last): ar < dcd, L=8" in said
+    assert "ce-L8-s1 failed: the power is gone" in said
+    assert "ddo-L8-s0 has no scores yet (scheduled)" in said
+    assert "ce, L=8 lacks seed 1 of 0, 1" in said
+    assert "ar lacks seed 1 of 0, 1" in said
+    assert "ddo, L=8 lacks seed 0, 1 of 0, 1" in said
+    assert "no cell that" not in said
+    record = json.loads((tmp_path / "compare.json").read_text())
+    assert [(one["objective"], one["block_size"], one["seeds"]) for one in record["groups"]] == [
+        ("ar", 1, [0]), ("ce", 8, [0]), ("dcd", 8, [0, 1])
+    ]  # fmt: skip
+    assert record["groups"][0]["means"]["tps"] == {"value": 100.0, "low": None, "high": None, "seeds": 1}
+    assert {path.name for path in tmp_path.iterdir()} == {"compare.md", "compare.json", "index.html", "pareto.svg"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sweep", "other"], "has not one sweep named 'other' but: none"),
+        ([], "has not one sweep but: "),
+        (["--sweep", "empty"], "none of the 0 cells has scores yet"),
+        (["--experiment", "x"], "there is no experiment 'x'"),
+        (["--sweep", "lab", "--quality", "cider"], "no cell has the score cider"),
+        (["--sweep", "lab", "--level", "95"], "must be between 0 and 1, got 95.0"),
+    ],
+)
+def test_what_is_not_there_is_said(uri, monkeypatch, tmp_path, capsys, arguments, message):
+    assert run(monkeypatch, "--mlflow", uri, "--out", str(tmp_path), *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_database_is_made(monkeypatch, tmp_path, capsys):
+    place = Path(tmp_path / "no.db")
+    assert run(monkeypatch, "--mlflow", f"sqlite:///{place}") == 2
+    assert "there is no database" in capsys.readouterr().err
+    assert not place.exists()

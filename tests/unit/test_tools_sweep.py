@@ -1,0 +1,279 @@
+"""``echo-pl -m sweep=lab`` with runs that are stand-ins: what is made, from what, how often, and what a failure takes along."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
+from ranks import SIZES
+
+from echo_pl.__main__ import main
+from echo_pl.checkpointing import StoppedError
+from echo_pl.runs import RunInfo, now_text, write_info
+from echo_pl.tools import sweep_job
+from echo_pl.tools.compose import compose_config
+from echo_pl.tools.make_corpus import make_synthetic
+from echo_pl.tools.sweep import Progress
+from echo_pl.tools.sweep_cells import Cell, make_cells, make_job
+from echo_pl.tools.sweep_plan import Part, parts
+from echo_pl.tools.sweep_record import SweepRecord
+
+OWN = ["threads=1", "min_free_gb=0", "sweep=lab", "backbone.needs_warmup=false", *SIZES]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_synthetic(folder / "synthetic", train=8, val=4, test=4, seed=2, shard_size=8, progress=False)
+    return folder
+
+
+class Runs:
+    """Stands in for training: leaves what a run leaves, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.configs: dict[str, dict] = {}
+        self.broken: str | None = None
+
+    def make(self, name: str, folder: Path, config, stage: str) -> None:
+        if self.broken is not None and self.broken in name:
+            raise ConnectionError("the power is gone")
+        for needed in (config.start, config.stage.module.get("trajectories")):
+            assert needed in (None, "auto") or Path(needed).exists(), "begun before what it starts from was there"
+        self.made.append(name)
+        self.configs[name] = OmegaConf.to_container(config, resolve=False)
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "final.ckpt").touch()
+        info = {"backbone": "x", "block_size": None, "data": "x", "start": None, "chain": "", "mlflow_run_id": None}
+        write_info(folder, RunInfo(stage=stage, status="finished", time=now_text(), **info))
+
+    def run(self, config) -> None:
+        self.make(config.run_name, Path(config.outputs) / "runs" / config.run_name, config, config.stage.name)
+
+    def collect(self, config, folder: Path, kept_tokens: int) -> None:
+        self.make(folder.name, folder, config, "rad")
+
+    @staticmethod
+    def measure(part: Part) -> dict[str, float]:
+        return {"finding_f1": part.config.block_size / 100, "rouge_l": 0.5, "tps": 7.0, "nfe": 3.0, "nothing": float("nan")}
+
+
+@pytest.fixture
+def runs(monkeypatch) -> Iterator[Runs]:
+    fake = Runs()
+    monkeypatch.setattr(sweep_job, "run", fake.run)
+    monkeypatch.setattr(sweep_job, "collect_trajectories", fake.collect)
+    monkeypatch.setattr(sweep_job, "measure", fake.measure)
+    yield fake
+    GlobalHydra.instance().clear()
+
+
+def command(monkeypatch, data_root: Path, outputs: Path, *arguments: str) -> int:
+    """Exit status of ``echo-pl -m`` in this process."""
+    own = [*OWN, "sweep.apart=false", f"data_root={data_root}", f"outputs={outputs}"]
+    monkeypatch.setattr(sys, "argv", ["echo-pl", "-m", *own, *arguments])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def cells(outputs: Path) -> dict[str, tuple[str, str | None, dict[str, str], dict[str, float]]]:
+    """Children of the only parent: status, error, parameters and metrics by name."""
+    client = MlflowClient(f"sqlite:///{outputs.resolve() / 'mlflow.db'}")
+    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    (parent,) = [run for run in found if run.data.tags.get("echo_pl.sweep") == "lab"]
+    of = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(of) == len(found) - 1
+    return {run.data.tags["echo_pl.cell"]: state(run) for run in of}
+
+
+def state(run: Run) -> tuple[str, str | None, dict[str, str], dict[str, float]]:
+    return run.info.status, run.data.tags.get("echo_pl.error"), run.data.params, run.data.metrics
+
+
+def kinds(names: list[str]) -> list[str]:
+    """Names without the digests."""
+    return [name.rpartition("-")[0] for name in names]
+
+
+AXES = ["block_size=4,8", "ablation=dcd", "seed=0"]
+
+
+def test_a_failure_takes_along_what_starts_from_it_and_a_second_start_makes_what_is_missing(
+    runs, monkeypatch, data_root, tmp_path, capsys
+):
+    runs.broken = "rad-L4"
+    assert command(monkeypatch, data_root, tmp_path, *AXES) == 1
+    assert kinds(runs.made) == ["pretrain-s0", "rad-L8-s0", "trajectories-L8-s0", "dcd-L8-s0"]
+    said = capsys.readouterr().err
+    assert "echo-pl: 3 of 7 parts of the sweep are missing:" in said
+    assert ": the power is gone\n    (" in said
+    assert said.count("not begun: it starts from rad-L4-s0-") == 2
+    found = cells(tmp_path)
+    assert sorted(status for status, *_ in found.values()) == ["FAILED"] * 2 + ["FINISHED"] * 3
+    first, runs.made, runs.broken = set(runs.made), [], None
+    assert command(monkeypatch, data_root, tmp_path, *AXES) == 0
+    assert kinds(runs.made) == ["rad-L4-s0", "trajectories-L4-s0", "dcd-L4-s0"]
+    found = cells(tmp_path)
+    assert set(found) == {name for name in first | set(runs.made) if not name.startswith("trajectories")}
+    for status, error, params, metrics in found.values():
+        assert (status, error) == ("FINISHED", None)
+        assert params["seed"] == "0"
+        assert metrics == {"finding_f1": metrics["finding_f1"], "rouge_l": 0.5, "tps": 7.0, "nfe": 3.0}
+    of = sorted((params["objective"], params["block_size"]) for _, _, params, _ in found.values())
+    assert of == [("ar", "1"), ("dcd", "4"), ("dcd", "8"), ("teacher", "4"), ("teacher", "8")]
+
+
+def test_students_start_from_the_teacher_of_their_own_block_size_and_seed(data_root):
+    for size, seed in ((4, 0), (8, 1)):
+        own = [f"data_root={data_root}", *OWN, f"block_size={size}", f"seed={seed}", "stage.max_steps=9"]
+        base, teacher, stored, student = parts(compose_config(own))
+        assert (student.config.start, stored.config.start, teacher.config.start) == (
+            str(teacher.checkpoint), str(teacher.checkpoint), str(base.checkpoint)
+        )  # fmt: skip
+        assert student.config.stage.module.trajectories == str(stored.folder)
+        assert student.before == (teacher.name, stored.name)
+        for part in (teacher, stored, student):
+            assert part.name.startswith(f"{part.stage}-L{size}-s{seed}-")
+            assert part.config.stage.module.decode.block_size == size
+            assert part.config.backbone.factory.seed == seed
+        assert (base.name[:11], base.config.seed) == (f"pretrain-s{seed}", seed)
+        # What is given for stage 3 is not for its teacher.
+        assert (teacher.config.stage.max_steps, student.config.stage.max_steps) == (1800, 9)
+        assert (teacher.config.data.batch_size, stored.config.data.batch_size, student.config.data.batch_size) == (32, 48, 16)
+
+
+def test_a_server_that_is_down_is_logged_to_by_the_next_start(runs, monkeypatch, data_root, tmp_path, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    down = "mlflow.tracking_uri=http://127.0.0.1:9"
+    one = ["block_size=4", "ablation=dcd", "seed=0", "sweep.store=false"]
+    assert command(monkeypatch, data_root, tmp_path, *one, down, "mlflow.on_failure=error") == 2
+    assert runs.made == []
+    assert command(monkeypatch, data_root, tmp_path, *one, down) == 0
+    assert len(runs.made) == 3
+    assert "start the same command again when the server is there" in capsys.readouterr().err
+    assert command(monkeypatch, data_root, tmp_path, *one) == 0
+    assert len(runs.made) == 3
+    assert [status for status, *_ in cells(tmp_path).values()] == ["FINISHED"] * 3
+
+
+def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
+    def config(*wrong: str):
+        return compose_config([f"data_root={data_root}", f"outputs={tmp_path}", *OWN, *wrong])
+
+    for wrong, message in (
+        ("stage=rad", "a sweep's jobs are of stage dcd"),
+        ("start=x.ckpt", "a sweep trains the teachers of its jobs itself"),
+        ("run_name=x", "leave run_name out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parts(config(wrong))
+    with pytest.raises(ConfigKeyError, match="max_step"):
+        parts(config("+sweep.stages.rad.max_step=3"))
+    with pytest.raises(ValueError, match="are compared from MLflow: leave mlflow=null out"):
+        SweepRecord(config("mlflow=null"))
+    with pytest.raises(ValueError, match="add hydra/launcher=slurm"):
+        sweep_job.carry_out(config("trainer.devices=2", "sweep.part=pretrain"))
+    assert not list(tmp_path.iterdir())
+
+
+def chain(data_root: Path, *overrides: str) -> dict[str, str]:
+    """Name of every part by stage."""
+    return {part.stage: part.name for part in parts(compose_config([f"data_root={data_root}", *OWN, *overrides]))}
+
+
+def test_parts_are_shared_exactly_where_they_would_be_the_same(data_root):
+    plain = chain(data_root)
+
+    def others(*overrides: str) -> set[str]:
+        changed = chain(data_root, *overrides)
+        return {stage for stage in plain if changed.get(stage) != plain[stage]}
+
+    all_of_them = set(plain)
+    assert all_of_them == {"pretrain", "rad", "trajectories", "dcd"}
+    assert (
+        others("outputs=elsewhere", "stage.eval_batch_size=1", "data.prefetch_batches=3", "callbacks=none", "sweep.name=x") == set()
+    )
+    assert others("ablation=ce") == others("stage.max_steps=3") == others("ablation=gate") == {"dcd"}
+    assert others("ablation=left_to_right") == others("sweep.collect_batch_size=8") == {"trajectories", "dcd"}
+    assert others("block_size=4") == others("+sweep.stages.rad.limit_train=4") == {"rad", "trajectories", "dcd"}
+    assert others("seed=1") == others("ablation=raw") == others("+sweep.stages.pretrain.max_steps=3") == all_of_them
+    assert others("sweep.trajectories=4") == {"trajectories", "dcd"}
+    assert others("ablation=student_prefix") == {"trajectories", "dcd"}, "which decodes on the fly"
+    assert "trajectories" not in chain(data_root, "ablation=student_prefix")
+
+
+def test_another_corpus_of_the_same_name_has_its_own_parts(data_root, tmp_path):
+    make_synthetic(tmp_path / "synthetic", train=8, val=4, test=4, seed=3, shard_size=8, progress=False)
+    assert not set(chain(data_root).values()) & set(chain(tmp_path).values())
+
+
+def test_the_vision_tower_is_warmed_up_once(data_root):
+    names = [chain(data_root, "backbone.needs_warmup=true", f"block_size={size}") for size in (4, 8)]
+    assert names[0]["warmup"] == names[1]["warmup"]
+    assert names[0]["pretrain"] == names[1]["pretrain"] != chain(data_root)["pretrain"]
+
+
+def test_teachers_of_other_reports_are_named_after_who_uses_them(data_root):
+    def job(*overrides: str):
+        config = compose_config([f"data_root={data_root}", *OWN, *overrides])
+        choice = next((one.partition("=")[2] for one in overrides if one.startswith("ablation=")), None)
+        whole = OmegaConf.merge(OmegaConf.create({"hydra": {"runtime": {"choices": {"ablation": choice}}}}), config)
+        return make_job(overrides, ["ablation", "sweep.stages.rad.limit_train"], whole)
+
+    jobs = [job("ablation=dcd"), job("ablation=ce"), job("ablation=raw")]
+    assert len(Progress.of(jobs).parts) == 4 + 1 + 4, "ce shares all with dcd but itself"
+    found = make_cells(jobs)
+    named = [(cell.objective, cell.variant) for cell in found]
+    assert named == [
+        ("ar", "for ce, dcd"), ("teacher", "for ce, dcd"), ("dcd", ""), ("ce", ""),
+        ("ar", "for raw"), ("teacher", "for raw"), ("raw", ""),
+    ]  # fmt: skip
+    small = make_cells([job("ablation=dcd", "+sweep.stages.rad.limit_train=4")])
+    assert [(cell.objective, cell.variant) for cell in small][-1] == ("dcd", "sweep.stages.rad.limit_train=4")
+    assert small[0] == Cell(part=small[0].part, objective="ar", variant="", block_size=1, seed=0)
+
+
+def test_scores_of_another_measurement_are_not_taken(runs, data_root, tmp_path):
+    def base(*overrides: str) -> Part:
+        return parts(compose_config([f"data_root={data_root}", f"outputs={tmp_path}", *OWN, *overrides]))[0]
+
+    part, other = base(), base("sweep.studies=4")
+    assert (part.folder, part.done) == (other.folder, False)
+    for one in (part, part, other):
+        sweep_job.make(one)
+        assert one.done
+        assert one.scores["finding_f1"] == 0.08
+    assert runs.made == [part.name], "measured again, not trained"
+    assert not part.done
+
+
+def test_a_signal_ends_the_sweep_and_is_no_failure(runs, monkeypatch, data_root, tmp_path, capsys):
+    def told(config) -> None:
+        raise pickle.loads(pickle.dumps(StoppedError(signal.SIGTERM)))  # as from a job's own process
+
+    monkeypatch.setattr(sweep_job, "run", told)
+    one = ["block_size=4", "ablation=dcd", "seed=0", "sweep.store=false"]
+    assert command(monkeypatch, data_root, tmp_path, *one) == 128 + signal.SIGTERM
+    assert "start the sweep again to go on" in capsys.readouterr().err
+    assert {status for status, *_ in cells(tmp_path).values()} == {"SCHEDULED"}
+
+
+def test_a_part_that_is_being_made_is_not_made_twice(runs, data_root, tmp_path):
+    part = parts(compose_config([f"data_root={data_root}", f"outputs={tmp_path}", *OWN]))[0]
+    with sweep_job.alone(part), pytest.raises(OSError, match="another job is making pretrain-s0-"):
+        sweep_job.make(part)
+    sweep_job.make(part)
+    assert part.done
