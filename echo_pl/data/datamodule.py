@@ -171,7 +171,7 @@ class ReportDataModule(L.LightningDataModule):
         if self._cache_samples and self._num_workers:
             raise ValueError(
                 f"cache_samples={self._cache_samples} needs num_workers=0, got {self._num_workers}: "
-                "workers end with their epoch, and their memory with them"
+                "a worker gets other studies in every epoch, and knows nothing of those of another"
             )
         for name, choice in (("on_bad_sample", self._on_bad_sample), ("on_long_response", self._on_long_response)):
             if choice not in ("error", "skip"):

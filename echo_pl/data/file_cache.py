@@ -184,7 +184,7 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _sha256(path: Path, *, to_disk: bool = False) -> str:
-    with path.open("rb+" if to_disk else "rb") as file:
+    with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
         if to_disk:
             os.fsync(file.fileno())

@@ -171,13 +171,10 @@ def test_faults_that_do_not_pass_are_not_waited_for(root, server, tmp_path, faul
     assert server.asked == [shard.name]
 
 
-@pytest.mark.parametrize(("fault", "times"), [("says_nothing", 1), ("says_less", 3), ("says_more", 3), ("says_nonsense", 3)])
+@pytest.mark.parametrize(("fault", "times"), [("says_nothing", 1), ("says_less", 2), ("says_more", 2), ("says_nonsense", 2)])
 def test_a_server_that_lies_about_a_length(root, server, tmp_path, fault, times):
     shard = CorpusIndex.load(root).shards("train")[0]
-    server.faults[shard.name] = [fault, fault]
-    if fault == "says_less":  # what comes is whole by what was said: its checksum is wrong, and once more it is fetched
-        with pytest.raises(ChecksumError, match=f"the index says {shard.sha256}"):
-            held(corpus(server.url, tmp_path), shard)
+    server.faults[shard.name] = [fault]
     assert held(corpus(server.url, tmp_path), shard) == (root / shard.name).read_bytes()
     assert server.asked == [shard.name] * times
     assert not list(tmp_path.glob("*/*.partial"))
