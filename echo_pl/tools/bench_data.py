@@ -218,7 +218,7 @@ def run_bench(out: Path, *, studies: int, side: int, rounds: int, workers: Seque
         )
         with serving(folder) as url:
             folders = {"png": folder, "jpeg": as_jpeg(folder, scratch / "jpeg")}
-            rows = {}
+            rows: dict[str, dict[str, Any]] = {}
             for kind in KINDS:
                 rows |= timed(ways_of_reading(folders[kind], kind), READING_ROUNDS * rounds)
             rows |= timed(ways_of_batches(folder, url, scratch, side, workers), rounds)
