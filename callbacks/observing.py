@@ -27,6 +27,7 @@ class ReportData(Protocol):
     """The part of the data module that observers use."""
 
     special: SpecialTokens
+    vocab_size: int
     fingerprint: str
 
     @property

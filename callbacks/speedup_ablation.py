@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,13 +17,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from callbacks.observing import ReportModule, frozen, mlflow_runs, observing, report_data
+from callbacks.observing import ReportData, ReportModule, frozen, mlflow_runs, observing, report_data
 from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
 from echo_pl.evaluation.harness import EvaluatedMethod, Method, Sampler, evaluate_methods
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import SCORES, Row, Setting
 from echo_pl.evaluation.table import text_table
 from echo_pl.stages.placement import deployed
+from echo_pl.structs import SpecialTokens
 
 STAGES = ("rad", "dcd")
 """Stages that decode blocks."""
@@ -33,6 +34,13 @@ class Autoregressive(Sampler, Protocol):
     """The AR baseline, which owns its model."""
 
     vlm: nn.Module
+
+
+class MakeAutoregressive(Protocol):
+    """Makes the AR baseline, where the chain has one."""
+
+    def __call__(self, *, special: SpecialTokens, vocab_size: int) -> Autoregressive | None:
+        """``special`` and ``vocab_size`` are of the data's tokenizer."""
 
 
 class Named(Protocol):
@@ -67,8 +75,8 @@ class SpeedupAblation(Callback):
         studies: held-out studies per method.
         split: ``val`` or ``test``.
         autoregressive: makes the AR baseline, from the stage-1 checkpoint (after RAD the weights are no longer
-            autoregressive). Called at the end only, so that its weights take no memory before. ``None``, or returning
-            None where the chain has no such checkpoint: no AR row.
+            autoregressive). Called at the end only, so that its weights take no memory before, with the data's tokenizer.
+            ``None``, or returning None where the chain has no such checkpoint: no AR row.
         progress: whether to show a progress bar.
     """
 
@@ -79,7 +87,7 @@ class SpeedupAblation(Callback):
         batch_sizes: Sequence[int] = (1,),
         studies: int = 64,
         split: str = "test",
-        autoregressive: Callable[[], Autoregressive | None] | None = None,
+        autoregressive: MakeAutoregressive | None = None,
         progress: bool = True,
     ) -> None:
         if not block_sizes or not batch_sizes or min(*block_sizes, *batch_sizes, studies) < 1:
@@ -120,7 +128,7 @@ class SpeedupAblation(Callback):
                 for size in self.batch_sizes
             }
             evaluated = evaluate_methods(
-                list(self._methods(module, ar=self._baseline(pl_module.device))),
+                list(self._methods(module, ar=self._baseline(data, pl_module.device))),
                 batches,
                 data.detokenize,
                 data.judge,
@@ -130,11 +138,11 @@ class SpeedupAblation(Callback):
             if trainer.is_global_zero:
                 self._write(trainer, evaluated, module.block_size)
 
-    def _baseline(self, device: torch.device) -> Sampler | None:
+    def _baseline(self, data: ReportData, device: torch.device) -> Sampler | None:
         """The AR sampler, on the device of the batches."""
         if self.autoregressive is None:
             return None
-        sampler = self.autoregressive()
+        sampler = self.autoregressive(special=data.special, vocab_size=data.vocab_size)
         if sampler is None:
             rank_zero_warn("SpeedupAblation has no AR row: this chain has no stage-1 checkpoint to decode with")
             return None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from echo_pl.backbone.checkpoint import StageRecord, is_checkpoint, load_weights, read_checkpoint
 from echo_pl.backbone.factory import BackboneFactory
-from echo_pl.data.tokenizer import load_tokenizer
 from echo_pl.sampling.autoregressive import AutoregressiveSampler
+from echo_pl.structs import SpecialTokens
 
 log = logging.getLogger(__name__)
 
@@ -33,26 +33,25 @@ def autoregressive_baseline(
     *,
     checkpoint: str | None,
     backbone: BackboneFactory,
-    corpus: str,
+    special: SpecialTokens,
+    vocab_size: int,
     max_response_tokens: int,
-    tokenizer_path: str | None = None,
 ) -> AutoregressiveSampler | None:
     """Build the sampler from a stage-1 checkpoint; None without one.
 
     Args:
         checkpoint: of stage ``pretrain``, or None where the chain has none (a backbone that was AR from the start).
         backbone: builds the model.
-        corpus: corpus folder, whose tokenizer is used unless ``tokenizer_path`` says otherwise.
+        special: of the run's tokenizer.
+        vocab_size: number of its ids.
         max_response_tokens: limit of the decode.
-        tokenizer_path: a saved tokenizer.
 
     Raises:
-        FileNotFoundError: no checkpoint or tokenizer there.
+        FileNotFoundError: no checkpoint there.
         ValueError: it is of another stage, or does not fit the backbone.
     """
     if checkpoint is None:
         return None
-    tokenizer, special = load_tokenizer(tokenizer_path or Path(corpus) / "tokenizer")
-    vlm = backbone.build(special, len(tokenizer)).eval().requires_grad_(False)
+    vlm = backbone.build(special, vocab_size).eval().requires_grad_(False)
     load_weights(vlm, checkpoint, ("pretrain",))
     return AutoregressiveSampler(vlm, special, max_response_tokens)

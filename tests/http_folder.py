@@ -23,7 +23,8 @@ class HTTPFolder:
     asked: list[str] = field(default_factory=list)
     """File names, in the order in which they were asked for."""
     faults: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """File name to what its next requests get: ``503``, ``404``, ``403``, ``cut``, ``silent``, ``wrong``, ``longer``."""
+    """File name to what its next requests get: ``503``, ``404``, ``403``, ``cut``, ``silent``, ``wrong``, ``longer``, or a
+    length that is not its own: ``says_less``, ``says_more``, ``says_nothing``, ``says_nonsense``."""
     silence: float = 0.6
     """Seconds of ``silent``."""
     pause: float = 0.0
@@ -46,7 +47,9 @@ class HTTPFolder:
         if fault == "longer":
             content += b"\0" * 100_000
         request.send_response(200)
-        request.send_header("Content-Length", str(len(content)))
+        said = {"says_less": len(content) - 600, "says_more": 10**15, "says_nothing": None, "says_nonsense": "many"}
+        if (length := said.get(fault, len(content))) is not None:
+            request.send_header("Content-Length", str(length))
         request.end_headers()
         request.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
 

@@ -92,15 +92,19 @@ class RemoteCorpus:
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If it is damaged, twice.
+            ValueError: If it is damaged, twice, or the cache is smaller than one of its shards.
             OSError: If it cannot be fetched.
         """
         place = self.remote.place(INDEX_NAME)
         try:
-            return self._read_index(place)
+            index = self._read_index(place)
         except ValueError as error:
             logger.warning("%s; fetched once more", error)
-        return self._read_index(place)
+            index = self._read_index(place)
+        for shards in index.splits.values():
+            for shard in shards:
+                self.cache.refuse_too_large(shard)  # now, not when its turn comes
+        return index
 
     def _read_index(self, place: str) -> CorpusIndex:
         content = self.remote.read(INDEX_NAME, MAX_INDEX_BYTES)
@@ -161,21 +165,22 @@ class RemoteCorpus:
             )
         identity = hashlib.sha256("\n".join(f"{file.name} {file.sha256}" for file in files).encode()).hexdigest()
         target = self.cache.folder / "tokenizers" / identity
-        if not target.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as made:
-                whole = Path(made) / TOKENIZER
-                whole.mkdir()
-                for file in files:
-                    name = file.name.rsplit("/", 1)[1]
-                    with self._holding(file) as folder:
-                        shutil.copyfile(folder / name, whole / name)
-                try:
-                    whole.replace(target)
-                except OSError:
-                    if not target.is_dir():  # otherwise another process was faster, with the same files
-                        raise
+        target.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            copy = target / file.name.rsplit("/", 1)[1]
+            if not copy.is_file() or hashlib.sha256(copy.read_bytes()).hexdigest() != file.sha256:
+                self._copy(file, copy)
         return target
+
+    def _copy(self, file: AttachedFile, copy: Path) -> None:
+        """Copy a file from the cache in one step, as another process may read it at the same moment."""
+        with (
+            self._holding(file) as folder,
+            tempfile.TemporaryDirectory(dir=self.cache.folder / "tokenizers", prefix=".partial-") as made,
+        ):
+            partial = Path(made) / copy.name
+            shutil.copyfile(folder / copy.name, partial)
+            partial.replace(copy)
 
 
 def open_folder(root: Path | str, cache_dir: Path | str | None, cache_bytes: int) -> CorpusFolder:

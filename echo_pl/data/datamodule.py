@@ -18,18 +18,18 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from echo_pl.data.collator import ReportCollator
+from echo_pl.data.batch_source import BatchSource, TrainingPasses
 from echo_pl.data.corpus import Corpus
 from echo_pl.data.corpus_folder import LocalCorpus
 from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.corpus_set import open_corpora
+from echo_pl.data.corpus_tokenizer import corpus_tokenizer
 from echo_pl.data.judge import ReportJudge
 from echo_pl.data.loader import FixedLoader, ResumableLoader
-from echo_pl.data.order import EpochOrder, Places, eval_batches, fixed_order
 from echo_pl.data.processor import ProcessorConfig, ReportProcessor, Sample, Template
 from echo_pl.data.stream import BatchStream, OnBad
 from echo_pl.data.study import Version
-from echo_pl.data.tokenizer import ReportTokenizer, load_tokenizer, vocabulary_fingerprint
+from echo_pl.data.tokenizer import ReportTokenizer, vocabulary_fingerprint
 from echo_pl.data.training_order import TrainingOrder
 from echo_pl.structs import Batch, SpecialTokens
 
@@ -171,7 +171,7 @@ class ReportDataModule(L.LightningDataModule):
         if self._cache_samples and self._num_workers:
             raise ValueError(
                 f"cache_samples={self._cache_samples} needs num_workers=0, got {self._num_workers}: "
-                "workers end with their epoch, and their memory with them"
+                "a worker gets other studies in every epoch, and knows nothing of those of another"
             )
         for name, choice in (("on_bad_sample", self._on_bad_sample), ("on_long_response", self._on_long_response)):
             if choice not in ("error", "skip"):
@@ -208,15 +208,7 @@ class ReportDataModule(L.LightningDataModule):
 
     @cached_property
     def _tokenizer_and_special(self) -> tuple[ReportTokenizer, SpecialTokens]:
-        if self._tokenizer_path is not None:
-            return load_tokenizer(self._tokenizer_path)
-        of = {corpus: load_tokenizer(corpus.folder.tokenizer(corpus.index)) for corpus in self.corpora.corpora}
-        self.corpora.common(
-            "vocabulary",
-            lambda corpus: vocabulary_fingerprint(of[corpus][0]),
-            "give data.tokenizer_path=<the tokenizer for both>; reports are tokenized as they are read",
-        )
-        return of[self.corpora.corpora[0]]
+        return corpus_tokenizer(self.corpora, self._tokenizer_path)
 
     @property
     def tokenizer(self) -> ReportTokenizer:
@@ -298,8 +290,9 @@ class ReportDataModule(L.LightningDataModule):
             ValueError: If the training split does not fill one batch of every rank.
         """
         order = self._training_order(*self._place())
+        cache = self._cache if self._cache_samples else None
         return ResumableLoader(
-            self._train_stream,
+            TrainingPasses(source=self._source, order=order, cache=cache, cache_size=self._cache_samples),
             batches=order.batches_of_an_epoch(),
             order=str(order),
             num_workers=self._num_workers,
@@ -308,16 +301,12 @@ class ReportDataModule(L.LightningDataModule):
         )
 
     def refuse_too_few(self, world_size: int) -> None:
-        """Refuse a training split that does not fill one batch of every rank.
+        """Refuse a training split that does not fill one batch of every rank, and a weight too small for one visit.
 
         Raises:
             ValueError: naming both numbers.
         """
-        order = self._training_order(0, world_size)
-        for corpus, visits in zip(self.corpora.corpora, order.visits, strict=True):
-            if not visits:
-                raise ValueError(f"corpus {corpus} has so small a weight that no study of it is in an epoch of {sum(order.visits)}")
-        order.batches_of_an_epoch()
+        self._training_order(0, world_size).batches_of_an_epoch()
 
     def val_dataloader(self) -> FixedLoader:
         """Return the validation split in its order, with references."""
@@ -330,7 +319,7 @@ class ReportDataModule(L.LightningDataModule):
     @property
     def training_studies(self) -> int:
         """How many studies training visits."""
-        return len(self._fixed_order("train", self._limits["train"]).places)
+        return len(self._source.fixed_order("train", self._limits["train"]).places)
 
     def train_batches_once(self, batch_size: int, numbers: Sequence[int] | None = None) -> FixedLoader:
         """Return every study that training may visit, once, in the order of the shards; the last batch may be smaller.
@@ -339,16 +328,11 @@ class ReportDataModule(L.LightningDataModule):
             batch_size: Studies of a batch.
             numbers: Which of these batches, in rising order; None: all. A batch is the same whatever else is asked for.
         """
-        order = self._fixed_order("train", self._limits["train"])
-        batches = eval_batches(order.places, batch_size=batch_size, rank=0, world_size=1)
-        chosen = batches if numbers is None else [batches[number] for number in numbers]
-        return self._fixed_loader(self._stream("train", order, chosen, references=False))
+        return self._fixed_loader(self._source.training_once(self._limits["train"], batch_size=batch_size, numbers=numbers))
 
     def held_out_batches(self, split: EvalSplit, batch_size: int, limit: int) -> list[Batch]:
-        """Return the first ``limit`` studies of a split as batches, all of them on every rank."""
-        order = self._fixed_order(split, None)
-        batches = eval_batches(order.places[:limit], batch_size=batch_size, rank=0, world_size=1)
-        return list(self._stream(split, order, batches, references=True))
+        """Return the first ``limit`` studies of a split as batches, of a mixture one of each corpus in turns; all on every rank."""
+        return self._source.held_out(split, batch_size, limit)
 
     def images(self, split: str, keys: Iterable[str]) -> dict[str, Image.Image]:
         """Return the first image of each of these studies, at its original size.
@@ -362,11 +346,15 @@ class ReportDataModule(L.LightningDataModule):
         """Text of response tokens, control tokens left out."""
         return self.processor.detokenize(tokens)
 
-    def _fixed_order(self, split: str, limit: int | None) -> EpochOrder:
-        """The first ``limit`` studies of each corpus that has the split, as they stand in its shards."""
-        shards = self.corpora.shards(split)
-        streams = tuple(i for i, shard in enumerate(shards) if i == 0 or shard.corpus is not shards[i - 1].corpus)
-        return fixed_order([shard.shard.samples for shard in shards], limit, streams=streams)
+    @cached_property
+    def _source(self) -> BatchSource:
+        return BatchSource(
+            corpora=self.corpora,
+            processor=self.processor,
+            special=self.special,
+            on_bad_sample=self._on_bad_sample,
+            on_long_response=self._on_long_response,
+        )
 
     def _place(self) -> tuple[int, int]:
         """Rank and world size."""
@@ -381,6 +369,7 @@ class ReportDataModule(L.LightningDataModule):
     def _training_order(self, rank: int, world_size: int) -> TrainingOrder:
         return TrainingOrder(
             corpora=self.corpora.training_shards(),
+            names=tuple(map(str, self.corpora.corpora)),
             weights=self.corpora.weights,
             seed=self._seed,
             shuffle_buffer=self._shuffle_buffer,
@@ -391,39 +380,13 @@ class ReportDataModule(L.LightningDataModule):
             world_size=world_size,
         )
 
-    def _train_stream(self, epoch: int, done: int) -> BatchStream:
-        order, batches = self._training_order(*self._place()).epoch(epoch)
-        cache = self._cache if self._cache_samples else None
-        return self._stream("train", order, batches[done:], references=False, cache=cache)
-
     def _eval_loader(self, split: EvalSplit) -> FixedLoader:
-        order = self._fixed_order(split, self._limits[split])
         rank, world_size = self._place()
-        batches = eval_batches(order.places, batch_size=self.eval_batch_size, rank=rank, world_size=world_size)
-        return self._fixed_loader(self._stream(split, order, batches, references=True))
+        return self._fixed_loader(
+            self._source.fixed(split, self._limits[split], batch_size=self.eval_batch_size, rank=rank, world_size=world_size)
+        )
 
     def _fixed_loader(self, stream: BatchStream) -> FixedLoader:
         return FixedLoader(
             stream, num_workers=self._num_workers, pin_memory=self._pin_memory, prefetch_batches=self._prefetch_batches
-        )
-
-    def _stream(
-        self,
-        split: str,
-        order: EpochOrder,
-        batches: list[Places],
-        *,
-        references: bool,
-        cache: dict[str, Sample] | None = None,
-    ) -> BatchStream:
-        return BatchStream(
-            shards=self.corpora.shards(split),
-            order=order,
-            batches=batches,
-            process=self.processor,
-            collate=ReportCollator(self.special, self.labels, references=references, vision_fingerprint=self.vision_fingerprint),
-            on_bad_sample=self._on_bad_sample,
-            on_long_response=self._on_long_response,
-            cache=cache,
-            cache_size=self._cache_samples,
         )

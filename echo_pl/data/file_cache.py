@@ -1,7 +1,8 @@
 """A bounded local cache of files that are known by their checksum, shared by every process of a node.
 
-``<folder>/<sha256>/<name>``, written under a temporary name, checked, renamed: what has its final name is whole. Least recently
-used goes first, never what somebody holds. Locks are the kernel's (flock) and end with their process. Knows files, sizes and
+``<folder>/<sha256>/<name>``, written under a temporary name, checked, renamed: what has its final name came whole. What the disk
+did to it since is found by its checksum, which every process takes once of every file. Least recently used goes first, never what
+somebody holds. Locks are the kernel's (flock) and end with their process. Knows files, sizes and
 checksums; nothing of where files come from or what is in them.
 """
 
@@ -12,6 +13,7 @@ import hashlib
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,8 @@ class FileCache:
             raise ValueError(f"cache_bytes must be at least 1, got {most_bytes}")
         self.folder = folder
         self.most_bytes = most_bytes
+        self._checked: set[tuple[str, int, int]] = set()
+        """sha256, inode and time of change of the files whose checksum this process has found right."""
 
     @contextmanager
     def holding(self, file: Known, fetch: Fetch) -> Iterator[Path]:
@@ -85,26 +89,49 @@ class FileCache:
         entry.mkdir(parents=True, exist_ok=True)
         with _Lock(entry / _LOCK) as lock:
             lock.share()
-            while not _is_whole(path, file):
+            while not self._is_whole(path, file):
                 lock.own()  # lets go first, so two that share do not wait for each other; hence the second look
-                if not _is_whole(path, file):
+                if not self._is_whole(path, file):
                     self._bring(path, file, fetch)
                 lock.share()  # lets go again for a moment
-            os.utime(path)  # what was used last goes last
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # what was used last goes last
             yield entry
+
+    def refuse_too_large(self, file: Known) -> None:
+        """Refuse a file that never fits.
+
+        Raises:
+            CacheFullError: If it is larger than the cache.
+        """
+        if file.bytes > self.most_bytes:
+            raise CacheFullError(
+                f"{file.name} has {file.bytes} bytes, more than the cache may hold: raise data.cache_bytes={self.most_bytes}"
+            )
+
+    def _is_whole(self, path: Path, file: Known) -> bool:
+        found = _stat(path)
+        if found is None or found.st_size != file.bytes:
+            return False
+        identity = (file.sha256, found.st_ino, found.st_mtime_ns)
+        if identity not in self._checked:
+            if _sha256(path) != file.sha256:
+                logger.warning("%s has changed in the cache since it came: it is fetched again", path)
+                return False
+            self._checked.add(identity)
+        return True
 
     def _bring(self, path: Path, file: Known, fetch: Fetch) -> None:
         partial = path.with_name(f"{path.name}.{file.bytes}{_PARTIAL}")
-        path.unlink(missing_ok=True)  # of another size: damaged on this disk
+        path.unlink(missing_ok=True)  # damaged on this disk
         self._make_room(partial, file)
         try:
             found = ""
             for attempt in (1, 2):
                 fetch(partial)
-                with partial.open("rb+") as written:
-                    found = hashlib.file_digest(written, "sha256").hexdigest()
-                    os.fsync(written.fileno())  # a name must not outlive a power cut that its content does not
+                found = _sha256(partial, to_disk=True)  # a name must not outlive a power cut that its content does not
                 if found == file.sha256:
+                    fetched = partial.stat()
+                    self._checked.add((found, fetched.st_ino, fetched.st_mtime_ns))
                     partial.replace(path)
                     return
                 logger.warning(
@@ -119,10 +146,7 @@ class FileCache:
 
     def _make_room(self, partial: Path, file: Known) -> None:
         """Evict until the file fits, and reserve its room by a partial file whose name says the size."""
-        if file.bytes > self.most_bytes:
-            raise CacheFullError(
-                f"{file.name} has {file.bytes} bytes, more than the cache may hold: raise data.cache_bytes={self.most_bytes}"
-            )
+        self.refuse_too_large(file)
         with _Lock(self.folder / _LOCK) as lock:
             lock.own()
             cached = sorted(self._others(partial.parent), key=lambda other: other[1])
@@ -149,7 +173,7 @@ class FileCache:
                     if not _evict(path):
                         yield path, float("inf"), int(path.name.removesuffix(_PARTIAL).rsplit(".", 1)[1])
                 elif path.name != _LOCK and (found := _stat(path)) is not None:
-                    yield path, found.st_mtime, found.st_size
+                    yield path, found.st_atime, found.st_size
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -159,9 +183,12 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _is_whole(path: Path, file: Known) -> bool:
-    found = _stat(path)
-    return found is not None and found.st_size == file.bytes
+def _sha256(path: Path, *, to_disk: bool = False) -> str:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if to_disk:
+            os.fsync(file.fileno())
+        return found
 
 
 def _evict(path: Path) -> bool:

@@ -12,7 +12,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from echo_pl.data.stream import BatchStream
 from echo_pl.structs import Batch
@@ -39,25 +40,58 @@ def _end_when_told_by(process: int) -> None:
     os._exit(0)
 
 
+class Epochs(IterableDataset[Batch]):
+    """One epoch each time it is iterated, and the next one the next time.
+
+    A loading process that lives on from epoch to epoch counts them here by itself; it is told that one begins, not which.
+
+    Args:
+        make_stream: As of :class:`ResumableLoader`.
+        epoch: The first one.
+        done: Batches to leave out at its start.
+    """
+
+    def __init__(self, make_stream: Callable[[int, int], BatchStream], epoch: int, done: int) -> None:
+        super().__init__()
+        self._make_stream = make_stream
+        self._epoch = epoch
+        self._done = done
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream = self._make_stream(self._epoch, self._done)
+        self._epoch, self._done = self._epoch + 1, 0
+        return iter(stream)
+
+
+def _torch_loader(
+    batches: IterableDataset[Batch], *, num_workers: int, pin_memory: bool, prefetch_batches: int, lasting: bool
+) -> DataLoader[Batch]:
+    return DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=outlive_signals,
+        prefetch_factor=prefetch_batches if num_workers else None,
+        persistent_workers=lasting and num_workers > 0,
+        generator=torch.Generator(),  # else the seed of the workers, which they do not use, is drawn from that of the training
+    )
+
+
 class FixedLoader:
     """Yields the batches of one stream, the same each time.
 
     Args:
         stream: What to read.
-        num_workers: Processes that read and decode; 0: this one.
+        num_workers: Processes that read and decode, and end with the pass; 0: this one.
         pin_memory: Whether batches are put in page-locked memory.
         prefetch_batches: Batches that each process has ready or at work; without processes there are none ahead.
     """
 
     def __init__(self, stream: BatchStream, *, num_workers: int, pin_memory: bool, prefetch_batches: int = 2) -> None:
         self._batches = len(stream)
-        self._loader = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            worker_init_fn=outlive_signals,
-            prefetch_factor=prefetch_batches if num_workers else None,
+        self._loader = _torch_loader(
+            stream, num_workers=num_workers, pin_memory=pin_memory, prefetch_batches=prefetch_batches, lasting=False
         )
 
     def __len__(self) -> int:
@@ -74,9 +108,9 @@ class ResumableLoader:
         make_stream: From (epoch, batches to leave out at its start) to the stream of the rest.
         batches: Batches in one epoch. Lightning does not read ahead in a loader with a length, so the state is exact.
         order: What decides the order of studies, as text: a place in an epoch means nothing in another order.
-        num_workers: Processes that read and decode; 0: this one.
+        num_workers: Processes that read and decode, from the first epoch to the last; 0: this one.
         pin_memory: Whether batches are put in page-locked memory.
-        prefetch_batches: Batches that each process has ready or at work.
+        prefetch_batches: Batches that each of these processes has ready or at work.
     """
 
     def __init__(
@@ -95,6 +129,7 @@ class ResumableLoader:
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._prefetch_batches = prefetch_batches
+        self._loader: DataLoader[Batch] | None = None
         self._next_epoch = 0
         self._epoch = 0
         self._done = 0
@@ -107,10 +142,15 @@ class ResumableLoader:
         self._epoch, self._done, self._skip = self._next_epoch, self._skip, 0
         # counted now and not at the end: with a length, nobody reads an epoch until it is exhausted
         self._next_epoch = self._epoch + 1
-        stream = self._make_stream(self._epoch, self._done)
-        for batch in FixedLoader(
-            stream, num_workers=self._num_workers, pin_memory=self._pin_memory, prefetch_batches=self._prefetch_batches
-        ):
+        if self._loader is None:
+            self._loader = _torch_loader(
+                Epochs(self._make_stream, self._epoch, self._done),
+                num_workers=self._num_workers,
+                pin_memory=self._pin_memory,
+                prefetch_batches=self._prefetch_batches,
+                lasting=True,
+            )
+        for batch in self._loader:
             self._done += 1
             yield batch
 
@@ -139,3 +179,4 @@ class ResumableLoader:
         self._epoch, self._done = epoch, done
         ended = done == self._batches
         self._next_epoch, self._skip = (epoch + 1, 0) if ended else (epoch, done)
+        self._loader = None  # its processes would go on where they are

@@ -38,6 +38,13 @@ def fixed_order(counts: Sequence[int], limit: int | None = None, *, streams: tup
     return EpochOrder(shards=tuple(range(len(counts))), starts=starts, places=np.concatenate(visited), streams=streams)
 
 
+def in_turns(order: EpochOrder) -> Places:
+    """The places of a fixed order, dealt out: the first of each stream, the second of each, and so on."""
+    streams = np.split(order.places, np.searchsorted(order.places, order.starts[list(order.streams[1:])]))
+    turn = np.concatenate([np.arange(len(stream)) for stream in streams])
+    return order.places[np.argsort(turn, kind="stable")]
+
+
 def shuffled_order(counts: Sequence[int], *, seed: int, epoch: int, buffer: int, limit: int | None = None) -> EpochOrder:
     """Shuffle the shards, then the studies, each by at most ``buffer`` places, so that reading goes on in order.
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import fsspec
+from aiohttp.http import HttpProcessingError
 from fsspec.callbacks import Callback
 
 logger = logging.getLogger(__name__)
@@ -170,13 +171,20 @@ def _check_url(url: str) -> None:
 
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, aiohttp.ClientResponseError):
-        return error.status >= 500 or error.status in _PASSING_STATUS
+        return _is_no_http(error) or error.status >= 500 or error.status in _PASSING_STATUS
     if isinstance(error, aiohttp.InvalidURL | PermissionError | IsADirectoryError | NotADirectoryError):
         return False
     return not (isinstance(error, OSError) and error.errno in _OURS)
 
 
+def _is_no_http(error: aiohttp.ClientResponseError) -> bool:
+    """Whether the status is aiohttp's own, for an answer against the rules: other lengths than it says, nonsense in its head."""
+    return isinstance(error.__cause__, HttpProcessingError)
+
+
 def _said(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientResponseError) and _is_no_http(error):
+        return f"the answer breaks the rules of HTTP: {' '.join(error.message.split())[:100]}"
     if isinstance(error, aiohttp.ClientResponseError):
         return f"status {error.status}"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -18,7 +18,7 @@ from PIL import Image
 
 from echo_pl.data.corpus_index import SCHEMA_VERSION, Shard, check_local
 from echo_pl.data.study import StoredImages, Study
-from echo_pl.data.webdataset_secure import base_plus_ext, group_by_keys
+from echo_pl.data.tar_members import Member, members
 from echo_pl.structs import ReportText
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg")
@@ -69,63 +69,55 @@ def read_samples(
             f"shard {path} has {path.stat().st_size} bytes, its index says {shard.bytes}: it was cut off or changed; "
             "copy it again, or make the corpus again"
         )
-    chosen = sorted(wanted)
-    members = _members(path, shard, frozenset(chosen), suffixes, passed_over)
-    for place, sample in zip(chosen, group_by_keys(members), strict=True):
-        fields = {name: content for name, content in sample.items() if not name.startswith("__")}
-        yield place, RawSample(key=sample["__key__"], shard=shard.name, fields=fields)
-
-
-def _members(
-    path: Path, shard: Shard, wanted: frozenset[int], suffixes: Collection[str], passed_over: Collection[str]
-) -> Iterator[dict[str, Any]]:
-    """Yield the wanted samples' members as WebDataset's grouping expects them; the others' content is not read."""
-    place, key = -1, None
-    names: set[str] = set()
+    chosen = frozenset(wanted)
+    place, key = -1, ""
+    fields: dict[str, bytes] = {}
+    found: set[str] = set()
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
+        with path.open("rb") as file:
+            for member in members(file):
                 stem, suffix = _checked_name(path, member, suffixes)
                 if stem != key:
-                    place, key = place + 1, stem
-                    names.clear()
-                if member.name in names:
+                    if place in chosen:
+                        yield place, RawSample(key=key, shard=shard.name, fields=fields)
+                    place, key, fields, found = place + 1, stem, {}, set()
+                if suffix in found:
                     raise ShardError(f"shard {path} holds {member.name!r} twice; make the corpus again")
-                names.add(member.name)
-                if place in wanted and suffix not in passed_over:
-                    yield {"fname": member.name, "data": _content(file, member), "__url__": str(path)}
+                found.add(suffix)
+                if place in chosen and suffix.rsplit(".", 1)[-1] not in passed_over:
+                    fields[suffix] = _content(file, member)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ShardError(f"shard {path} is damaged ({error}); copy it again, or make the corpus again") from error
+    if place in chosen:
+        yield place, RawSample(key=key, shard=shard.name, fields=fields)
     if place + 1 != shard.samples:
         raise ShardError(f"shard {path} holds {place + 1} samples, its index says {shard.samples}; make the corpus again")
 
 
-def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    """One read, where tarfile's own file object copies in pieces; right for plain members, which are all _checked_name lets by."""
-    file.seek(member.offset_data)
+def _content(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)
     content = file.read(member.size)
     if len(content) != member.size:
         raise tarfile.ReadError("unexpected end of data")
     return content
 
 
-def _checked_name(path: Path, member: tarfile.TarInfo, suffixes: Collection[str]) -> tuple[str, str]:
-    """Stem, and the last part of the suffix; a study has several images, ``0.png``, and one of everything else."""
-    stem, whole = base_plus_ext(member.name)
-    suffix = "" if whole is None else whole.lower().rsplit(".", 1)[-1]
+def _checked_name(path: Path, member: Member, suffixes: Collection[str]) -> tuple[str, str]:
+    """Stem and suffix, parted at the first dot; a study has several images, ``0.png``, and one of everything else."""
+    stem, _, whole = member.name.partition(".")
+    whole = whole.lower()
+    suffix = whole.rsplit(".", 1)[-1]
     allowed = suffix in suffixes and (whole == suffix or suffix in IMAGE_SUFFIXES)
-    # a sparse member is regular to tarfile, and many times as large as what the shard holds of it
-    plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
-    if not plain or not allowed or "/" in member.name or "\\" in member.name:
+    if not (member.plain and stem and allowed) or "/" in member.name or "\\" in member.name:
         raise ShardError(
             f"shard {path} holds {member.name!r}; only plain files named *.{', *.'.join(suffixes)} are "
             "accepted, as a shard must hold nothing but images and text. Do not use it unless you know who made it"
         )
-    if not 0 <= member.size <= MAX_MEMBER_BYTES:  # before tarfile goes on to the next: it would follow a negative size backwards
+    if not 0 <= member.size <= MAX_MEMBER_BYTES:  # before the next is looked for: a negative size would lead backwards
         raise ShardError(
             f"shard {path} holds {member.name!r} of {member.size} bytes, more than {MAX_MEMBER_BYTES} or less than none"
         )
-    return str(stem), suffix
+    return stem, whole
 
 
 def decode_study(sample: RawSample, stored: StoredImages | None = None) -> Study:

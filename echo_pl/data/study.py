@@ -5,6 +5,7 @@ Knows nothing of files or tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from echo_pl.structs import ReportText
 
+_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Version = Literal["normalized", "raw"]
 VERSIONS: tuple[Version, ...] = ("normalized", "raw")
 
@@ -47,7 +49,7 @@ class Study:
     """In the place of images: what a frozen vision tower made of them."""
 
     def __post_init__(self) -> None:
-        if not self.key or not all(c.isascii() and (c.isalnum() or c in "-_") for c in self.key):
+        if not _KEY.fullmatch(self.key):
             raise ValueError(f"key must be made of letters, digits, '-' and '_', got {self.key!r}")
         if not self.images and self.stored is None:
             raise ValueError(f"study {self.key} has no image")

@@ -22,6 +22,8 @@ class TrainingOrder:
 
     corpora: Sequence[Sequence[Shard]]
     """The shards of each corpus."""
+    names: Sequence[str]
+    """Of each corpus, for messages."""
     weights: Sequence[float] | None
     """Share of each corpus in a mixture, up to a factor; None: one corpus, by itself."""
     seed: int
@@ -73,8 +75,13 @@ class TrainingOrder:
         """How many batches every rank has.
 
         Raises:
-            ValueError: not one on every rank.
+            ValueError: not one on every rank, or a corpus without a visit.
         """
+        if 0 in self.visits:
+            raise ValueError(
+                f"corpus {self.names[self.visits.index(0)]} has so small a weight that no study of it is in an epoch of "
+                f"{sum(self.visits)}"
+            )
         visited, batches = self.epoch(0)
         if not batches:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The few parts of webdataset that are used, imported in its secure mode: no pickles, no commands, no URLs.
+"""The one part of webdataset that is used, imported in its secure mode: no pickles, no commands, no URLs.
 
 Nothing else in the project imports webdataset. Its own opening and decoding of files is not used at all.
 """
@@ -10,8 +10,7 @@ import os
 os.environ["WDS_SECURE"] = "1"  # read by webdataset when it is imported
 
 from webdataset import TarWriter, utils
-from webdataset.tariterators import base_plus_ext, group_by_keys
 
 utils.enforce_security = True  # for the case that another library has imported it before
 
-__all__ = ["TarWriter", "base_plus_ext", "group_by_keys"]
+__all__ = ["TarWriter"]

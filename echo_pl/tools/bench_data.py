@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import http.server
 import io
 import json
@@ -22,20 +23,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from PIL import __version__ as pillow_version
 
-from echo_pl.data.corpus_index import CorpusIndex
+from echo_pl.data.corpus_index import CorpusIndex, Shard
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.data.shard_reader import RawSample, decode_study, read_samples
+from echo_pl.data.webdataset_secure import TarWriter
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.tools.benchmarks import say
 from echo_pl.tools.make_corpus import make_synthetic
 
 ROOM = 10**12
+KINDS = ("png", "jpeg")
+JPEG_QUALITY = 90
 READING_ROUNDS = 5
 """Rounds of reading for each of batches: they are short, and what is compared differs by a few per cent."""
 
@@ -91,16 +96,36 @@ def one_epoch(data: ReportDataModule) -> int:
     return sum(len(batch) for batch in data.train_dataloader())
 
 
-def ways_of_reading(folder: Path) -> dict[str, Callable[[], int]]:
+def as_jpeg(folder: Path, target: Path) -> Path:
+    """Write a corpus's shards anew with their images as JPEG, as hospitals and public datasets have them."""
+    target.mkdir()
+    index = CorpusIndex.load(folder)
+
+    def rewritten(shard: Shard) -> Shard:
+        path = target / shard.name
+        with path.open("wb") as file, TarWriter(file, mtime=0) as writer:
+            for _, raw in read_samples(folder, shard, range(shard.samples)):
+                encoded = io.BytesIO()
+                Image.open(io.BytesIO(raw.fields["0.png"])).save(encoded, format="JPEG", quality=JPEG_QUALITY)
+                writer.write({"__key__": raw.key, "0.jpg": encoded.getvalue(), "json": raw.fields["json"]})
+        content = path.read_bytes()
+        return replace(shard, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    splits = {split: tuple(map(rewritten, shards)) for split, shards in index.splits.items()}
+    replace(index, splits=splits, files=()).save(target)
+    return target
+
+
+def ways_of_reading(folder: Path, kind: str) -> dict[str, Callable[[], int]]:
     """Name to what is timed in one process and without tensors; each returns the samples that it went through."""
     index = CorpusIndex.load(folder)
     samples = [raw for shard in index.shards("train") for _, raw in read_samples(folder, shard, range(shard.samples))]
-    images = [sample.fields["0.png"] for sample in samples]
+    images = [content for sample in samples for name, content in sample.fields.items() if name != "json"]
     return {
-        "read": lambda: read_only(folder, index),
-        "read_and_decode": lambda: read_and_decode(folder, index),
-        "pillow_alone": lambda: pillow_alone(images),
-        "decode_alone": lambda: decode_alone(samples),
+        f"read_{kind}": lambda: read_only(folder, index),
+        f"read_and_decode_{kind}": lambda: read_and_decode(folder, index),
+        f"pillow_alone_{kind}": lambda: pillow_alone(images),
+        f"decode_alone_{kind}": lambda: decode_alone(samples),
     }
 
 
@@ -161,10 +186,14 @@ def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     def of(one: str, other: str, kind: str) -> float:
         return statistics.median(a / b for a, b in zip(rows[one][kind], rows[other][kind], strict=True))
 
+    decoding = {
+        f"{way}_over_pillow_{kind}{said}": of(f"{way}_{kind}", f"pillow_alone_{kind}", clock)
+        for kind in KINDS
+        for way in ("read_and_decode", "decode_alone")
+        for said, clock in (("", "seconds"), ("_processor", "processor_seconds"))
+    }
     return {
-        "read_and_decode_over_pillow": of("read_and_decode", "pillow_alone", "seconds"),
-        "read_and_decode_over_pillow_processor": of("read_and_decode", "pillow_alone", "processor_seconds"),
-        "decode_over_pillow_processor": of("decode_alone", "pillow_alone", "processor_seconds"),
+        **decoding,
         "http_cached_over_folder": of("batches_http_cached", "batches_workers_0", "seconds"),
         "http_uncached_over_folder": of("batches_http_uncached", "batches_workers_0", "seconds"),
     }
@@ -172,12 +201,12 @@ def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def table(record: dict[str, Any]) -> str:
     """The record as text."""
-    lines = [f"{'way':<24}{'samples/s':>12}{'slowest':>12}{'fastest':>12}{'CPU ms each':>14}"]
+    lines = [f"{'way':<28}{'samples/s':>12}{'slowest':>12}{'fastest':>12}{'CPU ms each':>14}"]
     for name, row in record["rows"].items():
         slowest, fastest = (1 / chosen(row["seconds"]) for chosen in (max, min))
         each = 1e3 * statistics.median(row["processor_seconds"])
-        lines.append(f"{name:<24}{row['samples_per_second']:>12.0f}{slowest:>12.0f}{fastest:>12.0f}{each:>14.2f}")
-    return "\n".join([*lines, "", "time over time:", *(f"{name:<40}{value:>8.3f}" for name, value in record["ratios"].items())])
+        lines.append(f"{name:<28}{row['samples_per_second']:>12.0f}{slowest:>12.0f}{fastest:>12.0f}{each:>14.2f}")
+    return "\n".join([*lines, "", "time over time:", *(f"{name:<48}{value:>8.3f}" for name, value in record["ratios"].items())])
 
 
 def run_bench(out: Path, *, studies: int, side: int, rounds: int, workers: Sequence[int]) -> dict[str, Any]:
@@ -188,9 +217,12 @@ def run_bench(out: Path, *, studies: int, side: int, rounds: int, workers: Seque
             scratch / "corpus", train=studies, val=1, test=1, image_size=side, shard_size=max(1, studies // 4), progress=False
         )
         with serving(folder) as url:
-            rows = timed(ways_of_reading(folder), READING_ROUNDS * rounds)
+            folders = {"png": folder, "jpeg": as_jpeg(folder, scratch / "jpeg")}
+            rows: dict[str, dict[str, Any]] = {}
+            for kind in KINDS:
+                rows |= timed(ways_of_reading(folders[kind], kind), READING_ROUNDS * rounds)
             rows |= timed(ways_of_batches(folder, url, scratch, side, workers), rounds)
-        size = sum(shard.bytes for shard in CorpusIndex.load(folder).shards("train"))
+        sizes = {kind: sum(shard.bytes for shard in CorpusIndex.load(folders[kind]).shards("train")) for kind in KINDS}
     record = {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -198,7 +230,7 @@ def run_bench(out: Path, *, studies: int, side: int, rounds: int, workers: Seque
             "python": platform.python_version(),
             "pillow": pillow_version,
         },
-        "corpus": {"studies": studies, "image_side": side, "bytes_of_shards": size},
+        "corpus": {"studies": studies, "image_side": side, "bytes_of_shards": sizes},
         "rows": rows,
         "ratios": ratios(rows),
     }

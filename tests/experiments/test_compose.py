@@ -23,6 +23,7 @@ from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.distributed.fsdp2 import FSDP2Strategy
 from echo_pl.lineage import make_lineage
 from echo_pl.start import BEFORE, start_layout, start_stages
+from echo_pl.structs import SpecialTokens
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 
@@ -246,3 +247,13 @@ def test_a_stage_that_does_not_exist_is_refused_with_those_that_do(data_root):
 def test_an_unknown_task_is_refused(data_root):
     with pytest.raises(ValueError, match=r"task must be one of .* got 'train'"):
         check_keys(compose(data_root, "task=train"))
+
+
+def test_the_ar_row_needs_no_tokenizer_of_a_folder(data_root):
+    """A corpus behind a URL, and a mixture, have none beside their shards: it is that of the data."""
+    config = compose(data_root, "stage=rad", "callbacks=speedup", "data.root=https://host/corpus", "data.tokenizer_path=null")
+    fill(config)
+    config.run.ar_checkpoint = None
+    make = instantiate(config.callbacks.speedup).autoregressive
+    assert make(special=SpecialTokens(pad=0, eos=1, image=2, mask=3, never_sampled=()), vocab_size=4) is None
+    assert not any("host/corpus" in str(value) for value in make.keywords.values())

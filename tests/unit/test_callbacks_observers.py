@@ -23,11 +23,12 @@ from callbacks.run_record import RunRecord, environment, git_revision
 from callbacks.speedup_ablation import SpeedupAblation
 from callbacks.summary import StageSummary, summary_lines
 from callbacks.trajectory_logger import TrajectoryLogger
-from echo_pl.structs import Batch
+from echo_pl.structs import Batch, SpecialTokens
 
 
 class TinyData(LightningDataModule):
     special = SPECIAL
+    vocab_size = 123
     fingerprint = "f00d"
     judge = FakeJudge()
 
@@ -109,8 +110,9 @@ class TinyStage(LightningModule):
 class FakeBaseline(FakeSampler):
     """An AR decoder; says where its model was put."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, special: SpecialTokens, vocab_size: int) -> None:
         super().__init__(1)
+        assert (special, vocab_size) == (TinyData.special, TinyData.vocab_size)
         self.devices: list[torch.device] = []
         self.vlm = SimpleNamespace(to=self.devices.append)
 
@@ -251,14 +253,19 @@ def test_rows_do_not_decode_in_the_random_order_that_a_run_may_collect_in(tmp_pa
 
 
 def test_the_ar_model_is_moved_to_the_module_s_device(tmp_path: Path) -> None:
-    baseline = FakeBaseline()
-    ablation = SpeedupAblation(block_sizes=[8], studies=2, autoregressive=lambda: baseline, progress=False)
+    made = []
+
+    def make(**text: Any) -> FakeBaseline:
+        made.append(FakeBaseline(**text))
+        return made[0]
+
+    ablation = SpeedupAblation(block_sizes=[8], studies=2, autoregressive=make, progress=False)
     fit(tmp_path, [ablation], epochs=1)
-    assert baseline.devices == [torch.device("cpu")]
+    assert [baseline.devices for baseline in made] == [[torch.device("cpu")]]
 
 
 def test_a_chain_without_stage_1_has_no_ar_row_and_says_so(tmp_path: Path) -> None:
-    ablation = SpeedupAblation(block_sizes=[8], studies=2, autoregressive=lambda: None, progress=False)
+    ablation = SpeedupAblation(block_sizes=[8], studies=2, autoregressive=lambda **_: None, progress=False)
     with pytest.warns(UserWarning, match="no AR row: this chain has no stage-1 checkpoint"):
         fit(tmp_path, [ablation], epochs=1)
     rows = json.loads((tmp_path / "speedup" / "fit.json").read_text())["rows"]

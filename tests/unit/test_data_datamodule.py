@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import pickle
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -327,6 +328,48 @@ def test_errors_of_a_worker_name_the_sample(root, tmp_path):
     folder = spoiled(root, tmp_path / "bad", **{"0.png": b"no image"})
     with pytest.raises(ValueError, match="train-0000002"):
         list(module(folder, num_workers=1).train_dataloader())
+
+
+def test_the_same_workers_read_every_epoch(root, tmp_path, monkeypatch):
+    """Epochs that are read to the end, two that are left, and a jump."""
+    log = tmp_path / "processes"
+    collate = ReportCollator.__call__
+
+    def noted(self, samples):
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return collate(self, samples)
+
+    alone, helped = (module(root, num_workers=number).train_dataloader() for number in (0, 2))
+    expected = [keys(alone) for _ in range(7)]
+    monkeypatch.setattr(ReportCollator, "__call__", noted)  # processes are forked from here
+    assert [keys(helped), keys(helped)] == expected[:2]
+    assert keys(islice(helped, 3)) == expected[2][:3]
+    assert keys(islice(helped, 1)) == expected[3][:1]
+    assert helped.state_dict()["epoch"] == 3
+    assert keys(helped) == expected[4]
+    assert len(set(log.read_text().split())) == 2
+    helped.load_state_dict({"epoch": 5, "batches_done": 2})
+    assert [keys(helped), keys(helped)] == [expected[5][2:], expected[6]]
+    assert len(set(log.read_text().split())) == 4, "what goes on elsewhere goes on in new processes"
+
+
+def test_what_workers_are_given_can_be_sent_to_them(root):
+    """Where processes are not forked, all of it is pickled: not the trainer and its model."""
+    data = module(root, rank=0, world_size=1)
+    data.trainer = lambda: "a trainer"  # cannot be pickled
+    passes = data.train_dataloader()._make_stream
+    again = pickle.loads(pickle.dumps(passes))
+    assert keys(again(1, 2)) == keys(passes(1, 2))
+
+
+def test_loaders_leave_torch_s_own_generator_alone(root):
+    state = torch.get_rng_state()
+    for workers in (0, 1):
+        data = module(root, num_workers=workers)
+        next(iter(data.train_dataloader()))
+        next(iter(data.val_dataloader()))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_missing_corpus_says_how_to_make_it(tmp_path):

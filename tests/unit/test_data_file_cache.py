@@ -126,6 +126,28 @@ def test_what_is_damaged_on_the_disk_is_fetched_again(cache):
     assert read(cache, File("a")) == 1
 
 
+def test_what_has_changed_on_the_disk_is_fetched_again(cache):
+    """Of the same size, by a process that has not seen it before, and by the one that fetched it."""
+    read(cache, File("a"))
+    for reader in (FileCache(cache.folder, cache.most_bytes), cache):
+        path = next(cache.folder.glob("*/a.tar"))
+        path.write_bytes(b"a" * (SIZE - 1) + b"b")
+        os.utime(path, (7, 7))
+        assert [read(reader, File("a")) for _ in range(2)] == [1, 0]
+
+
+def test_a_checksum_is_taken_once_of_a_file(cache, monkeypatch):
+    taken = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: taken.append(Path(file.name).name) or digest(file, name))
+    for letter in "aba":
+        read(cache, File(letter))
+    assert taken == ["a.tar.1000.partial", "b.tar.1000.partial"]
+    other = FileCache(cache.folder, cache.most_bytes)
+    assert [read(other, File(letter)) for letter in "aba"] == [0, 0, 0]
+    assert taken[2:] == ["a.tar", "b.tar"]
+
+
 def test_wrong_bytes_are_never_in_it(cache):
     wrong = Source(File("b"))
     with pytest.raises(

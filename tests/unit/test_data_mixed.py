@@ -186,6 +186,13 @@ def test_ranks_share_the_batches_of_one(roots, world_size, window):
         assert [sum(batch, ()) for batch in zip(*(part[epoch] for part in parts), strict=True)] == whole[epoch]
 
 
+def test_ranks_with_workers_share_the_batches_of_one_process(roots):
+    whole = module(roots, (3.0, 1.0)).train_dataloader()
+    parts = [module(roots, (3.0, 1.0), batch_size=4, rank=r, world_size=2, num_workers=2).train_dataloader() for r in (0, 1)]
+    for _ in range(2):
+        assert [a + b for a, b in zip(*map(keys, parts), strict=True)] == keys(whole)
+
+
 @WINDOWS
 @pytest.mark.parametrize(("epoch", "done", "workers"), [(0, 2, 0), (2, 3, 0), (1, 5, 2)])
 def test_resume_is_exact(roots, epoch, done, workers, window):
@@ -229,8 +236,18 @@ def test_limits_of_held_out_splits_are_of_each(roots):
     data = ReportDataModule(corpora=corpora, tokenizer_path=roots["large"] / "tokenizer", limit_val=2, batch_size=8)
     (batch,) = data.val_dataloader()
     assert batch.keys == ("a-val-0000000", "a-val-0000001", "b-val-0000000", "b-val-0000001")
-    assert data.held_out_batches("val", 8, 3)[0].keys == ("a-val-0000000", "a-val-0000001", "a-val-0000002")
     assert data.judge is not None
+
+
+def test_held_out_batches_are_of_all_corpora_in_turns(roots):
+    corpora = {"a": {"root": roots["large"]}, "b": {"root": roots["other"]}}
+    data = ReportDataModule(corpora=corpora, tokenizer_path=roots["large"] / "tokenizer")
+    turns = ["a-val-0000000", "b-val-0000000", "a-val-0000001", "b-val-0000001", *(f"a-val-{i:07d}" for i in range(2, 6))]
+    for limit in (1, 3, 8):
+        batches = data.held_out_batches("val", 3, limit)
+        assert [key for batch in batches for key in batch.keys] == turns[:limit]
+    whole = {key for batch in data.val_dataloader() for key in batch.keys}
+    assert whole == {key for batch in data.held_out_batches("val", 8, 100) for key in batch.keys}
 
 
 def test_labels_that_one_does_not_name_are_said(roots, caplog):

@@ -19,7 +19,7 @@ from echo_pl.data import remote_folder
 from echo_pl.data.corpus_folder import LocalCorpus, RemoteCorpus, open_folder
 from echo_pl.data.corpus_index import AttachedFile, CorpusIndex
 from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.data.file_cache import ChecksumError, FileCache
+from echo_pl.data.file_cache import CacheFullError, ChecksumError, FileCache
 from echo_pl.data.remote_folder import Patience, RemoteFileError, RemoteFolder
 from echo_pl.tools.make_corpus import make_synthetic
 
@@ -171,6 +171,15 @@ def test_faults_that_do_not_pass_are_not_waited_for(root, server, tmp_path, faul
     assert server.asked == [shard.name]
 
 
+@pytest.mark.parametrize(("fault", "times"), [("says_nothing", 1), ("says_less", 2), ("says_more", 2), ("says_nonsense", 2)])
+def test_a_server_that_lies_about_a_length(root, server, tmp_path, fault, times):
+    shard = CorpusIndex.load(root).shards("train")[0]
+    server.faults[shard.name] = [fault]
+    assert held(corpus(server.url, tmp_path), shard) == (root / shard.name).read_bytes()
+    assert server.asked == [shard.name] * times
+    assert not list(tmp_path.glob("*/*.partial"))
+
+
 @pytest.mark.parametrize("fault", ["wrong", "longer"])
 def test_a_corrupt_download_is_fetched_once_more(root, server, tmp_path, caplog, fault):
     shard = CorpusIndex.load(root).shards("train")[0]
@@ -238,7 +247,7 @@ def test_the_tokenizer_is_checked_and_kept(root, server, tmp_path):
     server.faults["tokenizer/tokenizer.json"] = ["wrong"] * 2
     with pytest.raises(ChecksumError, match=r"tokenizer/tokenizer\.json came twice"):
         _ = module(server.url, tmp_path / "other").tokenizer
-    assert not list((tmp_path / "other" / "tokenizers").iterdir())
+    assert not list((tmp_path / "other").glob("tokenizers/*/tokenizer.json"))
 
 
 def test_an_index_without_a_tokenizer(root, server, tmp_path):
@@ -247,6 +256,40 @@ def test_an_index_without_a_tokenizer(root, server, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"names no tokenizer: run make_corpus again.*data\.tokenizer_path"):
         _ = module(server.url, tmp_path / "cache").tokenizer
     assert module(server.url, tmp_path / "cache", tokenizer_path=root / "tokenizer").vocab_size == module(root).vocab_size
+
+
+def test_a_tokenizer_that_is_damaged_in_the_cache_is_copied_again(root, server, tmp_path):
+    fingerprint = module(server.url, tmp_path).vocabulary_fingerprint
+    (copy,) = tmp_path.glob("tokenizers/*/tokenizer.json")
+    copy.write_bytes(copy.read_bytes().replace(b"lung", b"lunk"))
+    assert module(server.url, tmp_path).vocabulary_fingerprint == fingerprint
+    assert server.asked.count("tokenizer/tokenizer.json") == 1, "the cache's own is whole"
+
+
+def test_a_shard_that_changes_in_the_cache_is_fetched_again_by_the_next_process(root, server, tmp_path, caplog):
+    shard = CorpusIndex.load(root).shards("train")[0]
+    held(corpus(server.url, tmp_path), shard)
+    (path,) = tmp_path.glob(f"*/{shard.name}")
+    with path.open("r+b") as file:
+        file.seek(5000)
+        file.write(b"damage")
+    assert held(corpus(server.url, tmp_path), shard) == (root / shard.name).read_bytes()
+    assert server.asked == [shard.name] * 2
+    assert "has changed in the cache" in caplog.text
+
+
+def test_a_cache_smaller_than_a_shard_is_refused_at_the_start(root, server, tmp_path):
+    largest = max(CorpusIndex.load(root).shards("train"), key=lambda shard: shard.bytes)
+    with pytest.raises(CacheFullError, match=rf"{largest.name} has .* raise data\.cache_bytes={largest.bytes - 1}"):
+        module(server.url, tmp_path, cache_bytes=largest.bytes - 1).setup()
+    assert server.asked == ["index.json"]
+
+
+def test_a_cache_of_one_shard_is_enough(root, server, tmp_path):
+    most = max(shard.bytes for shards in CorpusIndex.load(root).splits.values() for shard in shards)
+    there = module(server.url, tmp_path, cache_bytes=most, tokenizer_path=root / "tokenizer")
+    assert all(same(a, b) for a, b in zip(there.train_dataloader(), module(root).train_dataloader(), strict=True))
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= most
 
 
 @pytest.mark.parametrize("name", ["../x/a", "a/b/c", "/a", "a", "tokenizer/..", "tokenizer/a b", "tokenizer/pipe:x"])

@@ -14,10 +14,7 @@ def test_a_row_for_every_way(tmp_path, capsys):
     assert main(options) == 0
     record = json.loads((tmp_path / "data.json").read_text())
     assert set(record["rows"]) == {
-        "read",
-        "read_and_decode",
-        "decode_alone",
-        "pillow_alone",
+        *(f"{way}_{kind}" for way in ("read", "read_and_decode", "decode_alone", "pillow_alone") for kind in ("png", "jpeg")),
         "batches_workers_0",
         "batches_workers_1",
         "batches_http_cached",
@@ -33,12 +30,18 @@ def test_a_row_for_every_way(tmp_path, capsys):
 def test_ratios_are_of_one_round():
     rows = {
         name: {"seconds": [1.0, 10.0, 4.0], "processor_seconds": [1.0, 10.0, 4.0]}
-        for name in ("pillow_alone", "decode_alone", "batches_workers_0", "batches_http_cached", "batches_http_uncached")
+        for name in (
+            *(f"{way}_{kind}" for way in ("read_and_decode", "decode_alone", "pillow_alone") for kind in ("png", "jpeg")),
+            "batches_workers_0",
+            "batches_http_cached",
+            "batches_http_uncached",
+        )
     }
-    rows["read_and_decode"] = {"seconds": [2.0, 11.0, 6.0], "processor_seconds": [1.5, 10.0, 4.0]}
+    rows["read_and_decode_jpeg"] = {"seconds": [2.0, 11.0, 6.0], "processor_seconds": [1.5, 10.0, 4.0]}
     found = ratios(rows)
-    assert found["read_and_decode_over_pillow"] == 1.5
-    assert found["read_and_decode_over_pillow_processor"] == 1.0
+    assert found["read_and_decode_over_pillow_jpeg"] == 1.5
+    assert found["read_and_decode_over_pillow_jpeg_processor"] == 1.0
+    assert found["read_and_decode_over_pillow_png"] == 1.0
 
 
 def test_the_first_round_does_not_count():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from http_folder import serving
 from omegaconf import DictConfig
 from stage_parts import BACKBONE, dcd, lively, pretrain, rad, record, report_data, warmup, write_checkpoint
 
@@ -64,6 +65,16 @@ def data_of(folder: Path, features: str | None = "float32", **options):
 def batches(folder: Path, features: str | None = "float32") -> list[Batch]:
     data = data_of(folder, features)
     return [*data.train_dataloader(), *data.val_dataloader()]
+
+
+def test_a_corpus_behind_a_url(folder, tmp_path):
+    with serving(folder / "data" / "synthetic") as server:
+        there = config(folder)
+        there.data.root, there.data.cache_dir = server.url, str(tmp_path / "cache")
+        store_features(there, tmp_path / "stored", "float32", 5)
+    files = sorted((tmp_path / "stored").iterdir())
+    assert [path.name for path in files] == sorted(path.name for path in (folder / "float32").iterdir())
+    assert all(path.read_bytes() == (folder / "float32" / path.name).read_bytes() for path in files)
 
 
 def test_batches_are_the_same_but_for_their_images(folder, monkeypatch):
