@@ -50,18 +50,20 @@ class Progress:
                 found.setdefault(part.name, part)
         return cls(parts=found, jobs=of)
 
-    def todo(self, stage: str) -> list[Part]:
-        """What of a stage can be made now; what starts from something that failed is put among the failed."""
-        waiting = [part for part in self.parts.values() if part.stage == stage and not part.done]
-        for part in waiting:
+    def todo(self) -> list[Part]:
+        """What of the earliest stage can be made now; what starts from something that failed is put among the failed."""
+        waiting = [part for part in self.parts.values() if part.name not in self.failed and not part.done]
+        for part in waiting:  # chains are in the order of their making, so a failure goes all the way down
             missing = [name for name in part.before if name in self.failed]
             if missing:
                 self.failed[part.name] = f"not begun: it starts from {missing[0]}"
-        return [part for part in waiting if part.name not in self.failed]
+        able = [part for part in waiting if part.name not in self.failed and all(self.parts[name].done for name in part.before)]
+        first = min((STAGES.index(part.stage) for part in able), default=None)
+        return [part for part in able if STAGES.index(part.stage) == first]
 
     def overrides(self, part: Part) -> list[str]:
         """Of the job that makes a part."""
-        return [*self.jobs[part.name].overrides, f"sweep.part={part.stage}"]
+        return [*self.jobs[part.name].overrides, f"sweep.part={part.name}"]
 
 
 def sweep(overrides: Sequence[Sequence[str]], swept: Sequence[str], compose: Compose, launch: Launch) -> None:
@@ -85,10 +87,9 @@ def sweep(overrides: Sequence[Sequence[str]], swept: Sequence[str], compose: Com
         record.begin(cells)
     done = sum(part.done for part in progress.parts.values())
     print(f"sweep {config.sweep.name}: {len(jobs)} jobs need {len(progress.parts)} parts, {done} of them are done", flush=True)
-    for stage in STAGES:
-        while parts := progress.todo(stage):
-            _launch(progress, parts, launch)
-            record.log(cells, _scores(progress, cells), progress.failed)
+    while parts := progress.todo():
+        _launch(progress, parts, launch)
+        record.log(cells, _scores(progress, cells), progress.failed)
     record.log(cells, _scores(progress, cells), progress.failed)
     record.end(bool(progress.failed))
     print(f"compare them: {record.compare_command}", flush=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from echo_pl.tools.sweep_plan import Part, parts
+from echo_pl.tools.sweep_plan import FIRST_STUDENT, Part, parts
 
 AXES = ("block_size", "ablation", "seed")
 """What cells are told apart by; other swept keys are their variant."""
@@ -79,8 +79,14 @@ def make_cells(jobs: Sequence[Job]) -> list[Cell]:
     cells = []
     for name, (part, of) in users.items():
         size, seed = _place(part)
-        if part.stage == "dcd":
-            objective, variant = of[0].objective, of[0].variant
+        own = next((job for job in of if job.chain[-1].name == name), None)
+        if own is not None:
+            objective, variant = own.objective, own.variant
+        elif part.stage == "dcd":  # a student that a teacher leans to, and that no job asks for by itself
+            objective, variant = (
+                part.config.stage.module.objective.get("name", FIRST_STUDENT),
+                f"for {of[0].objective} {of[0].variant}".strip(),
+            )
         else:
             shared = places.count((part.stage, size, seed)) == 1
             objective = AR if part.stage == "pretrain" else TEACHER

@@ -41,7 +41,7 @@ def carry_out(config: DictConfig) -> None:
         ValueError: a bad value; several processes that no launcher has started.
         OSError: a file is missing, or the job's process was ended from outside.
     """
-    part = next(part for part in parts(config) if part.stage == config.sweep.part)
+    part = next(part for part in parts(config) if part.name == config.sweep.part)
     launch = detect()
     if launch.launcher == "python" and config.trainer.devices * config.trainer.num_nodes > 1:
         raise ValueError(
@@ -70,7 +70,7 @@ def make(part: Part) -> None:
         if not part.trained:
             with together():  # ranks part before the scores, which take one of them as long as they take
                 if part.stage == "trajectories":
-                    collect_trajectories(part.config, part.folder, kept_tokens=part.config.sweep.kept_tokens)
+                    collect_trajectories(part.config, part.folder, kept_tokens=part.config.sweep.kept_tokens, student=part.student)
                 else:
                     run(part.config)
         if part.writes_reports and part.scores is None and detect().rank == 0:

@@ -24,7 +24,9 @@ from echo_pl.tools.compose import compose_config
 
 PartStage = Literal["warmup", "pretrain", "rad", "trajectories", "dcd"]
 STAGES: tuple[PartStage, ...] = ("warmup", "pretrain", "rad", "trajectories", "dcd")
-"""The order in which parts are made: each starts from parts of the stages before."""
+"""The order in which parts are made. Trajectories of a teacher that leans to a student come after that student."""
+FIRST_STUDENT = "ce"
+"""Ablation of the student that a teacher leans to first."""
 SCORES = "sweep_scores.json"
 """In a run folder: what its final checkpoint got on held-out studies."""
 MEASURED = ("studies", "batch_size", "timed_studies", "split")
@@ -51,6 +53,8 @@ class Part:
     config: DictConfig
     before: tuple[str, ...]
     """Names of the parts that must be there."""
+    student: Path | None = None
+    """Of trajectories: the checkpoint that their teacher leans to."""
 
     @property
     def folder(self) -> Path:
@@ -105,13 +109,29 @@ def parts(config: DictConfig) -> list[Part]:
     """
     refuse_unsuited(config)
     chain: list[Part] = []
-    for stage in STAGES:
-        if stage == "warmup" and not config.backbone.needs_warmup:
-            continue
-        if stage == "trajectories" and (not config.sweep.store or config.stage.module.student_prefix):
-            continue
-        chain.append(_part(config, stage, chain))
+    for stage in STAGES[: STAGES.index("trajectories")]:
+        if stage != "warmup" or config.backbone.needs_warmup:
+            chain.append(_part(config, stage, start=chain[-1] if chain else None))
+    teacher = chain[-1]
+    if not config.sweep.store or config.stage.module.student_prefix:
+        return [*chain, _part(config, "dcd", start=teacher)]
+    rounds = [config]
+    if config.stage.module.tilt:
+        rounds = [_first_student(config), *[config] * config.sweep.tilt_rounds]
+    student: Part | None = None
+    for own in rounds:
+        stored = _part(own, "trajectories", start=teacher, student=student)
+        student = _part(own, "dcd", start=teacher, stored=stored)
+        chain += [stored, student]
     return chain
+
+
+def _first_student(config: DictConfig) -> DictConfig:
+    """Of the student that a teacher leans to first: sequence-level distillation from what the teacher writes by itself."""
+    own = deepcopy(config)
+    own.stage.module.tilt = 0.0
+    own.stage.module.objective = compose_config(["stage=dcd", f"ablation={FIRST_STUDENT}"]).stage.module.objective
+    return own
 
 
 def refuse_unsuited(config: DictConfig) -> None:
@@ -123,22 +143,24 @@ def refuse_unsuited(config: DictConfig) -> None:
             raise ValueError(f"a sweep finds by itself what its jobs start from and how they are named: leave {name} out")
     if config.start not in (None, "auto") or config.stage.module.trajectories is not None:
         raise ValueError("a sweep trains the teachers of its jobs itself: leave start and stage.module.trajectories out")
+    if config.sweep.tilt_rounds < 1:
+        raise ValueError(f"sweep.tilt_rounds must be at least 1, got {config.sweep.tilt_rounds}; without a tilt it is not used")
 
 
-def _part(config: DictConfig, stage: PartStage, chain: Sequence[Part]) -> Part:
-    runs = [part for part in chain if part.stage != "trajectories"]
-    stored = next((part for part in chain if part.stage == "trajectories"), None)
-    before = [*runs[-1:], *([] if stored is None else [stored])]
+def _part(
+    config: DictConfig, stage: PartStage, start: Part | None, stored: Part | None = None, student: Part | None = None
+) -> Part:
+    before = tuple(part.name for part in (start, stored, student) if part is not None)
     own = _with_stage(config, stage)
-    if runs:
-        own.start = str(runs[-1].checkpoint)
-    if stage == "dcd" and stored is not None:
+    if start is not None:
+        own.start = str(start.checkpoint)
+    if stored is not None:
         own.stage.module.trajectories = str(stored.folder)
     if stage == "trajectories":
         own.stage.batch_size = config.sweep.collect_batch_size
-    name = _name(own, stage, [part.name for part in before])
+    name = _name(own, stage, before)
     own.run_name, own.resume = name, "if_any"
-    return Part(stage=stage, name=name, config=own, before=tuple(part.name for part in before))
+    return Part(stage=stage, name=name, config=own, before=before, student=None if student is None else student.checkpoint)
 
 
 def _with_stage(config: DictConfig, stage: PartStage) -> DictConfig:
@@ -194,7 +216,7 @@ def _decides(name: str, stage: PartStage) -> bool:
     if stage in ("warmup", "pretrain") and name in _OF_BLOCKS:
         return False
     if stage == "trajectories" and node == "stage":  # a teacher decodes alike, whatever its students make of it
-        return name in ("stage.batch_size", "stage.limit_train") or name.startswith("stage.module.decode.")
+        return name in ("stage.batch_size", "stage.limit_train", "stage.module.tilt") or name.startswith("stage.module.decode.")
     return True
 
 

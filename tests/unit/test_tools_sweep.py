@@ -60,7 +60,8 @@ class Runs:
     def run(self, config) -> None:
         self.make(config.run_name, Path(config.outputs) / "runs" / config.run_name, config, config.stage.name)
 
-    def collect(self, config, folder: Path, kept_tokens: int) -> None:
+    def collect(self, config, folder: Path, kept_tokens: int, student: Path | None) -> None:
+        assert student is None or student.exists(), "begun before the student that the teacher leans to was there"
         self.make(folder.name, folder, config, "rad")
 
     @staticmethod
@@ -177,6 +178,7 @@ def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
         ("stage=rad", "a sweep's jobs are of stage dcd"),
         ("start=x.ckpt", "a sweep trains the teachers of its jobs itself"),
         ("run_name=x", "leave run_name out"),
+        ("sweep.tilt_rounds=0", "sweep.tilt_rounds must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             parts(config(wrong))
@@ -185,7 +187,7 @@ def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
     with pytest.raises(ValueError, match="are compared from MLflow: leave mlflow=null out"):
         SweepRecord(config("mlflow=null"))
     with pytest.raises(ValueError, match="add hydra/launcher=slurm"):
-        sweep_job.carry_out(config("trainer.devices=2", "sweep.part=pretrain"))
+        sweep_job.carry_out(config("trainer.devices=2", "sweep.part=" + parts(config("trainer.devices=2"))[0].name))
     assert not list(tmp_path.iterdir())
 
 
@@ -244,6 +246,37 @@ def test_teachers_of_other_reports_are_named_after_who_uses_them(data_root):
     small = make_cells([job("ablation=dcd", "+sweep.stages.rad.limit_train=4")])
     assert [(cell.objective, cell.variant) for cell in small][-1] == ("dcd", "sweep.stages.rad.limit_train=4")
     assert small[0] == Cell(part=small[0].part, objective="ar", variant="", block_size=1, seed=0)
+
+
+def test_a_teacher_leans_to_the_student_of_the_round_before(data_root):
+    def planned(*overrides: str) -> list[Part]:
+        return parts(compose_config([f"data_root={data_root}", *OWN, *overrides]))
+
+    base, teacher, plain, first, leaning, second, again, third = planned("ablation=tilted", "sweep.tilt_rounds=2")
+    assert [part.name for part in (base, teacher, plain, first)] == [part.name for part in planned("ablation=ce")]
+    assert planned("ablation=tilted")[-1].name == second.name, "a further round begins with the same ones"
+    for stored, student, before in ((leaning, second, first), (again, third, second)):
+        assert stored.student == before.checkpoint
+        assert stored.before == (teacher.name, before.name)
+        assert stored.config.start == student.config.start == str(teacher.checkpoint)
+        assert stored.config.stage.module.tilt == student.config.stage.module.tilt == 1.0
+        assert student.before == (teacher.name, stored.name)
+        assert student.config.stage.module.trajectories == str(stored.folder)
+    assert plain.student is None
+    assert len({leaning.name, again.name, second.name, third.name}) == 4
+    assert planned("ablation=tilted", "stage.module.tilt=2.0")[-2].name != leaning.name
+    assert [part.stage for part in planned("ablation=tilted", "sweep.store=false")] == ["pretrain", "rad", "dcd"], "on the fly"
+
+
+def test_a_teacher_that_leans_waits_for_its_student(runs, monkeypatch, data_root, tmp_path):
+    one = ["block_size=4", "ablation=tilted", "seed=0"]
+    assert command(monkeypatch, data_root, tmp_path, *one) == 0
+    made = ["pretrain-s0", "rad-L4-s0", "trajectories-L4-s0", "dcd-L4-s0", "trajectories-L4-s0", "dcd-L4-s0"]
+    assert kinds(runs.made) == made
+    named = sorted((params["objective"], params["variant"]) for _, _, params, _ in cells(tmp_path).values())
+    assert named == [("ar", "-"), ("ce", "for tilted"), ("teacher", "-"), ("tilted", "-")]
+    assert command(monkeypatch, data_root, tmp_path, "block_size=4", "ablation=ce,tilted", "seed=0", "sweep.name=both") == 0
+    assert kinds(runs.made) == made, "all was there"
 
 
 def test_scores_of_another_measurement_are_not_taken(runs, data_root, tmp_path):
