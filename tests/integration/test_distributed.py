@@ -115,7 +115,7 @@ def test_fsdp2_by_torchrun(data_root, alone, pretrained, sharded):
 def test_two_ranks_are_one_mlflow_run(data_root, outputs, pretrained):
     """In a database that does not exist yet, which ranks that open it together would make twice."""
     database = f"sqlite:///{outputs / 'ranks.db'}"
-    recorded = ["mlflow={tracking_uri: '" + database + "', experiment: ranks}", "trainer.log_every_n_steps=1"]
+    recorded = ["mlflow={tracking_uri: '" + database + "', experiment: ranks, on_failure: error}", "trainer.log_every_n_steps=1"]
     own = ["stage=rad", f"start={pretrained}", "trainer=ddp", *TWO]
     made = finished(data_root, outputs, "recorded-rad", *own, *recorded, launcher=TORCHRUN)
     (run,) = MlflowClient(database).search_runs([MlflowClient(database).get_experiment_by_name("ranks").experiment_id])

@@ -128,7 +128,7 @@ def uninterrupted(slurm, data_root, outputs, pretrained) -> Path:
 
 def test_a_job_that_is_signalled_goes_on_as_if_nothing_had_happened(slurm, data_root, outputs, pretrained, uninterrupted):
     database = f"sqlite:///{outputs / 'requeued.db'}"
-    recorded = ["mlflow={tracking_uri: '" + database + "', experiment: requeue}", "trainer.log_every_n_steps=1"]
+    recorded = ["mlflow={tracking_uri: '" + database + "', experiment: requeue, on_failure: error}", "trainer.log_every_n_steps=1"]
     own = arguments(data_root, outputs, pretrained, "requeued", *LONG, *ON_CPUS, *recorded)
     number = submit(slurm, outputs, "several_nodes.sbatch", TWO_NODES, own)
     name = f"echo-pl-{number}"  # of the job, as the scripts name a run

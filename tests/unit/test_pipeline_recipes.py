@@ -38,8 +38,8 @@ class AllAlike:
         ("The lungs are clear. Heart size is normal.", "Clear lungs and a normal heart.", True),
     ],
 )
-def test_duplicates_have_the_same_findings(one, other, alike):
-    found = list(EmbeddingSearch(AllAlike()).find([("a", one), ("b", other)], [], 0.9))
+def test_duplicates_have_the_same_findings(one, other, alike, tmp_path):
+    found = list(EmbeddingSearch(AllAlike()).find([("a", one), ("b", other)], [], 0.9, tmp_path))
     assert [(each.key, each.of) for each in found] == ([("b", "a")] if alike else [])
 
 
