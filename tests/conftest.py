@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
+import absl.logging
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# absl, which rouge-score imports, keeps the stderr that it finds, and closes it when a command sets up its logging: not pytest's own.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session")
