@@ -1,10 +1,9 @@
 """Score reports: predictions from a file, or those that a checkpoint writes for held-out studies.
 
     python -m echo_pl.tools.evaluate --predictions ours.jsonl --references test.json --out outputs/evaluation/ours
-    python -m echo_pl.tools.evaluate --predictions ours.jsonl --references test.json --against theirs.json --out
-    outputs/evaluation/both python -m echo_pl.tools.evaluate --checkpoint outputs/runs/<run>/checkpoints/final.ckpt --out
-    outputs/evaluation/dcd data=synthetic python -m echo_pl.tools.evaluate --upload outputs/evaluation/ours --mlflow
-    http://server:5000
+    python -m echo_pl.tools.evaluate --predictions ours.jsonl --references test.json --against theirs.json --out both
+    python -m echo_pl.tools.evaluate --checkpoint <run>/checkpoints/final.ckpt --out outputs/evaluation/dcd data=synthetic
+    python -m echo_pl.tools.evaluate --upload outputs/evaluation/ours --mlflow http://server:5000
 
 Writes reports.jsonl (a record a report), aggregate.json (every score with its interval and signature), report.md and index.html
 (with the worst reports), and then logs to MLflow where asked. docs/evaluation.md says what every score is and cannot see.
@@ -25,10 +24,19 @@ from echo_pl.__main__ import reported
 from echo_pl.data.corpora import make_judge
 from echo_pl.data.regions import REGION_NAMES
 from echo_pl.data.reports.labeller import Labeller
-from echo_pl.evaluation.cases import Case, UnmatchedIdsError, check_language, formatted, join, require_same_ids, shown
+from echo_pl.evaluation.cases import (
+    Case,
+    UnmatchedIdsError,
+    check_language,
+    formatted,
+    join,
+    require_same_ids,
+    require_same_references,
+    shown,
+)
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences, judge_reader
-from echo_pl.evaluation.predictions import read_predictions, read_references
+from echo_pl.evaluation.predictions import read_predictions, read_references, references_beside
 from echo_pl.evaluation.radeval_backend import BACKENDS, Absent, clinical_scores
 from echo_pl.evaluation.score_files import AGGREGATE, write_aggregate, write_records
 from echo_pl.evaluation.score_report import ScoreReport, number, shown_cases, span
@@ -109,6 +117,8 @@ def _inputs(args: argparse.Namespace) -> Inputs:
         require_same_ids(references, other, "this run", "the other run")
     except UnmatchedIdsError as error:
         raise _with_lists(args.out, error, "this_run", "other_run") from error
+    if args.references is None:
+        require_same_references(references, references_beside(args.against))
     return Inputs(
         title=inputs.title,
         cases=inputs.cases,

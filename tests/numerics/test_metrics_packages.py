@@ -164,6 +164,8 @@ def test_perplexity_of_the_corpus_weighs_tokens_and_of_reports_weighs_reports():
     surprises = {"a": (3.0, 1), "b b": (1.0, 2), "": (99.0, 9)}
     metric = Perplexity(surprises.__getitem__, "table")
     assert torch.isnan(metric.figures(metric.rows([""], [""]).sum(0))["perplexity"])
+    hopeless = Perplexity(lambda text: (1e4, 1), "table")
+    assert hopeless.rows(["a"], [""])[0, 2] == math.inf
     metric.update(["a", "b b", ""], ["", "", ""])
     assert metric.plain() == pytest.approx(
         {"perplexity": math.exp(4 / 3), "perplexity_per_report": (math.exp(3) + math.exp(0.5)) / 2}
