@@ -95,8 +95,8 @@ def require_same_references(ours: Mapping[str, ReportText], theirs: Mapping[str,
     others = [key for key, report in theirs.items() if key in ours and formatted(report) != formatted(ours[key])]
     if others:
         raise ValueError(
-            f"{len(others)} of {len(ours)} studies have another reference in the other run: {shown(others)}; these are not the same "
-            "studies, or not the same version of their reports. To score both against one set, give --references"
+            f"{len(others)} of {len(ours)} studies have another reference in the other run: {shown(others)}; these are not the "
+            "same studies, or not the same version of their reports. To score both against one set, give --references"
         )
 
 

@@ -86,6 +86,15 @@ def references_beside(path: Path | str) -> dict[str, ReportText]:
     return {key: report for key, report in found.items() if report is not None and report != EMPTY}
 
 
+def first_images(path: Path | str) -> dict[str, Path]:
+    """Where the first image of each study lies (``images``, as in the official format); a relative path begins at the file."""
+    folder = Path(path).parent
+    images = {key: record.get("images") for key, record in read_records(path).items()}
+    return {
+        key: folder / names[0] for key, names in images.items() if isinstance(names, list) and names and isinstance(names[0], str)
+    }
+
+
 def case_record(case: Case) -> dict[str, Any]:
     """A case as a line of our own format, which :func:`read_predictions` and :func:`read_references` read."""
     known = {name: getattr(case.prediction, name) for name in ("stopped", "looped", "eos_confidence", "forwards_per_block")}

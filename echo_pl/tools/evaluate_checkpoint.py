@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.data.datamodule import EvalSplit, ReportDataModule
 from echo_pl.evaluation.cases import Case, parsed_prediction
 from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
+from echo_pl.evaluation.shown_images import Images
 from echo_pl.lineage import refuse_other_data
 from echo_pl.run import fitting, prepare
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, Recorder
@@ -46,6 +48,8 @@ class Decoded:
     judge: str | None
     """Name of the corpus, if it has a judge."""
     about: dict[str, Any]
+    images: Images
+    """The first images of studies, by id."""
 
 
 class EosConfidence:
@@ -70,7 +74,7 @@ class EosConfidence:
 
 
 class Watched:
-    """A sampler with the eos confidences of all that it has decoded, by sample key; a batch is on the device while it is decoded."""
+    """A sampler with the eos confidences of all that it decoded, by sample key; a batch is on the device while it is decoded."""
 
     def __init__(self, sampler: Sampler, eos: int, device: str) -> None:
         self.sampler = sampler
@@ -138,6 +142,7 @@ def decode_checkpoint(
         cases=_cases(outcome, [reference for batch in batches for reference in batch.references], sampler.confidences),
         judge=None if data.judge is None else data.index.corpus,
         about=about,
+        images=partial(data.images, split),
     )
 
 

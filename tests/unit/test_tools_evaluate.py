@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from PIL import Image
 from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint
 
 from echo_pl.data.reports.labeller import Labeller
@@ -108,6 +109,18 @@ def test_equal_ids_of_other_studies_are_not_compared(inputs, tmp_path, monkeypat
     assert "3 of 6 studies have another reference in the other run: s1, s3, s5" in error
     run(monkeypatch, *base, *out, *FAST)
     assert (tmp_path / "two" / "aggregate.json").is_file(), "with --references both are scored against one set"
+
+
+def test_images_that_the_official_format_names_are_shown(tmp_path, monkeypatch, capsys):
+    Image.new("L", (20, 10)).save(tmp_path / "a.png")
+    official = [{"sample_id": f"s{i}", "images": [name], "ground_truth": GOOD} for i, name in enumerate(("a.png", "gone.png"))]
+    predictions, references = files(tmp_path, {"s0": "no headings", "s1": CLEAR}, official)
+    run(monkeypatch, "--predictions", predictions, "--references", references, "--out", tmp_path / "out", *FAST)
+    assert (tmp_path / "out" / "index.html").read_text().count('src="data:image/png') == 1
+    shown = capsys.readouterr().out
+    assert "note: The images of 1 of the reports shown could not be opened." in shown
+    assert "note: 1 predictions could not be read as a report" in shown
+    assert "--free-text" in shown
 
 
 def test_the_examples_of_the_command_are_commands():
