@@ -72,15 +72,19 @@ def scores(predictions: list[str], references: list[str]) -> dict[str, float | s
     return found
 
 
-def on_rank(rank: int, folder: str, shares: list[list[int]]) -> None:
-    """Score this rank's share of the reports and write what comes out."""
+def on_rank(rank: int, folder: str, shares: dict[str, list[list[int]]]) -> None:
+    """Score this rank's share of the reports, for each way of sharing them, and write what comes out."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(shares))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for name, own in shares.items():
+        _score_share(own[rank], Path(folder, f"{name}-{rank}.json"))
+    dist.destroy_process_group()
+
+
+def _score_share(own: list[int], file: Path) -> None:
     predictions, references = reports(1, 7), reports(2, 7)
-    own = shares[rank]
     found = scores([predictions[i] for i in own], [references[i] for i in own])
     given = GivenValues("stopped", "stopped", True)
     given.update([float(i % 2) for i in own])
     found |= given.plain() | {"signature": given.signature}
-    Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    dist.destroy_process_group()
+    file.write_text(json.dumps(found), encoding="utf-8")

@@ -16,6 +16,11 @@ from echo_pl.structs import ReportText
 Sections = Literal["both", "findings", "impression"]
 EMPTY = ReportText(findings="", impression="")
 _SHOWN = 10
+_HEADINGS = [
+    (re.compile(rf"(?<!\w){heading[:-1]}\s*[:\uff1a]", re.IGNORECASE), heading)
+    for form in FORMS.values()
+    for heading in (form.findings, form.impression)
+]
 _IDEOGRAPH = re.compile(r"[\u4e00-\u9fff]")
 _LETTER = re.compile(r"[^\W\d_\u4e00-\u9fff]")
 
@@ -81,6 +86,20 @@ def require_same_ids(first: Mapping[str, Any], second: Mapping[str, Any], name: 
         )
 
 
+def require_same_references(ours: Mapping[str, ReportText], theirs: Mapping[str, ReportText]) -> None:
+    """Refuse two runs whose references for one id are not the same report: ids of two corpora may be the same by chance.
+
+    Raises:
+        ValueError: naming the studies.
+    """
+    others = [key for key, report in theirs.items() if key in ours and formatted(report) != formatted(ours[key])]
+    if others:
+        raise ValueError(
+            f"{len(others)} of {len(ours)} studies have another reference in the other run: {shown(others)}; these are not the "
+            "same studies, or not the same version of their reports. To score both against one set, give --references"
+        )
+
+
 def formatted(report: ReportText, sections: Sections = "both") -> str:
     """A report as the one text that is scored; predictions and references pass through here alike.
 
@@ -131,15 +150,30 @@ def check_language(cases: Sequence[Case], language: str) -> list[str]:
 
 
 def parsed_prediction(text: str, *, free_text: bool = False) -> Prediction:
-    """A response as a prediction.
+    """A response as a prediction; headings count in any case of letters.
 
     >>> parsed_prediction("the lungs are").parsed
     False
+    >>> parsed_prediction("FINDINGS: Clear lungs. IMPRESSION : Normal.").report
+    ReportText(findings='Clear lungs.', impression='Normal.')
     """
     if free_text:
         return Prediction(report=ReportText(findings=text.strip(), impression=""))
+    text = _with_plain_headings(text)
     headed = any(form.impression in text or text.lstrip().startswith(form.findings) for form in FORMS.values())
     return Prediction(report=parse_response(text)) if headed else Prediction(report=EMPTY, parsed=False)
+
+
+def parsed_reference(text: str) -> ReportText:
+    """A reference that is one text: its headings are read like those of a prediction; without headings all of it is findings."""
+    return parse_response(_with_plain_headings(text))
+
+
+def _with_plain_headings(text: str) -> str:
+    """Other people's headings ("FINDINGS :", "所见:") as :data:`~echo_pl.data.response.FORMS` writes them."""
+    for pattern, heading in _HEADINGS:
+        text = pattern.sub(heading, text)
+    return text
 
 
 def shown(keys: Sequence[str]) -> str:

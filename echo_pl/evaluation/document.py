@@ -9,9 +9,9 @@ import html
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d2126; --soft: #5d6670; --line: #dfe3e8; --paper: #fdfdfc; --panel: #f5f6f7;
-  --bad: #b3261e; }
+  --bad: #b3261e; --good: #1b6e3c; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e7ea; --soft: #9aa4ae; --line: #343a41; --paper: #16191c;
-  --panel: #1e2226; --bad: #ff9a8f; } }
+  --panel: #1e2226; --bad: #ff9a8f; --good: #7fd19b; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 82rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
@@ -42,6 +42,18 @@ th.left, td.left { text-align: left; } th:first-child, td:first-child { padding-
   margin-right: 0.5em; }
 .report .bad { color: var(--bad); }
 details { margin: 0.4rem 0 0.8rem; } summary { cursor: pointer; color: var(--soft); font-size: 0.85rem; }
+.good { color: var(--good); } .bad { color: var(--bad); }
+.note { border-left: 3px solid var(--bad); padding-left: 0.7rem; }
+.tiles { display: flex; flex-wrap: wrap; gap: 0.7rem; margin: 1.4rem 0 0; }
+.tile { background: var(--panel); border-radius: 6px; padding: 0.7rem 0.9rem; min-width: 7rem;
+  display: flex; flex-direction: column; font-size: 0.82rem; font-variant-numeric: tabular-nums; }
+.tile .head { color: var(--soft); } .tile strong { font-size: 1.5rem; font-weight: 600; line-height: 1.4; }
+th.group { padding-top: 1.1rem; color: var(--ink); border-bottom: 1px solid var(--soft); }
+.whisker { display: block; stroke: currentColor; fill: currentColor; stroke-width: 1.5; } .whisker .zero { stroke: var(--line); }
+.bars { fill: var(--soft); stroke: none; font-size: 11px; } .bars line { stroke: var(--line); } figure { margin: 1rem 0; }
+.report .missing { text-decoration: underline dotted var(--soft) 1.5px; text-underline-offset: 3px; }
+.report .extra { text-decoration: underline solid var(--bad) 1px; text-underline-offset: 3px; }
+.case { margin-top: 1.4rem; } .case aside { position: static; } .case h3 { margin-top: 0; }
 .trajectory { margin: 0.5rem 0 1rem; } .trajectory .tokens { line-height: 2.05; font-size: 0.9rem; }
 .trajectory .block { border-left: 2px solid var(--soft); padding-left: 0.2rem; margin-right: 0.35rem; }
 .trajectory .run { border-left: 0; padding-left: 0; }

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from echo_pl.data.response import parse_response
-from echo_pl.evaluation.cases import EMPTY, Case, Prediction, parsed_prediction, shown
+from echo_pl.evaluation.cases import EMPTY, Case, Prediction, parsed_prediction, parsed_reference, shown
 from echo_pl.structs import ReportText
 
 RECORDS = "reports.jsonl"
@@ -34,12 +33,7 @@ def read_records(path: Path | str) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}: give a JSON or JSON lines file, or a folder that an evaluation wrote")
     records = list(_records(file))
-    counts = Counter(key for key, _ in records)
-    doubles = [key for key, count in counts.items() if count > 1]
-    if doubles:
-        raise ValueError(
-            f"{file} has {len(doubles)} sample_ids more than once: {shown(doubles)}; which of them counts is not clear"
-        )
+    _refuse_doubles(file, (key for key, _ in records))
     if not records:
         raise ValueError(f"{file} has no records")
     return dict(records)
@@ -86,6 +80,21 @@ def read_references(path: Path | str) -> dict[str, ReportText]:
     return {key: report for key, report in found.items() if report is not None}
 
 
+def references_beside(path: Path | str) -> dict[str, ReportText]:
+    """The references that stand beside predictions, by id; of records that have none, nothing."""
+    found = {key: _reference(record) for key, record in read_records(path).items()}
+    return {key: report for key, report in found.items() if report is not None and report != EMPTY}
+
+
+def first_images(path: Path | str) -> dict[str, Path]:
+    """Where the first image of each study lies (``images``, as in the official format); a relative path begins at the file."""
+    folder = Path(path).parent
+    images = {key: record.get("images") for key, record in read_records(path).items()}
+    return {
+        key: folder / names[0] for key, names in images.items() if isinstance(names, list) and names and isinstance(names[0], str)
+    }
+
+
 def case_record(case: Case) -> dict[str, Any]:
     """A case as a line of our own format, which :func:`read_predictions` and :func:`read_references` read."""
     known = {name: getattr(case.prediction, name) for name in ("stopped", "looped", "eos_confidence", "forwards_per_block")}
@@ -108,17 +117,35 @@ def _content(file: Path) -> list[Any]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        content = json.loads(text)
+            # Lines end at \n alone: splitlines() would also cut at separators that stand inside of a report.
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        content = json.loads(text, object_pairs_hook=_Pairs)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON{' lines' if file.suffix == '.jsonl' else ''} ({error.msg})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from None
     if isinstance(content, list):
         return content
-    if isinstance(content, dict):
+    if isinstance(content, _Pairs):
+        _refuse_doubles(file, content.keys_in_order)
         return [{"sample_id": key, **(value if _is_record(value) else {"prediction": value})} for key, value in content.items()]
     raise ValueError(f"{file} holds neither a list of records nor an object by sample_id")
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object that still knows which keys stood twice; a plain one keeps the last and says nothing."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.keys_in_order = tuple(key for key, _ in pairs)
+
+
+def _refuse_doubles(file: Path, keys: Iterable[str]) -> None:
+    doubles = [key for key, count in Counter(keys).items() if count > 1]
+    if doubles:
+        raise ValueError(
+            f"{file} has {len(doubles)} sample_ids more than once: {shown(doubles)}; which of them counts is not clear"
+        )
 
 
 def _is_record(value: Any) -> bool:
@@ -148,7 +175,7 @@ def _number(value: Any) -> float | None:
 
 def _reference(record: Mapping[str, Any]) -> ReportText | None:
     value = record.get("ground_truth", record.get("reference"))
-    return parse_response(value) if isinstance(value, str) else _fields_report(value)
+    return parsed_reference(value) if isinstance(value, str) else _fields_report(value)
 
 
 def _fields_report(value: Any) -> ReportText | None:

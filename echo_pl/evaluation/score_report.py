@@ -1,6 +1,6 @@
-"""A scored run to be read: every figure with its interval, what is absent, and the worst reports; as Markdown and as HTML.
+"""A scored run to be read: every figure with its interval, what is absent, and the worst reports; and all of it as Markdown.
 
-Draws what it is given; see :mod:`echo_pl.evaluation.scoring` for what is computed.
+Says what it is given; see :mod:`echo_pl.evaluation.scoring` for what is computed, :mod:`echo_pl.evaluation.score_page` for HTML.
 """
 
 from __future__ import annotations
@@ -10,13 +10,25 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from echo_pl.evaluation.cases import Sections, formatted
-from echo_pl.evaluation.document import html_document
+from PIL import Image
+
+from echo_pl.evaluation.cases import Case, Sections, formatted
 from echo_pl.evaluation.scoring import Compared, Scored, worst
+from echo_pl.evaluation.shown_images import Images
 
 Difference = Callable[[str, str], dict[str, list[str]]]
 """From prediction and reference to findings by kind (hallucinated, omitted)."""
 MISSING = "–"
+EMPTY_TEXT = "(empty)"
+GROUPS: dict[str, tuple[str, ...]] = {
+    "What the report states": ("findings", "hallucinated", "omitted", "region", "ratescore", "radgraph", "chexbert", "semb"),
+    "Words shared with the reference": ("rouge", "meteor", "bleu", "cider"),
+    "Likeness by models": ("cosine", "embedding", "perplexity"),
+    "How the text looks": ("empty", "unparsable", "length", "duplicate", "repetition", "non_word"),
+    "How it was decoded": ("stopped", "looped", "eos", "forwards"),
+}
+"""Headings of tables, and how the names of their scores begin."""
+OTHERS = "Others"
 _HEAD = ("score", "value", "interval")
 _HEAD_AGAINST = ("other run", "difference", "interval of it", "p", "p (Holm)", "verdict")
 
@@ -30,6 +42,9 @@ class ShownCase:
     prediction: str
     reference: str
     notes: tuple[str, ...]
+    other: str | None = None
+    """What the run that this one is compared with wrote."""
+    image: Image.Image | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,46 +71,38 @@ class ScoreReport:
         """As Markdown."""
         head = self._head()
         rule = [":--", *["--:"] * (len(head) - 1)]
-        lines = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (head, rule, *self._body())]
-        parts = [f"# {self.title}", self._introduction(), "\n".join(f"- {note}" for note in self.notes), "\n".join(lines)]
+        body = [line for names in self.groups.values() for line in map(self._line, names)]
+        lines = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (head, rule, *body)]
+        parts = [f"# {self.title}", self.introduction(), "\n".join(f"- {note}" for note in self.notes), "\n".join(lines)]
         if self.scored.absent:
             parts += ["## Absent", "\n".join(f"- {one.name}: {one.reason}" for one in self.scored.absent)]
-        parts += ["## Signatures", "\n".join(f"- `{text}`" for text in self._signatures())]
+        parts += ["## Signatures", "\n".join(f"- `{text}`" for text in self.signatures())]
         if self.cases:
             parts.append(f"## Worst reports by {self.worst_by}")
         for case in self.cases:
-            texts = (
-                f"> **{name}** {_quoted(text)}" for name, text in (("Reference", case.reference), ("Prediction", case.prediction))
-            )
+            other = () if case.other is None else (("Other run", case.other),)
+            fields = (("Reference", case.reference), ("Prediction", case.prediction), *other)
+            texts = (f"> **{name}** {_quoted(text)}" for name, text in fields)
             parts += [f"### {case.key} ({case.value})", "\n>\n".join(texts), "\n".join(f"- {note}" for note in case.notes)]
         if self.command:
             parts += ["## How to reproduce", f"```sh\n{self.command}\n```"]
         return "\n\n".join(part for part in parts if part) + "\n"
 
-    def page(self) -> str:
-        """As one HTML document."""
-        parts = [f"<h1>{_escaped(self.title)}</h1><p>{_escaped(self._introduction())}</p>"]
-        parts += [f"<p>{_escaped(note)}</p>" for note in self.notes]
-        head = "".join(f"<th{' class=left' if not place else ''}>{_escaped(cell)}</th>" for place, cell in enumerate(self._head()))
-        lines = [
-            "".join(f"<td{' class=left' if not place else ''}>{_escaped(cell)}</td>" for place, cell in enumerate(line))
-            for line in self._body()
-        ]
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        parts.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
-        if self.scored.absent:
-            absent = "".join(f"<li>{_escaped(one.name)}: {_escaped(one.reason)}</li>" for one in self.scored.absent)
-            parts.append(f"<h2>Absent</h2><ul>{absent}</ul>")
-        signatures = "".join(f"<li>{_escaped(text)}</li>" for text in self._signatures())
-        parts.append(f'<details><summary>signatures</summary><ul class="soft">{signatures}</ul></details>')
-        if self.cases:
-            parts.append(f"<h2>Worst reports by {_escaped(self.worst_by)}</h2>")
-        parts += [_case(case) for case in self.cases]
-        if self.command:
-            parts.append(f"<h2>How to reproduce</h2><pre>{_escaped(self.command)}</pre>")
-        return html_document(self.title, "\n".join(parts))
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Names of the figures under their headings, every one once; headings without any are left out."""
+        names = [figure.name for figure in self.scored.figures]
+        found = {heading: [name for name in names if name.startswith(begins)] for heading, begins in GROUPS.items()}
+        known = {name for group in found.values() for name in group}
+        found[OTHERS] = [name for name in names if name not in known]
+        return {heading: group for heading, group in found.items() if group}
 
-    def _introduction(self) -> str:
+    def comparison(self, name: str) -> Compared | None:
+        """Of one figure; None: it is not compared."""
+        return self._by_name.get(name)
+
+    def introduction(self) -> str:
+        """What was done, in a sentence or two."""
         text = (
             f"{len(self.scored.cases)} reports; intervals of {self.level:.0%} by bootstrap over reports (not over training seeds)."
         )
@@ -107,29 +114,44 @@ class ScoreReport:
     def _head(self) -> list[str]:
         return [*_HEAD, *(_HEAD_AGAINST if self.compared else ())]
 
-    def _body(self) -> list[list[str]]:
-        lines = []
-        for figure in self.scored.figures:
-            own = figure.interval
-            line = [figure.name, number(own.value), span(own.low, own.high)]
-            if self.compared:
-                line += _against(self._by_name.get(figure.name))
-            lines.append(line)
-        empty = [MISSING] * (len(self._head()) - 2)
-        return lines + [[one.name, "absent", *empty] for one in self.scored.absent]
+    def _line(self, name: str) -> list[str]:
+        own = self.scored.figure(name).interval
+        line = [name, number(own.value), span(own.low, own.high)]
+        return line + _against(self.comparison(name)) if self.compared else line
 
-    def _signatures(self) -> list[str]:
+    def signatures(self) -> list[str]:
+        """Every signature once."""
         return list(dict.fromkeys(figure.signature for figure in self.scored.figures))
 
 
-def shown_cases(scored: Scored, by: str, count: int, sections: Sections, difference: Difference | None) -> list[ShownCase]:
+def shown_cases(
+    scored: Scored,
+    by: str,
+    count: int,
+    sections: Sections,
+    difference: Difference | None,
+    *,
+    others: Sequence[Case] = (),
+    images: Images | None = None,
+) -> list[ShownCase]:
     """The worst cases of a run, with what is wrong with them.
+
+    Args:
+        scored: the run.
+        by: the figure that says which are the worst.
+        count: how many.
+        sections: of a report to show.
+        difference: who says which findings differ.
+        others: the cases of the run that this one is compared with, in the same order.
+        images: from keys to images, of those that there are.
 
     Raises:
         ValueError: there is no such figure.
     """
     values, found = scored.of_reports[scored.figure(by).name], []
-    for place in worst(scored, by, count):
+    places = worst(scored, by, count)
+    pictures = {} if images is None else images([scored.cases[place].key for place in places])
+    for place in places:
         case = scored.cases[place]
         prediction, reference = (formatted(report, sections) for report in (case.prediction.report, case.reference))
         notes = [] if case.prediction.parsed else ["could not be read as a report: scored as empty"]
@@ -141,9 +163,11 @@ def shown_cases(scored: Scored, by: str, count: int, sections: Sections, differe
             ShownCase(
                 key=case.key,
                 value=number(values[place]),
-                prediction=prediction or "(empty)",
+                prediction=prediction,
                 reference=reference,
                 notes=tuple(notes),
+                other=formatted(others[place].prediction.report, sections) if others else None,
+                image=pictures.get(case.key),
             )
         )
     return found
@@ -190,17 +214,8 @@ def _against(one: Compared | None) -> list[str]:
     ]
 
 
-def _case(case: ShownCase) -> str:
-    fields = (("reference", case.reference), ("prediction", case.prediction))
-    text = "".join(f'<p><span class="head">{name}</span>{_escaped(words)}</p>' for name, words in fields)
-    notes = "".join(f'<p class="soft"><span class="bad">{_escaped(note)}</span></p>' for note in case.notes)
-    return f'<div class="report"><h3>{_escaped(case.key)} ({_escaped(case.value)})</h3>{text}{notes}</div>'
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text)
-
-
 def _quoted(text: str) -> str:
     """Markdown that shows the text as it is."""
+    if not text:
+        return EMPTY_TEXT
     return "".join(f"\\{character}" if character in "\\`*_[]#|" else character for character in html.escape(text, quote=False))

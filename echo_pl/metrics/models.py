@@ -6,7 +6,6 @@ repeats one sentence has a low perplexity, and a report that denies a finding ha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -48,8 +47,10 @@ class Perplexity(CountedReports):
         rows = []
         for prediction, _ in paired(predictions, references):
             surprise, tokens = self.score(prediction) if prediction else (0.0, 0)
-            rows.append((surprise, tokens, math.exp(surprise / tokens), 1) if tokens else (0.0, 0, 0.0, 0))
-        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+            rows.append((surprise, tokens, surprise / tokens, 1) if tokens else (0.0, 0, 0.0, 0))
+        found = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+        found[:, 2] = torch.where(found[:, 3] > 0, found[:, 2].exp(), 0.0)  # inf where math.exp would raise
+        return found
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
         """Both aggregations."""

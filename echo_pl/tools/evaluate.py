@@ -1,10 +1,9 @@
 """Score reports: predictions from a file, or those that a checkpoint writes for held-out studies.
 
     python -m echo_pl.tools.evaluate --predictions ours.jsonl --references test.json --out outputs/evaluation/ours
-    python -m echo_pl.tools.evaluate --predictions ours.jsonl --references test.json --against theirs.json --out
-    outputs/evaluation/both python -m echo_pl.tools.evaluate --checkpoint outputs/runs/<run>/checkpoints/final.ckpt --out
-    outputs/evaluation/dcd data=synthetic python -m echo_pl.tools.evaluate --upload outputs/evaluation/ours --mlflow
-    http://server:5000
+    python -m echo_pl.tools.evaluate --predictions ours.jsonl --references test.json --against theirs.json --out both
+    python -m echo_pl.tools.evaluate --checkpoint <run>/checkpoints/final.ckpt --out outputs/evaluation/dcd data=synthetic
+    python -m echo_pl.tools.evaluate --upload outputs/evaluation/ours --mlflow http://server:5000
 
 Writes reports.jsonl (a record a report), aggregate.json (every score with its interval and signature), report.md and index.html
 (with the worst reports), and then logs to MLflow where asked. docs/evaluation.md says what every score is and cannot see.
@@ -13,10 +12,8 @@ Writes reports.jsonl (a record a report), aggregate.json (every score with its i
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,39 +22,27 @@ from echo_pl.__main__ import reported
 from echo_pl.data.corpora import make_judge
 from echo_pl.data.regions import REGION_NAMES
 from echo_pl.data.reports.labeller import Labeller
-from echo_pl.evaluation.cases import Case, UnmatchedIdsError, check_language, formatted, join, require_same_ids, shown
+from echo_pl.evaluation.cases import Case, check_language, formatted
+from echo_pl.evaluation.cases import shown as named
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences, judge_reader
-from echo_pl.evaluation.predictions import read_predictions, read_references
 from echo_pl.evaluation.radeval_backend import BACKENDS, Absent, clinical_scores
 from echo_pl.evaluation.score_files import AGGREGATE, write_aggregate, write_records
-from echo_pl.evaluation.score_report import ScoreReport, number, shown_cases, span
+from echo_pl.evaluation.score_page import score_page
+from echo_pl.evaluation.score_report import ScoreReport, number, probability, shown_cases, span
 from echo_pl.evaluation.scoring import Compared, Counted, Resampling, Scored, against, count, given, summarize
 from echo_pl.metrics.counted import PairMetric
 from echo_pl.metrics.words import words_of
+from echo_pl.tools.evaluate_inputs import Inputs, read_inputs
 from echo_pl.tools.evaluate_options import LABELLER, parser, refuse_bad_options
 from echo_pl.tools.evaluation_upload import upload
 from echo_pl.tools.training_words import training_vocabulary
 
-UNMATCHED = "unmatched_ids.json"
 WORST_BY = ("findings_f1_micro", "rouge_l_google")
 """What the worst reports are chosen by: the first of these that there is."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What is scored."""
-
-    title: str
-    cases: list[Case]
-    other: list[Case] | None = None
-    """The run to compare with, its cases in the same order."""
-    corpus: str | None = None
-    """Of decoded studies: whose judge may read them."""
-    about: dict[str, Any]
-
-
-def evaluate(args: argparse.Namespace) -> Scored:
+def evaluate(args: argparse.Namespace) -> ScoreReport:
     """Everything that the command does but logging to MLflow.
 
     Raises:
@@ -65,7 +50,7 @@ def evaluate(args: argparse.Namespace) -> Scored:
     """
     refuse_bad_options(args)
     words = words_of(args.language)
-    inputs = _inputs(args)
+    inputs = read_inputs(args)
     strange = check_language(inputs.cases, args.language)
     reader = _reader(args.reader or inputs.corpus or LABELLER)
     cases = [*inputs.cases, *(inputs.other or [])]
@@ -85,54 +70,7 @@ def evaluate(args: argparse.Namespace) -> Scored:
     if inputs.other is not None:
         compared = against(scored, _score(args, inputs.other, metrics, absent, resampling), resampling)
     about = {**inputs.about, **_settings(args), "other_language": strange}
-    _write(args, inputs, scored, compared, about, reader)
-    return scored
-
-
-def _inputs(args: argparse.Namespace) -> Inputs:
-    if args.checkpoint is not None:
-        inputs = _decoded(args)
-    else:
-        predictions = read_predictions(args.predictions, free_text=args.free_text)
-        references = read_references(args.references or args.predictions)
-        try:
-            cases = join(predictions, references)
-        except UnmatchedIdsError as error:
-            raise _with_lists(args.out, error, "predictions", "references") from error
-        about = {"predictions": str(args.predictions), "references": str(args.references or args.predictions)}
-        inputs = Inputs(title=f"Evaluation of {args.predictions.stem}", cases=cases, about=about)
-    if args.against is None:
-        return inputs
-    other = read_predictions(args.against, free_text=args.free_text)
-    references = {case.key: case.reference for case in inputs.cases}
-    try:
-        require_same_ids(references, other, "this run", "the other run")
-    except UnmatchedIdsError as error:
-        raise _with_lists(args.out, error, "this_run", "other_run") from error
-    return Inputs(
-        title=inputs.title,
-        cases=inputs.cases,
-        other=join(other, references),
-        corpus=inputs.corpus,
-        about={**inputs.about, "against": str(args.against)},
-    )
-
-
-def _decoded(args: argparse.Namespace) -> Inputs:
-    from echo_pl.tools.evaluate_checkpoint import decode_checkpoint  # training's libraries take seconds to import
-
-    decoded = decode_checkpoint(args.checkpoint, args.overrides, args.split, args.studies, args.batch_size)
-    path = write_records(args.out, decoded.cases)  # decoding is what takes long: nothing that comes later may lose it
-    print(f"{len(decoded.cases)} decoded reports are in {path}", flush=True)
-    return Inputs(
-        title=f"Evaluation of {decoded.name}", cases=decoded.cases, corpus=decoded.judge, about={"decoding": decoded.about}
-    )
-
-
-def _with_lists(folder: Path, error: UnmatchedIdsError, first: str, second: str) -> ValueError:
-    content = {f"only_in_{first}": error.only_first, f"only_in_{second}": error.only_second}
-    path = write_text_atomic(folder / UNMATCHED, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return ValueError(f"{error}; both lists are in {path}")
+    return _write(args, inputs, scored, compared, about, reader)
 
 
 def _reader(name: str) -> FindingsReader:
@@ -186,7 +124,7 @@ def _write(
     compared: list[Compared],
     about: dict[str, Any],
     reader: FindingsReader,
-) -> None:
+) -> ScoreReport:
     write_records(args.out, scored.cases, scored.of_reports)
     names = [figure.name for figure in scored.figures]
     by = args.worst_by or next(name for name in WORST_BY if name in names)
@@ -194,39 +132,53 @@ def _write(
     def difference(prediction: str, reference: str) -> dict[str, list[str]]:
         return finding_differences(reader.label, prediction, reference)
 
+    shown = shown_cases(scored, by, args.worst, args.sections, difference, others=inputs.other or (), images=inputs.images)
+    without = sum(case.image is None for case in shown) if inputs.images is not None else 0
     report = ScoreReport(
         title=inputs.title,
         scored=scored,
         level=args.level,
         compared=compared,
         other=str(args.against or ""),
-        notes=_notes(scored, about["other_language"]),
+        notes=_notes(scored, about["other_language"], without),
         worst_by=by,
-        cases=shown_cases(scored, by, args.worst, args.sections, difference),
+        cases=shown,
         command=shlex.join(["python", "-m", "echo_pl.tools.evaluate", *sys.argv[1:]]),
     )
     write_text_atomic(args.out / "report.md", report.markdown())
-    write_text_atomic(args.out / "index.html", report.page())
+    write_text_atomic(args.out / "index.html", score_page(report))
     write_aggregate(args.out, scored, compared, about)  # last: a folder that has it is whole
+    return report
 
 
-def _notes(scored: Scored, strange: list[str]) -> list[str]:
+def _notes(scored: Scored, strange: list[str], without_image: int) -> list[str]:
     """What must be known before the figures."""
     unread = [case.key for case in scored.cases if not case.prediction.parsed]
     notes = []
     if unread:
-        notes.append(f"{len(unread)} predictions could not be read as a report and score as empty ones: {shown(unread)}.")
+        notes.append(
+            f"{len(unread)} predictions could not be read as a report and score as empty ones: {named(unread)}. If they have no "
+            "headings, give --free-text."
+        )
     if strange:
-        notes.append(f"{len(strange)} predictions are in another language: {shown(strange)}.")
+        notes.append(f"{len(strange)} predictions are in another language: {named(strange)}.")
+    if without_image:
+        notes.append(f"The images of {without_image} of the reports shown could not be opened.")
     return notes
 
 
-def _print(scored: Scored, folder: Path) -> None:
-    width = max(len(figure.name) for figure in scored.figures)
-    for figure in scored.figures:
-        print(f"{figure.name:{width}}  {number(figure.interval.value):>8}  {span(figure.interval.low, figure.interval.high)}")
-    for one in scored.absent:
+def _print(report: ScoreReport, folder: Path) -> None:
+    width = max(len(figure.name) for figure in report.scored.figures)
+    for figure in report.scored.figures:
+        own, compared = figure.interval, report.comparison(figure.name)
+        line = f"{figure.name:{width}}  {number(own.value):>8}  {span(own.low, own.high):18}"
+        if compared is not None:
+            line += f"  {compared.result.difference:+.4f}  p (Holm) {probability(compared.p_holm):7}  {compared.verdict}"
+        print(line.rstrip())
+    for one in report.scored.absent:
         print(f"{one.name:{width}}  absent: {one.reason}")
+    for note in report.notes:
+        print(f"note: {note}")
     print(f"\nread {folder / 'report.md'}, look at {folder / 'index.html'}; figures in {folder / AGGREGATE}", flush=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,19 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.data.datamodule import EvalSplit, ReportDataModule
 from echo_pl.evaluation.cases import Case, parsed_prediction
 from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
+from echo_pl.evaluation.shown_images import Images
 from echo_pl.lineage import refuse_other_data
 from echo_pl.run import fitting, prepare
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, Recorder
 from echo_pl.structs import Batch, DecodeResult, ReportText
 from echo_pl.tools.compose import compose_config
 
+STAGES = {
+    "pretrain": "stage 1, token by token",
+    "rad": "stage 2, blocks of {block}",
+    "dcd": "stage 3, blocks of {block} in one step",
+}
+"""Stages that write reports, and how people call what they do; what stage 3 was distilled with, its checkpoint does not say."""
 COUNTS = ("nfe", "tpf", "tpf_published", "forwards_per_block", "stopped", "looped")
 """What of decoding is worth keeping; seconds are not, as watching a decode takes some (make bench measures)."""
 
@@ -40,6 +48,8 @@ class Decoded:
     judge: str | None
     """Name of the corpus, if it has a judge."""
     about: dict[str, Any]
+    images: Images
+    """The first images of studies, by id."""
 
 
 class EosConfidence:
@@ -64,18 +74,19 @@ class EosConfidence:
 
 
 class Watched:
-    """A sampler with the eos confidences of all that it has decoded, by sample key."""
+    """A sampler with the eos confidences of all that it decoded, by sample key; a batch is on the device while it is decoded."""
 
-    def __init__(self, sampler: Sampler, eos: int) -> None:
+    def __init__(self, sampler: Sampler, eos: int, device: str) -> None:
         self.sampler = sampler
         self.eos = eos
+        self.device = device
         self.confidences: dict[str, float | None] = {}
 
     def generate(self, batch: Batch, recorder: Recorder | None = None) -> DecodeResult:
         """Decode every prompt of ``batch``."""
         assert recorder is None, "one watches already"
         watch = EosConfidence(self.eos)
-        result = self.sampler.generate(batch, watch)
+        result = self.sampler.generate(batch.to(self.device), watch)
         self.confidences |= {key: watch.confidence(row) for row, key in enumerate(batch.keys)}
         return result
 
@@ -94,25 +105,28 @@ def decode_checkpoint(
 
     Raises:
         FileNotFoundError: no checkpoint or corpus.
-        ValueError: a checkpoint of another vocabulary or model, or of a stage that writes nothing.
+        ValueError: a checkpoint of another vocabulary or model, or of a stage that writes nothing; fewer studies than asked for.
     """
     record, _ = read_checkpoint(checkpoint)
-    if record.stage not in ("pretrain", "rad", "dcd"):
-        raise ValueError(f"{checkpoint} is of stage {record.stage}, which writes no reports: give one of pretrain, rad or dcd")
+    if record.stage not in STAGES:
+        raise ValueError(f"{checkpoint} is of stage {record.stage}, which writes no reports: give one of {', '.join(STAGES)}")
     config = compose_config([*_own_settings(record), *overrides])
     data = prepare(config)
     refuse_other_data(data, None, checkpoint, record)
-    limit = data.index.count(split) if studies is None else studies
+    there = data.index.count(split)
+    limit = there if studies is None else studies
     if limit < 1 or batch_size < 1:
         raise ValueError(f"there is nothing to decode: {limit} studies of split {split}, {batch_size} at once")
+    if limit > there:
+        raise ValueError(f"split {split} has {there} studies, {limit} were asked for: leave --studies out to decode all of them")
     device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
     vlm: VLM = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
     with fitting(checkpoint):
         layout = () if record.block_size is None else (config.block_size, config.grid, config.context_attention)
         load_weights(vlm, checkpoint, (record.stage,), *layout)
-    sampler = Watched(_sampler(config, record, vlm.to(device).eval().requires_grad_(False), data), data.special.eos)
+    sampler = Watched(_sampler(config, record, vlm.to(device).eval().requires_grad_(False), data), data.special.eos, device)
     with torch.no_grad():
-        batches = [batch.to(device) for batch in data.held_out_batches(split, batch_size, limit)]
+        batches = data.held_out_batches(split, batch_size, limit)
         outcome = evaluate(sampler, batches, data.detokenize, None, warmup=0, description="decode")
     about = {
         "checkpoint": str(checkpoint),
@@ -124,10 +138,11 @@ def decode_checkpoint(
         **{name: outcome.scores[name] for name in COUNTS},
     }
     return Decoded(
-        name=f"{checkpoint.parent.parent.name} ({record.stage})",
+        name=f"{checkpoint.parent.parent.name} ({STAGES[record.stage].format(block=record.block_size)})",
         cases=_cases(outcome, [reference for batch in batches for reference in batch.references], sampler.confidences),
         judge=None if data.judge is None else data.index.corpus,
         about=about,
+        images=partial(data.images, split),
     )
 
 

@@ -49,6 +49,41 @@ def test_paper_rouge_is_rouge(order):
     assert different > len(PAIRS) / 3, "the two variants must be told apart"
 
 
+NASTY = [
+    "", " ", ".", "...", "a", "a.", ".a", "-", "1.2.3.4", "A B C.", "heart.Heart", "a . b . ", "!?", "a\tb\nc", "the\u00a0heart",
+    "a\x1cb. c", "_under_score_", '"quoted" (text)', "a,b;c:d", "0.5", "no. " * 40, "the " * 150, "x" * 300,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_rouge_of_nasty_texts_is_that_of_the_packages(order):
+    """All pairs of them. A text without words scores 0; the package rouge refuses most of these."""
+    google, paper = RougeScorer([f"rouge{order.upper()}"], use_stemmer=False), Rouge(metrics=[f"rouge-{order}"])
+    for prediction, reference in itertools.product(NASTY, repeat=2):
+        (expected,) = google.score(reference, prediction).values()
+        ours = google_rouge(WORDS.split(prediction), WORDS.split(reference), order)
+        assert ours == pytest.approx(expected.fmeasure, abs=1e-12), (prediction, reference)
+        wanted = 0.0
+        if prediction.strip(" .") and reference.strip(" ."):
+            (found,) = paper.get_scores(prediction.lower(), reference.lower())
+            wanted = found[f"rouge-{order}"]["f"]
+        assert paper_rouge(prediction.lower(), reference.lower(), order) == pytest.approx(wanted, abs=1e-12), (
+            prediction,
+            reference,
+        )
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_bleu_of_nasty_texts_is_that_of_sacrebleu(order):
+    package = pytest.importorskip("sacrebleu.metrics", reason="pip install sacrebleu")
+    pairs = [*PAIRS, *itertools.product(NASTY, repeat=2)]
+    said, gold = ([" ".join(WORDS.split(text)) for text in texts] for texts in zip(*pairs, strict=True))
+    scorer = package.BLEU(tokenize="none", smooth_method="none", max_ngram_order=order, force=True)
+    metric = Bleu(WORDS)
+    metric.update(*zip(*pairs, strict=True))
+    assert metric.plain()[f"bleu_{order}"] == pytest.approx(scorer.corpus_score(said, [gold]).score / 100, abs=1e-12)
+
+
 @pytest.mark.parametrize("text", ["a b. . c.", "a b.. c", "  a  b .", "2.5 cm"])
 def test_paper_rouge_of_odd_full_stops(text):
     assert paper_sentences(text)
@@ -164,6 +199,8 @@ def test_perplexity_of_the_corpus_weighs_tokens_and_of_reports_weighs_reports():
     surprises = {"a": (3.0, 1), "b b": (1.0, 2), "": (99.0, 9)}
     metric = Perplexity(surprises.__getitem__, "table")
     assert torch.isnan(metric.figures(metric.rows([""], [""]).sum(0))["perplexity"])
+    hopeless = Perplexity(lambda text: (1e4, 1), "table")
+    assert hopeless.rows(["a"], [""])[0, 2] == math.inf
     metric.update(["a", "b b", ""], ["", "", ""])
     assert metric.plain() == pytest.approx(
         {"perplexity": math.exp(4 / 3), "perplexity_per_report": (math.exp(3) + math.exp(0.5)) / 2}

@@ -6,8 +6,11 @@ import re
 
 import pytest
 from evaluation_fakes import REPORTS, SPECIAL, FakeJudge, FakeSampler, batches, detokenize, make_batch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from echo_pl.evaluation import markdown as markdown_module
+from echo_pl.evaluation import page as page_module
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.harness import EvaluatedMethod, Method, evaluate_methods
 from echo_pl.evaluation.markdown import write_report
@@ -31,6 +34,13 @@ def evaluated() -> list[EvaluatedMethod]:
     return evaluate_methods(methods, {1: batches(3, 1)}, detokenize, FakeJudge(), progress=False)
 
 
+@pytest.fixture
+def small_plot(monkeypatch) -> None:
+    """A plot of nothing, where the test is about the words: drawing one takes a second."""
+    for module in (page_module, markdown_module):
+        monkeypatch.setattr(module, "quality_speed_figure", lambda rows: Figure(figsize=(0.5, 0.5)))
+
+
 def test_text_table_is_aligned(evaluated: list[EvaluatedMethod]) -> None:
     heading, rule, *lines = text_table([item.row for item in evaluated]).splitlines()
     assert heading.startswith("method")
@@ -50,7 +60,9 @@ def test_the_legend_says_what_a_finding_is() -> None:
     assert "finding F1: micro F1 of the findings, side or lobe counted but not size" in legend()
 
 
-def test_every_score_of_the_table_has_its_variant_in_the_small_print(evaluated: list[EvaluatedMethod], tmp_path) -> None:
+def test_every_score_of_the_table_has_its_variant_in_the_small_print(
+    evaluated: list[EvaluatedMethod], tmp_path, small_plot
+) -> None:
     rows, signatures = [item.row for item in evaluated], evaluated[0].outcome.signatures
     page = render_page("t", rows, [], None, signatures=signatures)
     report = write_report(tmp_path / "report.md", "t", rows, signatures=signatures).read_text()
@@ -100,7 +112,7 @@ def test_a_study_nobody_decoded_is_refused(evaluated: list[EvaluatedMethod]) -> 
         shown_studies(evaluated, {"study-9": REPORTS[0]}, {}, {})
 
 
-def test_page_without_a_judge_escapes_reports(evaluated: list[EvaluatedMethod]) -> None:
+def test_page_without_a_judge_escapes_reports(evaluated: list[EvaluatedMethod], small_plot) -> None:
     hostile = ReportText(findings="<b>bold</b>", impression="")
     studies = shown_studies(evaluated, {"study-0": hostile}, {}, {})
     assert "<b>bold</b>" not in render_page("t", [item.row for item in evaluated], studies, None)

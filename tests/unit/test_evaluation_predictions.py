@@ -85,6 +85,35 @@ def test_duplicate_ids_are_named(tmp_path):
         read_predictions(write(tmp_path / "a.json", records))
 
 
+def test_ids_that_stand_twice_in_an_object_are_named(tmp_path):
+    with pytest.raises(ValueError, match="1 sample_ids more than once: a;"):
+        read_predictions(write(tmp_path / "a.json", f'{{"a": "{RESPONSE}", "b": "{RESPONSE}", "a": "lost"}}'))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\u2029"])
+def test_a_line_separator_inside_a_report_ends_no_record(tmp_path, separator):
+    odd = ReportText(findings=f"clear{separator}lungs", impression="")
+    write_records(tmp_path, [Case(key="a", prediction=Prediction(report=odd), reference=CLEAR)])
+    assert read_predictions(tmp_path)["a"].report == odd
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["FINDINGS: The lungs are clear. IMPRESSION: Normal chest.", "findings : The lungs are clear.\n\nImpression：Normal chest."],
+)
+def test_headings_count_in_any_case_of_letters_on_both_sides(tmp_path, text):
+    file = write(tmp_path / "a.json", [{"sample_id": "x", "prediction": text, "reference": text}])
+    assert read_predictions(file)["x"] == Prediction(report=CLEAR)
+    assert read_references(file)["x"] == CLEAR
+    zh = write(tmp_path / "b.json", {"x": "所见:心影正常。 结论 : 正常"})
+    assert read_predictions(zh)["x"].report == ReportText(findings="心影正常。", impression="正常")
+
+
+def test_a_word_that_is_no_heading_is_left_alone(tmp_path):
+    file = write(tmp_path / "a.json", {"x": "Findings: no new findings since. Impression: the general impression is normal."})
+    assert read_predictions(file)["x"].report.findings == "no new findings since."
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

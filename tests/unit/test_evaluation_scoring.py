@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from metric_reports import label, reports
+from PIL import Image
 
 from echo_pl.evaluation.cases import EMPTY, Case, Prediction
 from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences
-from echo_pl.evaluation.score_report import ScoreReport, shown_cases
+from echo_pl.evaluation.score_page import score_page
+from echo_pl.evaluation.score_report import OTHERS, ScoreReport, shown_cases
 from echo_pl.evaluation.scoring import Resampling, Scored, against, count, given, summarize, worst
+from echo_pl.evaluation.word_marks import marked
+from echo_pl.metrics.text import split_words
 from echo_pl.metrics.words import words_of
 from echo_pl.structs import ReportText
 
@@ -117,19 +122,61 @@ def test_the_page_shows_figures_what_is_absent_and_the_worst_reports():
         title="Evaluation of x", scored=scored, level=0.9, compared=compared, other="y", notes=["a note"],
         worst_by="findings_f1_micro", cases=shown, command="python -m x",
     )  # fmt: skip
-    page, markdown = report.page(), report.markdown()
+    page, markdown = score_page(report), report.markdown()
     for text_ in (page, markdown):
         assert "hallucinated: cardiomegaly" in text_
         assert "intervals of 90%" in text_
         assert "two-sided, exact" in text_
         assert "a note" in text_
         assert "<b>" not in text_
-    assert "&lt;b&gt; *The*" in page
+    assert '&lt;<span class="extra">b</span>&gt; *<span class="extra">The</span>*' in page
+    assert page.count('class="whisker') == len(compared)
+    assert page.count('class="tile"') == 5
+    assert not re.findall(r"<script|(?:src|href)=", page)
     assert "&lt;b&gt; \\*The\\*" in markdown
     assert "| bleu_4 |" in markdown
     assert "- perplexity: no language model" in markdown
     rows = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert {line.count(" | ") for line in rows} == {8}
+
+
+def test_every_figure_stands_under_one_heading():
+    scored = score(cases(1))
+    groups = ScoreReport(title="x", scored=scored, level=0.9).groups
+    assert sorted(name for names in groups.values() for name in names) == sorted(figure.name for figure in scored.figures)
+    assert OTHERS not in groups
+
+
+def test_worst_reports_stand_beside_their_image_and_what_the_other_run_wrote():
+    scored, others = score(cases(1)), cases(3)
+    asked = []
+
+    def images(keys):
+        asked.extend(keys)
+        return {keys[0]: Image.new("I;16", (900, 600))}
+
+    shown = shown_cases(scored, "rouge_l_google", 3, "both", None, others=others, images=images)
+    assert asked == [case.key for case in shown]
+    assert [case.image is not None for case in shown] == [True, False, False]
+    wrote = {case.key: case.prediction.report.findings for case in others}
+    assert [case.other for case in shown] == [" ".join(wrote[case.key].split()) for case in shown]
+    report = ScoreReport(title="x", scored=scored, level=0.9, worst_by="rouge_l_google", cases=shown)
+    page = score_page(report)
+    assert page.count('src="data:image/png') == 1
+    assert page.count(">other run<") == 3
+    assert "(empty)" in page, "the report that is lost"
+    assert "**Other run**" in report.markdown()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_marks_change_no_text_and_what_is_common_is_the_same(seed):
+    pairs = [*zip(reports(seed, 6), reports(seed + 1, 6), strict=True), ("", "a b."), ("心影正常。 A", "心影 增大"), (" .", "_")]
+    for texts in pairs:
+        both = marked(*texts)
+        assert tuple("".join(words for words, _ in one) for one in both) == texts
+        common = [[word for words, same in one if same for word in split_words(words)] for one in both]
+        assert common[0] == common[1]
+        assert bool(common[0]) == bool(set(split_words(texts[0])) & set(split_words(texts[1])))
 
 
 def test_resampling_is_checked():

@@ -29,6 +29,7 @@ OURS: dict[str, set[str]] = {
         "echo_pl.structs",
         "echo_pl.sampling",
         "echo_pl.metrics",
+        "echo_pl.data.images",
         "echo_pl.data.judge",
         "echo_pl.data.response",
     },

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
+from PIL import Image
 from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint
 
 from echo_pl.data.reports.labeller import Labeller
@@ -17,7 +19,7 @@ from echo_pl.evaluation.metric_choice import judge_reader
 from echo_pl.evaluation.predictions import read_predictions, read_references
 from echo_pl.sampling import BlockSampler, TrajectoryRecorder
 from echo_pl.tools import evaluate as tool
-from echo_pl.tools import evaluate_checkpoint
+from echo_pl.tools import evaluate_checkpoint, evaluate_options
 from echo_pl.tools.evaluate_checkpoint import EosConfidence, decode_checkpoint
 from echo_pl.tools.make_corpus import make_synthetic
 
@@ -92,6 +94,41 @@ def test_ids_that_do_not_match_are_listed_whole_in_a_file(tmp_path, monkeypatch,
     lists = json.loads((tmp_path / "out" / "unmatched_ids.json").read_text())
     assert len(lists["only_in_predictions"]) == 14
     assert lists["only_in_references"] == ["r0", "r1", "r2"]
+
+
+def test_equal_ids_of_other_studies_are_not_compared(inputs, tmp_path, monkeypatch, capsys):
+    """Two corpora that number their studies alike: the other run's references say that it is about others."""
+    predictions, references = inputs
+    base = ["--predictions", predictions, "--references", references]
+    run(monkeypatch, *base, "--out", tmp_path / "one", *FAST)
+    elsewhere = [{"sample_id": f"s{i}", "prediction": GOOD, "reference": CLEAR} for i in range(6)]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(elsewhere), encoding="utf-8")
+    out = ["--against", other, "--out", tmp_path / "two"]
+    error = refused(monkeypatch, capsys, "--predictions", tmp_path / "one", *out)
+    assert "3 of 6 studies have another reference in the other run: s1, s3, s5" in error
+    run(monkeypatch, *base, *out, *FAST)
+    assert (tmp_path / "two" / "aggregate.json").is_file(), "with --references both are scored against one set"
+
+
+def test_images_that_the_official_format_names_are_shown(tmp_path, monkeypatch, capsys):
+    Image.new("L", (20, 10)).save(tmp_path / "a.png")
+    official = [{"sample_id": f"s{i}", "images": [name], "ground_truth": GOOD} for i, name in enumerate(("a.png", "gone.png"))]
+    predictions, references = files(tmp_path, {"s0": "no headings", "s1": CLEAR}, official)
+    run(monkeypatch, "--predictions", predictions, "--references", references, "--out", tmp_path / "out", *FAST)
+    assert (tmp_path / "out" / "index.html").read_text().count('src="data:image/png') == 1
+    shown = capsys.readouterr().out
+    assert "note: The images of 1 of the reports shown could not be opened." in shown
+    assert "note: 1 predictions could not be read as a report" in shown
+    assert "--free-text" in shown
+
+
+def test_the_examples_of_the_command_are_commands():
+    lines = [line.strip() for line in str(tool.__doc__).splitlines() if line.strip().startswith("python")]
+    assert len(lines) == 4
+    for line in lines:
+        args = evaluate_options.parser(None).parse_args(shlex.split(line)[3:])
+        assert (args.out is None) == (args.upload is not None)
 
 
 def test_what_cannot_work_is_said_before_anything_is_written(inputs, tmp_path, monkeypatch, capsys):
@@ -222,6 +259,7 @@ def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
         decoded = decode_checkpoint(folder / f"{stage}.ckpt", settings(folder), "test", None, 2)
         assert len(decoded.cases) == 5
         assert decoded.judge == "synthetic"
+        assert ("in one step" in decoded.name) == (stage == "dcd")
         tokens[stage] = decoded.about["tpf"]
         for case in decoded.cases:
             assert (case.prediction.eos_confidence is not None) == case.prediction.stopped
@@ -234,8 +272,9 @@ def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
         decode_checkpoint(folder / "warmup.ckpt", settings(folder), "test", None, 2)
     with pytest.raises(ValueError, match="block_size"):
         decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "block_size=4"], "test", None, 2)
-    with pytest.raises(ValueError, match="0 studies of split test"):
-        decode_checkpoint(folder / "dcd.ckpt", settings(folder), "test", 0, 2)
+    for studies, message in ((0, "0 studies of split test"), (6, "split test has 5 studies, 6 were asked for")):
+        with pytest.raises(ValueError, match=message):
+            decode_checkpoint(folder / "dcd.ckpt", settings(folder), "test", studies, 2)
 
 
 def test_a_student_behind_a_gate_takes_second_steps_and_says_how_many(folder):
