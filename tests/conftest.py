@@ -11,7 +11,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# absl, which rouge-score imports, keeps the stderr that it finds, and closes it when a command sets up its logging: not pytest's own.
+# absl, of rouge-score, keeps the stderr that it finds, and closes it when a command sets up its logging: not pytest's own.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
