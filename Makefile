@@ -57,7 +57,7 @@ sweep: $(DATA) ## block sizes x objectives x seeds with all they need; goes on w
 	$(BIN)/echo-pl -m sweep=lab $(ARGS)
 
 compare: $(READY) ## quality against speed of a sweep, from MLflow -> outputs/compare (ARGS="--sweep lab")
-	$(BIN)/python -m echo_pl.tools.compare $(ARGS)
+	$(BIN)/echo-pl compare $(ARGS)
 
 bench: $(READY) ## time every way of decoding on this machine -> outputs/bench (ARGS="models=[tiny] contexts=[300]")
 	$(BIN)/python -m echo_pl.tools.bench $(ARGS)

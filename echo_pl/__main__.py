@@ -22,7 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 from hydra_plugins.echo_pl_sweeper import ChainSweeper
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
-COMMANDS = {"prepare": "echo_pl.tools.prepare_corpus", "view": "echo_pl.tools.view_shard"}
+COMMANDS = {
+    "prepare": "echo_pl.tools.prepare_corpus",
+    "view": "echo_pl.tools.view_shard",
+    "collect": "echo_pl.tools.collect_trajectories",
+    "gap": "echo_pl.tools.mean_field_gap",
+    "evaluate": "echo_pl.tools.evaluate",
+    "compare": "echo_pl.tools.compare",
+    "upload": "echo_pl.tools.upload_run",
+}
 """First words of a command line that are no override: each is a tool with options of its own, and nothing is composed."""
 TRACEBACK = "ECHO_PL_TRACEBACK"
 """Set this environment variable to see where an error came from."""

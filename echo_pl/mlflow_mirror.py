@@ -170,7 +170,7 @@ class MirroredClient(MlflowClient):
         except (MlflowException, OSError) as error:
             log.warning(
                 "MLflow at %s still does not answer (%s). Nothing is lost; when it is there again: "
-                "python -m echo_pl.tools.upload_run --from %s --to %s --run %s",
+                "echo-pl upload --from %s --to %s --run %s",
                 self.server,
                 said(error),
                 self.place,

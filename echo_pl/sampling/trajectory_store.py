@@ -101,7 +101,7 @@ class TrajectoryStore:
         index_path = self.folder / INDEX_NAME
         if not index_path.is_file():
             raise FileNotFoundError(
-                f"no trajectories in {self.folder}; collect them with `python -m echo_pl.tools.collect_trajectories`, "
+                f"no trajectories in {self.folder}; collect them with `echo-pl collect`, "
                 "or leave stage.module.trajectories unset to decode on the fly"
             )
         try:

@@ -1,10 +1,10 @@
 """Collect the teacher's trajectories once, for stage 3 to read: METHOD.md 3, phase 1.
 
-    python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/L8 --studies 2500 --check-k block_size=8
-    python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/L8 --studies 2500 block_size=8
+    echo-pl collect --out outputs/trajectories/L8 --studies 2500 --check-k block_size=8
+    echo-pl collect --out outputs/trajectories/L8 --studies 2500 block_size=8
     echo-pl stage=dcd block_size=8 stage.module.trajectories=outputs/trajectories/L8 stage.limit_train=2500
 
-    python -m echo_pl.tools.collect_trajectories --out outputs/trajectories/tilted --studies 2500 --no-distributions block_size=8 \
+    echo-pl collect --out outputs/trajectories/tilted --studies 2500 --no-distributions block_size=8 \
         ablation=tilted --student outputs/runs/<run of ablation=ce>/checkpoints/final.ckpt
 
 Of every distribution 32 tokens are kept, and what the others have together; --keep says otherwise, and --check-k what it costs.
@@ -18,10 +18,11 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -160,7 +161,7 @@ def begin(launch: Launch, out: Path, identity: StoreIdentity, plan: CollectionPl
     return writer, missing[launch.rank :: launch.world_size]
 
 
-def counted(batches: Iterable[Batch], device: torch.device, bar: tqdm[None]) -> Iterator[Batch]:
+def counted(batches: Iterable[Batch], device: torch.device, bar: tqdm[Any]) -> Iterator[Batch]:
     """The batches on a device; the bar moves behind each."""
     for batch in batches:
         yield batch.to(device)
@@ -180,9 +181,11 @@ def finish(launch: Launch, writer: TrajectoryWriter) -> tuple[Path, CollectionCo
     return writer.folder, TrajectoryStore(writer.folder).counts
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="echo-pl collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="folder to make; must not exist")
     parser.add_argument("--studies", type=int, required=True, help="training studies to decode")
     parser.add_argument("--batch-size", type=int, default=64, help="studies decoded at once (default 64)")
@@ -205,7 +208,7 @@ def main() -> None:
         "teacher's weights)",
     )
     parser.add_argument("overrides", nargs="*", help="configuration, as for echo-pl: block_size=8 start=<checkpoint> ...")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with reported(), together():
         sizes = [f"stage.limit_train={args.studies}", f"stage.batch_size={min(args.batch_size, args.studies)}"]

@@ -1,7 +1,7 @@
 """Compare the cells of a sweep from MLflow: means over seeds, the Pareto front of quality against speed, and what is missing.
 
-    python -m echo_pl.tools.compare --sweep lab
-    python -m echo_pl.tools.compare --mlflow http://server:5000 --experiment echo_pl --parent 0a1b... --out outputs/compare/lab
+    echo-pl compare --sweep lab
+    echo-pl compare --mlflow http://server:5000 --experiment echo_pl --parent 0a1b... --out outputs/compare/lab
 
 Prints the table, and writes compare.md, pareto.svg, index.html and compare.json. Reads runs that a sweep has made (docs/sweeps.md).
 """
@@ -151,9 +151,11 @@ def _write(folder: Path, found: SweepComparison) -> None:
     print(found.text() + f"\n\nlook at {folder / 'index.html'}", flush=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="echo-pl compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--mlflow", default="sqlite:///outputs/mlflow.db", metavar="URI", help="(default sqlite:///outputs/mlflow.db)"
     )
@@ -164,7 +166,7 @@ def main() -> None:
     parser.add_argument("--level", type=float, default=0.95, help="of the intervals over seeds (default 0.95)")
     parser.add_argument("--out", type=Path, help="folder to write (default outputs/compare/<sweep>)")
     with reported():
-        compare(parser.parse_args())
+        compare(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Score reports: predictions from a file, or those that a checkpoint writes for held-out studies.
 
-    python -m echo_pl.tools.evaluate --predictions ours.jsonl --references test.json --out outputs/evaluation/ours
-    python -m echo_pl.tools.evaluate --predictions ours.jsonl --references test.json --against theirs.json --out both
-    python -m echo_pl.tools.evaluate --checkpoint <run>/checkpoints/final.ckpt --out outputs/evaluation/dcd data=synthetic
-    python -m echo_pl.tools.evaluate --upload outputs/evaluation/ours --mlflow http://server:5000
+    echo-pl evaluate --predictions ours.jsonl --references test.json --out outputs/evaluation/ours
+    echo-pl evaluate --predictions ours.jsonl --references test.json --against theirs.json --out both
+    echo-pl evaluate --checkpoint <run>/checkpoints/final.ckpt --out outputs/evaluation/dcd data=synthetic
+    echo-pl evaluate --upload outputs/evaluation/ours --mlflow http://server:5000
 
 Writes reports.jsonl (a record a report), aggregate.json (every score with its interval and signature), report.md and index.html
 (with the worst reports), and then logs to MLflow where asked. docs/evaluation.md says what every score is and cannot see.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -182,9 +183,9 @@ def _print(report: ScoreReport, folder: Path) -> None:
     print(f"\nread {folder / 'report.md'}, look at {folder / 'index.html'}; figures in {folder / AGGREGATE}", flush=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    args = parser(__doc__).parse_args()
+    args = parser(__doc__).parse_args(arguments)
     with reported():
         if args.upload is None:
             _print(evaluate(args), args.out)

@@ -1,4 +1,4 @@
-"""The options of ``python -m echo_pl.tools.evaluate`` and what of them does not go together. Computes nothing."""
+"""The options of ``echo-pl evaluate`` and what of them does not go together. Computes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ JUDGES = ("synthetic", "nih")
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The command line."""
-    whole = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole = argparse.ArgumentParser(
+        prog="echo-pl evaluate", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     inputs = whole.add_argument_group("what to score (one of the first three)")
     inputs.add_argument("--predictions", type=Path, help="JSON or JSON lines by sample_id, or a folder of an evaluation")
     inputs.add_argument("--checkpoint", type=Path, help="decode held-out studies with it; more configuration as for echo-pl")

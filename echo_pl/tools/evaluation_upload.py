@@ -47,7 +47,7 @@ def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False)
         raise OSError(
             f"the evaluation is whole in {folder}, but MLflow at {uri} did not take it ({type(error).__name__}: "
             f"{str(error).splitlines()[0][:200]}); upload it later: "
-            f"python -m echo_pl.tools.evaluate --upload {folder} --mlflow {uri}"
+            f"echo-pl evaluate --upload {folder} --mlflow {uri}"
         ) from error
 
 

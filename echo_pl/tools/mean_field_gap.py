@@ -1,6 +1,6 @@
 """The mean-field gap by block size: what one step per block loses against the teacher's chain, before and after distillation.
 
-    python -m echo_pl.tools.mean_field_gap --block-sizes 4 8 16 --studies 304
+    echo-pl gap --block-sizes 4 8 16 --studies 304
 
 For every block size the newest finished student (stage 3) and the teacher it was distilled from, or the newest stage-2 run alone
 where there is no student yet. The teacher decodes held-out studies as the configuration says; the gap of every block is measured
@@ -133,14 +133,14 @@ def table(rows: Sequence[GapRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="echo-pl gap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--block-sizes", type=int, nargs="+", default=[4, 8, 16], help="default 4 8 16")
     parser.add_argument("--studies", type=int, default=304, help="held-out studies (default 304)")
     parser.add_argument("--out", type=Path, default=Path("outputs/mean_field_gap"), help="default outputs/mean_field_gap")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE", help="configuration, as for echo-pl")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with reported():
         rows = [measure(compose_config(["stage=dcd", f"block_size={L}", *args.overrides]), args.studies) for L in args.block_sizes]

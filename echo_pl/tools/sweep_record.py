@@ -49,7 +49,7 @@ class SweepRecord:
     @property
     def compare_command(self) -> str:
         """What shows the sweep."""
-        return f"python -m echo_pl.tools.compare --mlflow {self.uri} --experiment {self.experiment} --sweep {self.name}"
+        return f"echo-pl compare --mlflow {self.uri} --experiment {self.experiment} --sweep {self.name}"
 
     def begin(self, cells: Sequence[Cell]) -> None:
         """Make the parent run and a child for every cell, or find them.

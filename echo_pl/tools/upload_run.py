@@ -1,7 +1,7 @@
 """Upload runs from a local MLflow database to a server, with every step of every metric, parameters, tags and artifacts.
 
-    python -m echo_pl.tools.upload_run --from sqlite:///outputs/mlflow.db --to http://server:5000 --run 0a1b...
-    python -m echo_pl.tools.upload_run --from sqlite:///outputs/mlflow.db --to http://server:5000 --all --experiment echo_pl
+    echo-pl upload --from sqlite:///outputs/mlflow.db --to http://server:5000 --run 0a1b...
+    echo-pl upload --from sqlite:///outputs/mlflow.db --to http://server:5000 --all --experiment echo_pl
 
 What is there already is left, so it can be started again. Runs under which others are shown go with them. Logged models and dataset
 inputs of other programs are not copied; echo-pl logs none.
@@ -10,6 +10,7 @@ inputs of other programs are not copied; echo-pl logs none.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -57,16 +58,18 @@ def _all(client: MlflowClient, experiment: str | None) -> list[str]:
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="echo-pl upload", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--from", dest="source", required=True, metavar="URI", help="sqlite:///<file>: where the runs are")
     parser.add_argument("--to", dest="target", required=True, metavar="URI", help="tracking URI of the server")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", dest="runs", nargs="+", metavar="ID", help="ids of local runs")
     which.add_argument("--all", action="store_true", help="every run")
     parser.add_argument("--experiment", help="with --all: those of this experiment")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     with reported():
         for run, one in upload(args.source, args.target, args.runs, args.experiment).items():
             print(f"{run} -> {one.run_id}: new {one.metrics} metric values, {one.params} parameters, {one.artifacts} artifacts")
