@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from forked import leave_shared_locks
 from ranks import SIZES
 from stage_parts import BACKBONE, lively, record, write_checkpoint
 
@@ -79,6 +80,7 @@ def child(arguments: list[str], told: Mapping[str, str], out: Path, err: Path, k
         return pid
     status = 70
     try:
+        leave_shared_locks()
         for stream, path in ((1, out), (2, err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)

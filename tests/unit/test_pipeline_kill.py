@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import leave_shared_locks
 from pipeline_fakes import GARBLED, LOSSY, EqualTexts, Interpreter, make_parts, row, write_dataset
 
 from echo_pl.data.pipeline.parts import Parts
@@ -61,6 +62,7 @@ def in_child(work: Callable[[], None]) -> int:
     if child == 0:
         status = 1
         try:
+            leave_shared_locks()
             work()
             status = 0
         finally:
