@@ -61,7 +61,7 @@ def test_a_server_that_dies_in_the_middle_of_a_run(root, server, tmp_path, caplo
     place = f"sqlite:///{tmp_path / 'mlflow.db'}"
     run_id = read_checkpoint(made.checkpoint)[0].mlflow_run_id
     assert caplog.text.count("the run goes on, and all of it is kept in " + place) == 1
-    assert f"upload_run --from {place} --to {server.uri} --run " in caplog.text
+    assert f"echo-pl upload --from {place} --to {server.uri} --run " in caplog.text
     server.start()
     there = MlflowClient(server.uri)
     assert len(there.get_metric_history(run_id, "train/loss")) < 3

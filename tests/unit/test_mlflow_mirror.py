@@ -106,7 +106,7 @@ def test_a_server_that_stays_down_gets_the_run_from_the_tool(folder, server, cap
     one.finalize("failed")
     client = client_of(one)
     assert one.run_id == client.local_id
-    command = f"upload_run --from {place(folder)} --to {server.uri} --run {client.local_id}"
+    command = f"echo-pl upload --from {place(folder)} --to {server.uri} --run {client.local_id}"
     assert command in caplog.text
     with pytest.raises(OSError, match=r"0 runs were uploaded to http.*start it again for the rest"):
         upload(place(folder), server.uri, [client.local_id], None)

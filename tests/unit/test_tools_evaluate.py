@@ -124,10 +124,10 @@ def test_images_that_the_official_format_names_are_shown(tmp_path, monkeypatch, 
 
 
 def test_the_examples_of_the_command_are_commands():
-    lines = [line.strip() for line in str(tool.__doc__).splitlines() if line.strip().startswith("python")]
+    lines = [line.strip() for line in str(tool.__doc__).splitlines() if line.strip().startswith("echo-pl evaluate ")]
     assert len(lines) == 4
     for line in lines:
-        args = evaluate_options.parser(None).parse_args(shlex.split(line)[3:])
+        args = evaluate_options.parser(None).parse_args(shlex.split(line)[2:])
         assert (args.out is None) == (args.upload is not None)
 
 
