@@ -66,8 +66,10 @@ class BlockKVCache:
         padding_BS = torch.zeros(hidden_BS.shape, dtype=dtype, device=lengths_B.device).masked_fill_(hidden_BS, -torch.inf)
         self.padding = CachePadding(width=width, lengths_B=lengths_B, bias=padding_BS[:, None, None])
 
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int, kwargs: object = None) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values (B, H, Q, D) behind the kept ones; return all of them as views.
+
+        ``kwargs`` is what attention layers also tell a transformers cache, for kinds of layers that Qwen2.5-VL has not; it is not read.
 
         Raises:
             ValueError: the cache is full.

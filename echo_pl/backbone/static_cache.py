@@ -59,7 +59,7 @@ class StaticCache:
         assert block_size == self._L, f"this cache is for steps of {self._L} tokens, got {block_size}"
         return self._two_blocks.flatten(2, 4)
 
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int, kwargs: object = None) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values (B, H, Q, D) into the next slots; return all slots."""
         keys, values, slots = self.keys[layer], self.values[layer], self.slots[: key.shape[2]]
         keys.index_copy_(2, slots, key)

@@ -255,7 +255,7 @@ class VLM(nn.Module):
             inputs_embeds=embeds_BQE,
             position_ids=positions_3BQ,
             attention_mask={"full_attention": call},
-            past_key_values=cache,
+            cache=cache,
             use_cache=False,
         ).last_hidden_state
         if isinstance(select, Tensor):

@@ -34,7 +34,7 @@ def make_synthetic(
     *,
     train: int = 6000,
     val: int = 300,
-    test: int = 400,
+    test: int = 2000,
     seed: int = 0,
     wording: Wording = "peaked",
     image_size: int = 64,
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     synthetic = kinds.add_parser("synthetic", help="draw images and write reports from latent findings")
     synthetic.add_argument("--train", type=int, default=6000, help="training studies")
     synthetic.add_argument("--val", type=int, default=300, help="validation studies")
-    synthetic.add_argument("--test", type=int, default=400, help="test studies")
+    synthetic.add_argument("--test", type=int, default=2000, help="test studies")
     synthetic.add_argument("--size", type=int, default=64, help="width and height of the images in pixels")
     nih = kinds.add_parser("nih", help="read NIH ChestX-ray14 images and labels from a folder")
     nih.add_argument("--source", type=Path, required=True, help="folder with manifest.jsonl and images/")
