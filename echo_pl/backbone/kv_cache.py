@@ -69,7 +69,7 @@ class BlockKVCache:
     def update(self, key: Tensor, value: Tensor, layer: int, kwargs: object = None) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values (B, H, Q, D) behind the kept ones; return all of them as views.
 
-        ``kwargs`` is what attention layers also tell a transformers cache, for kinds of layers that Qwen2.5-VL has not; it is not read.
+        ``kwargs`` is what layers also tell a transformers cache, for kinds of attention that Qwen2.5-VL has not: not read.
 
         Raises:
             ValueError: the cache is full.

@@ -23,6 +23,10 @@ class Measured:
     key: Key
     seed: int
     scores: Mapping[str, float]
+    name: str = ""
+    """Of the cell."""
+    base: str | None = None
+    """Name of the AR model that it comes from; None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +51,18 @@ class Group:
     @property
     def label(self) -> str:
         """What people read."""
-        objective, variant, size = self.key
-        block = "" if objective == "ar" else f", L={size}"
-        return f"{objective}{block}" + (f" ({variant})" if variant else "")
+        return label(self.key)
+
+
+def label(key: Key) -> str:
+    """Of a group, as people read it.
+
+    >>> label(("ce", "", 8)), label(("ar", "for raw", 1))
+    ('ce, L=8', 'ar (for raw)')
+    """
+    objective, variant, size = key
+    block = "" if objective == "ar" else f", L={size}"
+    return f"{objective}{block}" + (f" ({variant})" if variant else "")
 
 
 def group(cells: Iterable[Measured], names: Sequence[str], level: float = 0.95) -> list[Group]:

@@ -1,4 +1,5 @@
-"""Compare the cells of a sweep from MLflow: means over seeds, the Pareto front of quality against speed, and what is missing.
+"""Compare the cells of a sweep from MLflow: means over seeds, losses against the AR model, objectives tested against each other,
+the Pareto front of quality against speed, and what is missing.
 
     echo-pl compare --sweep lab
     echo-pl compare --mlflow http://server:5000 --experiment echo_pl --parent 0a1b... --out outputs/compare/lab
@@ -10,27 +11,45 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from echo_pl.__main__ import reported
+from echo_pl.evaluation.contrasts import Contrast, Drop, contrasts, drops
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.pareto import Group, Key, Measured, group
 from echo_pl.evaluation.pareto_report import SweepComparison
+from echo_pl.evaluation.study_counts import StudyCounts
 from echo_pl.mlflow_upload import be_patient
 from echo_pl.run import quieten
-from echo_pl.tools.sweep_record import ERROR, SWEEP, children
+from echo_pl.tools.sweep_plan import STUDIES
+from echo_pl.tools.sweep_record import BASE, CELL, ERROR, SWEEP, children
 
 QUALITIES = ("finding_f1", "rouge_l")
-COLUMNS = ("finding_f1", "rouge_l", "stopped", "duplicate_word_rate", "forwards_per_block", "nfe", "tps", "tps_together")
+BASELINES = ("dcd", "ce")
+COLUMNS = (
+    "finding_f1",
+    "rouge_l",
+    "valid_sentences",
+    "valid_reports",
+    "stopped",
+    "duplicate_word_rate",
+    "forwards_per_block",
+    "nfe",
+    "tps",
+    "tps_together",
+)
 
 
 def find_parent(client: MlflowClient, experiment: str, sweep: str | None, parent: str | None) -> Run:
@@ -62,10 +81,37 @@ def find_parent(client: MlflowClient, experiment: str, sweep: str | None, parent
 def measured(runs: Sequence[Run]) -> list[Measured]:
     """The cells that have their scores."""
     return [
-        Measured(key=_key(run), seed=int(run.data.params["seed"]), scores=run.data.metrics)
+        Measured(
+            key=_key(run),
+            seed=int(run.data.params["seed"]),
+            scores=run.data.metrics,
+            name=run.data.tags[CELL],
+            base=run.data.tags.get(BASE),
+        )
         for run in runs
         if run.info.status == "FINISHED"
     ]
+
+
+def study_counts(uri: str, runs: Sequence[Run]) -> tuple[dict[str, StudyCounts], list[str]]:
+    """What each study counts for, by cell, and the cells that have none."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file
+    found, absent = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for run in runs:
+            if run.info.status != "FINISHED":
+                continue
+            try:
+                path = download_artifacts(
+                    run_id=run.info.run_id, artifact_path=STUDIES, dst_path=f"{folder}/{run.info.run_id}", tracking_uri=uri
+                )
+            except (MlflowException, OSError):
+                absent.append(
+                    f"{run.info.run_name} has no counts by study, so it is in no test; start the sweep again, which makes them"
+                )
+            else:
+                found[run.data.tags[CELL]] = StudyCounts.load(Path(path))
+    return found, absent
 
 
 def missing(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
@@ -111,8 +157,10 @@ def compare(args: argparse.Namespace) -> SweepComparison:
         runs = children(client, parent.info.experiment_id, parent.info.run_id)
     except MlflowException as error:
         raise OSError(f"MLflow at {args.mlflow}: {str(error).splitlines()[0][:300]}") from error
-    groups = group(measured(runs), [*dict.fromkeys([*COLUMNS, *args.quality])], args.level)
-    lacking = missing(runs, groups)
+    cells = measured(runs)
+    groups = group(cells, [*dict.fromkeys([*COLUMNS, *args.quality])], args.level)
+    counts, uncounted = study_counts(args.mlflow, runs)
+    lacking = missing(runs, groups) + uncounted
     if not groups:
         raise ValueError(f"none of the {len(runs)} cells has scores yet: " + "; ".join(lacking[:5]))
     qualities = [name for name in args.quality if any(name in one.means for one in groups)]
@@ -125,8 +173,10 @@ def compare(args: argparse.Namespace) -> SweepComparison:
         qualities=qualities,
         columns=[name for name in dict.fromkeys([*args.quality, *COLUMNS]) if any(name in one.means for one in groups)],
         missing=[*absent, *lacking],
+        drops=drops(cells, qualities, args.level),
+        contrasts=contrasts(cells, counts, args.against, rounds=args.rounds),
         level=args.level,
-        command=shlex.join(["python", "-m", "echo_pl.tools.compare", *sys.argv[1:]]),
+        command=shlex.join(["echo-pl", "compare", *sys.argv[1:]]),
     )
     _write(args.out or Path("outputs/compare") / parent.data.tags[SWEEP], found)
     return found
@@ -146,9 +196,20 @@ def _write(folder: Path, found: SweepComparison) -> None:
         }
         for one in found.groups
     ]
-    content = {"level": found.level, "groups": rows, "missing": list(found.missing)}
+    content = {
+        "level": found.level,
+        "groups": rows,
+        "drops": [_plain(one) for one in found.drops],
+        "contrasts": [_plain(one) for one in found.contrasts],
+        "missing": list(found.missing),
+    }
     write_text_atomic(folder / "compare.json", json.dumps(content, indent=1) + "\n")
     print(found.text() + f"\n\nlook at {folder / 'index.html'}", flush=True)
+
+
+def _plain(one: Drop | Contrast) -> dict[str, Any]:
+    """For JSON, which has no nan."""
+    return json.loads(json.dumps(asdict(one)).replace("NaN", "null"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -163,6 +224,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sweep", help="its name; not needed where there is one")
     parser.add_argument("--parent", metavar="ID", help="its parent run, instead")
     parser.add_argument("--quality", nargs="+", default=list(QUALITIES), help="scores to draw fronts for, larger is better")
+    parser.add_argument(
+        "--against", nargs="+", default=list(BASELINES), metavar="OBJECTIVE", help="every other objective is tested against these"
+    )
+    parser.add_argument("--rounds", type=int, default=10_000, help="random exchanges of each test (default 10000)")
     parser.add_argument("--level", type=float, default=0.95, help="of the intervals over seeds (default 0.95)")
     parser.add_argument("--out", type=Path, help="folder to write (default outputs/compare/<sweep>)")
     with reported():

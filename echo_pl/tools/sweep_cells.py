@@ -34,6 +34,8 @@ class Cell:
     variant: str
     block_size: int
     seed: int
+    base: str
+    """Name of the AR model that it comes from, or its own."""
 
     @property
     def label(self) -> str:
@@ -91,7 +93,8 @@ def make_cells(jobs: Sequence[Job]) -> list[Cell]:
             shared = places.count((part.stage, size, seed)) == 1
             objective = AR if part.stage == "pretrain" else TEACHER
             variant = "" if shared else "for " + ", ".join(sorted({f"{job.objective} {job.variant}".strip() for job in of}))
-        cells.append(Cell(part=name, objective=objective, variant=variant, block_size=size, seed=seed))
+        base = next(before.name for before in of[0].chain if before.stage == "pretrain")
+        cells.append(Cell(part=name, objective=objective, variant=variant, block_size=size, seed=seed, base=base))
     return cells
 
 

@@ -27,11 +27,13 @@ from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.distributed.agree import together
 from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.files import write_text_atomic
-from echo_pl.evaluation.harness import Sampler, evaluate
+from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
+from echo_pl.evaluation.study_counts import study_counts
 from echo_pl.run import prepare, run
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig
+from echo_pl.structs import ReportText
 from echo_pl.tools.collect_trajectories import collect_trajectories
-from echo_pl.tools.sweep_plan import SCORES, Part, measurement, parts
+from echo_pl.tools.sweep_plan import SCORES, STUDIES, Part, measurement, parts
 
 
 def carry_out(config: DictConfig) -> None:
@@ -100,7 +102,10 @@ def alone(part: Part) -> Iterator[None]:
 
 
 def measure(part: Part) -> dict[str, float]:
-    """Scores on held-out studies, and the speed of decoding them one by one (``tps``) and together (``tps_together``)."""
+    """Scores on held-out studies, and the speed of decoding them one by one (``tps``) and together (``tps_together``).
+
+    Leaves what each study counts for in the run folder.
+    """
     config, asked = part.config, part.config.sweep
     data = prepare(config)
     device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
@@ -109,13 +114,16 @@ def measure(part: Part) -> dict[str, float]:
     load_weights(vlm, part.checkpoint, (part.stage,), *layout)
     sampler = _sampler(part, vlm.to(device).eval().requires_grad_(False), data)
 
-    def scores(studies: int, batch_size: int) -> dict[str, float]:
+    def decoded(studies: int, batch_size: int) -> tuple[MethodScores, list[ReportText]]:
         batches = [batch.to(device) for batch in data.held_out_batches(asked.split, batch_size, studies)]
-        return evaluate(sampler, batches, data.detokenize, data.judge, description=part.name).scores
+        outcome = evaluate(sampler, batches, data.detokenize, data.judge, description=part.name)
+        return outcome, [reference for batch in batches for reference in batch.references]
 
     with torch.no_grad():
-        together = scores(asked.studies, asked.batch_size)
-        one_by_one = scores(min(asked.timed_studies, asked.studies), 1)
+        outcome, references = decoded(asked.studies, asked.batch_size)
+        one_by_one = decoded(min(asked.timed_studies, asked.studies), 1)[0].scores
+    study_counts(outcome, references, data.judge).save(part.folder / STUDIES)
+    together = outcome.scores
     return together | {"tps": one_by_one["tps"], "tps_together": together["tps"]}
 
 

@@ -29,8 +29,12 @@ FIRST_STUDENT = "ce"
 """Ablation of the student that a teacher leans to first."""
 SCORES = "sweep_scores.json"
 """In a run folder: what its final checkpoint got on held-out studies."""
+STUDIES = "sweep_studies.json"
+"""Beside it: what each of those studies counts for (:mod:`echo_pl.evaluation.study_counts`)."""
 MEASURED = ("studies", "batch_size", "timed_studies", "split")
 """What of ``sweep`` decides the scores."""
+_MEASUREMENT = 2
+"""Raised when something else is written than before, so that what is there is measured anew."""
 
 _DECIDES_NOTHING = {
     "resume", "start", "run_name", "task", "threads", "min_free_gb", "outputs", "data_root",
@@ -95,7 +99,7 @@ class Part:
 
 def measurement(config: DictConfig) -> dict[str, Any]:
     """How checkpoints of a sweep are measured."""
-    return {name: config.sweep[name] for name in MEASURED}
+    return {name: config.sweep[name] for name in MEASURED} | {"version": _MEASUREMENT}
 
 
 def parts(config: DictConfig) -> list[Part]:
@@ -109,9 +113,11 @@ def parts(config: DictConfig) -> list[Part]:
     """
     refuse_unsuited(config)
     chain: list[Part] = []
-    for stage in STAGES[: STAGES.index("trajectories")]:
+    for stage in STAGES[: STAGES.index("rad")]:
         if stage != "warmup" or config.backbone.needs_warmup:
             chain.append(_part(config, stage, start=chain[-1] if chain else None))
+    for blocks in _teachers(config):
+        chain.append(_part(blocks, "rad", start=chain[-1]))
     teacher = chain[-1]
     if not config.sweep.store or config.stage.module.student_prefix:
         return [*chain, _part(config, "dcd", start=teacher)]
@@ -124,6 +130,21 @@ def parts(config: DictConfig) -> list[Part]:
         student = _part(own, "dcd", start=teacher, stored=stored)
         chain += [stored, student]
     return chain
+
+
+def _teachers(config: DictConfig) -> list[DictConfig]:
+    """Of the stage-2 runs on the way to a job's teacher, one for each block size that it grows through; its own comes last."""
+    sizes = [size for size in config.sweep.grow if size < config.block_size]
+    found = []
+    for before, size in zip([None, *sizes], [*sizes, config.block_size], strict=True):
+        own = deepcopy(config)
+        own.block_size = size
+        if before is not None:
+            own.start_stage, own.start_block_size = "rad", before
+            with open_dict(own):
+                own.sweep.stages.rad = OmegaConf.merge(own.sweep.stages.rad, own.sweep.stages.grown)
+        found.append(own)
+    return found
 
 
 def _first_student(config: DictConfig) -> DictConfig:
@@ -143,6 +164,8 @@ def refuse_unsuited(config: DictConfig) -> None:
             raise ValueError(f"a sweep finds by itself what its jobs start from and how they are named: leave {name} out")
     if config.start not in (None, "auto") or config.stage.module.trajectories is not None:
         raise ValueError("a sweep trains the teachers of its jobs itself: leave start and stage.module.trajectories out")
+    if list(config.sweep.grow) != sorted(set(config.sweep.grow)):
+        raise ValueError(f"sweep.grow must name block sizes from small to large, got {list(config.sweep.grow)}")
     if config.sweep.tilt_rounds < 1:
         raise ValueError(f"sweep.tilt_rounds must be at least 1, got {config.sweep.tilt_rounds}; without a tilt it is not used")
 

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
@@ -19,9 +20,11 @@ from omegaconf import DictConfig
 from echo_pl.assemble import tracking_place
 from echo_pl.mlflow_upload import be_patient
 from echo_pl.tools.sweep_cells import Cell
-from echo_pl.tools.sweep_plan import measurement
+from echo_pl.tools.sweep_plan import STUDIES, measurement
 
 PARENT, CELL, ERROR, SCORES, RUN_NAME = "mlflow.parentRunId", "echo_pl.cell", "echo_pl.error", "echo_pl.scores", "mlflow.runName"
+BASE = "echo_pl.base"
+"""Tag of a cell: which one is the AR model that it comes from."""
 SWEEP = "echo_pl.sweep"
 """Tag of a parent run: the sweep's name."""
 
@@ -41,6 +44,7 @@ class SweepRecord:
         self.uri, self.artifacts = tracking_place(config)
         self.patient = config.mlflow.on_failure == "local"
         self.measured = measurement(config)
+        self.runs = Path(config.outputs) / "runs"
         self.parent: str | None = None
         self._planned: Sequence[Cell] = ()
         self._children: dict[str, Run] = {}
@@ -114,11 +118,13 @@ class SweepRecord:
         self._children = {run.data.tags[CELL]: run for run in children(client, experiment, identifier)}
         for cell in self._planned:
             if cell.part not in self._children:
-                tags = {RUN_NAME: cell.label, PARENT: identifier, CELL: cell.part}
+                tags = {RUN_NAME: cell.label, PARENT: identifier, CELL: cell.part, BASE: cell.base}
                 run = client.create_run(experiment, tags=tags)
                 client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in cell.params.items()])
                 client.update_run(run.info.run_id, "SCHEDULED")
                 self._children[cell.part] = client.get_run(run.info.run_id)
+            elif BASE not in (known := self._children[cell.part]).data.tags:  # of a version that did not say it
+                client.set_tag(known.info.run_id, BASE, cell.base)
         self.parent = identifier
 
     def _finished(self, cell: Cell, scores: Mapping[str, float]) -> None:
@@ -131,6 +137,8 @@ class SweepRecord:
             Metric(name, float(value), run.info.start_time, 0) for name, value in scores.items() if math.isfinite(value)
         ]  # the time of the run: what is logged twice is one value
         client.log_batch(identifier, metrics=metrics)
+        if (studies := self.runs / cell.part / STUDIES).is_file():
+            client.log_artifact(identifier, str(studies))
         client.set_tag(identifier, SCORES, told)
         if ERROR in run.data.tags:
             client.delete_tag(identifier, ERROR)

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
+from echo_pl.evaluation.study_counts import COUNTS, JUDGED, StudyCounts
 from echo_pl.tools.compare import main
 
 
@@ -37,6 +39,67 @@ def uri(tmp_path_factory) -> str:
     cell("ce", 8, 1, {}, "FAILED", error="the power is gone")
     cell("ddo", 8, 0, {}, "SCHEDULED")
     return place
+
+
+KEYS = tuple(f"study{number}" for number in range(40))
+
+
+def counts(right: int, rouge: float) -> StudyCounts:
+    """Of a model that finds the one finding of so many of 40 studies, and nothing else; every report has the same ROUGE-L."""
+    hits = [float(place < right) for place in range(40)]
+    rows = [[1.0, rouge, 0.0, 1.0, hit, 0.0, 1.0 - hit, 2.0, 2.0, 1.0] for hit in hits]
+    return StudyCounts(keys=KEYS, names=COUNTS + JUDGED, rows_NK=torch.tensor(rows, dtype=torch.float64))
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory) -> str:
+    """A sweep whose cells say what each study counts for, and one that does not."""
+    folder = tmp_path_factory.mktemp("counted")
+    place = f"sqlite:///{folder / 'mlflow.db'}"
+    client = MlflowClient(place)
+    experiment = client.create_experiment("echo_pl", str(folder / "artifacts"))
+    parent = client.create_run(experiment, tags={"echo_pl.sweep": "lab"}).info.run_id
+    for objective, size, seed, right in (
+        ("ar", 1, 0, 40), ("ar", 1, 1, 40), ("dcd", 8, 0, 20), ("dcd", 8, 1, 22), ("ce", 8, 0, 20), ("ce", 8, 1, 22),
+        ("tilted", 8, 0, 38), ("tilted", 8, 1, 38), ("tilted", 8, 2, 38), ("tilted", 4, 0, 38),
+    ):  # fmt: skip
+        name = f"{objective}-L{size}-s{seed}"
+        tags = {"mlflow.parentRunId": parent, "mlflow.runName": name, "echo_pl.cell": name, "echo_pl.base": f"ar-L1-s{seed}"}
+        run = client.create_run(experiment, tags=tags).info.run_id
+        params = {"objective": objective, "variant": "-", "block_size": str(size), "seed": str(seed)}
+        own = counts(right, 0.5)
+        scores = {name: float(value) for name, value in own.figures(own.rows_NK.sum(0)).items()} | {"nfe": 8.0}
+        metrics = [Metric(key, value, 0, 0) for key, value in scores.items()]
+        client.log_batch(run, metrics=metrics, params=[Param(key, value) for key, value in params.items()])
+        if seed < 2:
+            own.save(folder / name / "sweep_studies.json")
+            client.log_artifact(run, str(folder / name / "sweep_studies.json"))
+        client.update_run(run, "FINISHED")
+    return place
+
+
+def test_students_are_held_against_their_ar_model_and_against_the_baselines(counted, monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, "--mlflow", counted, "--out", str(tmp_path), "--rounds", "999") == 0
+    record = json.loads((tmp_path / "compare.json").read_text())
+    lower = {(one["key"][0], one["key"][2], one["name"]): one["mean"] for one in record["drops"]}
+    assert lower["tilted", 8, "finding_f1"]["value"] == pytest.approx(1 - 76 / 78), "2 hits / (2 hits + missed), seeds 0 and 1"
+    assert lower["tilted", 8, "finding_f1"]["seeds"] == 2, "the AR model of seed 2 is not there"
+    assert lower["dcd", 8, "finding_f1"]["value"] == pytest.approx(1 - (40 / 60 + 44 / 62) / 2)
+    assert lower["dcd", 8, "rouge_l"]["value"] == 0.0
+    tests = {(one["first"][0], one["second"][0], one["first"][2], one["name"]): one for one in record["contrasts"]}
+    assert {place[:3] for place in tests} == {("ce", "dcd", 8), ("tilted", "dcd", 8), ("tilted", "ce", 8)}, "each pair once"
+    better = tests["tilted", "ce", 8, "finding_f1"]
+    assert better["seeds"] == [0, 1]
+    assert better["by_seed"] == pytest.approx([76 / 78 - 40 / 60, 76 / 78 - 44 / 62])
+    assert better["comparison"]["difference"] == pytest.approx(152 / 156 - 84 / 122), "of the reports of both seeds together"
+    assert better["comparison"]["p"] == pytest.approx(1 / 1000)
+    assert better["corrected"] == pytest.approx(12 / 1000), "Holm: the smallest of 12 tests"
+    assert tests["ce", "dcd", 8, "finding_f1"]["comparison"]["p"] == 1.0
+    said = capsys.readouterr().out
+    assert "tilted, L=8 against ce" in said
+    assert "tilted-L8-s2 has no counts by study, so it is in no test" in said
+    assert "against each other" in (tmp_path / "compare.md").read_text()
+    assert "against each other" in (tmp_path / "index.html").read_text()
 
 
 def run(monkeypatch, *arguments: str) -> int:

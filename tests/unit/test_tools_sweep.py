@@ -156,6 +156,27 @@ def test_students_start_from_the_teacher_of_their_own_block_size_and_seed(data_r
         assert (teacher.config.data.batch_size, stored.config.data.batch_size, student.config.data.batch_size) == (32, 48, 16)
 
 
+def test_teachers_of_larger_blocks_may_grow_from_those_of_smaller_ones(data_root):
+    def planned(*overrides: str) -> list[Part]:
+        own = [f"data_root={data_root}", *OWN, "sweep.grow=[4,8]", "+sweep.stages.grown.max_steps=7"]
+        return parts(compose_config([*own, *overrides]))
+
+    base, four, eight, sixteen, stored, student = planned("block_size=16")
+    assert [part.config.block_size for part in (four, eight, sixteen, stored, student)] == [4, 8, 16, 16, 16]
+    assert [part.config.start for part in (four, eight, sixteen)] == [str(part.checkpoint) for part in (base, four, eight)]
+    grown = [(part.config.start_stage, part.config.start_block_size) for part in (four, eight, sixteen, stored, student)]
+    assert grown == [(None, None), ("rad", 4), ("rad", 8), (None, None), (None, None)]
+    steps = four.config.stage.max_steps
+    assert [part.config.stage.max_steps for part in (eight, sixteen)] == [7, 7]
+    assert sixteen.config.stage.module.decode.block_size == 16
+    assert [part.name for part in planned("block_size=8")[:3]] == [base.name, four.name, eight.name]
+    plain = parts(compose_config([f"data_root={data_root}", *OWN, "sweep.grow=[]", "block_size=4"]))
+    assert [part.name for part in planned("block_size=4")] == [part.name for part in plain], "nothing to grow from"
+    assert plain[1].config.stage.max_steps == steps != 7
+    with pytest.raises(ValueError, match=r"from small to large, got \[8, 4\]"):
+        planned("sweep.grow=[8,4]")
+
+
 def test_a_server_that_is_down_is_logged_to_by_the_next_start(runs, monkeypatch, data_root, tmp_path, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     down = "mlflow.tracking_uri=http://127.0.0.1:9"
@@ -245,7 +266,7 @@ def test_teachers_of_other_reports_are_named_after_who_uses_them(data_root):
     ]  # fmt: skip
     small = make_cells([job("ablation=dcd", "+sweep.stages.rad.limit_train=4")])
     assert [(cell.objective, cell.variant) for cell in small][-1] == ("dcd", "sweep.stages.rad.limit_train=4")
-    assert small[0] == Cell(part=small[0].part, objective="ar", variant="", block_size=1, seed=0)
+    assert small[0] == Cell(part=small[0].part, objective="ar", variant="", block_size=1, seed=0, base=small[0].part)
 
 
 def test_a_teacher_leans_to_the_student_of_the_round_before(data_root):

@@ -1,0 +1,127 @@
+"""Cells of a sweep against each other: what a student loses against its own AR model, and whether one objective beats another.
+
+The first is a mean over training seeds. The second is a paired randomisation test over all reports of all seeds: of each seed the
+two students have the same teacher and decode the same studies. Knows cells and counts, not where they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from echo_pl.evaluation.pareto import Key, Mean, Measured, mean
+from echo_pl.evaluation.study_counts import StudyCounts
+from echo_pl.metrics.statistics import Comparison, compare, holm
+
+TESTED = ("finding_f1", "rouge_l", "valid_sentences", "valid_reports")
+"""Scores that are tested."""
+NOT_DISTILLED = ("ar", "teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """How much lower than its AR model a group scores, in shares of the AR model's score (.02: 2 % lower)."""
+
+    key: Key
+    name: str
+    mean: Mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """One score of two objectives with the same block size."""
+
+    first: Key
+    second: Key
+    name: str
+    seeds: tuple[int, ...]
+    comparison: Comparison
+    """Over the reports of all seeds."""
+    by_seed: tuple[float, ...]
+    """The difference in each."""
+    corrected: float = float("nan")
+    """p, corrected for the number of tests (Holm)."""
+
+
+def drops(cells: Iterable[Measured], names: Sequence[str], level: float) -> list[Drop]:
+    """Of every group whose AR models are known, by group, then by score."""
+    there = {cell.name: cell for cell in cells}
+    of: dict[tuple[Key, str], list[float]] = {}
+    for cell in there.values():
+        base = there.get(cell.base or "")
+        if base is None or base is cell:
+            continue
+        for name in names:
+            if cell.scores.get(name) is not None and base.scores.get(name, 0.0) > 0.0:
+                of.setdefault((cell.key, name), []).append(1.0 - cell.scores[name] / base.scores[name])
+    ordered = sorted(of, key=lambda place: (place[0][2], place[0], names.index(place[1])))
+    return [Drop(key=key, name=name, mean=mean(of[key, name], level)) for key, name in ordered]
+
+
+def contrasts(
+    cells: Iterable[Measured],
+    counts: Mapping[str, StudyCounts],
+    against: Sequence[str],
+    *,
+    names: Sequence[str] = TESTED,
+    rounds: int = 10_000,
+) -> list[Contrast]:
+    """Every distilled group against the groups of the same block size whose objective is one of ``against``.
+
+    Args:
+        cells: measured ones.
+        counts: by name of the cell; a seed that lacks one side's is left out.
+        against: objectives, without a variant.
+        names: of the scores that are tested.
+        rounds: random exchanges of each test; the smallest p is 1 / (rounds + 1).
+
+    Raises:
+        ValueError: the two sides decoded other studies.
+    """
+    of: dict[Key, dict[int, str]] = {}
+    for cell in cells:
+        if cell.name in counts and cell.key[0] not in NOT_DISTILLED:
+            of.setdefault(cell.key, {})[cell.seed] = cell.name
+    found: list[Contrast] = []
+    for first in sorted(of, key=lambda key: (key[2], key)):
+        for second in ((objective, "", first[2]) for objective in against):
+            seeds = sorted(set(of[first]) & set(of.get(second, {})))
+            turned = any((one.first, one.second) == (second, first) for one in found)
+            if second == first or not seeds or turned:
+                continue
+            pairs = [(counts[of[first][seed]], counts[of[second][seed]]) for seed in seeds]
+            found += _tested(first, second, tuple(seeds), pairs, names, rounds)
+    corrected = holm({str(place): one.comparison.p for place, one in enumerate(found)})
+    return [replace(one, corrected=corrected[str(place)]) for place, one in enumerate(found)]
+
+
+def _tested(
+    first: Key,
+    second: Key,
+    seeds: tuple[int, ...],
+    pairs: Sequence[tuple[StudyCounts, StudyCounts]],
+    names: Sequence[str],
+    rounds: int,
+) -> list[Contrast]:
+    for one, other in pairs:
+        if one.keys != other.keys or one.names != pairs[0][0].names or other.names != one.names:
+            raise ValueError(f"{first} and {second} were measured on other studies: start the sweep again, which measures anew")
+    figures = pairs[0][0].figures
+    pooled = compare(
+        torch.cat([one.rows_NK for one, _ in pairs]), torch.cat([other.rows_NK for _, other in pairs]), figures, rounds=rounds
+    )
+    alone = [(figures(one.rows_NK.sum(0)), figures(other.rows_NK.sum(0))) for one, other in pairs]
+    return [
+        Contrast(
+            first=first,
+            second=second,
+            name=name,
+            seeds=seeds,
+            comparison=pooled[name],
+            by_seed=tuple(float(one[name] - other[name]) for one, other in alone),
+        )
+        for name in names
+        if name in pooled
+    ]
