@@ -12,7 +12,7 @@ DEV    := $(VENV)/.ready-dev
 DATA   := outputs/data/synthetic/index.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 sweep compare bench bench-rad bench-data bench-copies prepare view features test test-slurm lint mlflow clean
+.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 sweep lab compare bench bench-rad bench-data bench-copies prepare view features test test-slurm lint mlflow clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -55,6 +55,14 @@ stage3: $(DATA) ## stage 3, DCDModule, from the newest stage 2 (ARGS="block_size
 
 sweep: $(DATA) ## block sizes x objectives x seeds with all they need; goes on where it was cut off (ARGS="block_size=4,8 seed=0,1")
 	$(BIN)/echo-pl -m sweep=lab $(ARGS)
+
+LAB := block_size=4,8,16 ablation=dcd,ce,tilted seed=0,1,2 'sweep.grow=[4,8]' +sweep.stages.rad.max_steps=1200 \
+	+sweep.stages.grown.max_steps=450 +sweep.stages.grown.module.optimization.learning_rate=1.0e-3 stage.max_steps=500 \
+	sweep.studies=1000 sweep.timed_studies=32
+
+lab: $(DATA) ## what docs/lab.md starts with: three objectives, block sizes 4 8 16, three seeds (four hours of two cores) -> outputs/compare/lab
+	$(BIN)/echo-pl -m sweep=lab $(LAB) $(ARGS)
+	$(BIN)/echo-pl compare --sweep lab
 
 compare: $(READY) ## quality against speed of a sweep, from MLflow -> outputs/compare (ARGS="--sweep lab")
 	$(BIN)/echo-pl compare $(ARGS)

@@ -112,18 +112,22 @@ def parts(config: DictConfig) -> list[Part]:
         ValueError: it is of another stage, or says itself what it starts from.
     """
     refuse_unsuited(config)
-    chain: list[Part] = []
+    if config.start_stage == "dcd":  # the student of another chain is the teacher
+        chain = parts(_student_before(config, config.sweep.round_before))
+        stored = _part(config, "trajectories", start=chain[-1])
+        return [*chain, stored, _part(config, "dcd", start=chain[-1], stored=stored)]
+    chain = []
     for stage in STAGES[: STAGES.index("rad")]:
         if stage != "warmup" or config.backbone.needs_warmup:
             chain.append(_part(config, stage, start=chain[-1] if chain else None))
     for blocks in _teachers(config):
         chain.append(_part(blocks, "rad", start=chain[-1]))
     teacher = chain[-1]
-    if not config.sweep.store or config.stage.module.student_prefix:
+    if not _stores(config):
         return [*chain, _part(config, "dcd", start=teacher)]
     rounds = [config]
     if config.stage.module.tilt:
-        rounds = [_first_student(config), *[config] * config.sweep.tilt_rounds]
+        rounds = [_student_before(config, FIRST_STUDENT), *[config] * config.sweep.tilt_rounds]
     student: Part | None = None
     for own in rounds:
         stored = _part(own, "trajectories", start=teacher, student=student)
@@ -147,21 +151,33 @@ def _teachers(config: DictConfig) -> list[DictConfig]:
     return found
 
 
-def _first_student(config: DictConfig) -> DictConfig:
-    """Of the student that a teacher leans to first: sequence-level distillation from what the teacher writes by itself."""
+def _student_before(config: DictConfig, ablation: str) -> DictConfig:
+    """Of a student that is needed before a job's own: one that learns from what the teacher of stage 2 writes by itself."""
     own = deepcopy(config)
+    own.start_stage = None
     own.stage.module.tilt = 0.0
-    own.stage.module.objective = compose_config(["stage=dcd", f"ablation={FIRST_STUDENT}"]).stage.module.objective
+    own.stage.module.objective = compose_config(["stage=dcd", f"ablation={ablation}"]).stage.module.objective
     return own
+
+
+def _stores(config: DictConfig) -> bool:
+    return bool(config.sweep.store and not config.stage.module.student_prefix)
 
 
 def refuse_unsuited(config: DictConfig) -> None:
     """Raise ValueError where a job cannot be part of a sweep."""
     if config.stage.name != "dcd" or config.task != "fit":
         raise ValueError(f"a sweep's jobs are of stage dcd, which brings the stages before; got {config.stage.name}, {config.task}")
-    for name in ("start_stage", "start_block_size", "resume", "run_name"):
+    for name in ("start_block_size", "resume", "run_name"):
         if config[name] is not None:
             raise ValueError(f"a sweep finds by itself what its jobs start from and how they are named: leave {name} out")
+    if config.start_stage not in (None, "dcd") or (
+        config.start_stage == "dcd" and (config.stage.module.tilt or not _stores(config))
+    ):
+        raise ValueError(
+            "in a sweep start_stage=dcd makes the student of sweep.round_before the next teacher, whose trajectories are stored: "
+            f"leave out tilt, student_prefix and sweep.store=false; got start_stage={config.start_stage}"
+        )
     if config.start not in (None, "auto") or config.stage.module.trajectories is not None:
         raise ValueError("a sweep trains the teachers of its jobs itself: leave start and stage.module.trajectories out")
     if list(config.sweep.grow) != sorted(set(config.sweep.grow)):

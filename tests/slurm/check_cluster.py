@@ -220,6 +220,37 @@ def test_a_sweep_by_hydra_and_submitit(slurm, data_root, outputs, pretrained):
     assert sorted((info.block_size, info.status) for info in infos) == [(4, "finished"), (8, "finished")]
 
 
+def test_a_sweep_with_its_teachers_as_jobs(slurm, data_root, outputs):
+    """Bases, teachers, trajectories and students, each stage as a job array; a second start finds all of it."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e '.[slurm]'")
+    place = outputs / "lab"
+    place.mkdir()
+    small = [one for one in SMALL if one != "mlflow=null" and not one.startswith("max_response")]
+    given = ["rad.max_steps=2", "pretrain.max_steps=3", "grown.max_steps=2", "warmup.max_steps=2"]
+    given += [f"{stage}.validate_every=2" for stage in ("rad", "pretrain", "warmup")]
+    own = ["sweep=lab", *small, *SIZES, f"data_root={data_root}", f"outputs={place}", *(f"+sweep.stages.{one}" for one in given)]
+    own += ["sweep.grow=[4]", "sweep.trajectories=8", "sweep.studies=2", "sweep.timed_studies=1", "sweep.split=test"]
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"]
+    axes = ["block_size=4,8", "ablation=dcd,ce", "seed=0"]
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "echo_pl", "-m", *own, *launcher, *axes],
+            env=slurm.environment | extra(), capture_output=True, text=True, check=False, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        said.append(done.stdout)
+    assert "4 jobs need 10 parts, 0 of them are done" in said[0]
+    assert "4 jobs need 10 parts, 10 of them are done" in said[1]
+    stages = sorted(read_info(folder).stage for folder in (place / "runs").iterdir())
+    assert stages == ["dcd"] * 4 + ["pretrain"] + ["rad"] * 2 + ["warmup"]
+    client = mlflow.MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    cells = [run for run in client.search_runs(["1"]) if "echo_pl.cell" in run.data.tags]
+    assert sorted((run.data.params["objective"], run.info.status) for run in cells) == [
+        *[("ar", "FINISHED")], *[("ce", "FINISHED")] * 2, *[("dcd", "FINISHED")] * 2, *[("teacher", "FINISHED")] * 2,
+    ]  # fmt: skip
+
+
 def test_tasks_that_contradict_the_trainer_are_refused(slurm, data_root, outputs, pretrained):
     own = arguments(data_root, outputs, pretrained, "other", "stage.batch_size=2", "trainer=ddp", "trainer.devices=2", *ON_CPUS)
     number = submit(slurm, outputs, "several_nodes.sbatch", TWO_NODES, own, RUN_NAME="other")

@@ -177,6 +177,22 @@ def test_teachers_of_larger_blocks_may_grow_from_those_of_smaller_ones(data_root
         planned("sweep.grow=[8,4]")
 
 
+def test_a_student_may_be_the_teacher_of_the_next_round(data_root):
+    def planned(*overrides: str) -> list[Part]:
+        return parts(compose_config([f"data_root={data_root}", *OWN, *overrides]))
+
+    *before, stored, student = planned("ablation=next_round", "sweep.round_before=ce")
+    assert [part.name for part in before] == [part.name for part in planned("ablation=ce")]
+    assert (stored.config.start, student.config.start) == (str(before[-1].checkpoint),) * 2
+    assert (stored.config.start_stage, student.config.start_stage) == ("dcd", "dcd")
+    assert student.before == (before[-1].name, stored.name)
+    assert student.config.stage.module.trajectories == str(stored.folder)
+    assert planned("ablation=next_round")[-1].name not in (student.name, before[-1].name)
+    for wrong in ("sweep.store=false", "stage.module.tilt=1.0", "stage.module.student_prefix=0.5", "start_stage=rad"):
+        with pytest.raises(ValueError, match=r"leave out tilt, student_prefix and sweep\.store=false"):
+            planned("ablation=next_round", wrong)
+
+
 def test_a_server_that_is_down_is_logged_to_by_the_next_start(runs, monkeypatch, data_root, tmp_path, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     down = "mlflow.tracking_uri=http://127.0.0.1:9"
