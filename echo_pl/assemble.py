@@ -22,9 +22,9 @@ from echo_pl.backbone.fingerprint import refuse_other_tower
 from echo_pl.checkpointing import LastCheckpoint, StopWhenTold, WholeFileIO
 from echo_pl.config_keys import build
 from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.data.response import parse_response
 from echo_pl.distributed.agree import slurm_environment
 from echo_pl.distributed.launch import detect
+from echo_pl.evaluation.cases import parsed_prediction
 from echo_pl.evaluation.memory import return_free_memory
 from echo_pl.finite_loss import NonFiniteLoss
 from echo_pl.mlflow_logger import ContinuedMLFlowLogger
@@ -105,7 +105,7 @@ def text_tools(data: ReportDataModule) -> TextTools:
         special=data.special,
         vocab_size=data.vocab_size,
         labels=data.labels,
-        to_report=lambda tokens: parse_response(data.detokenize(tokens)),
+        to_report=lambda tokens: parsed_prediction(data.detokenize(tokens)).report,
         judge=data.judge,
         fingerprint=data.fingerprint,
         vision_fingerprint=data.vision_fingerprint,

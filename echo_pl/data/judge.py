@@ -27,6 +27,11 @@ class ParsedReport:
 class ReportJudge(Protocol):
     """Anything that can say what a report asserts and whether it could have been written."""
 
+    @property
+    def signature(self) -> str:
+        """What would have to be known to judge alike."""
+        ...
+
     def parse(self, report: ReportText) -> ParsedReport:
         """Read a report back. Never raises, whatever the text."""
         ...

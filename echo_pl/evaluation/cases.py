@@ -10,17 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from echo_pl.data.response import FORMS, parse_response
+from echo_pl.data.response import FORMS
 from echo_pl.structs import ReportText
 
 Sections = Literal["both", "findings", "impression"]
 EMPTY = ReportText(findings="", impression="")
 _SHOWN = 10
-_HEADINGS = [
-    (re.compile(rf"(?<!\w){heading[:-1]}\s*[:\uff1a]", re.IGNORECASE), heading)
-    for form in FORMS.values()
-    for heading in (form.findings, form.impression)
-]
+
+
+def _heading(written: str) -> re.Pattern[str]:
+    """A heading as others may write it: any case of letters, one more or no "s", marks of Markdown around it."""
+    word = written[:-1].removesuffix("s")
+    return re.compile(rf"(?:^|(?<=\W))[*_#\s]*{word}s?[*_\s]*[:\uff1a][*_]*", re.IGNORECASE)
+
+
+_HEADINGS = [(_heading(form.findings), _heading(form.impression)) for form in FORMS.values()]
+_SENTENCE_ENDS = re.compile(r"(?:^|[.!?:\n\u3002\uff1a])\s*$")
 _IDEOGRAPH = re.compile(r"[\u4e00-\u9fff]")
 _LETTER = re.compile(r"[^\W\d_\u4e00-\u9fff]")
 
@@ -150,30 +155,40 @@ def check_language(cases: Sequence[Case], language: str) -> list[str]:
 
 
 def parsed_prediction(text: str, *, free_text: bool = False) -> Prediction:
-    """A response as a prediction; headings count in any case of letters.
+    """A response as a prediction. Headings count in any case of letters, in singular and plural, in bold or not.
 
     >>> parsed_prediction("the lungs are").parsed
     False
     >>> parsed_prediction("FINDINGS: Clear lungs. IMPRESSION : Normal.").report
     ReportText(findings='Clear lungs.', impression='Normal.')
+    >>> parsed_prediction("Here it is. **Finding:** Clear lungs. **Impressions:** Normal.").report
+    ReportText(findings='Clear lungs.', impression='Normal.')
     """
     if free_text:
         return Prediction(report=ReportText(findings=text.strip(), impression=""))
-    text = _with_plain_headings(text)
-    headed = any(form.impression in text or text.lstrip().startswith(form.findings) for form in FORMS.values())
-    return Prediction(report=parse_response(text)) if headed else Prediction(report=EMPTY, parsed=False)
+    report = _by_headings(text)
+    return Prediction(report=EMPTY, parsed=False) if report is None else Prediction(report=report)
 
 
 def parsed_reference(text: str) -> ReportText:
     """A reference that is one text: its headings are read like those of a prediction; without headings all of it is findings."""
-    return parse_response(_with_plain_headings(text))
+    return _by_headings(text) or ReportText(findings=text.strip(), impression="")
 
 
-def _with_plain_headings(text: str) -> str:
-    """Other people's headings ("FINDINGS :", "所见:") as :data:`~echo_pl.data.response.FORMS` writes them."""
-    for pattern, heading in _HEADINGS:
-        text = pattern.sub(heading, text)
-    return text
+def _by_headings(text: str) -> ReportText | None:
+    """What stands behind the two headings; None where there is none, in neither language.
+
+    What stands before the heading of the findings ("Here is the report.") belongs to neither. Without an impression, that heading
+    must begin the text or a sentence: "no new findings: unchanged" has none.
+    """
+    for findings, impression in _HEADINGS:
+        last = impression.search(text)
+        head = text[: last.start()] if last else text
+        first = findings.search(head)
+        if last or (first and _SENTENCE_ENDS.search(head[: first.start()])):
+            start = first.end() if first and _SENTENCE_ENDS.search(head[: first.start()]) else 0
+            return ReportText(findings=head[start:].strip(), impression=text[last.end() :].strip() if last else "")
+    return None
 
 
 def shown(keys: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """Cells of a sweep against each other: what a student loses against its own AR model, and whether one objective beats another.
 
 The first is a mean over training seeds. The second is a paired randomisation test over all reports of all seeds: of each seed the
-two students have the same teacher and decode the same studies. Knows cells and counts, not where they come from.
+two students decode the same studies, and have the same teacher unless data or teacher is what they differ in. Knows cells and
+counts, not where they come from.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from echo_pl.evaluation.pareto import Key, Mean, Measured, mean
+from echo_pl.evaluation.pareto import Key, Mean, Measured, label, mean
 from echo_pl.evaluation.study_counts import StudyCounts
 from echo_pl.metrics.statistics import Comparison, compare, holm
 
@@ -67,34 +68,48 @@ def contrasts(
     *,
     names: Sequence[str] = TESTED,
     rounds: int = 10_000,
-) -> list[Contrast]:
+) -> tuple[list[Contrast], list[str]]:
     """Every distilled group against the groups of the same block size whose objective is one of ``against``.
 
     Args:
         cells: measured ones.
         counts: by name of the cell; a seed that lacks one side's is left out.
-        against: objectives, without a variant.
+        against: objectives; of the same variant where there is one, otherwise without a variant.
         names: of the scores that are tested.
         rounds: random exchanges of each test; the smallest p is 1 / (rounds + 1).
 
-    Raises:
-        ValueError: the two sides decoded other studies.
+    Returns:
+        The tests, and a line for each pair that could not be tested: other studies, or other references for them.
     """
     of: dict[Key, dict[int, str]] = {}
     for cell in cells:
         if cell.name in counts and cell.key[0] not in NOT_DISTILLED:
             of.setdefault(cell.key, {})[cell.seed] = cell.name
     found: list[Contrast] = []
+    untested: list[str] = []
     for first in sorted(of, key=lambda key: (key[2], key)):
-        for second in ((objective, "", first[2]) for objective in against):
-            seeds = sorted(set(of[first]) & set(of.get(second, {})))
+        for objective in against:
+            second = next((key for key in ((objective, first[1], first[2]), (objective, "", first[2])) if key in of), None)
+            if second is None:
+                untested.append(f"{label(first)} was not tested against {objective}: no cell of this block size is of it")
+                continue
+            seeds = sorted(set(of[first]) & set(of[second]))
             turned = any((one.first, one.second) == (second, first) for one in found)
             if second == first or not seeds or turned:
                 continue
             pairs = [(counts[of[first][seed]], counts[of[second][seed]]) for seed in seeds]
-            found += _tested(first, second, tuple(seeds), pairs, names, rounds)
+            if all(_same_studies(*pair) for pair in pairs):
+                found += _tested(first, second, tuple(seeds), pairs, names, rounds)
+            else:
+                untested.append(
+                    f"{label(first)} was not tested against {label(second)}: other studies, or other references of them"
+                )
     corrected = holm({str(place): one.comparison.p for place, one in enumerate(found)})
-    return [replace(one, corrected=corrected[str(place)]) for place, one in enumerate(found)]
+    return [replace(one, corrected=corrected[str(place)]) for place, one in enumerate(found)], untested
+
+
+def _same_studies(one: StudyCounts, other: StudyCounts) -> bool:
+    return (one.keys, one.names, one.references) == (other.keys, other.names, other.references)
 
 
 def _tested(
@@ -105,9 +120,6 @@ def _tested(
     names: Sequence[str],
     rounds: int,
 ) -> list[Contrast]:
-    for one, other in pairs:
-        if one.keys != other.keys or one.names != pairs[0][0].names or other.names != one.names:
-            raise ValueError(f"{first} and {second} were measured on other studies: start the sweep again, which measures anew")
     figures = pairs[0][0].figures
     pooled = compare(
         torch.cat([one.rows_NK for one, _ in pairs]), torch.cat([other.rows_NK for _, other in pairs]), figures, rounds=rounds

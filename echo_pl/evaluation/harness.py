@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from echo_pl.data.response import parse_response
+from echo_pl.evaluation.cases import formatted, parsed_prediction
 from echo_pl.evaluation.rows import Row, Setting, make_row
 from echo_pl.metrics.clinical import Judge
 from echo_pl.metrics.suite import ReportSuite
@@ -47,7 +47,9 @@ class MethodScores:
     texts: tuple[str, ...]
     """Responses as they were decoded."""
     reports: tuple[ReportText, ...]
-    """The same, in their two fields."""
+    """The same, in their two fields; one without headings is an empty report."""
+    unparsable: tuple[bool, ...]
+    """Which of them had no headings."""
     results: tuple[DecodeResult, ...]
 
 
@@ -171,16 +173,22 @@ class _Run:
 
     def finish(self) -> MethodScores:
         texts = [self.detokenize(tokens) for result in self.results for tokens in result.tokens]
-        reports = [parse_response(text) for text in texts]
+        parsed = [parsed_prediction(text) for text in texts]
+        reports = [one.report for one in parsed]
         # Every rank decodes the same studies (sharded models need all of them), so nothing is summed over ranks.
         suite = ReportSuite(self.judge, sync_on_compute=False)
         suite.update(self.results, reports, list(_references(self.batches)))
         return MethodScores(
-            scores=suite.compute(),
+            scores=suite.compute()
+            | {
+                "empty": sum(not formatted(report) for report in reports) / len(reports),
+                "unparsable": sum(not one.parsed for one in parsed) / len(parsed),
+            },
             signatures=suite.signatures,
             keys=tuple(key for batch in self.batches for key in batch.keys),
             texts=tuple(texts),
             reports=tuple(reports),
+            unparsable=tuple(not one.parsed for one in parsed),
             results=tuple(self.results),
         )
 

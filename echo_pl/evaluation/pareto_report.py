@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from echo_pl.evaluation.contrasts import Contrast, Drop
 from echo_pl.evaluation.document import html_document
 from echo_pl.evaluation.pareto import FASTER, Group, Key, Mean, front, label
 from echo_pl.evaluation.pareto_plot import pareto_figure, svg
-from echo_pl.evaluation.table import MISSING
+from echo_pl.evaluation.table import MISSING, small_print
 
 DIGITS = {"tps": 0, "tps_together": 0, "nfe": 1, "forwards_per_block": 2, "duplicate_word_rate": 4}
 
@@ -32,6 +32,8 @@ class SweepComparison:
     command: str
     drops: Sequence[Drop] = ()
     contrasts: Sequence[Contrast] = ()
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    """Variants of the scores."""
     speeds: Sequence[str] = ("tps", "nfe")
 
     def text(self) -> str:
@@ -48,6 +50,7 @@ class SweepComparison:
             parts.append("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]))
         parts.append("\n".join(f"- {line}" for line in self._fronts()))
         parts += [f"![quality against speed]({picture})", "## What is missing", "\n".join(f"- {line}" for line in self._missing())]
+        parts += [f"<sub>{small_print(self.signatures)}</sub>"] if self.signatures else []
         return "\n\n".join([*parts, "## How to reproduce", f"```sh\n{self.command}\n```"]) + "\n"
 
     def page(self) -> str:
@@ -57,7 +60,8 @@ class SweepComparison:
             self.title,
             f"<h1>{html.escape(self.title)}</h1><p>{html.escape(self._introduction())}</p>"
             f'{tables}{_list(self._fronts())}<div class="plot wide">{self.picture()}</div>'
-            f"<h2>What is missing</h2>{_list(self._missing())}<h2>How to reproduce</h2><pre>{html.escape(self.command)}</pre>",
+            f"<h2>What is missing</h2>{_list(self._missing())}<h2>How to reproduce</h2><pre>{html.escape(self.command)}</pre>"
+            + (f'<p class="soft">{html.escape(small_print(self.signatures))}</p>' if self.signatures else ""),
         )
 
     def picture(self) -> str:

@@ -8,9 +8,10 @@ Shapes: N studies, K counts.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from echo_pl.metrics.suite import report_words
 from echo_pl.metrics.text import duplicate_word_rate, paired, rouge_l
 from echo_pl.structs import ReportText
 
-COUNTS = ("reports", "rouge_l", "duplicate_word_rate", "stopped")
+COUNTS = ("reports", "rouge_l", "duplicate_word_rate", "stopped", "empty", "unparsable")
 JUDGED = ("hits", "extra", "missed", "sentences", "valid_sentences", "valid_reports")
 """Counts that need a judge."""
 
@@ -37,6 +38,10 @@ class StudyCounts:
     names: tuple[str, ...]
     rows_NK: Tensor
     """float64, a row for each key and a column for each name."""
+    references: str = ""
+    """Fingerprint of the reports that these were scored against."""
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    """Variant of every score."""
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
         """From sums of rows (..., K) to scores (...), each under the name that it has in ``summary.json``."""
@@ -54,7 +59,8 @@ class StudyCounts:
     def save(self, path: Path) -> None:
         """Write as JSON: keys, and a list of numbers for each name."""
         columns = {name: self.rows_NK[:, place].tolist() for place, name in enumerate(self.names)}
-        write_text_atomic(path, json.dumps({"keys": list(self.keys), "counts": columns}) + "\n")
+        about = {"references": self.references, "signatures": dict(self.signatures)}
+        write_text_atomic(path, json.dumps(about | {"keys": list(self.keys), "counts": columns}) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> StudyCounts:
@@ -66,13 +72,14 @@ class StudyCounts:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            keys, columns = tuple(content["keys"]), content["counts"]
+            keys, columns, signatures = tuple(content["keys"]), content["counts"], dict(content["signatures"])
+            references = str(content["references"])
             rows_NK = torch.tensor([columns[name] for name in columns], dtype=torch.float64).T.contiguous()
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove it, and start the sweep again, which measures anew") from error
         if not set(COUNTS) <= set(columns) or len(keys) != len(rows_NK):
             raise ValueError(f"{path} is damaged: remove it, and start the sweep again, which measures anew")
-        return cls(keys=keys, names=tuple(columns), rows_NK=rows_NK)
+        return cls(keys=keys, names=tuple(columns), rows_NK=rows_NK, references=references, signatures=signatures)
 
 
 def study_counts(outcome: MethodScores, references: Sequence[ReportText], judge: Judge | None) -> StudyCounts:
@@ -88,9 +95,9 @@ def study_counts(outcome: MethodScores, references: Sequence[ReportText], judge:
     """
     stopped = torch.cat([result.stopped_B for result in outcome.results]).tolist()
     rows = []
-    for ended, (report, reference) in zip(stopped, paired(outcome.reports, references), strict=True):
+    for ended, lost, (report, reference) in zip(stopped, outcome.unparsable, paired(outcome.reports, references), strict=True):
         text = report_words(report)
-        row = [1.0, rouge_l(text, report_words(reference)), duplicate_word_rate(text), float(ended)]
+        row = [1.0, rouge_l(text, report_words(reference)), duplicate_word_rate(text), float(ended), float(not text), float(lost)]
         if judge is not None:
             said, wanted = judge.parse(report), judge.parse(reference).findings
             sentences = said.sentences or (("", False),)
@@ -98,4 +105,11 @@ def study_counts(outcome: MethodScores, references: Sequence[ReportText], judge:
             row += [len(sentences), sum(valid for _, valid in sentences), float(said.well_formed)]
         rows.append(row)
     names = COUNTS if judge is None else COUNTS + JUDGED
-    return StudyCounts(keys=outcome.keys, names=names, rows_NK=torch.tensor(rows, dtype=torch.float64))
+    texts = [[key, reference.findings, reference.impression] for key, reference in zip(outcome.keys, references, strict=True)]
+    return StudyCounts(
+        keys=outcome.keys,
+        names=names,
+        rows_NK=torch.tensor(rows, dtype=torch.float64),
+        references=hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16],
+        signatures=outcome.signatures,
+    )

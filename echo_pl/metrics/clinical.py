@@ -35,6 +35,10 @@ class ParsedReport(Protocol):
 class Judge(Protocol):
     """Reads a report back into findings and validity."""
 
+    @property
+    def signature(self) -> str:
+        """Who reads: for the signatures of scores."""
+
     def parse(self, report: ReportText) -> ParsedReport:
         """Never raises: what cannot be read is invalid, not an error."""
 

@@ -11,10 +11,12 @@ from torch import nn
 from torchmetrics import Metric
 
 from echo_pl.metrics.clinical import FindingF1, Judge, ValidReports, ValidSentences
+from echo_pl.metrics.counted import signature
 from echo_pl.metrics.efficiency import Efficiency
 from echo_pl.metrics.text import DuplicateWordRate, RepetitionRate, RougeL, paired
 from echo_pl.structs import DecodeResult, ReportText
 
+SPLIT = "alphanumeric runs, ideographs single"
 CLINICAL = ("finding_f1", "valid_sentences", "valid_reports")
 """Scores that need a judge."""
 
@@ -47,8 +49,13 @@ class ReportSuite(nn.Module):
 
     @property
     def signatures(self) -> dict[str, str]:
-        """The variant of every score, for a report's small print."""
-        return {name: str(metric.signature) for name, metric in self.metrics.items()}
+        """The variant of every score, for a report's small print: what was scored, by whom it was read, and how many."""
+        read = "" if self.judge is None else f"|read by:{self.judge.signature}"
+        more = dict.fromkeys(CLINICAL, read) | dict.fromkeys(("duplicate_word_rate", "repetition_rate"), f"|words:{SPLIT}")
+        return {
+            name: signature(f"{metric.signature}{more.get(name, '')}", int(self.efficiency.reports))
+            for name, metric in self.metrics.items()
+        }
 
     def update(self, results: Sequence[DecodeResult], predictions: Sequence[ReportText], references: Sequence[ReportText]) -> None:
         """Add reports, in the same order in all three arguments.

@@ -160,7 +160,8 @@ def compare(args: argparse.Namespace) -> SweepComparison:
     cells = measured(runs)
     groups = group(cells, [*dict.fromkeys([*COLUMNS, *args.quality])], args.level)
     counts, uncounted = study_counts(args.mlflow, runs)
-    lacking = missing(runs, groups) + uncounted
+    tested, untested = contrasts(cells, counts, args.against, rounds=args.rounds)
+    lacking = missing(runs, groups) + uncounted + untested
     if not groups:
         raise ValueError(f"none of the {len(runs)} cells has scores yet: " + "; ".join(lacking[:5]))
     qualities = [name for name in args.quality if any(name in one.means for one in groups)]
@@ -174,9 +175,10 @@ def compare(args: argparse.Namespace) -> SweepComparison:
         columns=[name for name in dict.fromkeys([*args.quality, *COLUMNS]) if any(name in one.means for one in groups)],
         missing=[*absent, *lacking],
         drops=drops(cells, qualities, args.level),
-        contrasts=contrasts(cells, counts, args.against, rounds=args.rounds),
+        contrasts=tested,
+        signatures=next((one.signatures for one in counts.values()), {}),
         level=args.level,
-        command=shlex.join(["echo-pl", "compare", *sys.argv[1:]]),
+        command=shlex.join(["echo-pl", "compare", *args.given]),
     )
     _write(args.out or Path("outputs/compare") / parent.data.tags[SWEEP], found)
     return found
@@ -201,6 +203,7 @@ def _write(folder: Path, found: SweepComparison) -> None:
         "groups": rows,
         "drops": [_plain(one) for one in found.drops],
         "contrasts": [_plain(one) for one in found.contrasts],
+        "signatures": dict(found.signatures),
         "missing": list(found.missing),
     }
     write_text_atomic(folder / "compare.json", json.dumps(content, indent=1) + "\n")
@@ -230,8 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=10_000, help="random exchanges of each test (default 10000)")
     parser.add_argument("--level", type=float, default=0.95, help="of the intervals over seeds (default 0.95)")
     parser.add_argument("--out", type=Path, help="folder to write (default outputs/compare/<sweep>)")
+    given = sys.argv[1:] if arguments is None else list(arguments)
     with reported():
-        compare(parser.parse_args(arguments))
+        compare(argparse.Namespace(**vars(parser.parse_args(given)), given=given))
 
 
 if __name__ == "__main__":

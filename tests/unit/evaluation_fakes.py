@@ -31,6 +31,8 @@ class Parsed:
 
 
 class FakeJudge:
+    signature = "six sentences"
+
     def parse(self, report: ReportText) -> Parsed:
         parts = [part.strip() for part in f"{report.findings} {report.impression}".split(".") if part.strip()]
         sentences = tuple((part + ".", part in SENTENCES) for part in parts)

@@ -6,7 +6,17 @@ import json
 
 import pytest
 
-from echo_pl.evaluation.cases import EMPTY, Case, Prediction, UnmatchedIdsError, check_language, formatted, join
+from echo_pl.evaluation.cases import (
+    EMPTY,
+    Case,
+    Prediction,
+    UnmatchedIdsError,
+    check_language,
+    formatted,
+    join,
+    parsed_prediction,
+    parsed_reference,
+)
 from echo_pl.evaluation.predictions import read_predictions, read_references
 from echo_pl.evaluation.score_files import write_records
 from echo_pl.structs import ReportText
@@ -166,3 +176,23 @@ def test_another_language_is_refused_in_references_and_named_in_predictions():
     assert check_language([case("a", f"{zh} CT", zh)], "zh") == []
     with pytest.raises(ValueError, match="2 of 3 predictions are not in language 'en'"):
         check_language([case("a", zh), case("b", zh), case("c", en)], "en")
+
+
+@pytest.mark.parametrize(
+    ("text", "findings", "impression"),
+    [
+        ("Finding: Clear lungs. Impression: Normal.", "Clear lungs.", "Normal."),
+        ("Here it is.\n\n**Findings:** Clear lungs.\n**Impressions:** Normal.", "Clear lungs.", "Normal."),
+        ("## Findings\n: Clear lungs.", "Clear lungs.", ""),
+        ("Clear lungs. Impression: Normal.", "Clear lungs.", "Normal."),
+        ("No new findings: unchanged. Impression: Stable.", "No new findings: unchanged.", "Stable."),
+        ("以下是报告。所见: 心影正常。结论: 正常", "心影正常。", "正常"),
+    ],
+)
+def test_headings_are_read_as_others_write_them_and_leave_nothing_behind(text, findings, impression):
+    assert parsed_prediction(text).report == parsed_reference(text) == ReportText(findings=findings, impression=impression)
+
+
+@pytest.mark.parametrize("text", ["Clear lungs.", "No new findings: unchanged.", "", "Impressionable: x"])
+def test_a_text_without_headings_is_unparsable(text):
+    assert (parsed_prediction(text).parsed, parsed_prediction(text).report) == (False, ReportText(findings="", impression=""))

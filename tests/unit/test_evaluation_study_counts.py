@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluation_fakes import REPORTS, FakeJudge, FakeSampler, batches, detokenize
+from evaluation_fakes import REPORTS, FakeJudge, FakeSampler, batches, detokenize, tokenize
 
 from echo_pl.evaluation.harness import evaluate
 from echo_pl.evaluation.study_counts import StudyCounts, study_counts
@@ -19,6 +19,8 @@ class MisSampler(FakeSampler):
 
     def _response(self, report):
         self.written += 1
+        if self.written == 6:
+            return tokenize("the heart")  # no heading: an empty report
         return super()._response(REPORTS[1] if self.written % 4 == 0 else report)
 
 
@@ -32,10 +34,19 @@ def test_sums_of_the_counts_are_the_scores(judge, tmp_path):
     assert found == pytest.approx({name: outcome.scores[name] for name in found}, abs=1e-6)
     assert ("finding_f1" in found) == ("valid_reports" in found) == (judge is not None)
     assert 0.0 < found["rouge_l"] < 1.0
+    assert found["unparsable"] == found["empty"] == 1 / 11
     counts.save(tmp_path / "studies.json")
     again = StudyCounts.load(tmp_path / "studies.json")
     assert (again.keys, again.names) == (counts.keys, counts.names)
     assert torch.equal(again.rows_NK, counts.rows_NK)
+    assert (again.references, again.signatures) == (counts.references, outcome.signatures)
+    assert "references:1 each, 11 in all" in again.signatures["rouge_l"]
+
+
+def test_other_references_have_another_fingerprint():
+    outcome = evaluate(FakeSampler(), batches(2, 2), detokenize, None, progress=False)
+    one, other = (study_counts(outcome, [REPORTS[0], report], None).references for report in REPORTS[:2])
+    assert one != other
 
 
 def test_references_of_other_studies_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,11 +45,11 @@ def uri(tmp_path_factory) -> str:
 KEYS = tuple(f"study{number}" for number in range(40))
 
 
-def counts(right: int, rouge: float) -> StudyCounts:
+def counts(right: int, rouge: float, references: str = "of the corpus") -> StudyCounts:
     """Of a model that finds the one finding of so many of 40 studies, and nothing else; every report has the same ROUGE-L."""
     hits = [float(place < right) for place in range(40)]
-    rows = [[1.0, rouge, 0.0, 1.0, hit, 0.0, 1.0 - hit, 2.0, 2.0, 1.0] for hit in hits]
-    return StudyCounts(keys=KEYS, names=COUNTS + JUDGED, rows_NK=torch.tensor(rows, dtype=torch.float64))
+    rows = [[1.0, rouge, 0.0, 1.0, 0.0, 0.0, hit, 0.0, 1.0 - hit, 2.0, 2.0, 1.0] for hit in hits]
+    return StudyCounts(keys=KEYS, names=COUNTS + JUDGED, rows_NK=torch.tensor(rows, dtype=torch.float64), references=references)
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +62,13 @@ def counted(tmp_path_factory) -> str:
     parent = client.create_run(experiment, tags={"echo_pl.sweep": "lab"}).info.run_id
     for objective, size, seed, right in (
         ("ar", 1, 0, 40), ("ar", 1, 1, 40), ("dcd", 8, 0, 20), ("dcd", 8, 1, 22), ("ce", 8, 0, 20), ("ce", 8, 1, 22),
-        ("tilted", 8, 0, 38), ("tilted", 8, 1, 38), ("tilted", 8, 2, 38), ("tilted", 4, 0, 38),
+        ("tilted", 8, 0, 38), ("tilted", 8, 1, 38), ("tilted", 8, 2, 38), ("tilted", 4, 0, 38), ("raw", 8, 0, 20),
     ):  # fmt: skip
         name = f"{objective}-L{size}-s{seed}"
         tags = {"mlflow.parentRunId": parent, "mlflow.runName": name, "echo_pl.cell": name, "echo_pl.base": f"ar-L1-s{seed}"}
         run = client.create_run(experiment, tags=tags).info.run_id
         params = {"objective": objective, "variant": "-", "block_size": str(size), "seed": str(seed)}
-        own = counts(right, 0.5)
+        own = counts(right, 0.5, references="raw" if objective == "raw" else "normalized")
         scores = {name: float(value) for name, value in own.figures(own.rows_NK.sum(0)).items()} | {"nfe": 8.0}
         metrics = [Metric(key, value, 0, 0) for key, value in scores.items()]
         client.log_batch(run, metrics=metrics, params=[Param(key, value) for key, value in params.items()])
@@ -79,7 +80,7 @@ def counted(tmp_path_factory) -> str:
 
 
 def test_students_are_held_against_their_ar_model_and_against_the_baselines(counted, monkeypatch, tmp_path, capsys):
-    assert run(monkeypatch, "--mlflow", counted, "--out", str(tmp_path), "--rounds", "999") == 0
+    assert run(monkeypatch, "--mlflow", counted, "--out", str(tmp_path), "--rounds", "999") == 0, "as the command says"
     record = json.loads((tmp_path / "compare.json").read_text())
     lower = {(one["key"][0], one["key"][2], one["name"]): one["mean"] for one in record["drops"]}
     assert lower["tilted", 8, "finding_f1"]["value"] == pytest.approx(1 - 76 / 78), "2 hits / (2 hits + missed), seeds 0 and 1"
@@ -97,6 +98,10 @@ def test_students_are_held_against_their_ar_model_and_against_the_baselines(coun
     assert tests["ce", "dcd", 8, "finding_f1"]["comparison"]["p"] == 1.0
     said = capsys.readouterr().out
     assert "tilted, L=8 against ce" in said
+    assert "tilted, L=4 was not tested against dcd: no cell of this block size is of it" in said
+    assert "raw, L=8 was not tested against ce, L=8: other studies, or other references of them" in said
+    command = ["echo-pl", "compare", "--mlflow", counted, "--out", str(tmp_path), "--rounds", "999"]
+    assert shlex.join(command) in (tmp_path / "compare.md").read_text()
     assert "tilted-L8-s2 has no counts by study, so it is in no test" in said
     assert "against each other" in (tmp_path / "compare.md").read_text()
     assert "against each other" in (tmp_path / "index.html").read_text()

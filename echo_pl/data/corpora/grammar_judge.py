@@ -68,6 +68,11 @@ class GrammarJudge:
         for finding in grammar.findings.values():
             self._add_finding(finding)
 
+    @property
+    def signature(self) -> str:
+        """What would have to be known to judge alike: for the signatures of scores."""
+        return f"grammar {self._grammar.digest} of {self._version} reports{', with sizes' if self._detailed else ''}"
+
     def parse(self, report: ReportText) -> ParsedReport:
         """Read a report back. Never raises, whatever the text."""
         sentences = split_sentences(report.findings)
