@@ -10,6 +10,8 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -62,8 +64,17 @@ def carry_out(config: DictConfig) -> None:
 
 
 def _make_apart(part: Part) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make(part)
+
+
+def _end_with_parent() -> None:
+    """When the sweep's own process is killed, its job ends as if it had been told to: a run at the end of its step, on record."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is the job's process
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def make(part: Part) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -347,3 +350,37 @@ def test_a_part_that_is_being_made_is_not_made_twice(runs, data_root, tmp_path):
         sweep_job.make(part)
     sweep_job.make(part)
     assert part.done
+
+
+def test_a_job_of_this_machine_ends_with_the_sweep_that_is_killed(tmp_path):
+    script = tmp_path / "sweep.py"
+    script.write_text(
+        "import multiprocessing, pathlib, sys, threading, time\n"
+        "from echo_pl.tools.sweep_job import _end_with_parent\n"
+        "def job():\n"
+        "    threading.Thread(target=_end_with_parent, daemon=True).start()\n"
+        "    pathlib.Path(sys.argv[1]).write_text(str(multiprocessing.current_process().pid))\n"
+        "    time.sleep(600)\n"
+        "multiprocessing.get_context('fork').Process(target=job).start()\n"
+    )
+    said = tmp_path / "pid"
+    sweep = subprocess.Popen([sys.executable, str(script), str(said)])
+    until(lambda: said.is_file() and said.read_text() != "")
+    job = int(said.read_text())
+    os.kill(job, 0)
+    sweep.kill()
+    sweep.wait()
+    until(lambda: not _runs(job))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there, and not only its entry."""
+    status = Path(f"/proc/{pid}/status")
+    return status.is_file() and "State:\tZ" not in status.read_text()
+
+
+def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up, f"not within {seconds} s"
+        time.sleep(0.1)
