@@ -12,8 +12,6 @@ Writes reports.jsonl (a record a report), aggregate.json (every score with its i
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -37,14 +35,19 @@ from echo_pl.metrics.words import words_of
 from echo_pl.tools.evaluate_inputs import Inputs, read_inputs
 from echo_pl.tools.evaluate_options import LABELLER, parser, refuse_bad_options
 from echo_pl.tools.evaluation_upload import upload
+from echo_pl.tools.said_command import command_line
 from echo_pl.tools.training_words import training_vocabulary
 
 WORST_BY = ("findings_f1_micro", "rouge_l_google")
 """What the worst reports are chosen by: the first of these that there is."""
 
 
-def evaluate(args: argparse.Namespace) -> ScoreReport:
+def evaluate(args: argparse.Namespace, command: str) -> ScoreReport:
     """Everything that the command does but logging to MLflow.
+
+    Args:
+        args: its options.
+        command: how it was called, for who wants to do it again.
 
     Raises:
         ValueError, OSError: with what is wrong; what was decoded by then is in ``args.out``.
@@ -71,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> ScoreReport:
     if inputs.other is not None:
         compared = against(scored, _score(args, inputs.other, metrics, absent, resampling), resampling)
     about = {**inputs.about, **_settings(args), "other_language": strange}
-    return _write(args, inputs, scored, compared, about, reader)
+    return _write(args, inputs, scored, compared, about, reader, command)
 
 
 def _reader(name: str) -> FindingsReader:
@@ -125,6 +128,7 @@ def _write(
     compared: list[Compared],
     about: dict[str, Any],
     reader: FindingsReader,
+    command: str,
 ) -> ScoreReport:
     write_records(args.out, scored.cases, scored.of_reports)
     names = [figure.name for figure in scored.figures]
@@ -144,7 +148,7 @@ def _write(
         notes=_notes(scored, about["other_language"], without),
         worst_by=by,
         cases=shown,
-        command=shlex.join(["python", "-m", "echo_pl.tools.evaluate", *sys.argv[1:]]),
+        command=command,
     )
     write_text_atomic(args.out / "report.md", report.markdown())
     write_text_atomic(args.out / "index.html", score_page(report))
@@ -188,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser(__doc__).parse_args(arguments)
     with reported():
         if args.upload is None:
-            _print(evaluate(args), args.out)
+            _print(evaluate(args, command_line("evaluate", arguments)), args.out)
         folder = args.upload or args.out
         if args.mlflow is not None:
             run = upload(folder, args.mlflow, args.experiment, with_texts=args.mlflow_texts)

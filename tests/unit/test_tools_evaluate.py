@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint
 
+from echo_pl.__main__ import main as echo_pl_main
 from echo_pl.data.reports.labeller import Labeller
 from echo_pl.evaluation.cases import formatted
 from echo_pl.evaluation.metric_choice import judge_reader
@@ -129,6 +131,28 @@ def test_the_examples_of_the_command_are_commands():
     for line in lines:
         args = evaluate_options.parser(None).parse_args(shlex.split(line)[2:])
         assert (args.out is None) == (args.upload is not None)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_the_command_to_reproduce_is_one_that_works(by_name, inputs, tmp_path, monkeypatch):
+    """Called as echo-pl evaluate, whose first argument is the command's name, and as python -m echo_pl.tools.evaluate."""
+    out = tmp_path / "my reports"
+    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", out, "--overwrite", *FAST]
+    if by_name:
+        monkeypatch.setattr("sys.argv", ["echo-pl", "evaluate", *map(str, base)])
+        with pytest.raises(SystemExit) as caught:
+            echo_pl_main()
+        assert not caught.value.code
+    else:
+        run(monkeypatch, *base)
+    first = (out / "report.md").read_text()
+    (said,) = re.findall(r"## How to reproduce\n\n```sh\n(.*)\n```", first)
+    assert said == shlex.join(["echo-pl", "evaluate", *map(str, base)])
+    monkeypatch.setattr("sys.argv", shlex.split(said))
+    with pytest.raises(SystemExit) as caught:
+        echo_pl_main()
+    assert not caught.value.code
+    assert (out / "report.md").read_text() == first
 
 
 def test_what_cannot_work_is_said_before_anything_is_written(inputs, tmp_path, monkeypatch, capsys):
