@@ -230,12 +230,16 @@ def test_an_evaluation_is_not_written_over_unless_told(inputs, tmp_path, monkeyp
 
 def test_a_server_that_is_down_loses_nothing_and_the_upload_works_later(inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    out, database = tmp_path / "out", f"sqlite:///{tmp_path / 'later' / 'mlflow.db'}"
+    out, database = tmp_path / "my reports", f"sqlite:///{tmp_path / 'later' / 'mlflow.db'}"
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", out]
-    error = refused(monkeypatch, capsys, *base, "--mlflow", "http://127.0.0.1:9")
+    where = ["--mlflow", "http://127.0.0.1:9", "--experiment", "one step"]
+    error = refused(monkeypatch, capsys, *base, *where)
     assert f"the evaluation is whole in {out}" in error
-    assert f"--upload {out} --mlflow" in error
+    said = shlex.join(["echo-pl", "evaluate", "--upload", str(out), *where])
+    assert f"upload it later: {said}\n" in error
     assert (out / "aggregate.json").is_file()
+    error = refused(monkeypatch, capsys, "--upload", out, *where, "--mlflow-texts")
+    assert f"upload it later: {said} --mlflow-texts\n" in error
     run(monkeypatch, "--upload", out, "--mlflow", database)
     client = mlflow.MlflowClient(database)
     (found,) = client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])
