@@ -38,6 +38,7 @@ from echo_pl.tools.evaluation_upload import upload
 from echo_pl.tools.said_command import command_line
 from echo_pl.tools.training_words import training_vocabulary
 
+OTHER_RUN = "predictions of the other run"
 WORST_BY = ("findings_f1_micro", "rouge_l_google")
 """What the worst reports are chosen by: the first of these that there is."""
 
@@ -55,7 +56,9 @@ def evaluate(args: argparse.Namespace, command: str) -> ScoreReport:
     refuse_bad_options(args)
     words = words_of(args.language)
     inputs = read_inputs(args)
-    strange = check_language(inputs.cases, args.language)
+    strange = {"other_language": check_language(inputs.cases, args.language)}
+    if inputs.other is not None:
+        strange["other_language_against"] = check_language(inputs.other, args.language, OTHER_RUN)
     reader = _reader(args.reader or inputs.corpus or LABELLER)
     cases = [*inputs.cases, *(inputs.other or [])]
     choice = MetricChoice(
@@ -73,7 +76,7 @@ def evaluate(args: argparse.Namespace, command: str) -> ScoreReport:
     compared = []
     if inputs.other is not None:
         compared = against(scored, _score(args, inputs.other, metrics, absent, resampling), resampling)
-    about = {**inputs.about, **_settings(args), "other_language": strange}
+    about = {**inputs.about, **_settings(args), **strange}
     return _write(args, inputs, scored, compared, about, reader, command)
 
 
@@ -145,7 +148,11 @@ def _write(
         level=args.level,
         compared=compared,
         other=str(args.against or ""),
-        notes=_notes(scored, about["other_language"], without),
+        notes=[
+            *_notes(inputs.cases, about["other_language"], "predictions"),
+            *_notes(inputs.other or [], about.get("other_language_against", []), OTHER_RUN),
+            *([f"The images of {without} of the reports shown could not be opened."] if without else []),
+        ],
         worst_by=by,
         cases=shown,
         command=command,
@@ -156,19 +163,17 @@ def _write(
     return report
 
 
-def _notes(scored: Scored, strange: list[str], without_image: int) -> list[str]:
-    """What must be known before the figures."""
-    unread = [case.key for case in scored.cases if not case.prediction.parsed]
+def _notes(cases: list[Case], strange: list[str], whose: str) -> list[str]:
+    """What must be known of a run before the figures."""
+    unread = [case.key for case in cases if not case.prediction.parsed]
     notes = []
     if unread:
         notes.append(
-            f"{len(unread)} predictions could not be read as a report and score as empty ones: {named(unread)}. If they have no "
+            f"{len(unread)} {whose} could not be read as a report and score as empty ones: {named(unread)}. If they have no "
             "headings, give --free-text."
         )
     if strange:
-        notes.append(f"{len(strange)} predictions are in another language: {named(strange)}.")
-    if without_image:
-        notes.append(f"The images of {without_image} of the reports shown could not be opened.")
+        notes.append(f"{len(strange)} {whose} are in another language: {named(strange)}.")
     return notes
 
 

@@ -133,6 +133,24 @@ def test_the_examples_of_the_command_are_commands():
         assert (args.out is None) == (args.upload is not None)
 
 
+def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inputs, tmp_path, monkeypatch, capsys):
+    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out", "--against", tmp_path / "other.json"]
+    chinese = {"findings": "双肺野清晰。", "impression": "未见异常。"}
+    (tmp_path / "other.json").write_text(json.dumps({f"s{i}": chinese if i < 4 else GOOD for i in range(6)}), encoding="utf-8")
+    error = refused(monkeypatch, capsys, *base)
+    assert "4 of 6 predictions of the other run are not in language 'en'" in error
+    assert not (tmp_path / "out").exists()
+    odd = {"s1": chinese, "s2": "no headings", "s4": "none here either"}
+    (tmp_path / "other.json").write_text(json.dumps({f"s{i}": GOOD for i in range(6)} | odd), encoding="utf-8")
+    run(monkeypatch, *base, *FAST)
+    shown = capsys.readouterr().out
+    assert "note: 1 predictions could not be read as a report and score as empty ones: s5." in shown
+    assert "note: 2 predictions of the other run could not be read as a report and score as empty ones: s2, s4." in shown
+    assert "note: 1 predictions of the other run are in another language: s1." in shown
+    aggregate = json.loads((tmp_path / "out" / "aggregate.json").read_text())
+    assert (aggregate["other_language"], aggregate["other_language_against"]) == ([], ["s1"])
+
+
 @pytest.mark.parametrize("by_name", [True, False])
 def test_the_command_to_reproduce_is_one_that_works(by_name, inputs, tmp_path, monkeypatch):
     """Called as echo-pl evaluate, whose first argument is the command's name, and as python -m echo_pl.tools.evaluate."""
