@@ -12,11 +12,11 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from echo_pl.evaluation.predictions import RECORDS
-from echo_pl.evaluation.score_files import AGGREGATE, read_aggregate
+from echo_pl.evaluation.score_files import AGGREGATE, PAGES, read_aggregate
 from echo_pl.mlflow_upload import be_patient
 from echo_pl.tools.said_command import command_line
 
-WITH_TEXTS = (RECORDS, "report.md", "index.html")
+WITH_TEXTS = (RECORDS, *PAGES)
 
 
 def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False) -> str:

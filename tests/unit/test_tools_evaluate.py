@@ -16,13 +16,14 @@ from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_che
 
 from echo_pl.__main__ import main as echo_pl_main
 from echo_pl.data.reports.labeller import Labeller
-from echo_pl.evaluation.cases import formatted
+from echo_pl.evaluation.cases import Case, Prediction, formatted
 from echo_pl.evaluation.metric_choice import judge_reader
 from echo_pl.evaluation.predictions import read_predictions, read_references
 from echo_pl.sampling import BlockSampler, TrajectoryRecorder
+from echo_pl.structs import ReportText
 from echo_pl.tools import evaluate as tool
 from echo_pl.tools import evaluate_checkpoint, evaluate_options
-from echo_pl.tools.evaluate_checkpoint import EosConfidence, decode_checkpoint
+from echo_pl.tools.evaluate_checkpoint import Decoded, EosConfidence, decode_checkpoint
 from echo_pl.tools.make_corpus import make_synthetic
 
 GOOD = {"findings": "the lungs are clear. there is a small left pleural effusion.", "impression": "left pleural effusion."}
@@ -149,6 +150,22 @@ def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inp
     assert "note: 1 predictions of the other run are in another language: s1." in shown
     aggregate = json.loads((tmp_path / "out" / "aggregate.json").read_text())
     assert (aggregate["other_language"], aggregate["other_language_against"]) == ([], ["s1"])
+
+
+def test_scoring_that_fails_leaves_no_figures_of_older_reports(inputs, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    run(monkeypatch, "--predictions", inputs[0], "--references", inputs[1], "--out", out, *FAST)
+    case = Case(key="new", prediction=Prediction(report=ReportText(**GOOD)), reference=ReportText(**CLEAR))
+    decoded = Decoded(name="x", cases=[case], judge=None, about={}, images=lambda keys: {})
+    monkeypatch.setattr(evaluate_checkpoint, "decode_checkpoint", lambda *options: decoded)
+    (tmp_path / "no-model").mkdir()
+    error = refused(
+        monkeypatch, capsys, "--checkpoint", inputs[0], "--out", out, "--overwrite", "--language-model", tmp_path / "no-model"
+    )
+    assert "cannot be loaded" in error
+    assert [file.name for file in out.iterdir()] == ["reports.jsonl"]
+    assert list(read_predictions(out)) == ["new"]
+    assert "not the folder of a finished evaluation" in refused(monkeypatch, capsys, "--upload", out, "--mlflow", "sqlite:///x.db")
 
 
 @pytest.mark.parametrize("by_name", [True, False])
