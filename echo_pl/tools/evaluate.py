@@ -87,7 +87,11 @@ def _reader(name: str) -> FindingsReader:
         return judge_reader(judge, f"judge of corpus {name}")
     labeller = Labeller()
     return FindingsReader(
-        name=f"echo-pl {labeller.version}", label=labeller.label, regions=labeller.regions, region_names=REGION_NAMES
+        name=f"echo-pl {labeller.version}",
+        label=labeller.label,
+        reads=labeller.understands,
+        regions=labeller.regions,
+        region_names=REGION_NAMES,
     )
 
 
