@@ -55,7 +55,7 @@ def positive_findings(labels: Mapping[str, Label]) -> frozenset[str]:
 
 
 def precision_recall_f1(hits: Tensor, extra: Tensor, missed: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From counts. All three are ``right`` where nothing was to be found and nothing was claimed, 0 where only one of them holds."""
+    """From counts. All three are ``right`` where nothing is to be found and nothing is claimed, 0 where only one of them holds."""
     nothing = (hits + extra + missed == 0).to(hits.dtype) * right
     precision = ratio(hits, hits + extra) + nothing
     recall = ratio(hits, hits + missed) + nothing
