@@ -129,8 +129,13 @@ def language_of(text: str) -> str | None:
     return "zh" if 10 * ideographs >= 3 * (ideographs + letters) else "en"
 
 
-def check_language(cases: Sequence[Case], language: str) -> list[str]:
+def check_language(cases: Sequence[Case], language: str, whose: str = "predictions") -> list[str]:
     """The ids whose prediction is written in another language; they are scored as they are.
+
+    Args:
+        cases: a run.
+        language: that the scores are for.
+        whose: what an error calls the predictions.
 
     Raises:
         ValueError: references, or most predictions, are in another language than the scores are for.
@@ -148,7 +153,7 @@ def check_language(cases: Sequence[Case], language: str) -> list[str]:
     strange = others({case.key: formatted(case.prediction.report) for case in cases})
     if 2 * len(strange) > len(cases):
         raise ValueError(
-            f"{len(strange)} of {len(cases)} predictions are not in language {language!r}, the references are: {shown(strange)}; "
+            f"{len(strange)} of {len(cases)} {whose} are not in language {language!r}, the references are: {shown(strange)}; "
             "are these the predictions for these references?"
         )
     return strange

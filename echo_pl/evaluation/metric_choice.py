@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from echo_pl.data.judge import ReportJudge
+from echo_pl.data.judge import ParsedReport, ReportJudge
 from echo_pl.evaluation.cases import Case, Sections, formatted
 from echo_pl.evaluation.radeval_backend import Absent
 from echo_pl.evaluation.text_models import load_language_model, load_text_encoder
 from echo_pl.metrics.bleu import Bleu
 from echo_pl.metrics.cider import Cider
 from echo_pl.metrics.counted import PairMetric
-from echo_pl.metrics.findings import FindingScores, LabelText, positive_findings, region_completeness
+from echo_pl.metrics.findings import ABSENT, FindingScores, LabelText, plain_status, positive_findings, region_completeness
 from echo_pl.metrics.meteor import meteor_metric
 from echo_pl.metrics.models import EmbeddingSimilarity, Perplexity
 from echo_pl.metrics.rouge import rouge_metrics
@@ -33,9 +33,17 @@ class FindingsReader:
     name: str
     """With its version."""
     label: LabelText
+    reads: Callable[[str], bool] | None = None
+    """Whether it understands anything of a text, and be it that all is normal; None: that is what it labels."""
     regions: Callable[[str], Collection[str]] | None = None
     """The regions that a text says something of; None: it does not know."""
     region_names: tuple[str, ...] = ()
+
+    def understands(self, text: str) -> bool:
+        """Whether a text is one that it can read."""
+        if self.reads is not None:
+            return self.reads(text)
+        return any(plain_status(label) != ABSENT for label in self.label(text).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +84,16 @@ class _JudgedFinding:
 def judge_reader(judge: ReportJudge, name: str) -> FindingsReader:
     """A corpus's own judge as a reader: it knows its positive findings and nothing of regions."""
 
-    def label(text: str) -> dict[str, _JudgedFinding]:
-        return {finding: _JudgedFinding() for finding in judge.parse(ReportText(findings=text, impression="")).findings}
+    def parse(text: str) -> ParsedReport:
+        return judge.parse(ReportText(findings=text, impression=""))
 
-    return FindingsReader(name=name, label=label)
+    def label(text: str) -> dict[str, _JudgedFinding]:
+        return {finding: _JudgedFinding() for finding in parse(text).findings}
+
+    def reads(text: str) -> bool:
+        return any(valid for _, valid in parse(text).sentences)
+
+    return FindingsReader(name=name, label=label, reads=reads)
 
 
 def build_metrics(choice: MetricChoice, cases: Iterable[Case], sections: Sections) -> tuple[list[PairMetric], list[Absent]]:
@@ -107,6 +121,8 @@ def build_metrics(choice: MetricChoice, cases: Iterable[Case], sections: Section
     def leave_out(name: str, reason: str) -> None:
         absent.append(Absent(name=name, reason=choice.missing.get(name, reason)))
 
+    if not choice.with_wordnet:
+        leave_out("WordNet", "not asked for (--wordnet): METEOR matches exact words and stems, no synonyms")
     if choice.vocabulary is None:
         leave_out("non_word_rate", "no vocabulary of training reports (--vocabulary)")
     else:
@@ -140,8 +156,12 @@ def _findings(
         return
     label = lru_cache(maxsize=None)(reader.label)  # references are read for every run, and worst cases once more
     texts = [[formatted(report, sections) for report in (case.reference, case.prediction.report)] for case in cases]
-    if not any(positive_findings(label(reference)) for reference, _ in texts):
-        leave_out("findings", f"{reader.name} reads no positive finding in any reference: these are not reports that it knows")
+    if not any(reader.understands(reference) for reference, _ in texts):
+        leave_out(
+            "findings",
+            f"{reader.name} reads nothing in any reference, neither a finding nor that something is normal: these are not reports "
+            "that it knows",
+        )
     else:
         concepts = sorted({concept for pair in texts for text in pair for concept in label(text)})
         metrics.append(FindingScores(label, concepts, reader.name))

@@ -15,11 +15,15 @@ from echo_pl.evaluation.predictions import RECORDS, case_record
 from echo_pl.evaluation.scoring import Compared, Scored
 
 AGGREGATE = "aggregate.json"
+PAGES = ("report.md", "index.html")
+"""For people; of one evaluation, like the aggregate."""
 SCHEMA_VERSION = 1
 
 
 def write_records(folder: Path, cases: Sequence[Case], scores: Mapping[str, Sequence[float]] | None = None) -> Path:
     """Write ``reports.jsonl``: a line a report with its own scores, which can be read again as predictions and as references.
+
+    The aggregate and pages of an evaluation that was there are removed first: they are of other reports.
 
     Args:
         folder: made if it is not there.
@@ -32,6 +36,8 @@ def write_records(folder: Path, cases: Sequence[Case], scores: Mapping[str, Sequ
         if scores is not None:
             record["scores"] = {name: _plain(values[place]) for name, values in scores.items()}
         lines.append(json.dumps(record, ensure_ascii=False))
+    for name in (AGGREGATE, *PAGES):
+        (folder / name).unlink(missing_ok=True)
     return write_text_atomic(folder / RECORDS, "".join(f"{line}\n" for line in lines))
 
 

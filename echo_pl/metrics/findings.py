@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from echo_pl.metrics.counted import CountedReports, MeanOfPairs, ratio
-from echo_pl.metrics.text import paired
+from echo_pl.metrics.text import paired, split_words
 
 POSITIVE = "positive"
-STATUSES = (POSITIVE, "uncertain", "negative", "absent")
+ABSENT = "absent"
+STATUSES = (POSITIVE, "uncertain", "negative", ABSENT)
 
 
 class Label(Protocol):
@@ -35,23 +36,27 @@ class LabelText(Protocol):
         """Never raises, whatever the text."""
 
 
+def plain_status(label: Label) -> str:
+    """The status as a word."""
+    return str(label.status.value if isinstance(label.status, Enum) else label.status)
+
+
 def positive_findings(labels: Mapping[str, Label]) -> frozenset[str]:
     """The concepts that are stated as present; neither uncertain nor negated ones.
 
     Raises:
         ValueError: a status that is none, which would pass for a concept that is not there.
     """
-    statuses = {concept: label.status for concept, label in labels.items()}
-    values = {concept: status.value if isinstance(status, Enum) else status for concept, status in statuses.items()}
-    strange = sorted({str(value) for value in values.values() if value not in STATUSES})
+    values = {concept: plain_status(label) for concept, label in labels.items()}
+    strange = sorted({value for value in values.values() if value not in STATUSES})
     if strange:
         raise ValueError(f"the status of a finding must be one of {STATUSES}, got {strange}")
     return frozenset(concept for concept, value in values.items() if value == POSITIVE)
 
 
-def precision_recall_f1(hits: Tensor, extra: Tensor, missed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From counts. All three are 1 where there was nothing to find and nothing was claimed, and 0 where only one of them holds."""
-    nothing = (hits + extra + missed == 0).to(hits.dtype)
+def precision_recall_f1(hits: Tensor, extra: Tensor, missed: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From counts. All three are ``right`` where nothing is to be found and nothing is claimed, 0 where only one of them holds."""
+    nothing = (hits + extra + missed == 0).to(hits.dtype) * right
     precision = ratio(hits, hits + extra) + nothing
     recall = ratio(hits, hits + missed) + nothing
     return precision, recall, ratio(2 * hits, 2 * hits + extra + missed) + nothing
@@ -62,8 +67,11 @@ class FindingScores(CountedReports):
 
     ``findings_{precision,recall,f1}_micro`` count over all concepts; ``_macro`` are means over the concepts that any of the
     reports or references states. ``hallucinated_findings`` and ``omitted_findings`` are numbers per report (so lower is better
-    for these two). The side of a finding is not compared. A report that says nothing is right about a study without findings:
-    read the scores beside the share of empty reports.
+    for these two). The side of a finding is not compared.
+
+    Where nothing was to be found and nothing is claimed, precision, recall and F1 are 1 if any of the predictions says something,
+    and 0 if all of them are empty: so an empty report by itself has 0, also about a study without findings. Beside other reports
+    it counts for no finding and changes nothing: read the scores beside the share of empty reports.
 
     Args:
         label: reads a text.
@@ -88,13 +96,14 @@ class FindingScores(CountedReports):
     direction = True
 
     def __init__(self, label: LabelText, concepts: Sequence[str], name: str, *, sync_on_compute: bool = True) -> None:
-        super().__init__(3 * len(concepts) + 1, sync_on_compute=sync_on_compute)
+        super().__init__(3 * len(concepts) + 2, sync_on_compute=sync_on_compute)
         self.label = label
         self.places = {concept: place for place, concept in enumerate(concepts)}
-        self.variant = f"findings|positive only|uncertain:not positive|side:ignored|{len(self.places)} concepts|labeller:{name}|v1"
+        # How many concepts there are is the labeller's own affair, or chance: those of a judge are the ones that the texts have.
+        self.variant = f"findings|positive only|uncertain:not positive|side:ignored|empty report alone:0|labeller:{name}|v2"
 
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
-        """Hits, extra and missed, each by concept; then 1."""
+        """Hits, extra and missed, each by concept; then 1 for a prediction without a word or number; then 1."""
         pairs = list(paired(predictions, references))
         counts = torch.zeros(len(pairs), 3, len(self.places), dtype=torch.float64)
         for row, (prediction, reference) in zip(counts, pairs, strict=True):
@@ -102,7 +111,8 @@ class FindingScores(CountedReports):
             for kind, concepts in enumerate((ours & theirs, ours - theirs, theirs - ours)):
                 for concept in concepts:
                     row[kind, self.places[concept]] = 1.0
-        return torch.cat([counts.flatten(1), torch.ones(len(pairs), 1, dtype=torch.float64)], 1)
+        ends = [(float(not split_words(prediction)), 1.0) for prediction, _ in pairs]
+        return torch.cat([counts.flatten(1), torch.tensor(ends, dtype=torch.float64).reshape(-1, 2)], 1)
 
     def better(self, name: str) -> bool | None:
         """Numbers of wrong findings are better low."""
@@ -121,11 +131,13 @@ class FindingScores(CountedReports):
         concepts = len(self.places)
         counts = sums[..., : 3 * concepts].unflatten(-1, (3, concepts))
         hits, extra, missed = counts.unbind(-2)
-        micro = precision_recall_f1(hits.sum(-1), extra.sum(-1), missed.sum(-1))
-        macro = precision_recall_f1(hits, extra, missed)
+        empty, reports = sums[..., -2], sums[..., -1]
+        right = (empty < reports).to(sums.dtype)
+        micro = precision_recall_f1(hits.sum(-1), extra.sum(-1), missed.sum(-1), right)
+        macro = precision_recall_f1(hits, extra, missed, right[..., None])
         seen = (hits + extra + missed > 0).to(sums.dtype)
-        precision, recall, f1 = (ratio((own * seen).sum(-1), seen.sum(-1), empty=1.0) for own in macro)
-        reports = sums[..., -1]
+        nothing = (seen.sum(-1) == 0).to(sums.dtype) * right
+        precision, recall, f1 = (ratio((own * seen).sum(-1), seen.sum(-1)) + nothing for own in macro)
         values = (micro[2], micro[0], micro[1], f1, precision, recall)
         rates = (ratio(extra.sum(-1), reports), ratio(missed.sum(-1), reports))
         return dict(zip(self.names, (*values, *rates), strict=True))

@@ -25,7 +25,8 @@ class Perplexity(CountedReports):
 
     Args:
         score: from a text to the sum of -log p (natural logarithm) over its tokens, and how many these are.
-        model: name of the language model, with what matters (revision, whether the first token is scored).
+        model: name of the language model, with what matters: a hash of its weights, the version of the library that runs it,
+            whether the first token is scored.
         sync_on_compute: sum over ranks.
 
     >>> metric = Perplexity(lambda text: (2.0 * len(text.split()), len(text.split())), "two nats a word")
@@ -64,7 +65,7 @@ class EmbeddingSimilarity(CountedReports):
     Args:
         encode: from texts to (N, E).
         model: short name of the model, part of the figure's name.
-        detail: what else matters of it (pooling, revision), for the signature.
+        detail: what else matters of it (a hash of its weights, pooling), for the signature.
         sync_on_compute: sum over ranks.
     """
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -33,6 +31,7 @@ from echo_pl.evaluation.pareto_report import SweepComparison
 from echo_pl.evaluation.study_counts import StudyCounts
 from echo_pl.mlflow_upload import be_patient
 from echo_pl.run import quieten
+from echo_pl.tools.said_command import command_line
 from echo_pl.tools.sweep_plan import STUDIES
 from echo_pl.tools.sweep_record import BASE, CELL, ERROR, SWEEP, children
 
@@ -140,8 +139,8 @@ def _key(run: Run) -> Key:
     return params["objective"], "" if params["variant"] == "-" else params["variant"], int(params["block_size"])
 
 
-def compare(args: argparse.Namespace) -> SweepComparison:
-    """Read, compute and write.
+def compare(args: argparse.Namespace, command: str) -> SweepComparison:
+    """Read, compute and write; ``command`` is what made it do so.
 
     Raises:
         ValueError: no such sweep, or none of its cells has scores.
@@ -178,7 +177,7 @@ def compare(args: argparse.Namespace) -> SweepComparison:
         contrasts=tested,
         signatures=next((one.signatures for one in counts.values()), {}),
         level=args.level,
-        command=shlex.join(["echo-pl", "compare", *args.given]),
+        command=command,
     )
     _write(args.out or Path("outputs/compare") / parent.data.tags[SWEEP], found)
     return found
@@ -233,9 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=10_000, help="random exchanges of each test (default 10000)")
     parser.add_argument("--level", type=float, default=0.95, help="of the intervals over seeds (default 0.95)")
     parser.add_argument("--out", type=Path, help="folder to write (default outputs/compare/<sweep>)")
-    given = sys.argv[1:] if arguments is None else list(arguments)
     with reported():
-        compare(argparse.Namespace(**vars(parser.parse_args(given)), given=given))
+        compare(parser.parse_args(arguments), command_line("compare", arguments))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ Writes reports.jsonl (a record a report), aggregate.json (every score with its i
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -37,14 +35,20 @@ from echo_pl.metrics.words import words_of
 from echo_pl.tools.evaluate_inputs import Inputs, read_inputs
 from echo_pl.tools.evaluate_options import LABELLER, parser, refuse_bad_options
 from echo_pl.tools.evaluation_upload import upload
+from echo_pl.tools.said_command import command_line
 from echo_pl.tools.training_words import training_vocabulary
 
+OTHER_RUN = "predictions of the other run"
 WORST_BY = ("findings_f1_micro", "rouge_l_google")
 """What the worst reports are chosen by: the first of these that there is."""
 
 
-def evaluate(args: argparse.Namespace) -> ScoreReport:
+def evaluate(args: argparse.Namespace, command: str) -> ScoreReport:
     """Everything that the command does but logging to MLflow.
+
+    Args:
+        args: its options.
+        command: how it was called, for who wants to do it again.
 
     Raises:
         ValueError, OSError: with what is wrong; what was decoded by then is in ``args.out``.
@@ -52,7 +56,9 @@ def evaluate(args: argparse.Namespace) -> ScoreReport:
     refuse_bad_options(args)
     words = words_of(args.language)
     inputs = read_inputs(args)
-    strange = check_language(inputs.cases, args.language)
+    strange = {"other_language": check_language(inputs.cases, args.language)}
+    if inputs.other is not None:
+        strange["other_language_against"] = check_language(inputs.other, args.language, OTHER_RUN)
     reader = _reader(args.reader or inputs.corpus or LABELLER)
     cases = [*inputs.cases, *(inputs.other or [])]
     choice = MetricChoice(
@@ -70,8 +76,8 @@ def evaluate(args: argparse.Namespace) -> ScoreReport:
     compared = []
     if inputs.other is not None:
         compared = against(scored, _score(args, inputs.other, metrics, absent, resampling), resampling)
-    about = {**inputs.about, **_settings(args), "other_language": strange}
-    return _write(args, inputs, scored, compared, about, reader)
+    about = {**inputs.about, **_settings(args), **strange}
+    return _write(args, inputs, scored, compared, about, reader, command)
 
 
 def _reader(name: str) -> FindingsReader:
@@ -81,7 +87,11 @@ def _reader(name: str) -> FindingsReader:
         return judge_reader(judge, f"judge of corpus {name}")
     labeller = Labeller()
     return FindingsReader(
-        name=f"echo-pl {labeller.version}", label=labeller.label, regions=labeller.regions, region_names=REGION_NAMES
+        name=f"echo-pl {labeller.version}",
+        label=labeller.label,
+        reads=labeller.understands,
+        regions=labeller.regions,
+        region_names=REGION_NAMES,
     )
 
 
@@ -125,6 +135,7 @@ def _write(
     compared: list[Compared],
     about: dict[str, Any],
     reader: FindingsReader,
+    command: str,
 ) -> ScoreReport:
     write_records(args.out, scored.cases, scored.of_reports)
     names = [figure.name for figure in scored.figures]
@@ -141,10 +152,14 @@ def _write(
         level=args.level,
         compared=compared,
         other=str(args.against or ""),
-        notes=_notes(scored, about["other_language"], without),
+        notes=[
+            *_notes(inputs.cases, about["other_language"], "predictions"),
+            *_notes(inputs.other or [], about.get("other_language_against", []), OTHER_RUN),
+            *([f"The images of {without} of the reports shown could not be opened."] if without else []),
+        ],
         worst_by=by,
         cases=shown,
-        command=shlex.join(["python", "-m", "echo_pl.tools.evaluate", *sys.argv[1:]]),
+        command=command,
     )
     write_text_atomic(args.out / "report.md", report.markdown())
     write_text_atomic(args.out / "index.html", score_page(report))
@@ -152,19 +167,17 @@ def _write(
     return report
 
 
-def _notes(scored: Scored, strange: list[str], without_image: int) -> list[str]:
-    """What must be known before the figures."""
-    unread = [case.key for case in scored.cases if not case.prediction.parsed]
+def _notes(cases: list[Case], strange: list[str], whose: str) -> list[str]:
+    """What must be known of a run before the figures."""
+    unread = [case.key for case in cases if not case.prediction.parsed]
     notes = []
     if unread:
         notes.append(
-            f"{len(unread)} predictions could not be read as a report and score as empty ones: {named(unread)}. If they have no "
+            f"{len(unread)} {whose} could not be read as a report and score as empty ones: {named(unread)}. If they have no "
             "headings, give --free-text."
         )
     if strange:
-        notes.append(f"{len(strange)} predictions are in another language: {named(strange)}.")
-    if without_image:
-        notes.append(f"The images of {without_image} of the reports shown could not be opened.")
+        notes.append(f"{len(strange)} {whose} are in another language: {named(strange)}.")
     return notes
 
 
@@ -188,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser(__doc__).parse_args(arguments)
     with reported():
         if args.upload is None:
-            _print(evaluate(args), args.out)
+            _print(evaluate(args, command_line("evaluate", arguments)), args.out)
         folder = args.upload or args.out
         if args.mlflow is not None:
             run = upload(folder, args.mlflow, args.experiment, with_texts=args.mlflow_texts)

@@ -12,10 +12,11 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from echo_pl.evaluation.predictions import RECORDS
-from echo_pl.evaluation.score_files import AGGREGATE, read_aggregate
+from echo_pl.evaluation.score_files import AGGREGATE, PAGES, read_aggregate
 from echo_pl.mlflow_upload import be_patient
+from echo_pl.tools.said_command import command_line
 
-WITH_TEXTS = (RECORDS, "report.md", "index.html")
+WITH_TEXTS = (RECORDS, *PAGES)
 
 
 def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False) -> str:
@@ -44,10 +45,10 @@ def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False)
                 mlflow.log_artifact(str(folder / name))
             return str(run.info.run_id)
     except (MlflowException, OSError) as error:
+        again = ["--upload", str(folder), "--mlflow", uri, "--experiment", experiment, *(["--mlflow-texts"] if with_texts else [])]
         raise OSError(
             f"the evaluation is whole in {folder}, but MLflow at {uri} did not take it ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200]}); upload it later: "
-            f"echo-pl evaluate --upload {folder} --mlflow {uri}"
+            f"{str(error).splitlines()[0][:200]}); upload it later: {command_line('evaluate', again)}"
         ) from error
 
 

@@ -6,11 +6,12 @@ import math
 import re
 
 import pytest
+from evaluation_fakes import FakeJudge
 from metric_reports import label, reports
 from PIL import Image
 
 from echo_pl.evaluation.cases import EMPTY, Case, Prediction
-from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences
+from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences, judge_reader
 from echo_pl.evaluation.score_page import score_page
 from echo_pl.evaluation.score_report import OTHERS, ScoreReport, shown_cases
 from echo_pl.evaluation.scoring import Resampling, Scored, against, count, given, summarize, worst
@@ -66,7 +67,35 @@ def test_a_reader_that_finds_nothing_in_the_references_is_absent_and_not_right()
     silent = FindingsReader(name="silent", label=lambda text: {})
     scored = score(cases(1), silent)
     assert not [figure for figure in scored.figures if figure.name.startswith("findings")]
-    assert any("silent reads no positive finding" in one.reason for one in scored.absent)
+    assert any("silent reads nothing in any reference" in one.reason for one in scored.absent)
+
+
+def test_findings_of_normal_studies_are_scored_as_what_is_hallucinated_there_counts():
+    normal = text("the lungs are clear. no pleural effusion.")
+    written = [text("the lungs are clear."), text("the heart is enlarged."), EMPTY]
+    run = [Case(key=f"s{i}", prediction=Prediction(report=one), reference=normal) for i, one in enumerate(written)]
+    judge = judge_reader(FakeJudge(), "fake")
+    for reader in (READER, judge):
+        scored = score(run, reader)
+        assert scored.figure("hallucinated_findings").interval.value == pytest.approx(1 / 3)
+        assert scored.figure("findings_f1_micro").interval.value == 0.0
+        assert scored.of_reports["findings_f1_micro"] == [1.0, 0.0, 0.0]
+        assert set(worst(scored, "findings_f1_micro", 2)) == {1, 2}, "the empty one is among the worst"
+    strange = [Case(key=one.key, prediction=one.prediction, reference=text("lorem ipsum.")) for one in run]
+    assert any("fake reads nothing in any reference" in one.reason for one in score(strange, judge).absent)
+
+
+def test_signatures_do_not_depend_on_what_was_predicted():
+    reference = text("the heart is enlarged.")
+    signatures = []
+    for written in (reference, text("the heart is enlarged. there is a left pleural effusion."), EMPTY):
+        run = [Case(key="s", prediction=Prediction(report=written), reference=reference)]
+        signatures.append({figure.name: figure.signature for figure in score(run, judge_reader(FakeJudge(), "fake")).figures})
+    assert signatures[0] == signatures[1] == signatures[2]
+
+
+def test_wordnet_is_among_what_was_not_used():
+    assert any(one.name == "WordNet" and "--wordnet" in one.reason for one in score(cases(1)).absent)
 
 
 def test_an_embedding_may_not_stand_alone(tmp_path):

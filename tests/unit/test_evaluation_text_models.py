@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    __version__,
+)
 
 from echo_pl.evaluation.text_models import load_language_model, load_text_encoder, surprise
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\nsize 12345\n"
 WORDS = ["<pad>", "<unk>", "<bos>", "the", "heart", "is", "normal", "."]
 
 
@@ -80,7 +93,7 @@ def test_embeddings_are_means_over_tokens_whatever_the_padding(encoder):
         with torch.no_grad():
             expected = model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0)
         assert torch.allclose(row, expected, atol=1e-5)
-    assert loaded.detail.startswith("pooling mean")
+    assert "pooling mean" in loaded.detail
 
 
 def test_the_pooling_of_the_folder_is_used(encoder):
@@ -92,7 +105,7 @@ def test_the_pooling_of_the_folder_is_used(encoder):
         expected = model(input_ids=torch.tensor([[3, 4]])).last_hidden_state[0, 0]
     loaded = load_text_encoder(folder)
     assert torch.allclose(loaded.encode(["the heart"])[0], expected, atol=1e-5)
-    assert loaded.detail.startswith("pooling cls")
+    assert "pooling cls" in loaded.detail
     config.write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(ValueError, match="max_tokens"):
         load_text_encoder(folder)
@@ -104,3 +117,80 @@ def test_what_is_not_there_is_not_fetched(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_text_encoder(tmp_path / "empty")
+
+
+def says_architectures(folder, architectures) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": architectures}))
+
+
+BERT = {"vocab_size": len(WORDS), "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM])
+def test_an_encoder_is_no_language_model_whatever_its_configuration_calls_it(kind, tmp_path):
+    torch.manual_seed(0)
+    kind(BertConfig(**BERT)).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, bos_token="<bos>")
+    with pytest.raises(ValueError, match=f"no causal language model, its configuration says {kind.__name__}"):
+        load_language_model(tmp_path)
+    for unsaid in (["BertLMHeadModel"], None):
+        says_architectures(tmp_path, unsaid)
+        headless = r"6 of its weights would be random \(cls\.predictions"
+        message = headless if kind is BertModel else "its BertLMHeadModel reads the tokens behind the one it scores"
+        with pytest.raises(ValueError, match=message):
+            load_language_model(tmp_path)
+
+
+def test_a_decoder_of_an_encoders_family_is_a_language_model(tmp_path):
+    torch.manual_seed(0)
+    BertLMHeadModel(BertConfig(**BERT, is_decoder=True)).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, bos_token="<bos>")
+    assert load_language_model(tmp_path).score("the heart")[1] == 2
+
+
+def test_an_encoder_may_lack_its_pooler_and_nothing_else(encoder):
+    folder, _ = encoder
+    BertForMaskedLM(BertConfig(**BERT)).save_pretrained(folder)
+    load_text_encoder(folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["bert.embeddings.word_embeddings.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 of its weights would be random \(embeddings\.word_embeddings\.weight\)"):
+        load_text_encoder(folder)
+
+
+def test_damaged_files_are_one_error_that_names_the_folder(language_model, encoder):
+    for (folder, _), load in ((language_model, load_language_model), (encoder, load_text_encoder)):
+        file = folder / "model.safetensors"
+        whole = file.read_bytes()
+        for content, message in (
+            (POINTER, f"{file} is a pointer of Git LFS"),
+            (b"no weights", f"{folder} cannot be loaded"),
+            (whole[:-100], f"{folder} cannot be loaded"),
+        ):
+            file.write_bytes(content)
+            with pytest.raises(ValueError, match=re.escape(message)):
+                load(folder)
+        file.unlink()
+        for content in (b"", b"PK\x03\x04abc", b"no pickle"):
+            (folder / "pytorch_model.bin").write_bytes(content)
+            with pytest.raises(ValueError, match=re.escape(f"{folder} cannot be loaded")):
+                load(folder)
+    (folder / "pytorch_model.bin").unlink()
+    file.write_bytes(whole)
+    (folder / "tokenizer.json").write_bytes(POINTER)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is a pointer of Git LFS"):
+        load_text_encoder(folder)
+
+
+def test_a_model_is_called_by_its_weights_and_library_as_folders_of_two_models_may_have_one_name(language_model, encoder):
+    for (folder, model), load in ((language_model, load_language_model), (encoder, load_text_encoder)):
+        first = load(folder).detail
+        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
+        assert f"weights sha256 {digest}, transformers {__version__}, " in first
+        assert load(folder).detail == first
+        with torch.no_grad():
+            next(model.parameters())[0, 0] += 1
+        model.save_pretrained(folder)
+        assert load(folder).detail != first

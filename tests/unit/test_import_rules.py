@@ -88,7 +88,12 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "peft": ("echo_pl.backbone.lora",),
     "tokenizers": ("echo_pl.data.tokenizer",),
     "webdataset": ("echo_pl.data",),
-    "safetensors": ("echo_pl.sampling.trajectory_store", "echo_pl.sampling.trajectory_writer", "echo_pl.data.feature_store"),
+    "safetensors": (
+        "echo_pl.sampling.trajectory_store",
+        "echo_pl.sampling.trajectory_writer",
+        "echo_pl.data.feature_store",
+        "echo_pl.evaluation.text_models",
+    ),
     "torchmetrics": ("echo_pl.metrics", "echo_pl.stages.warmup"),
     "hydra": ("echo_pl.config_keys", "echo_pl.assemble", "echo_pl.run", "echo_pl.__main__", "echo_pl.tools"),
     "omegaconf": (

@@ -70,9 +70,24 @@ def test_findings_by_hand():
 
 def test_nothing_to_find_and_nothing_claimed_is_right():
     metric = FindingScores(label, CONCEPTS, "test")
-    for prediction, value in (("no effusion", 1.0), ("the heart is enlarged", 0.0)):
+    for prediction, value in (("no effusion", 1.0), ("the heart is enlarged", 0.0), ("", 0.0), (" . ", 0.0)):
         figures = metric.figures(metric.rows([prediction], ["the lungs are clear"]).sum(0))
         assert {float(figures[name]) for name in metric.names if "findings_" in name and "_m" in name} == {value}
+
+
+def test_an_empty_report_has_no_finding_score_by_itself_and_does_not_change_that_of_the_others():
+    metric = FindingScores(label, CONCEPTS, "test")
+    normal, ill = "the lungs are clear", "the heart is enlarged"
+    others = metric.rows([ill, f"{ill}. a nodule.", normal], [ill, ill, normal])
+    empty = metric.rows([""], [normal])
+    with_it, without = (metric.figures(rows.sum(0)) for rows in (torch.cat([others, empty]), others))
+    assert 0 < float(without["findings_f1_micro"]) < 1
+    for name in metric.names:
+        if "_m" in name:
+            assert float(with_it[name]) == float(without[name])
+            assert float(metric.figures(empty.sum(0))[name]) == float(metric.figures(2 * empty.sum(0))[name]) == 0.0
+            right = metric.rows([normal, ""], [normal, normal]).sum(0)
+            assert float(metric.figures(right)[name]) == 1.0, "nothing to find, and a report says so"
 
 
 def test_a_labeller_that_knows_more_than_it_says_is_refused():

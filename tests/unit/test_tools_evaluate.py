@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,16 @@ import torch
 from PIL import Image
 from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint
 
+from echo_pl.__main__ import main as echo_pl_main
 from echo_pl.data.reports.labeller import Labeller
-from echo_pl.evaluation.cases import formatted
+from echo_pl.evaluation.cases import Case, Prediction, formatted
 from echo_pl.evaluation.metric_choice import judge_reader
 from echo_pl.evaluation.predictions import read_predictions, read_references
 from echo_pl.sampling import BlockSampler, TrajectoryRecorder
+from echo_pl.structs import ReportText
 from echo_pl.tools import evaluate as tool
 from echo_pl.tools import evaluate_checkpoint, evaluate_options
-from echo_pl.tools.evaluate_checkpoint import EosConfidence, decode_checkpoint
+from echo_pl.tools.evaluate_checkpoint import Decoded, EosConfidence, decode_checkpoint
 from echo_pl.tools.make_corpus import make_synthetic
 
 GOOD = {"findings": "the lungs are clear. there is a small left pleural effusion.", "impression": "left pleural effusion."}
@@ -131,6 +134,62 @@ def test_the_examples_of_the_command_are_commands():
         assert (args.out is None) == (args.upload is not None)
 
 
+def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inputs, tmp_path, monkeypatch, capsys):
+    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out", "--against", tmp_path / "other.json"]
+    chinese = {"findings": "双肺野清晰。", "impression": "未见异常。"}
+    (tmp_path / "other.json").write_text(json.dumps({f"s{i}": chinese if i < 4 else GOOD for i in range(6)}), encoding="utf-8")
+    error = refused(monkeypatch, capsys, *base)
+    assert "4 of 6 predictions of the other run are not in language 'en'" in error
+    assert not (tmp_path / "out").exists()
+    odd = {"s1": chinese, "s2": "no headings", "s4": "none here either"}
+    (tmp_path / "other.json").write_text(json.dumps({f"s{i}": GOOD for i in range(6)} | odd), encoding="utf-8")
+    run(monkeypatch, *base, *FAST)
+    shown = capsys.readouterr().out
+    assert "note: 1 predictions could not be read as a report and score as empty ones: s5." in shown
+    assert "note: 2 predictions of the other run could not be read as a report and score as empty ones: s2, s4." in shown
+    assert "note: 1 predictions of the other run are in another language: s1." in shown
+    aggregate = json.loads((tmp_path / "out" / "aggregate.json").read_text())
+    assert (aggregate["other_language"], aggregate["other_language_against"]) == ([], ["s1"])
+
+
+def test_scoring_that_fails_leaves_no_figures_of_older_reports(inputs, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    run(monkeypatch, "--predictions", inputs[0], "--references", inputs[1], "--out", out, *FAST)
+    case = Case(key="new", prediction=Prediction(report=ReportText(**GOOD)), reference=ReportText(**CLEAR))
+    decoded = Decoded(name="x", cases=[case], judge=None, about={}, images=lambda keys: {})
+    monkeypatch.setattr(evaluate_checkpoint, "decode_checkpoint", lambda *options: decoded)
+    (tmp_path / "no-model").mkdir()
+    error = refused(
+        monkeypatch, capsys, "--checkpoint", inputs[0], "--out", out, "--overwrite", "--language-model", tmp_path / "no-model"
+    )
+    assert "cannot be loaded" in error
+    assert [file.name for file in out.iterdir()] == ["reports.jsonl"]
+    assert list(read_predictions(out)) == ["new"]
+    assert "not the folder of a finished evaluation" in refused(monkeypatch, capsys, "--upload", out, "--mlflow", "sqlite:///x.db")
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_the_command_to_reproduce_is_one_that_works(by_name, inputs, tmp_path, monkeypatch):
+    """Called as echo-pl evaluate, whose first argument is the command's name, and as python -m echo_pl.tools.evaluate."""
+    out = tmp_path / "my reports"
+    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", out, "--overwrite", *FAST]
+    if by_name:
+        monkeypatch.setattr("sys.argv", ["echo-pl", "evaluate", *map(str, base)])
+        with pytest.raises(SystemExit) as caught:
+            echo_pl_main()
+        assert not caught.value.code
+    else:
+        run(monkeypatch, *base)
+    first = (out / "report.md").read_text()
+    (said,) = re.findall(r"## How to reproduce\n\n```sh\n(.*)\n```", first)
+    assert said == shlex.join(["echo-pl", "evaluate", *map(str, base)])
+    monkeypatch.setattr("sys.argv", shlex.split(said))
+    with pytest.raises(SystemExit) as caught:
+        echo_pl_main()
+    assert not caught.value.code
+    assert (out / "report.md").read_text() == first
+
+
 def test_what_cannot_work_is_said_before_anything_is_written(inputs, tmp_path, monkeypatch, capsys):
     predictions, references = inputs
     out = tmp_path / "out"
@@ -206,12 +265,16 @@ def test_an_evaluation_is_not_written_over_unless_told(inputs, tmp_path, monkeyp
 
 def test_a_server_that_is_down_loses_nothing_and_the_upload_works_later(inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    out, database = tmp_path / "out", f"sqlite:///{tmp_path / 'later' / 'mlflow.db'}"
+    out, database = tmp_path / "my reports", f"sqlite:///{tmp_path / 'later' / 'mlflow.db'}"
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", out]
-    error = refused(monkeypatch, capsys, *base, "--mlflow", "http://127.0.0.1:9")
+    where = ["--mlflow", "http://127.0.0.1:9", "--experiment", "one step"]
+    error = refused(monkeypatch, capsys, *base, *where)
     assert f"the evaluation is whole in {out}" in error
-    assert f"--upload {out} --mlflow" in error
+    said = shlex.join(["echo-pl", "evaluate", "--upload", str(out), *where])
+    assert f"upload it later: {said}\n" in error
     assert (out / "aggregate.json").is_file()
+    error = refused(monkeypatch, capsys, "--upload", out, *where, "--mlflow-texts")
+    assert f"upload it later: {said} --mlflow-texts\n" in error
     run(monkeypatch, "--upload", out, "--mlflow", database)
     client = mlflow.MlflowClient(database)
     (found,) = client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])

@@ -70,6 +70,16 @@ class Labeller:
         """Label a text; every name of :attr:`names` has a label."""
         return summarize(self.mentions(text))
 
+    def understands(self, text: str) -> bool:
+        """Whether it reads anything out of a text: a finding or a device, its absence, or that a part or everything is normal.
+
+        >>> Labeller().understands("No acute disease."), Labeller().understands("To be or not to be.")
+        (True, False)
+        """
+        reader = self.reader(text)
+        sentences = (reader.read(sentence) for sentence in reader.split(text))
+        return any(one.mentions or one.normals or one.changed or one.globally_normal for one in sentences)
+
     def regions(self, text: str) -> frozenset[str]:
         """Those of the seven regions that a text says something of: a finding or a device, its absence, or that a part is normal.
 
