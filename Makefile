@@ -57,7 +57,7 @@ sweep: $(DATA) ## block sizes x objectives x seeds with all they need; goes on w
 	$(BIN)/echo-pl -m sweep=lab $(ARGS)
 
 LAB := block_size=4,8,16 ablation=dcd,ce,tilted seed=0,1,2 'sweep.grow=[4,8]' +sweep.stages.rad.max_steps=1200 \
-	+sweep.stages.grown.max_steps=450 +sweep.stages.grown.module.optimization.learning_rate=1.0e-3 stage.max_steps=500 \
+	+sweep.stages.grown.max_steps=450 +sweep.stages.grown.module.optimization.learning_rate=1.0e-3 stage.max_steps=900 \
 	sweep.studies=1000 sweep.timed_studies=32
 
 lab: $(DATA) ## what docs/lab.md starts with: three objectives, block sizes 4 8 16, three seeds (four hours of two cores) -> outputs/compare/lab
