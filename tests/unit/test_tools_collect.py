@@ -164,6 +164,16 @@ def test_objectives_train_from_the_top_of_distributions(folder, store, top_store
     assert top == whole if objective.name == "ce" else 0 < top < whole
 
 
+def test_reverse_kl_from_the_top_of_distributions_warns_with_the_way_out(folder, store, top_store, caplog):
+    reverse = DirectConditional(config=DistillationConfig(divergence="reverse_kl"), name="reverse_kl")
+    for path, objective in ((store.folder, reverse), (top_store.folder, DirectConditional())):
+        stage(folder, trajectories=str(path), objective=objective)
+        assert "reverse KL" not in caplog.text
+    stage(folder, trajectories=str(top_store.folder), objective=reverse)
+    assert f"{top_store.folder} keep the 6 likeliest of {data_vocabulary(folder)} tokens" in caplog.text
+    assert "echo-pl collect --keep 0" in caplog.text
+
+
 def test_the_k_to_keep_is_measured(folder):
     """Against the losses of the stage itself; with nearly all tokens the difference is gone, and differences fall."""
     wide = data_vocabulary(folder) - 1
