@@ -216,6 +216,8 @@ def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
         ("stage=rad", "a sweep's jobs are of stage dcd"),
         ("start=x.ckpt", "a sweep trains the teachers of its jobs itself"),
         ("run_name=x", "leave run_name out"),
+        ("sweep.kept_tokens=auto", r"sweep.kept_tokens must be a number, 0 \(all\) or more, got 'auto'"),
+        ("sweep.kept_tokens=-1", "got -1"),
         ("sweep.tilt_rounds=0", "sweep.tilt_rounds must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
