@@ -63,13 +63,16 @@ def metrics() -> list[PairMetric]:
     return [Cider(words, clipped=True), Bleu(words), FindingScores(label, CONCEPTS, "test")]
 
 
-def scores(predictions: list[str], references: list[str]) -> dict[str, float | str]:
-    found: dict[str, float | str] = {}
+def scored(predictions: list[str], references: list[str]) -> tuple[dict[str, float], list[str]]:
+    """The figures, and the signatures of their metrics after them."""
+    found: dict[str, float] = {}
+    signatures = []
     for metric in metrics():
         for start in range(0, len(predictions), 2):
             metric.update(predictions[start : start + 2], references[start : start + 2])
         found |= metric.plain()
-    return found
+        signatures.append(metric.signature)
+    return found, signatures
 
 
 def on_rank(rank: int, folder: str, shares: dict[str, list[list[int]]]) -> None:
@@ -83,8 +86,13 @@ def on_rank(rank: int, folder: str, shares: dict[str, list[list[int]]]) -> None:
 
 def _score_share(own: list[int], file: Path) -> None:
     predictions, references = reports(1, 7), reports(2, 7)
-    found = scores([predictions[i] for i in own], [references[i] for i in own])
+    figures, signatures = scored([predictions[i] for i in own], [references[i] for i in own])
     given = GivenValues("stopped", "stopped", True)
     given.update([float(i % 2) for i in own])
-    found |= given.plain() | {"signature": given.signature}
-    file.write_text(json.dumps(found), encoding="utf-8")
+    before = given.signature
+    figures |= given.plain()
+    signatures.append(given.signature)
+    given.update([1.0])
+    file.write_text(
+        json.dumps({"figures": figures, "signatures": signatures, "before": before, "behind": given.signature}), encoding="utf-8"
+    )

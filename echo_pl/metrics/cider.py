@@ -128,11 +128,11 @@ class Cider(PairMetric):
             self.pairs.append(torch.tensor(list(line.encode("ascii")), dtype=torch.float32, device=self.device))
             self.reports += 1
 
-    def compute(self) -> dict[str, Tensor]:
-        """The mean over all reports of all ranks."""
+    def total(self) -> Tensor:
+        """Score and 1, summed over all reports, which are the reference set: ranks exchange reports, not sums."""
         if not len(self.pairs):
-            return self.figures(torch.zeros(2, dtype=torch.float64))
+            return torch.zeros(2, dtype=torch.float64)
         characters = bytes(dim_zero_cat(self.pairs).to(torch.uint8).tolist())
         pairs = [json.loads(line) for line in characters.splitlines()]
         scores = cider_scores([ours for ours, _ in pairs], [theirs for _, theirs in pairs], clipped=self.clipped)
-        return self.figures(mean_rows(scores).sum(0))
+        return mean_rows(scores).sum(0)

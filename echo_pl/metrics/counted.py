@@ -33,6 +33,11 @@ class ReportScore(Metric, ABC):
     def __init__(self, *, sync_on_compute: bool = True) -> None:
         super().__init__(sync_on_compute=sync_on_compute)
         self.add_state("reports", torch.tensor(0), dist_reduce_fx="sum")
+        self._whole: tuple[int, int] | None = None
+
+    @abstractmethod
+    def total(self) -> Tensor:
+        """The sum (K,) of the rows of all reports seen; of all ranks' reports while :meth:`compute` runs."""
 
     @abstractmethod
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
@@ -44,8 +49,23 @@ class ReportScore(Metric, ABC):
 
     @property
     def signature(self) -> str:
-        """Variant, number of references and of reports: what two figures must share to be compared."""
-        return signature(self.variant, int(self.reports))
+        """Variant, number of references and of reports: what two figures must share to be compared.
+
+        Of several ranks each says, before :meth:`compute`, how many it has seen itself, and from then on how many all have.
+        """
+        updates, reports = self._whole or (-1, 0)
+        return signature(self.variant, reports if updates == self.update_count else int(self.reports))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures of all reports seen, by whichever rank."""
+        # Behind compute, torchmetrics gives a rank its own count back. Further updates make what is kept here out of date.
+        self._whole = (self.update_count, int(self.reports))
+        return self.figures(self.total())
+
+    def reset(self) -> None:
+        """Forget all reports."""
+        super().reset()
+        self._whole = None
 
     def plain(self) -> dict[str, float]:
         """:meth:`compute` as floats."""
@@ -97,9 +117,9 @@ class CountedReports(PairMetric):
         self.sums += rows_NK.sum(0).to(self.sums.device)
         self.reports += len(rows_NK)
 
-    def compute(self) -> dict[str, Tensor]:
-        """The figures of all reports seen."""
-        return self.figures(self.sums)
+    def total(self) -> Tensor:
+        """See :meth:`ReportScore.total`."""
+        return self.sums
 
 
 class MeanOfPairs(CountedReports):
@@ -177,9 +197,9 @@ class GivenValues(ReportScore):
         self.sums += self.rows(values).sum(0).to(self.sums.device)
         self.reports += len(values)
 
-    def compute(self) -> dict[str, Tensor]:
-        """The figure of all reports seen."""
-        return self.figures(self.sums)
+    def total(self) -> Tensor:
+        """See :meth:`ReportScore.total`."""
+        return self.sums
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
         """The mean over the reports whose value is known; nan without any."""

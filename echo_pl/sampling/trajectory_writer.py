@@ -38,28 +38,22 @@ class TrajectoryWriter:
             ValueError: ``<folder>.part`` is an unfinished collection of something else, or none.
         """
         self.folder, self.identity, self.plan = Path(folder), identity, plan
-        if self.folder.exists():
-            raise FileExistsError(f"{self.folder} exists already; remove it, or collect into another folder")
-        self._work = self.folder.with_name(self.folder.name + ".part")
+        refuse_finished(self.folder)
+        self._work = _work_of(self.folder)
         wanted = {"schema_version": SCHEMA_VERSION, "identity": asdict(identity), "plan": asdict(plan)}
-        if self._work.exists() and any(path.name != f"{_PLAN}.partial" for path in self._work.iterdir()):
+        if _is_begun(self._work):
             self._refuse_other(wanted)
         else:
             self._work.mkdir(parents=True, exist_ok=True)
             _write_text(self._work / _PLAN, json.dumps(wanted, indent=1))
 
     def _refuse_other(self, wanted: dict[str, object]) -> None:
-        path = self._work / _PLAN
-        way_out = f"remove {self._work}, or collect into another folder"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            had, asked = _flat(found), _flat(wanted)
-        except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(f"{self._work} is no unfinished collection that could be gone on with ({error}); {way_out}") from error
-        for name, value in asked.items():
+        had = _plan_of(self._work)
+        for name, value in _flat(wanted).items():
             if had.get(name) != value:
                 raise ValueError(
-                    f"{self._work} is an unfinished collection of {name} {had.get(name)!r}, this one is of {value!r}; {way_out}"
+                    f"{self._work} is an unfinished collection of {name} {had.get(name)!r}, this one is of {value!r}; "
+                    f"{_way_out(self._work)}"
                 )
 
     def missing(self) -> list[int]:
@@ -118,6 +112,51 @@ class TrajectoryWriter:
             raise ValueError(
                 f"{path} cannot be read ({error}); remove it and start the collection again, which makes it anew"
             ) from error
+
+
+def refuse_finished(folder: Path) -> None:
+    """Refuse a folder that is there.
+
+    Raises:
+        FileExistsError: it is.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; remove it, or collect into another folder")
+
+
+def begun_with(folder: Path) -> int | None:
+    """Kept tokens of the unfinished collection that is to become ``folder``; None: there is none.
+
+    Raises:
+        ValueError: there is one that cannot be gone on with.
+    """
+    work = _work_of(folder)
+    if not _is_begun(work):
+        return None
+    kept = _plan_of(work).get("kept_tokens")
+    if not isinstance(kept, int):
+        raise ValueError(f"{work} is no unfinished collection that could be gone on with (no kept_tokens); {_way_out(work)}")
+    return kept
+
+
+def _work_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".part")
+
+
+def _is_begun(work: Path) -> bool:
+    return work.exists() and any(path.name != f"{_PLAN}.partial" for path in work.iterdir())
+
+
+def _plan_of(work: Path) -> dict[str, object]:
+    """What an unfinished collection is of."""
+    try:
+        return _flat(json.loads((work / _PLAN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{work} is no unfinished collection that could be gone on with ({error}); {_way_out(work)}") from error
+
+
+def _way_out(work: Path) -> str:
+    return f"remove {work}, or collect into another folder"
 
 
 def _name(part: int) -> str:

@@ -96,6 +96,7 @@ class DCDModule(L.LightningModule):
             text.special,
             decode,
             distributions=objective.needs_targets,
+            whole=objective.needs_whole_targets,
             folder=trajectories,
             student_prefix=student_prefix,
             tilt=tilt,

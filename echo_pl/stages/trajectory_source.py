@@ -5,6 +5,8 @@ Used by the stage by composition. Knows nothing of losses.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from echo_pl.stages.reduction import is_alone
 from echo_pl.stages.teacher_decode import Found, TeacherDecode
 from echo_pl.structs import Batch, SpecialTokens
 
+log = logging.getLogger(__name__)
+
 
 class TrajectorySource:
     """Stored trajectories, or those that the teacher decodes now."""
@@ -28,6 +32,7 @@ class TrajectorySource:
         decode: DecodeConfig,
         *,
         distributions: bool,
+        whole: bool,
         folder: str | None,
         student_prefix: float,
         tilt: float,
@@ -39,6 +44,7 @@ class TrajectorySource:
             special: token ids.
             decode: how the teacher decodes.
             distributions: whether trajectories must carry them.
+            whole: whether the objective loses much on distributions of which only the likeliest tokens were stored.
             folder: of stored trajectories; None: decode on the fly.
             student_prefix: share of the studies whose first blocks the student writes.
             tilt: weight of the student that the teacher leans to; stored trajectories must have been collected with the same.
@@ -56,10 +62,11 @@ class TrajectorySource:
         self.decode = TeacherDecode(special, decode, seed, tilt)
         self.dropped = {"loops": 0, "endless": 0}
         """Trajectories dropped so far on all ranks, when decoded on the fly."""
+        self._whole = whole
         self._store: TrajectoryStore | None = None
 
     def open(self, teacher: VLM, data: str) -> None:
-        """Read the store, if there is one.
+        """Read the store, if there is one; warn if it keeps less of the distributions than the objective should have.
 
         Args:
             teacher: the model that must have written it.
@@ -75,6 +82,14 @@ class TrajectorySource:
         store.check(
             store_identity(self.decode.decode, weights_fingerprint(teacher), data, self.distributions, tilt=self.decode.tilt)
         )
+        kept, vocabulary = store.identity.kept_tokens, len(teacher.network.lm_head.weight)
+        if self._whole and 0 < kept < vocabulary:
+            log.warning(
+                "the trajectories in %s keep the %s likeliest of %s tokens of every distribution, and reverse KL loses several per "
+                "cent of itself on them: collect whole ones (echo-pl collect --keep 0; in a sweep sweep.kept_tokens=0), or leave "
+                "stage.module.trajectories unset to decode on the fly",
+                store.folder, kept, vocabulary,
+            )  # fmt: skip
         self._store = store
 
     def collect(self, batch: Batch, teacher: VLM, student: VLM, epoch: int, tail_B: Tensor) -> Found:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from echo_pl.assemble import make_stage
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.diffusion.top_targets import top_targets
+from echo_pl.distributed.launch import detect
 from echo_pl.lineage import make_lineage, refuse_other_data
 from echo_pl.run import prepare
 from echo_pl.stages.dcd import DCDModule
@@ -82,10 +83,15 @@ def check_kept(config: DictConfig, studies: int, ks: Sequence[int] = KS, student
     stage.configure_model()
     if student is not None:
         load_weights(stage.model, student, ("dcd",), config.block_size, config.grid, config.context_attention)
+    launch = detect()
+    if config.trainer.accelerator == "gpu":
+        stage.to(torch.device("cuda", launch.rank % launch.processes_per_node))
+    stage.teacher.to(stage.device)
     ks = [k for k in ks if k < data.vocab_size]
     sums = dict.fromkeys([*ks, 0], 0.0)
     usable = 0
     for batch in data.train_batches_once(config.stage.batch_size):
+        batch = batch.to(stage.device)
         whole = stage.collect(batch)
         used = sum(trajectory is not None for trajectory in whole)
         usable += used
@@ -108,14 +114,19 @@ def _cut(trajectory: Trajectory | None, k: int) -> Trajectory | None:
     return replace(trajectory, target_RV=None, top=top_targets(trajectory.target_RV, k))
 
 
+def smallest_kept(rows: Sequence[KeptLoss], tolerance: float) -> KeptLoss | None:
+    """The row of the smallest K whose loss is within the tolerance; None: there is none."""
+    return next((row for row in rows if row.kept is not None and row.difference <= tolerance), None)
+
+
 def smallest(rows: Sequence[KeptLoss], tolerance: float) -> str:
     """Which K to take, in a sentence."""
-    for row in rows:
-        if row.kept is not None and row.difference <= tolerance:
-            return (
-                f"the smallest K within {tolerance:.0%} of the whole loss of {row.full:.3f}: --keep {row.kept}. Down to a loss of "
-                f"{row.reach(tolerance):.3f} it stays so; take the K that reaches down to the loss that training will come to"
-            )
+    row = smallest_kept(rows, tolerance)
+    if row is not None:
+        return (
+            f"the smallest K within {tolerance:.0%} of the whole loss of {row.full:.3f}: --keep {row.kept}. Down to a loss of "
+            f"{row.reach(tolerance):.3f} it stays so; take the K that reaches down to the loss that training will come to"
+        )
     return (
         f"no K up to {max(row.kept or 0 for row in rows)} comes within {tolerance:.0%} of the whole loss: store whole distributions"
     )

@@ -7,7 +7,8 @@
     echo-pl collect --out outputs/trajectories/tilted --studies 2500 --no-distributions block_size=8 \
         ablation=tilted --student outputs/runs/<run of ablation=ce>/checkpoints/final.ckpt
 
-Of every distribution 32 tokens are kept, and what the others have together; --keep says otherwise, and --check-k what it costs.
+Of every distribution 32 tokens are kept, and what the others have together; --keep says otherwise, --check-k says what it costs,
+and --keep auto takes the smallest number that costs no more than 1 % of the loss.
 The teacher is the newest stage-2 run, unless start=<checkpoint> says otherwise. An interrupted collection is continued by the same
 command. Several processes share the work: torchrun --nproc-per-node 2 -m echo_pl.tools.collect_trajectories ...; they need a disk
 that all of them see, and write what one process writes, byte for byte.
@@ -49,10 +50,13 @@ from echo_pl.start import resolve_start, start_layout, start_stages
 from echo_pl.structs import Batch
 from echo_pl.tools.check_kept import KS, TOLERANCE, check_kept, smallest, table
 from echo_pl.tools.compose import compose_config
+from echo_pl.tools.kept_choice import AUTO, Kept, agreed_kept, choose_kept, kept_argument
 
 log = logging.getLogger(__name__)
 KEPT = 32
 """Tokens of a distribution that the command stores unless told otherwise."""
+CHECKED = 64
+"""Studies that a K is measured on unless told otherwise."""
 _LOOK_AGAIN = 0.5
 """Seconds between looks at what the other processes have written."""
 
@@ -61,9 +65,10 @@ def collect_trajectories(
     config: DictConfig,
     out: Path,
     distributions: bool = True,
-    kept_tokens: int = 0,
+    kept_tokens: Kept = 0,
     batches_per_part: int = 1,
     student: Path | None = None,
+    check_studies: int = CHECKED,
 ) -> tuple[Path, CollectionCounts]:
     """Decode one pass over the training studies of a stage-3 configuration with its teacher; this process's share of it.
 
@@ -71,9 +76,12 @@ def collect_trajectories(
         config: composed with ``stage=dcd``; ``stage.limit_train`` says how many studies, ``stage.batch_size`` how many at once.
         out: folder to make; while it is being made, ``<out>.part``.
         distributions: also store the distribution of every position (objectives ``dcd`` and ``sdtt`` need it).
-        kept_tokens: so many likeliest tokens of each, and what the others have together; 0: all of it.
+        kept_tokens: so many likeliest tokens of each, and what the others have together; 0: all of it; ``auto``: as many as the
+            loss needs (:mod:`echo_pl.tools.kept_choice`).
         batches_per_part: batches in a file.
         student: with ``stage.module.tilt``, a stage-3 checkpoint that the teacher leans to; None: to its own one-step predictions.
+            With ``auto``, also the one whose loss is measured.
+        check_studies: with ``auto``: studies to measure on.
 
     Raises:
         FileExistsError: ``out`` exists.
@@ -83,12 +91,17 @@ def collect_trajectories(
     """
     launch = detect()
     warn_of_idle_tasks(launch)
+    if kept_tokens == AUTO and not distributions:
+        raise ValueError("kept_tokens is auto, but no distributions are to be stored: there is no K to choose")
+    kept = choose_kept(launch, config, out, check_studies, student) if kept_tokens == AUTO else kept_tokens
     open_group(launch, config.trainer.accelerator)
     own = {"out": str(out), "distributions": distributions, "kept_tokens": kept_tokens, "batches_per_part": batches_per_part}
     own["student"] = str(student)
     refuse_other_settings(launch, flat_settings(config) | own)
+    kept = agreed_kept(launch, kept)
     data = prepare(config)
-    sampler, identity = teacher(config, data, launch, distributions, kept_tokens, student)
+    measured_alone = kept_tokens == AUTO and not config.stage.module.tilt  # the student was given for that, not to lean to
+    sampler, identity = teacher(config, data, launch, distributions, kept, None if measured_alone else student)
     size = config.stage.batch_size
     plan = CollectionPlan(
         studies=data.training_studies,
@@ -193,19 +206,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument(
         "--keep",
-        type=int,
+        type=kept_argument,
         default=KEPT,
         metavar="K",
-        help=f"the K likeliest tokens of a distribution and the rest as one (default {KEPT}); 0: whole distributions",
+        help=f"the K likeliest tokens of a distribution and the rest as one (default {KEPT}); 0: whole distributions; auto: the "
+        f"smallest K whose loss is within {TOLERANCE:.0%}% of the whole one, measured as --check-k does",
     )
     kinds.add_argument("--no-distributions", action="store_true", help="tokens and steps only (objectives with hard targets)")
     parser.add_argument("--check-k", action="store_true", help="collect nothing: measure the loss that every K would give")
-    parser.add_argument("--check-studies", type=int, default=64, help="with --check-k: studies to measure on (default 64)")
+    parser.add_argument(
+        "--check-studies",
+        type=int,
+        default=CHECKED,
+        help=f"with --check-k or --keep auto: studies to measure on (default {CHECKED})",
+    )
     parser.add_argument(
         "--student",
         type=Path,
-        help="a stage-3 checkpoint: with stage.module.tilt the teacher leans to it, with --check-k its loss is taken (default: the "
-        "teacher's weights)",
+        help="a stage-3 checkpoint: with stage.module.tilt the teacher leans to it, with --check-k or --keep auto its loss is "
+        "taken (default: the teacher's weights)",
     )
     parser.add_argument("overrides", nargs="*", help="configuration, as for echo-pl: block_size=8 start=<checkpoint> ...")
     args = parser.parse_args(arguments)
@@ -221,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.out is None:
             raise ValueError("give --out <folder>: where the trajectories go")
         folder, counts = collect_trajectories(
-            config, args.out, not args.no_distributions, args.keep, args.batches_per_part, args.student
+            config, args.out, not args.no_distributions, args.keep, args.batches_per_part, args.student, args.check_studies
         )
         if detect().rank == 0:
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6

@@ -13,6 +13,11 @@ AXES = ("block_size", "ablation", "seed")
 """What cells are told apart by; other swept keys are their variant."""
 AR, TEACHER = "ar", "teacher"
 """What stands in the place of an objective, for models that were not distilled."""
+OF_TEACHERS = {
+    "rad_scale": "+sweep.stages.rad.limit_train=600,1200,2400",
+    "grow": "sweep.grow=[4,8]",
+}
+"""Ablations of stage 2, which a sweep's students have nothing of, and how a sweep asks for the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +66,24 @@ def make_job(overrides: Sequence[str], swept: Sequence[str], config: DictConfig)
         ValueError: it cannot be part of a sweep.
     """
     objective = config.hydra.runtime.choices.get("ablation") or "dcd"
+    refuse_ablation(objective)
     plain = [one.lstrip("+") for one in overrides]
     others = [one for one in plain if (key := one.partition("=")[0]) in swept and key not in AXES]
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return Job(overrides=tuple(overrides), chain=tuple(parts(own)), objective=str(objective), variant=" ".join(others))
+
+
+def refuse_ablation(name: str) -> None:
+    """Refuse an ablation of the stage before, whose settings the students of a sweep would take for theirs, or not at all.
+
+    Raises:
+        ValueError: naming what to give in its place.
+    """
+    if name in OF_TEACHERS:
+        raise ValueError(
+            f"ablation={name} is for single runs of stage rad, and a sweep's jobs are of stage dcd: leave it out, and give "
+            f"{OF_TEACHERS[name]}, which is for the teachers"
+        )
 
 
 def make_cells(jobs: Sequence[Job]) -> list[Cell]:

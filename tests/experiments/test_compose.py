@@ -93,7 +93,16 @@ def nameless(config: DictConfig) -> Any:
 
 
 def test_less_data_composes_for_stage_2(data_root):
-    assert compose(data_root, "stage=rad", "ablation=rad_scale").data.limit_train == 600
+    config = compose(data_root, "stage=rad", "ablation=rad_scale")
+    assert config.data.limit_train == 600
+    assert config.stage.max_steps == compose(data_root, "stage=rad").stage.max_steps, "less data, not fewer steps"
+
+
+@pytest.mark.parametrize("stage", GROUPS["stage"])
+def test_raw_reports_are_for_every_stage(data_root, stage):
+    config = compose(data_root, f"stage={stage}", "ablation=raw")
+    assert config.data.version == "raw"
+    assert build(config, data_root).stage_name == stage
 
 
 @pytest.mark.parametrize("name", GROUPS["sweep"])
@@ -128,9 +137,9 @@ def test_ablations_hold_only_the_difference(ablation):
     lines = [
         line
         for line in (EXPERIMENTS / "ablation" / f"{ablation}.yaml").read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith("#")
+        if line.strip() and not line.strip().startswith("#")  # "# @package" is one, too
     ]
-    assert 1 <= len(lines) <= 6
+    assert 3 <= len(lines) <= 6
 
 
 def test_the_tiny_backbone_s_defaults_are_those_of_its_class(data_root):

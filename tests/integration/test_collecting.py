@@ -106,7 +106,7 @@ def command(
     out: Path,
     logs: Path,
     processes: tuple[dict[str, str], ...] = ONE,
-    keep: int = 4,
+    keep: int | str = 4,
     kill: int | None = None,
     options: tuple[str, ...] = (),
 ) -> Done:
@@ -160,6 +160,20 @@ def test_two_processes_write_what_one_writes(folder, whole, tmp_path):
     assert done.status == 0, done.stderr[-3000:]
     assert contents(tmp_path / "store") == contents(whole)
     assert done.stdout.count("trajectories in") == 1
+
+
+def test_auto_is_one_k_for_two_processes_and_for_what_goes_on(folder, whole, interrupted, tmp_path):
+    """Measured where there is nothing; taken from what is there where a collection was cut off."""
+    done = command(folder, tmp_path / "one", tmp_path, keep="auto")
+    assert done.status == 0, done.stderr[-3000:]
+    done = command(folder, tmp_path / "two", tmp_path, two(), keep="auto")
+    assert done.status == 0, done.stderr[-3000:]
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert TrajectoryStore(tmp_path / "one").identity.kept_tokens not in (0, 4), "that of the other example would prove little"
+    shutil.copytree(interrupted, tmp_path / "store.part")
+    done = command(folder, tmp_path / "store", tmp_path, two(), keep="auto")
+    assert done.status == 0, done.stderr[-3000:]
+    assert contents(tmp_path / "store") == contents(whole)
 
 
 def test_two_processes_refuse_together(folder, whole, tmp_path):

@@ -121,6 +121,34 @@ def test_bleu_of_short_predictions_is_penalised_as_in_nltk():
     assert metric.plain()["bleu_4"] < 0.6
 
 
+CIDER_D = [
+    ("The heart is enlarged. No pleural effusion.", "The heart is enlarged. There is no pleural effusion.", 4.42535688358845),
+    ("The lungs are clear.", "The lungs are clear.", 10.0),
+    (
+        "The lungs are clear and the heart is of normal size. The lungs are clear.",
+        "The heart is of normal size and the lungs are clear.",
+        4.352711556579868,
+    ),
+    (
+        "There is a small left pleural effusion.",
+        "There is a small right pleural effusion, and the heart is enlarged.",
+        2.8116184095051926,
+    ),
+    ("Sternal wires.", "A nodule of 2.5 cm is seen in the right upper lobe.", 0.0),
+    ("effusion effusion effusion effusion effusion", "Left pleural effusion.", 0.16052100264877414),
+]
+"""Prediction, reference and what pycocoevalcap 1.2 (``Cider().compute_score``) gives the pair among all of these references."""
+
+
+def test_cider_d_is_what_pycocoevalcap_gave():
+    """Its numbers, written down, so that they are looked at where the package is not installed too."""
+    predictions, references, expected = (list(column) for column in zip(*CIDER_D, strict=True))
+    metric = Cider(WORDS, clipped=True)
+    metric.update(predictions, references)
+    assert metric.plain()["cider_d"] == pytest.approx(3.6250346420537145, abs=1e-9)
+    assert metric.rows(predictions, references)[:, 0].tolist() == pytest.approx(expected, abs=1e-9)
+
+
 def test_cider_d_is_pycocoevalcap():
     package = pytest.importorskip("pycocoevalcap.cider.cider", reason="pip install --no-deps pycocoevalcap")
     gold = {index: [" ".join(WORDS.split(reference))] for index, reference in enumerate(REFERENCES)}

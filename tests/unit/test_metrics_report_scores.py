@@ -136,6 +136,24 @@ def test_values_that_are_not_known_are_left_out():
     assert metric.plain() == {"stopped": pytest.approx(2 / 3)}
 
 
+def test_a_signature_counts_the_reports_there_are_now():
+    metric = GivenValues("stopped", "stopped|v1", True)
+
+    def counted() -> str:
+        return metric.signature.removeprefix("stopped|v1|references:1 each, ")
+
+    metric.update([True, False, True])
+    metric.compute()
+    assert counted() == "3 in all"
+    metric([True])  # torchmetrics computes of this one alone, and puts the others back
+    assert counted() == "4 in all"
+    metric.compute()
+    metric.reset()
+    metric.update([True])
+    metric.update([True])
+    assert counted() == "2 in all"
+
+
 def test_chinese_is_cut_by_jieba():
     pytest.importorskip("jieba", reason="pip install 'echo-pl[zh]'")
     words = words_of("zh")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,13 @@ from echo_pl.assemble import text_tools
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.diffusion.losses import DistillationConfig
 from echo_pl.diffusion.objectives import DirectConditional, SequenceLevel
+from echo_pl.distributed.launch import detect
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.stages.dcd import DCDModule
-from echo_pl.tools.check_kept import check_kept, smallest, table
+from echo_pl.tools.check_kept import KeptLoss, check_kept, smallest, table
 from echo_pl.tools.collect_trajectories import collect_trajectories
 from echo_pl.tools.compose import compose_config
+from echo_pl.tools.kept_choice import choose_kept, kept_argument
 from echo_pl.tools.make_corpus import make_synthetic
 
 STUDIES, AT_ONCE = 11, 4
@@ -164,6 +167,16 @@ def test_objectives_train_from_the_top_of_distributions(folder, store, top_store
     assert top == whole if objective.name == "ce" else 0 < top < whole
 
 
+def test_reverse_kl_from_the_top_of_distributions_warns_with_the_way_out(folder, store, top_store, caplog):
+    reverse = DirectConditional(config=DistillationConfig(divergence="reverse_kl"), name="reverse_kl")
+    for path, objective in ((store.folder, reverse), (top_store.folder, DirectConditional())):
+        stage(folder, trajectories=str(path), objective=objective)
+        assert "reverse KL" not in caplog.text
+    stage(folder, trajectories=str(top_store.folder), objective=reverse)
+    assert f"{top_store.folder} keep the 6 likeliest of {data_vocabulary(folder)} tokens" in caplog.text
+    assert "echo-pl collect --keep 0" in caplog.text
+
+
 def test_the_k_to_keep_is_measured(folder):
     """Against the losses of the stage itself; with nearly all tokens the difference is gone, and differences fall."""
     wide = data_vocabulary(folder) - 1
@@ -189,6 +202,63 @@ def test_the_k_to_keep_is_measured(folder):
     assert table(rows).count("\n") == 5
     with pytest.raises(ValueError, match="objective ce trains on tokens alone"):
         check_kept(config(folder, "ablation=ce"), STUDIES)
+
+
+def kept_of(path: Path) -> int:
+    return TrajectoryStore(path).identity.kept_tokens
+
+
+def test_auto_keeps_the_smallest_k_within_one_per_cent_and_goes_on_with_it(folder, tmp_path, monkeypatch, caplog):
+    """It writes what the same K by hand writes. What is left of a collection says the K; measuring anew might find another."""
+    rows = check_kept(config(folder), STUDIES)
+    within = [row.kept for row in rows if row.kept is not None and row.difference <= 0.01]
+    assert within, "the example must have a K that is near enough"
+    with caplog.at_level("INFO"):
+        path, _ = collect_trajectories(config(folder), tmp_path / "auto", kept_tokens="auto", check_studies=STUDIES)
+    assert kept_of(path) == min(within)
+    assert f"--keep auto: the smallest K within 1% of the whole loss of {rows[-1].loss:.3f}: --keep {min(within)}." in caplog.text
+    by_hand, _ = collect_trajectories(config(folder), tmp_path / "hand", kept_tokens=min(within))
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == {p.name: p.read_bytes() for p in by_hand.iterdir()}
+
+    def cut_off(*_) -> None:
+        raise OSError("the power is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("echo_pl.tools.collect_trajectories.collect_part", cut_off)
+        with pytest.raises(OSError, match="the power is gone"):
+            collect_trajectories(config(folder), tmp_path / "cut", kept_tokens=3)
+    monkeypatch.setattr("echo_pl.tools.kept_choice.check_kept", lambda *_: pytest.fail("measured again"))
+    path, _ = collect_trajectories(config(folder), tmp_path / "cut", kept_tokens="auto", student=folder / "no.ckpt")
+    assert kept_of(path) == 3
+    assert "no.ckpt is not used: nothing is measured for a collection that goes on" in caplog.text
+    with pytest.raises(FileExistsError, match="cut exists already"):
+        collect_trajectories(config(folder), tmp_path / "cut", kept_tokens="auto")
+    (tmp_path / "odd.part").mkdir()
+    (tmp_path / "odd.part" / "plan.json").write_text("{}")
+    with pytest.raises(ValueError, match="no unfinished collection that could be gone on with"):
+        collect_trajectories(config(folder), tmp_path / "odd", kept_tokens="auto")
+
+
+def test_auto_keeps_whole_distributions_where_no_k_would_do(folder, tmp_path, monkeypatch, caplog):
+    reverse = "stage.module.objective.config.divergence=reverse_kl"
+    with caplog.at_level("INFO"):
+        assert choose_kept(detect(), config(folder, reverse), tmp_path / "none", STUDIES, folder / "no.ckpt") == 0
+    assert "no.ckpt is not used: nothing is measured for reverse KL" in caplog.text
+    with pytest.raises(ValueError, match="no distributions are to be stored: there is no K to choose"):
+        collect_trajectories(config(folder), tmp_path / "none", distributions=False, kept_tokens="auto")
+    assert "whole distributions, as reverse KL loses" in caplog.text
+    far = [
+        KeptLoss(kept=64, loss=0.9, full=1.0, bytes_per_position=9),
+        KeptLoss(kept=None, loss=1.0, full=1.0, bytes_per_position=99),
+    ]
+    asked = []
+    monkeypatch.setattr("echo_pl.tools.kept_choice.check_kept", lambda _, studies, *rest: asked.append(studies) or far)
+    assert choose_kept(detect(), config(folder), tmp_path / "none", 10**6, None) == 0
+    assert asked == [STUDIES], "on no study that is not collected"
+    assert "no K was near enough; whole distributions take 99 bytes a position" in caplog.text
+    with pytest.raises(ArgumentTypeError, match="must be auto, or a number that is 0"):
+        kept_argument("-3")
+    assert (kept_argument("auto"), kept_argument("0")) == ("auto", 0)
 
 
 def data_vocabulary(folder: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -218,6 +219,8 @@ def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
         ("stage=rad", "a sweep's jobs are of stage dcd"),
         ("start=x.ckpt", "a sweep trains the teachers of its jobs itself"),
         ("run_name=x", "leave run_name out"),
+        ("sweep.kept_tokens=auto", r"sweep.kept_tokens must be a number, 0 \(all\) or more, got 'auto'"),
+        ("sweep.kept_tokens=-1", "got -1"),
         ("sweep.tilt_rounds=0", "sweep.tilt_rounds must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -229,6 +232,18 @@ def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
     with pytest.raises(ValueError, match="add hydra/launcher=slurm"):
         sweep_job.carry_out(config("trainer.devices=2", "sweep.part=" + parts(config("trainer.devices=2"))[0].name))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ablation", "way"),
+    [("rad_scale", r"\+sweep\.stages\.rad\.limit_train=600,1200,2400"), ("grow", r"sweep\.grow=\[4,8\]")],
+)
+def test_ablations_of_teachers_are_refused_with_the_way_a_sweep_has(runs, monkeypatch, data_root, tmp_path, capsys, ablation, way):
+    assert command(monkeypatch, data_root, tmp_path, "block_size=4", f"ablation=dcd,{ablation}", "seed=0") == 2
+    assert re.search(rf"ablation={ablation} is for single runs of stage rad, .* give {way}", capsys.readouterr().err)
+    assert runs.made == []
+    with pytest.raises(ValueError, match="leave start_block_size out"):  # by its keys too, where nobody has named it
+        parts(compose_config([f"data_root={data_root}", *OWN, "ablation=grow"]))
 
 
 def chain(data_root: Path, *overrides: str) -> dict[str, str]:

@@ -24,6 +24,11 @@ class DirectConditional(Objective):
     name: str = "dcd"
     needs_targets: bool = True
 
+    @property
+    def needs_whole_targets(self) -> bool:
+        """Reverse KL weighs what was not kept by the student's own probabilities, which are not small where the teacher's are."""
+        return self.config.divergence == "reverse_kl" and self.config.ce_share < 1.0
+
     def student_masks(self, labels: PseudoLabels, progress: float, generators: Sequence[torch.Generator]) -> Tensor:
         """Everything."""
         return fully_masked(labels)

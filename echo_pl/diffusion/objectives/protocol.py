@@ -79,6 +79,11 @@ class Objective(Protocol):
         """Whether trajectories must carry distributions."""
         ...
 
+    @property
+    def needs_whole_targets(self) -> bool:
+        """Whether the loss over the likeliest tokens of distributions, and the rest as one, is far from that over all of them."""
+        return False
+
     def student_masks(self, labels: PseudoLabels, progress: float, generators: Sequence[torch.Generator]) -> Tensor:
         """What the student sees masked.
 
