@@ -5,6 +5,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 ARGS   ?=
 WORKERS ?= 2
+BLOCKS ?= 8
 REAL_DATA ?= ../shared/data/nih_64
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -56,12 +57,12 @@ stage3: $(DATA) ## stage 3, DCDModule, from the newest stage 2 (ARGS="block_size
 sweep: $(DATA) ## block sizes x objectives x seeds with all they need; goes on where it was cut off (ARGS="block_size=4,8 seed=0,1")
 	$(BIN)/echo-pl -m sweep=lab $(ARGS)
 
-LAB := block_size=4,8,16 ablation=dcd,ce,tilted seed=0,1,2 'sweep.grow=[4,8]' +sweep.stages.rad.max_steps=1200 \
+LAB := ablation=dcd,ce,tilted seed=0,1,2 'sweep.grow=[4,8]' +sweep.stages.rad.max_steps=1200 \
 	+sweep.stages.grown.max_steps=450 +sweep.stages.grown.module.optimization.learning_rate=1.0e-3 stage.max_steps=900 \
 	sweep.studies=1000 sweep.timed_studies=32
 
-lab: $(DATA) ## what docs/lab.md starts with: three objectives, block sizes 4 8 16, three seeds (four hours of two cores) -> outputs/compare/lab
-	$(BIN)/echo-pl -m sweep=lab $(LAB) $(ARGS)
+lab: $(DATA) ## what docs/lab.md starts with: dcd, ce and tilted over three seeds, BLOCKS=8 (BLOCKS=4,8,16: hours) -> outputs/compare/lab
+	$(BIN)/echo-pl -m sweep=lab block_size=$(BLOCKS) $(LAB) $(ARGS)
 	$(BIN)/echo-pl compare --sweep lab
 
 compare: $(READY) ## quality against speed of a sweep, from MLflow -> outputs/compare (ARGS="--sweep lab")

@@ -227,9 +227,9 @@ def test_a_sweep_with_its_teachers_as_jobs(slurm, data_root, outputs):
     place.mkdir()
     small = [one for one in SMALL if one != "mlflow=null" and not one.startswith("max_response")]
     given = ["rad.max_steps=2", "pretrain.max_steps=3", "grown.max_steps=2", "warmup.max_steps=2"]
-    given += [f"{stage}.validate_every=2" for stage in ("rad", "pretrain", "warmup")]
+    given += [f"{stage}.{one}" for stage in ("rad", "pretrain", "warmup") for one in ("validate_every=2", "batch_size=4")]
     own = ["sweep=lab", *small, *SIZES, f"data_root={data_root}", f"outputs={place}", *(f"+sweep.stages.{one}" for one in given)]
-    own += ["sweep.grow=[4]", "sweep.trajectories=8", "sweep.studies=2", "sweep.timed_studies=1", "sweep.split=test"]
+    own += ["sweep.grow=[4]", "sweep.trajectories=8", "sweep.studies=2", "sweep.timed_studies=1", "stage.batch_size=4"]
     launcher = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"]
     axes = ["block_size=4,8", "ablation=dcd,ce", "seed=0"]
     said = []
@@ -238,7 +238,7 @@ def test_a_sweep_with_its_teachers_as_jobs(slurm, data_root, outputs):
             [sys.executable, "-m", "echo_pl", "-m", *own, *launcher, *axes],
             env=slurm.environment | extra(), capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stderr[done.stderr.find("echo-pl:") :][:3000]
         said.append(done.stdout)
     assert "4 jobs need 10 parts, 0 of them are done" in said[0]
     assert "4 jobs need 10 parts, 10 of them are done" in said[1]
