@@ -52,15 +52,19 @@ class Named(Protocol):
 
 
 class DiffusionModule(ReportModule, Protocol):
-    """A stage with a block-diffusion model; of a ``dcd`` stage also ``teacher``, ``objective`` and ``student_gate`` are used."""
+    """A stage with a block-diffusion model; what a ``dcd`` stage alone has is said."""
 
     teacher: Any
+    """Of ``dcd``."""
     objective: Named
-    student_gate: float
+    """Of ``dcd``."""
     block_size: int
 
     def make_sampler(self, vlm: Any, **changes: Any) -> Sampler:
         """A sampler like the stage's own, with some fields of its decode configuration changed."""
+
+    def make_student_sampler(self, **changes: Any) -> Sampler:
+        """Of ``dcd``: one like the student's."""
 
 
 class SpeedupAblation(Callback):
@@ -168,7 +172,7 @@ class SpeedupAblation(Callback):
                 yield Method(setting=base, sampler=module.make_sampler(teacher, **one))
                 if module.stage_name == "dcd":
                     student = replace(base, method="distilled", objective=module.objective.name)
-                    yield Method(setting=student, sampler=module.make_sampler(module.vlm, **one, gate=module.student_gate))
+                    yield Method(setting=student, sampler=module.make_student_sampler(**one))
 
     def _write(self, trainer: Trainer, evaluated: Sequence[EvaluatedMethod], trained: int) -> None:
         rows = [item.row for item in evaluated]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from echo_pl.backbone.sharding import whole
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.sequence import BlockedContext, block_context
+from echo_pl.sampling.bigrams import Bigrams
 from echo_pl.sampling.compiled import CompiledBlocks
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks, room_for
@@ -66,7 +68,14 @@ class _Progress:
 class BlockSampler:
     """Decodes reports block by block with a diffusion model."""
 
-    def __init__(self, vlm: VLM, special: SpecialTokens, config: DecodeConfig, tilt: Tilt | None = None) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        special: SpecialTokens,
+        config: DecodeConfig,
+        tilt: Tilt | None = None,
+        bigrams: Bigrams | None = None,
+    ) -> None:
         """Bind a model to a way of decoding.
 
         Args:
@@ -74,13 +83,19 @@ class BlockSampler:
             special: token ids.
             config: how.
             tilt: a student that the model leans to while it decodes.
+            bigrams: chooses the tokens of a one-step decode together. The order of commits and their confidences stay the model's.
 
         Raises:
-            ValueError: a tilt without a cache, or under torch.compile.
+            ValueError: a tilt without a cache, or under torch.compile; bigrams for another decode than a greedy one of one step.
         """
         if tilt is not None and (config.compile or config.kv_cache == "none"):
             raise ValueError("a tilted decode runs eagerly and with a cache: compile=false, and kv_cache vanilla or fused")
-        self.vlm, self.special, self.config, self.tilt = vlm, special, config, tilt
+        if bigrams is not None and (config.denoising_steps != 1 or config.compile or config.token_choice.temperature):
+            raise ValueError(
+                "bigrams are for eager, greedy decoding in one step: denoising_steps=1, compile=false and temperature 0, "
+                f"got {config.denoising_steps}, {config.compile} and {config.token_choice.temperature}"
+            )
+        self.vlm, self.special, self.config, self.tilt, self.bigrams = vlm, special, config, tilt, bigrams
         self._ways = config.by_step
         self._never = torch.empty(0, dtype=torch.long)
 
@@ -112,6 +127,7 @@ class BlockSampler:
     def _generate(self, batch: Batch, recorder: Recorder | None, start: Prefill | None, given: Given | None) -> DecodeResult:
         device, config = batch.context_ids_BP.device, self.config
         self._never = torch.tensor(self.special.never_sampled, device=device)
+        self.bigrams = None if self.bigrams is None else self.bigrams.to(device)
         counter = NfeCounter(len(batch))
         prompt = self._prompt(batch)
         blocks: CachedBlocks | TiltedBlocks | UncachedBlocks
@@ -188,7 +204,8 @@ class BlockSampler:
             if given is not None:
                 canvas_AL, open_AL = given.fill(canvas_AL, open_AL, rows_A, progress.tail_B, block)
                 left_A = open_AL.sum(-1).cpu()
-            final_AL = self._denoise_block(canvas_AL, open_AL, left_A, order_AL, block, blocks, recorder, generator)
+            before_A = history[-1][:, -1] if history else None
+            final_AL = self._denoise_block(canvas_AL, open_AL, left_A, order_AL, before_A, block, blocks, recorder, generator)
             history.append(final_AL)
             ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
             looped_A = torch.zeros_like(ended_A)
@@ -234,12 +251,14 @@ class BlockSampler:
         open_AL: Tensor,
         left_A: Tensor,
         order_AL: Tensor | None,
+        before_A: Tensor | None,
         block: int,
         blocks: CachedBlocks | TiltedBlocks | UncachedBlocks,
         recorder: Recorder | None,
         generator: torch.Generator,
     ) -> Tensor:
-        """Fill a block; ``left_A`` (on the CPU) is how many positions of each sample are open."""
+        """Fill a block; ``left_A`` (on the CPU) is how many positions of each sample are open, ``before_A`` the tokens before it."""
+        path = None if self.bigrams is None else partial(self.bigrams.best_path, before_A=before_A)
         for step, way in enumerate(self._ways, start=1):
             # Every sample has open positions when its block begins, or its block is given and waits for the others.
             working = blocks.rows_A if step == 1 else blocks.rows_A[left_A > 0]
@@ -249,7 +268,7 @@ class BlockSampler:
                 done = blocks.step(canvas_AL, open_AL, order_AL, self._never, block, working, way)
             else:
                 logits_ALV = blocks.denoise(canvas_AL, block, working)
-                done = commit(logits_ALV, canvas_AL, open_AL, order_AL, self._never, way, generator)
+                done = commit(logits_ALV, canvas_AL, open_AL, order_AL, self._never, way, generator, path)
             canvas_AL, open_AL = done.canvas_AL, done.open_AL
             if recorder is not None:
                 recorder.on_commit(

@@ -9,6 +9,7 @@ Shapes: A active samples, L block size, Q queries, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from echo_pl.sampling.remasking import Prediction, choose_commits, predict
 _KINDS_OF_STEPS = 128
 Head = Callable[[Tensor], Tensor]
 """From hidden states to logits."""
+Path = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From logits (A, L, V), tokens so far and which positions are open to tokens (A, L)."""
 
 
 class Step(NamedTuple):
@@ -51,6 +54,7 @@ def commit(
     never: Tensor,
     config: DecodeConfig,
     generator: torch.Generator | None,
+    path: Path | None = None,
 ) -> Step:
     """Choose tokens and the positions that take them.
 
@@ -62,8 +66,11 @@ def commit(
         never: ids that are never sampled.
         config: commit rule and choice of tokens.
         generator: for drawn tokens.
+        path: chooses the tokens of a block together, in the place of each position's own.
     """
     prediction = predict(logits_ALV, never, config.token_choice, generator)
+    if path is not None:
+        prediction = replace(prediction, token_AL=path(prediction.logits_ALV, canvas_AL, open_AL))
     committed_AL = choose_commits(prediction, open_AL, config, order_AL)
     canvas_AL = torch.where(committed_AL, prediction.token_AL, canvas_AL)
     return Step(canvas_AL, open_AL & ~committed_AL, committed_AL, prediction.token_AL, prediction.logits_ALV)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -98,35 +98,15 @@ class TrajectoryStore:
             ValueError: another schema version, or a damaged part.
         """
         self.folder = Path(folder)
-        index_path = self.folder / INDEX_NAME
-        if not index_path.is_file():
-            raise FileNotFoundError(
-                f"no trajectories in {self.folder}; collect them with `echo-pl collect`, "
-                "or leave stage.module.trajectories unset to decode on the fly"
-            )
-        try:
-            index = json.loads(index_path.read_text(encoding="utf-8"))
-            version = index["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{index_path} cannot be read: {error}; collect the trajectories anew") from error
-        if version != SCHEMA_VERSION:
-            raise ValueError(
-                f"{index_path} has schema version {version}, this program reads {SCHEMA_VERSION}; collect the trajectories anew"
-            )
-        try:
-            self.identity = StoreIdentity(**index["identity"])
-            self.counts = CollectionCounts(**index["counts"])
-            self._dropped = frozenset(index["dropped"])
-            parts = [(part["file"], part["keys"]) for part in index["parts"]]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{index_path} is incomplete: {error}; collect the trajectories anew") from error
+        index = _read_index(self.folder)
+        self.identity, self.counts, self._dropped, parts = index.identity, index.counts, index.dropped, index.parts
         self._by_key = {t.key: t for name, keys in parts for t in self._read(name, keys)}
 
     def _read(self, name: str, keys: Sequence[str]) -> Iterable[Trajectory]:
         try:
             tensors = load_file(self.folder / name)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{self.folder / name} cannot be read: {error}; collect the trajectories anew") from error
+            raise _unreadable(self.folder / name, error) from error
         start = 0
         for key, length in zip(keys, tensors["lengths"].tolist(), strict=True):
             stop = start + length
@@ -181,6 +161,63 @@ class TrajectoryStore:
                     f"the trajectories in {self.folder} have {field.name} {have!r}, this run needs {want!r}; "
                     "collect them anew or point stage.module.trajectories elsewhere"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    identity: StoreIdentity
+    counts: CollectionCounts
+    dropped: frozenset[str]
+    parts: list[tuple[str, list[str]]]
+    """File name and sample keys."""
+
+
+def _read_index(folder: Path) -> _Index:
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no trajectories in {folder}; collect them with `echo-pl collect`, "
+            "or leave stage.module.trajectories unset to decode on the fly"
+        )
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        version = index["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; collect the trajectories anew")
+    try:
+        return _Index(
+            identity=StoreIdentity(**index["identity"]),
+            counts=CollectionCounts(**index["counts"]),
+            dropped=frozenset(index["dropped"]),
+            parts=[(part["file"], part["keys"]) for part in index["parts"]],
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is incomplete: {error}; collect the trajectories anew") from error
+
+
+def stored_tokens(folder: str | Path) -> tuple[StoreIdentity, list[Tensor]]:
+    """What a collection belongs to and the tokens (R,) of its reports, in whole blocks; its distributions are not read.
+
+    Raises:
+        FileNotFoundError: no collection at ``folder``.
+        ValueError: another schema version, or a damaged part.
+    """
+    index = _read_index(Path(folder))
+    reports: list[Tensor] = []
+    for name, _ in index.parts:
+        path = Path(folder) / name
+        try:
+            with safe_open(path, "pt") as file:
+                reports += file.get_tensor("token").long().split(file.get_tensor("lengths").tolist())
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from error
+    return index.identity, reports
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read: {error}; collect the trajectories anew")
 
 
 def _top(tensors: dict[str, Tensor], place: slice) -> TopTargets:

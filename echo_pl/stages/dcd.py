@@ -18,6 +18,7 @@ from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.lora import LoraSettings, add_lora
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.objectives import Objective
+from echo_pl.sampling.bigrams import Bigrams, check_weight, stored_bigrams
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.stages.distillation import Distillation
@@ -59,6 +60,7 @@ class DCDModule(L.LightningModule):
         student_prefix: float = 0.0,
         tilt: float = 0.0,
         student_gate: float = 0.0,
+        student_bigrams: float = 0.0,
         generation_batches: int = 1,
     ) -> None:
         """Take everything ready-made; student and teacher are built in ``configure_model``.
@@ -78,16 +80,20 @@ class DCDModule(L.LightningModule):
             student_prefix: share of the studies whose first blocks the student writes, as it is now, and the teacher completes.
             tilt: weight of the student that the teacher leans to while it decodes (:mod:`echo_pl.sampling.tilted`); 0: none.
             student_gate: in validation, the student takes a second step for blocks with a position below this confidence.
+            student_bigrams: in validation, weight of how often tokens follow each other in the stored trajectories
+                (:mod:`echo_pl.sampling.bigrams`); 0: the student alone.
             generation_batches: validation batches that are decoded and scored, and whose mean-field gap is measured.
 
         Raises:
-            ValueError: a share that is none, or one of stored trajectories.
+            ValueError: a share that is none, or one of stored trajectories; a weight that is none.
         """
         super().__init__()
         refuse_compile(decode)
+        check_weight(student_bigrams)
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.decode, self.objective, self.start, self.lora = decode, objective, start, lora
-        self.student_gate = student_gate
+        self.student_gate, self.student_bigrams, self._trajectories = student_gate, student_bigrams, trajectories
+        self._bigrams: Bigrams | None = None
         self.logits = SequenceLogits(pack_tokens)
         self.generation = GenerationCheck(text, generation_batches)
         self.gap = GapCheck(generation_batches)
@@ -111,10 +117,11 @@ class DCDModule(L.LightningModule):
         """Build the teacher and the student from the stage-2 checkpoint; read stored trajectories.
 
         Raises:
-            ValueError: training without a start checkpoint; one that does not fit.
+            ValueError: training without a start checkpoint; one that does not fit; bigrams without stored trajectories.
         """
         if self.vlm is not None:
             return
+        self._bigrams = stored_bigrams(self._trajectories, self.student_bigrams, self.text.vocab_size, self.text.fingerprint)
         if self.start is None:
             self._configure_to_validate()
             return
@@ -159,8 +166,13 @@ class DCDModule(L.LightningModule):
 
     @property
     def sampler(self) -> BlockSampler:
-        """One step per block (and a second one behind a gate), with the fused cache."""
-        return self.make_sampler(self.model, denoising_steps=1, kv_cache="fused", gate=self.student_gate)
+        """The student's: one step per block (and a second one behind a gate), with the fused cache."""
+        return self.make_student_sampler()
+
+    def make_student_sampler(self, **changes: Any) -> BlockSampler:
+        """The same with some fields of its decode configuration changed."""
+        one = {"denoising_steps": 1, "kv_cache": "fused", "gate": self.student_gate}
+        return BlockSampler(self.model, self.special, replace(self.decode, **{**one, **changes}), bigrams=self._bigrams)
 
     def make_sampler(self, vlm: VLM, **changes: Any) -> BlockSampler:
         """A sampler like the teacher's, with some fields of its decode configuration changed."""

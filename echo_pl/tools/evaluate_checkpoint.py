@@ -1,7 +1,7 @@
 """Decode held-out studies with a checkpoint of any stage that writes reports, the way its stage means it to be decoded.
 
-Stage 1 token by token; stage 2 as its ``stage.module.decode`` says; stage 3 in one step per block, and a second one behind
-``stage.module.student_gate``. Knows no score.
+Stage 1 token by token; stage 2 as its ``stage.module.decode`` says; stage 3 in one step per block, with what
+``stage.module.student_gate`` and ``student_bigrams`` add to it. Knows no score.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from echo_pl.run import fitting, prepare
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, Recorder
 from echo_pl.structs import Batch, DecodeResult, ReportText
 from echo_pl.tools.compose import compose_config
+from echo_pl.tools.student_sampler import student_sampler
 
 STAGES = {
     "pretrain": "stage 1, token by token",
@@ -183,5 +184,5 @@ def _sampler(config: DictConfig, record: StageRecord, vlm: VLM, data: ReportData
         return AutoregressiveSampler(vlm, data.special, config.max_response_tokens)
     decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
     if record.stage == "dcd":
-        decode = replace(decode, denoising_steps=1, gate=config.stage.module.student_gate)
+        return student_sampler(config.stage.module, decode, vlm, data)
     return BlockSampler(vlm, data.special, decode)

@@ -35,6 +35,7 @@ from echo_pl.run import prepare, run
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig
 from echo_pl.structs import ReportText
 from echo_pl.tools.collect_trajectories import collect_trajectories
+from echo_pl.tools.student_sampler import student_sampler
 from echo_pl.tools.sweep_plan import SCORES, STUDIES, Part, measurement, parts
 
 
@@ -142,7 +143,8 @@ def _sampler(part: Part, vlm: VLM, data: ReportDataModule) -> Sampler:
     """As its stage means it to be decoded."""
     if part.stage == "pretrain":
         return AutoregressiveSampler(vlm, data.special, part.config.max_response_tokens)
-    decode: DecodeConfig = instantiate(part.config.stage.module.decode, _convert_="all")
-    if part.stage == "dcd":
-        decode = replace(decode, denoising_steps=1, gate=part.config.stage.module.student_gate)
-    return BlockSampler(vlm, data.special, replace(decode, kv_cache="fused"))
+    module = part.config.stage.module
+    decode: DecodeConfig = replace(instantiate(module.decode, _convert_="all"), kv_cache="fused")
+    if part.stage != "dcd":
+        return BlockSampler(vlm, data.special, decode)
+    return student_sampler(module, decode, vlm, data)

@@ -43,6 +43,8 @@ _DECIDES_NOTHING = {
     "stage.checkpoint_every", "stage.module.generation_batches", "stage.module.trajectories",
 }  # fmt: skip
 """Settings that change nothing of what is trained; the data itself is in its fingerprint."""
+_NOTHING = {("stage.module.student_bigrams", 0.0)}
+"""Settings that are younger than sweeps, switched off: a part has the name that it had before there were any."""
 _OF_BLOCKS = {"block_size", "grid", "context_attention"}
 """Settings that stages before the diffusion stages do not read."""
 _OF_THE_TRAINER = ("precision", "devices", "num_nodes")
@@ -155,7 +157,7 @@ def _student_before(config: DictConfig, ablation: str) -> DictConfig:
     """Of a student that is needed before a job's own: one that learns from what the teacher of stage 2 writes by itself."""
     own = deepcopy(config)
     own.start_stage = None
-    own.stage.module.tilt = 0.0
+    own.stage.module.tilt = own.stage.module.student_gate = own.stage.module.student_bigrams = 0.0
     own.stage.module.objective = compose_config(["stage=dcd", f"ablation={ablation}"]).stage.module.objective
     return own
 
@@ -228,7 +230,7 @@ def _usual(stage: PartStage) -> DictConfig:
 
 def _name(config: DictConfig, stage: PartStage, before: Sequence[str]) -> str:
     """Readable, and other for everything that trains something else."""
-    flat = {name: value for name, value in _settings(config).items() if _decides(name, stage)}
+    flat = {name: value for name, value in _settings(config).items() if _decides(name, stage) and (name, value) not in _NOTHING}
     flat |= {f"trainer.{name}": config.trainer[name] for name in _OF_THE_TRAINER}
     flat |= {"stage": stage, "before": list(before), "data": _data_fingerprint(_data_text(config))}
     if stage == "trajectories":

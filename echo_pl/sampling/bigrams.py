@@ -1,0 +1,178 @@
+"""One-step decoding as a chain: how often tokens follow each other, beside what one forward says of every position by itself.
+
+The tokens of a block that is filled in one step are chosen as if they were independent. Here they are the best path through
+the block under ``sum_i log p_i(y_i) + w log r(y_i-1, y_i)``, where r(a, b) = P(b | a) / P(b) is counted in the reports that the
+student was trained on: at w = 1 the joint of a Markov chain whose marginals are p, if the p_i are the chain's. (Sun et al. 2019,
+arXiv 1910.11555, learn such a factor for parallel translation; here it is counted.) No forward is spent on it.
+
+Knows tokens and distributions; nothing of models, caches or commit rules.
+
+Shapes: A active samples, L block size, C candidates, V vocabulary, N pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from echo_pl.sampling.trajectory_store import stored_tokens
+
+log = logging.getLogger(__name__)
+CANDIDATES = 8
+"""Likeliest tokens of a position that a path may take. Four are hardly fewer (docs/lab.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bigrams:
+    """Log-ratios log P(b | a) / P(b) of pairs of tokens, and how far to trust them."""
+
+    pair_N: Tensor
+    """int64, rising: a V + b of the pairs that were seen."""
+    log_ratio_N: Tensor
+    """float32, of these."""
+    unseen_V: Tensor
+    """float32, by first token: of all pairs that were not."""
+    weight: float
+    """w, above 0."""
+    candidates: int = CANDIDATES
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight)
+        if self.weight == 0.0:
+            raise ValueError("bigrams of weight 0 are none: leave them out")
+        if self.candidates < 1:
+            raise ValueError(f"a path needs at least one candidate, got {self.candidates}")
+
+    @classmethod
+    def count(cls, reports: Sequence[Tensor], vocabulary: int, weight: float, smoothing: float = 1.0) -> Bigrams:
+        """Count pairs in token sequences.
+
+        P(b | a) = (c(a, b) + s P(b)) / (c(a) + s), so that pairs which were not seen are unlikely and not impossible, and nothing
+        is said of what follows a token that was never seen.
+
+        Args:
+            reports: (R,) tokens each; no pair spans two of them.
+            vocabulary: V.
+            weight: w.
+            smoothing: s, in counts.
+
+        Raises:
+            ValueError: there are no pairs, a token is none of the vocabulary, or the weight or the smoothing is none.
+        """
+        if not 0.0 < smoothing < math.inf:
+            raise ValueError(f"smoothing must be positive and finite, got {smoothing}")
+        longer = [report for report in reports if len(report) > 1]
+        if not longer:
+            raise ValueError("no pairs of tokens to count: there is no report of two tokens or more")
+        every = torch.cat([report.long() for report in reports])
+        low, high = int(every.min()), int(every.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(f"reports hold tokens from {low} to {high}, and the vocabulary has {vocabulary}: it is another one's")
+        first, second = (torch.cat([r.long()[s] for r in longer]) for s in (slice(None, -1), slice(1, None)))
+        pair_N, count_N = (first * vocabulary + second).unique(return_counts=True)
+        followed_V = torch.bincount(first, minlength=vocabulary).double() + smoothing
+        share_V = torch.bincount(every, minlength=vocabulary).double() / len(every)
+        first_N, second_N = pair_N // vocabulary, pair_N % vocabulary
+        return cls(
+            pair_N=pair_N,
+            log_ratio_N=((count_N / share_V[second_N] + smoothing) / followed_V[first_N]).log().float(),
+            unseen_V=(smoothing / followed_V).log().float(),
+            weight=weight,
+        )
+
+    def to(self, device: torch.device) -> Bigrams:
+        """On a device."""
+        if self.pair_N.device == device:
+            return self
+        return replace(
+            self, pair_N=self.pair_N.to(device), log_ratio_N=self.log_ratio_N.to(device), unseen_V=self.unseen_V.to(device)
+        )
+
+    def log_ratio(self, first: Tensor, second: Tensor) -> Tensor:
+        """log r(first, second), for tokens whose shapes broadcast."""
+        pair = first * len(self.unseen_V) + second
+        place = torch.searchsorted(self.pair_N, pair).clamp(max=len(self.pair_N) - 1)
+        return torch.where(self.pair_N[place] == pair, self.log_ratio_N[place], self.unseen_V[first])
+
+    def best_path(self, logits_ALV: Tensor, canvas_AL: Tensor, open_AL: Tensor, before_A: Tensor | None) -> Tensor:
+        """The tokens (A, L) of the best path through each block (Viterbi).
+
+        Args:
+            logits_ALV: -inf at ids that are never sampled.
+            canvas_AL: the block; its tokens stay where it is not open.
+            open_AL: bool.
+            before_A: the token before the block; None: there is none that was counted.
+        """
+        C = min(self.candidates, logits_ALV.shape[-1])
+        precise = torch.promote_types(logits_ALV.dtype, torch.float32)
+        score_ALC, token_ALC = logits_ALV.log_softmax(-1, dtype=precise).topk(C, dim=-1)
+        # A settled position has one candidate, whatever the forward says of it now.
+        token_ALC = torch.where(open_AL[..., None], token_ALC, canvas_AL[..., None])
+        settled_C = torch.full((C,), -torch.inf, device=score_ALC.device, dtype=precise)
+        settled_C[0] = 0.0
+        score_ALC = torch.where(open_AL[..., None], score_ALC, settled_C)
+        link_ALCC = self.weight * self.log_ratio(token_ALC[:, :-1, :, None], token_ALC[:, 1:, None, :])
+        best_AC = score_ALC[:, 0]
+        if before_A is not None:
+            best_AC = best_AC + self.weight * self.log_ratio(before_A[:, None], token_ALC[:, 0])
+        came_from: list[Tensor] = []
+        for place in range(1, canvas_AL.shape[1]):
+            reached = (best_AC[:, :, None] + link_ALCC[:, place - 1]).max(dim=1)
+            best_AC = reached.values + score_ALC[:, place]
+            came_from.append(reached.indices)
+        choice_A1 = best_AC.argmax(-1, keepdim=True)
+        choices = [choice_A1]
+        for back_AC in reversed(came_from):
+            choice_A1 = back_AC.gather(1, choice_A1)
+            choices.append(choice_A1)
+        choice_AL = torch.cat(choices[::-1], dim=1)
+        return token_ALC.gather(-1, choice_AL[..., None])[..., 0]
+
+
+def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, data: str) -> Bigrams | None:
+    """Count the pairs of the reports that a student learnt from.
+
+    Args:
+        folder: its stored trajectories.
+        weight: w; 0: no bigrams, and nothing is read.
+        vocabulary: V.
+        data: fingerprint of the data that is decoded. Bigrams of other data are used, with a warning.
+
+    Raises:
+        FileNotFoundError: there are no trajectories in the folder.
+        ValueError: no folder; damaged trajectories, or of another vocabulary; a weight that is none.
+    """
+    check_weight(weight)
+    if weight == 0.0:
+        return None
+    if folder is None:
+        raise ValueError(
+            f"student_bigrams={weight} counts pairs of tokens in stored trajectories: give stage.module.trajectories=<folder> "
+            "(echo-pl collect makes it)"
+        )
+    identity, reports = stored_tokens(folder)
+    if identity.data_fingerprint != data:
+        log.warning(
+            "bigrams are counted in %s, which is of data %s; this is %s: their token ids must mean the same",
+            folder, identity.data_fingerprint, data,
+        )  # fmt: skip
+    try:
+        return Bigrams.count(reports, vocabulary, weight)
+    except ValueError as error:
+        raise ValueError(f"no bigrams from {folder}: {error}") from error
+
+
+def check_weight(weight: float) -> None:
+    """Refuse a weight that is none.
+
+    Raises:
+        ValueError: it is negative or not finite.
+    """
+    if not 0.0 <= weight < math.inf:
+        raise ValueError(f"the weight of bigrams must be at least 0 and finite, got {weight}")

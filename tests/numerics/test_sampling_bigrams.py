@@ -1,0 +1,173 @@
+"""One-step decoding as a chain: the counted ratios by hand, the best path by trying all, and that caches and batches stay exact."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from models import SPECIAL, VOCABULARY, decoding_vlm, make_batch, rows_of
+from torch import Tensor
+
+from echo_pl.backbone.vlm import VLM
+from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
+from echo_pl.sampling.bigrams import Bigrams
+from echo_pl.sampling.config import TokenChoice
+from echo_pl.structs import Batch, DecodeResult
+
+L, LIMIT = 4, 20
+
+
+def counted(vocabulary: int = VOCABULARY, weight: float = 1.0, reports: int = 30, length: int = 12) -> Bigrams:
+    generator = torch.Generator().manual_seed(7)
+    drawn = torch.randint(0, vocabulary, (reports, length), generator=generator)
+    return Bigrams.count(list(drawn), vocabulary, weight)
+
+
+def test_ratios_by_hand():
+    """Two reports; no pair goes from one to the other; the last token of a report is followed by nothing."""
+    table = Bigrams.count([torch.tensor([1, 2, 1, 2]), torch.tensor([1, 3]), torch.tensor([2])], 5, weight=1.0, smoothing=0.5)
+    s, tokens = Fraction(1, 2), 7
+    share = {1: Fraction(3, tokens), 2: Fraction(3, tokens), 3: Fraction(1, tokens)}
+    followed = {0: 0, 1: 3, 2: 1, 3: 0, 4: 0}
+    seen = {(1, 2): 2, (2, 1): 1, (1, 3): 1}
+    for a, b in itertools.product(range(5), repeat=2):
+        if (a, b) in seen:
+            expected = (seen[a, b] + s * share[b]) / (followed[a] + s) / share[b]  # P(b | a) / P(b)
+        else:
+            expected = s / (followed[a] + s)  # of b nothing is known but that it did not come
+        assert math.isclose(float(table.log_ratio(torch.tensor(a), torch.tensor(b)).exp()), float(expected), rel_tol=1e-6), (a, b)
+
+
+def test_probabilities_behind_a_token_sum_to_one():
+    """P(b | a) = r(a, b) P(b) over the tokens that were seen."""
+    reports = [torch.tensor([0, 1, 2, 0, 3]), torch.tensor([3, 2, 1])]
+    table = Bigrams.count(reports, 4, weight=1.0)
+    share = torch.bincount(torch.cat(reports)).double() / 8
+    every = torch.arange(4)
+    behind = table.log_ratio(every[:, None], every[None]).double().exp() * share
+    assert torch.allclose(behind.sum(1), torch.ones(4, dtype=torch.float64), atol=1e-6)
+
+
+def best_by_trying(table: Bigrams, log_p: Tensor, canvas: Tensor, open_: Tensor, before: int | None) -> list[int]:
+    """Of all sequences of tokens, the one with the largest score."""
+    ratio = {
+        (a, b): table.weight * float(table.log_ratio(torch.tensor(a), torch.tensor(b)))
+        for a, b in itertools.product(range(log_p.shape[1]), repeat=2)
+    }
+    choices = [
+        log_p[i].topk(min(table.candidates, log_p.shape[1])).indices.tolist() if open_[i] else [int(canvas[i])]
+        for i in range(len(log_p))
+    ]
+
+    def score(path: tuple[int, ...]) -> float:
+        own = sum(float(log_p[i, token]) for i, token in enumerate(path) if open_[i])
+        links = sum(ratio[pair] for pair in itertools.pairwise(path))
+        return own + links + (0.0 if before is None else ratio[before, path[0]])
+
+    return list(max(itertools.product(*choices), key=score))
+
+
+@pytest.mark.parametrize("before", [None, 2])
+@pytest.mark.parametrize("candidates", [1, 3, 6])
+@pytest.mark.parametrize("settled", [[], [0], [1, 2]])
+def test_the_best_path_is_the_best_of_all(before, candidates, settled):
+    V, A = 6, 5
+    table = counted(V, weight=0.7, reports=4, length=6)
+    table = Bigrams(**{**vars(table), "candidates": candidates})
+    generator = torch.Generator().manual_seed(candidates)
+    logits = 2 * torch.randn(A, L, V, generator=generator, dtype=torch.float64)
+    logits[..., 4] = -torch.inf  # an id that is never sampled
+    canvas = torch.randint(0, V, (A, L), generator=generator)
+    open_ = torch.ones(A, L, dtype=torch.bool)
+    open_[:, settled] = False
+    found = table.best_path(logits, canvas, open_, None if before is None else torch.full((A,), before))
+    expected = [best_by_trying(table, logits[a].log_softmax(-1), canvas[a], open_[a], before) for a in range(A)]
+    assert found.tolist() == expected
+    if not settled:
+        assert not (found == 4).any()
+    if candidates == 6 and not settled:
+        assert found.tolist() != logits.argmax(-1).tolist(), "the example must not be trivial"
+
+
+def test_nothing_is_said_of_what_was_never_seen():
+    """Pairs behind an unseen token weigh nothing: the path is each position's own choice."""
+    table = Bigrams.count([torch.tensor([5, 5, 5])], 6, weight=3.0)
+    logits = torch.randn(3, L, 5, generator=torch.Generator().manual_seed(0))
+    logits = torch.cat([logits, torch.full((3, L, 1), -9.0)], dim=-1)
+    everything_open = torch.ones(3, L, dtype=torch.bool)
+    assert torch.equal(table.best_path(logits, torch.zeros(3, L, dtype=torch.long), everything_open, None), logits.argmax(-1))
+
+
+@pytest.fixture(scope="module")
+def vlm() -> VLM:
+    return decoding_vlm()
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return make_batch([9, 12, 11, 14], [10, 7, 5, 6], seed=3, dtype=torch.float64)
+
+
+def decode(vlm: VLM, batch: Batch, bigrams: Bigrams | None, recorder: TrajectoryRecorder | None = None, **changes) -> DecodeResult:
+    config = DecodeConfig(**{"block_size": L, "max_response_tokens": LIMIT, "denoising_steps": 1, **changes})
+    return BlockSampler(vlm, SPECIAL, config, bigrams=bigrams).generate(batch, recorder)
+
+
+@pytest.mark.parametrize("gate", [0.0, 0.5])
+@pytest.mark.parametrize(("grid", "mode"), [("response", "causal"), ("absolute", "block_causal"), ("absolute", "full")])
+def test_fused_is_vanilla_is_uncached_and_a_batch_is_its_samples(vlm, batch, grid, mode, gate):
+    common = {"grid": grid, "context_attention": mode, "gate": gate}
+    expected = decode(vlm, batch, counted(), kv_cache="none", **common)
+    alone = decode(vlm, batch, None, **common)
+    assert any(not torch.equal(a, b) for a, b in zip(alone.tokens, expected.tokens, strict=True)), "the example is trivial"
+    for kv_cache in ("vanilla", "fused"):
+        result = decode(vlm, batch, counted(), kv_cache=kv_cache, **common)
+        assert all(torch.equal(a, b) for a, b in zip(result.tokens, expected.tokens, strict=True))
+        if not gate:
+            assert torch.equal(result.nfe_B - result.kv_write_nfe_B, result.blocks_B), "not a forward more"
+    for row in range(len(batch)):
+        assert torch.equal(decode(vlm, rows_of(batch, row), counted(), **common).tokens[0], expected.tokens[row])
+
+
+def test_the_token_before_a_block_counts(vlm, batch):
+    """Every block's path, computed again from the logits of a recorder and the last token of the block before it."""
+    table = counted()
+    recorder = TrajectoryRecorder(distributions=True)
+    decode(vlm, batch, table, recorder)
+    for trajectory in recorder.trajectories(batch.keys):
+        assert trajectory.target_RV is not None
+        before = None
+        for tokens, log_p in zip(trajectory.token_R.split(L), trajectory.target_RV.log().split(L), strict=True):
+            everything_open = torch.ones(1, L, dtype=torch.bool)
+            assert table.best_path(log_p[None], tokens[None], everything_open, before).tolist() == [tokens.tolist()]
+            before = tokens[-1:]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"denoising_steps": None}, {"compile": True}, {"token_choice": TokenChoice(temperature=0.5)}],
+)
+def test_ways_that_have_no_use_for_them_are_refused(vlm, batch, changes):
+    with pytest.raises(ValueError, match="bigrams are for eager, greedy decoding in one step: denoising_steps=1"):
+        decode(vlm, batch, counted(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"weight": 0.0}, "leave them out"), ({"weight": -1.0}, "at least 0"), ({"candidates": 0}, "at least one")],
+)
+def test_tables_that_are_none_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Bigrams(**{**vars(counted()), **changes})
+
+
+@pytest.mark.parametrize(
+    ("reports", "said"),
+    [([], "no pairs"), ([torch.tensor([1])], "no pairs"), ([torch.tensor([1, 9])], "tokens from 1 to 9, and the vocabulary has 9")],
+)
+def test_reports_that_cannot_be_counted_are_refused(reports, said):
+    with pytest.raises(ValueError, match=said):
+        Bigrams.count(reports, 9, 1.0)
