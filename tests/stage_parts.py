@@ -22,13 +22,16 @@ from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.sampling import DecodeConfig
+from echo_pl.sampling.collect import store_identity
+from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan
+from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 from echo_pl.stages.dcd import DCDModule
 from echo_pl.stages.optimization import Optimization
 from echo_pl.stages.pretrain import NormalizedPretrain
 from echo_pl.stages.rad import RADModule
 from echo_pl.stages.validation import TextTools
 from echo_pl.stages.warmup import VisionWarmup
-from echo_pl.structs import SpecialTokens
+from echo_pl.structs import SpecialTokens, Trajectory
 
 BLOCK_SIZE = 8
 LIMIT = 128
@@ -109,6 +112,24 @@ class Losses(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         self.values.append(float(outputs["loss"]))
+
+
+def write_tokens(folder: Path, reports: list[list[int]], data: str) -> Path:
+    """Stored trajectories of these tokens, without distributions."""
+    identity = store_identity(DECODE, "a teacher", data, distributions=False)
+    writer = TrajectoryWriter(folder, identity, CollectionPlan(studies=len(reports), batches=1, batch_size=len(reports)))
+    trajectories = [
+        Trajectory(
+            key=f"study-{n}",
+            block_size=BLOCK_SIZE,
+            token_R=torch.tensor(report),
+            commit_step_R=torch.ones(len(report), dtype=torch.long),
+            confidence_R=torch.ones(len(report)),
+        )
+        for n, report in enumerate(reports)
+    ]
+    writer.write(0, trajectories, [], CollectionCounts(kept=len(reports)))
+    return writer.finish()[0]
 
 
 def trainer(folder: Path, steps: int, *callbacks: L.Callback, checkpoints: int | None = None, **options: Any) -> L.Trainer:

@@ -148,14 +148,9 @@ def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, da
         FileNotFoundError: there are no trajectories in the folder.
         ValueError: no folder; damaged trajectories, or of another vocabulary; a weight that is none.
     """
-    check_weight(weight)
-    if weight == 0.0:
+    check_source(folder, weight)
+    if folder is None or weight == 0.0:
         return None
-    if folder is None:
-        raise ValueError(
-            f"student_bigrams={weight} counts pairs of tokens in stored trajectories: give stage.module.trajectories=<folder> "
-            "(echo-pl collect makes it)"
-        )
     identity, reports = stored_tokens(folder)
     if identity.data_fingerprint != data:
         log.warning(
@@ -166,6 +161,20 @@ def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, da
         return Bigrams.count(reports, vocabulary, weight)
     except ValueError as error:
         raise ValueError(f"no bigrams from {folder}: {error}") from error
+
+
+def check_source(folder: str | Path | None, weight: float) -> None:
+    """Refuse bigrams that have nothing to be counted in.
+
+    Raises:
+        ValueError: a weight that is none, or one above 0 without a folder of stored trajectories.
+    """
+    check_weight(weight)
+    if weight and folder is None:
+        raise ValueError(
+            f"student_bigrams={weight} counts pairs of tokens in stored trajectories: give stage.module.trajectories=<folder> "
+            "(echo-pl collect makes it)"
+        )
 
 
 def check_weight(weight: float) -> None:

@@ -257,7 +257,7 @@ class BlockSampler:
         recorder: Recorder | None,
         generator: torch.Generator,
     ) -> Tensor:
-        """Fill a block; ``left_A`` (on the CPU) is how many positions of each sample are open, ``before_A`` the tokens before it."""
+        """Fill a block; ``left_A`` (on the CPU): how many positions of each sample are open; ``before_A``: the tokens before it."""
         path = None if self.bigrams is None else partial(self.bigrams.best_path, before_A=before_A)
         for step, way in enumerate(self._ways, start=1):
             # Every sample has open positions when its block begins, or its block is given and waits for the others.

@@ -18,7 +18,7 @@ from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.lora import LoraSettings, add_lora
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.objectives import Objective
-from echo_pl.sampling.bigrams import Bigrams, check_weight, stored_bigrams
+from echo_pl.sampling.bigrams import Bigrams, check_source, stored_bigrams
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.stages.distillation import Distillation
@@ -85,11 +85,11 @@ class DCDModule(L.LightningModule):
             generation_batches: validation batches that are decoded and scored, and whose mean-field gap is measured.
 
         Raises:
-            ValueError: a share that is none, or one of stored trajectories; a weight that is none.
+            ValueError: a share that is none, or one of stored trajectories; a weight that is none; bigrams without a folder.
         """
         super().__init__()
         refuse_compile(decode)
-        check_weight(student_bigrams)
+        check_source(trajectories, student_bigrams)
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.decode, self.objective, self.start, self.lora = decode, objective, start, lora
         self.student_gate, self.student_bigrams, self._trajectories = student_gate, student_bigrams, trajectories
@@ -117,7 +117,7 @@ class DCDModule(L.LightningModule):
         """Build the teacher and the student from the stage-2 checkpoint; read stored trajectories.
 
         Raises:
-            ValueError: training without a start checkpoint; one that does not fit; bigrams without stored trajectories.
+            ValueError: training without a start checkpoint; one that does not fit; trajectories that hold other tokens.
         """
         if self.vlm is not None:
             return

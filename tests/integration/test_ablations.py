@@ -13,11 +13,14 @@ from ranks import SIZES, SMALL, pretrained_checkpoint
 from echo_pl.__main__ import EXPERIMENTS
 from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
 from echo_pl.run import run
+from echo_pl.tools.collect_trajectories import collect_trajectories
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 
 NAMES = sorted(path.stem for path in (EXPERIMENTS / "ablation").glob("*.yaml"))
 OF_STAGE_2 = {"grow": ["start_block_size=4"], "rad_scale": []}
+STORED = ("bigrams", "tilted_bigrams")
+"""Those that count something in stored trajectories."""
 ONE_STEP = [
     "stage.max_steps=1", "stage.batch_size=12", "stage.checkpoint_every=9", "stage.module.optimization.warmup_steps=0",
     "trainer.log_every_n_steps=1", "+trainer.limit_val_batches=0",
@@ -41,13 +44,17 @@ def test_every_ablation_trains(root, name):
     stage = "rad" if name in OF_STAGE_2 else "dcd"
     start = {"grow": "rad4", "rad_scale": "pretrain", "next_round": "dcd"}.get(name, "rad")
     steps = [] if stage == "rad" or name == "sdtt" else ["stage.module.decode.denoising_steps=3"]
-    config = compose_config(
-        [
-            *SMALL, *SIZES, *ONE_STEP, f"data_root={root / 'data'}", f"outputs={root}", f"run_name={name}", f"stage={stage}",
-            f"ablation={name}", f"start={root / start}.ckpt", *steps, *OF_STAGE_2.get(name, []),
-        ]
-    )  # fmt: skip
-    outcome = run(config)
+    settings = [
+        *SMALL, *SIZES, *ONE_STEP, f"data_root={root / 'data'}", f"outputs={root}", f"run_name={name}", f"stage={stage}",
+        f"ablation={name}", f"start={root / start}.ckpt", *steps, *OF_STAGE_2.get(name, []),
+    ]  # fmt: skip
+    if name in STORED:
+        with pytest.raises(ValueError, match=r"give stage.module.trajectories=<folder>"):
+            run(compose_config(settings))
+        store = root / f"stored-{name}"
+        collect_trajectories(compose_config([*settings, "stage.limit_train=12"]), store)
+        settings += [f"stage.module.trajectories={store}", "stage.limit_train=12"]
+    outcome = run(compose_config(settings))
     assert math.isfinite(outcome.metrics["train/loss"])
     assert outcome.metrics.get("train/usable_trajectories", 1.0) > 0
     before, after = (read_checkpoint(path)[1]["state_dict"] for path in (root / f"{start}.ckpt", outcome.checkpoint))

@@ -63,7 +63,6 @@ class TinyStage(LightningModule):
         self.decoded_with: list[dict[str, Any]] = []
         self.sampler = self.make_sampler(self.vlm)
         self.objective = SimpleNamespace(name="ce")
-        self.student_gate = 0.75
         self.losses: list[float] = []
 
     def make_sampler(
@@ -74,11 +73,12 @@ class TinyStage(LightningModule):
         denoising_steps: int = 1,
         kv_cache: str = "fused",
         remasking: str = "random",
-        gate: float = 0.0,
+        students: bool = False,
     ) -> Any:
         if block_size == 7:
             raise ValueError("block_size 7 does not fit the grid")
-        self.decoded_with.append({"steps": denoising_steps, "remasking": remasking, "student": vlm is self.vlm, "gate": gate})
+        who = {"student": vlm is self.vlm, "as_students": students}
+        self.decoded_with.append({"steps": denoising_steps, "remasking": remasking, **who})
         stage = self
 
         class Forwarding(FakeSampler):
@@ -89,6 +89,9 @@ class TinyStage(LightningModule):
                 return super().generate(batch, recorder)
 
         return Forwarding(block_size, stutter=denoising_steps == 1 and vlm == self.teacher)
+
+    def make_student_sampler(self, **changes: Any) -> Any:
+        return self.make_sampler(self.vlm, **changes, students=True)
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:
         assert self.vlm.training
@@ -249,7 +252,8 @@ def test_rows_do_not_decode_in_the_random_order_that_a_run_may_collect_in(tmp_pa
     assert own["remasking"] == "random"
     assert {row["steps"] for row in rows} == {1, 8}
     assert {row["remasking"] for row in rows} == {"low_confidence_dynamic"}
-    assert {(row["student"], row["gate"]) for row in rows} == {(False, 0.0), (True, 0.75)}, "the gate is the student's alone"
+    ways = {(row["student"], row["as_students"]) for row in rows}
+    assert ways == {(False, False), (True, True)}, "a gate and bigrams are the student's alone"
 
 
 def test_the_ar_model_is_moved_to_the_module_s_device(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from scripted import SPECIAL, ScriptedVLM, contexts
 
 from echo_pl.diffusion.top_targets import top_targets
 from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
+from echo_pl.sampling.bigrams import Bigrams, stored_bigrams
 from echo_pl.sampling.collect import collect, store_identity, usable_trajectories
 from echo_pl.sampling.config import TokenChoice
-from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity, TrajectoryStore
+from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity, TrajectoryStore, stored_tokens
 from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 from echo_pl.structs import Trajectory
 
@@ -303,3 +304,41 @@ def test_the_cache_mode_is_no_part_of_the_identity_but_the_rest_is():
         {"denoising_steps": 1, "gate": 0.5},
     ):
         assert store_identity(replace(config, **changes), "t", "d", True) != identity, changes
+
+
+def test_tokens_alone_are_those_of_the_store(tmp_path):
+    written = write(tmp_path / "store")
+    identity, reports = stored_tokens(tmp_path / "store")
+    assert identity == IDENTITY
+    assert [report.tolist() for report in reports] == [trajectory.token_R.tolist() for trajectory in written]
+
+
+def test_bigrams_are_counted_in_what_is_stored(tmp_path, caplog):
+    written = write(tmp_path / "store")
+    found = stored_bigrams(tmp_path / "store", 0.5, 60_000, "f00d")
+    expected = Bigrams.count([t.token_R for t in written], 60_000, 0.5)
+    assert found is not None
+    assert found.weight == 0.5
+    assert torch.equal(found.pair_N, expected.pair_N)
+    assert torch.equal(found.log_ratio_N, expected.log_ratio_N)
+    assert not caplog.records
+    stored_bigrams(tmp_path / "store", 0.5, 60_000, "beef")
+    assert "is of data f00d; this is beef: their token ids must mean the same" in caplog.text
+
+
+def test_bigrams_that_cannot_be_counted_are_refused(tmp_path):
+    assert stored_bigrams(tmp_path / "nowhere", 0.0, 9, "f00d") is None, "nothing is read"
+    with pytest.raises(ValueError, match=r"student_bigrams=0.5 counts pairs .* give stage.module.trajectories=<folder>"):
+        stored_bigrams(None, 0.5, 9, "f00d")
+    with pytest.raises(FileNotFoundError, match=r"no trajectories in .*nowhere"):
+        stored_bigrams(tmp_path / "nowhere", 0.5, 9, "f00d")
+    with pytest.raises(ValueError, match="at least 0 and finite, got nan"):
+        stored_bigrams(None, float("nan"), 9, "f00d")
+    write(tmp_path / "store")
+    with pytest.raises(
+        ValueError, match=r"no bigrams from .*store: reports hold tokens .* the vocabulary has 9: it is another one's"
+    ):
+        stored_bigrams(tmp_path / "store", 0.5, 9, "f00d")
+    (tmp_path / "store" / "part-00002.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"part-00002.safetensors cannot be read: .*; collect the trajectories anew"):
+        stored_bigrams(tmp_path / "store", 0.5, 60_000, "f00d")

@@ -12,7 +12,7 @@ import mlflow
 import pytest
 import torch
 from PIL import Image
-from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint
+from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint, write_tokens
 
 from echo_pl.__main__ import main as echo_pl_main
 from echo_pl.data.reports.labeller import Labeller
@@ -23,8 +23,10 @@ from echo_pl.sampling import BlockSampler, TrajectoryRecorder
 from echo_pl.structs import ReportText
 from echo_pl.tools import evaluate as tool
 from echo_pl.tools import evaluate_checkpoint, evaluate_options
+from echo_pl.tools.compose import compose_config
 from echo_pl.tools.evaluate_checkpoint import Decoded, EosConfidence, decode_checkpoint
 from echo_pl.tools.make_corpus import make_synthetic
+from echo_pl.tools.student_sampler import student_sampler
 
 GOOD = {"findings": "the lungs are clear. there is a small left pleural effusion.", "impression": "left pleural effusion."}
 CLEAR = {"findings": "the lungs are clear. the heart is normal in size.", "impression": "no acute cardiopulmonary disease."}
@@ -345,6 +347,24 @@ def test_a_student_behind_a_gate_takes_second_steps_and_says_how_many(folder):
     found = [case.prediction.forwards_per_block for case in gated.cases]
     assert all(1.0 < forwards <= 2.0 for forwards in found)
     assert min(found) <= gated.about["forwards_per_block"] <= max(found)
+
+
+def test_a_student_with_bigrams_is_decoded_with_what_its_trajectories_hold(folder, tmp_path):
+    data = report_data(folder / "data" / "synthetic")
+    write_tokens(tmp_path / "store", [[20, 21, 20, 21], [21, 20, 22, 20]], data.fingerprint)
+    weight, stored = "stage.module.student_bigrams=2.0", f"stage.module.trajectories={tmp_path / 'store'}"
+    module = compose_config(["stage=dcd", weight, stored, "stage.module.student_gate=0.3"]).stage.module
+    vlm = BACKBONE.build(data.special, data.vocab_size)
+    sampler = student_sampler(module, replace(DECODE, kv_cache="vanilla"), vlm, data)
+    assert sampler.config == replace(DECODE, kv_cache="vanilla", denoising_steps=1, gate=0.3)
+    assert sampler.bigrams is not None
+    assert sampler.bigrams.weight == 2.0
+    followers = sampler.bigrams.log_ratio(torch.tensor([20, 20, 20]), torch.tensor([21, 22, 20]))
+    assert followers.argmax() == 1, "22 comes once, and behind 20"
+    assert followers.argmin() == 2, "20 never follows itself"
+    assert {case.key for case in decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), weight, stored], "test", 2, 2).cases}
+    with pytest.raises(ValueError, match=r"student_bigrams=2.0 counts pairs of tokens in stored trajectories"):
+        decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), weight], "test", None, 2)
 
 
 def test_the_eos_confidence_is_that_of_the_recorded_trajectory(folder):

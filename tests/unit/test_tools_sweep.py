@@ -23,7 +23,7 @@ from ranks import SIZES
 from echo_pl.__main__ import main
 from echo_pl.checkpointing import StoppedError
 from echo_pl.runs import RunInfo, now_text, write_info
-from echo_pl.tools import sweep_job
+from echo_pl.tools import sweep_job, sweep_plan
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
 from echo_pl.tools.sweep import Progress
@@ -263,13 +263,32 @@ def test_parts_are_shared_exactly_where_they_would_be_the_same(data_root):
     assert (
         others("outputs=elsewhere", "stage.eval_batch_size=1", "data.prefetch_batches=3", "callbacks=none", "sweep.name=x") == set()
     )
-    assert others("ablation=ce") == others("stage.max_steps=3") == others("ablation=gate") == {"dcd"}
+    assert others("ablation=ce") == others("stage.max_steps=3") == others("ablation=gate") == others("ablation=bigrams") == {"dcd"}
     assert others("ablation=left_to_right") == others("sweep.collect_batch_size=8") == {"trajectories", "dcd"}
     assert others("block_size=4") == others("+sweep.stages.rad.limit_train=4") == {"rad", "trajectories", "dcd"}
     assert others("seed=1") == others("ablation=raw") == others("+sweep.stages.pretrain.max_steps=3") == all_of_them
     assert others("sweep.trajectories=4") == {"trajectories", "dcd"}
     assert others("ablation=student_prefix") == {"trajectories", "dcd"}, "which decodes on the fly"
     assert "trajectories" not in chain(data_root, "ablation=student_prefix")
+
+
+def test_students_before_a_job_s_own_decode_alone(data_root):
+    """So a job with bigrams shares the student that its teacher leans to, and the trajectories, with one that has none."""
+    tilted, with_bigrams = (
+        [part.name for part in parts(compose_config([f"data_root={data_root}", *OWN, f"ablation={name}"]))]
+        for name in ("tilted", "tilted_bigrams")
+    )
+    assert tilted[:-1] == with_bigrams[:-1]
+    assert tilted[-1] != with_bigrams[-1]
+
+
+def test_a_setting_that_is_younger_than_sweeps_changes_no_name_while_it_is_off(data_root, monkeypatch):
+    monkeypatch.setattr(sweep_plan, "_NOTHING", set())
+    before = chain(data_root)
+    monkeypatch.undo()
+    after = chain(data_root)
+    assert {stage for stage in after if before[stage] != after[stage]} == {"dcd"}
+    assert chain(data_root, "stage.module.student_bigrams=0.5")["dcd"] != after["dcd"]
 
 
 def test_another_corpus_of_the_same_name_has_its_own_parts(data_root, tmp_path):
