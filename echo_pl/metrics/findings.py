@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from echo_pl.metrics.counted import CountedReports, MeanOfPairs, ratio
-from echo_pl.metrics.text import paired, split_words
+from echo_pl.metrics.text import paired
+from echo_pl.metrics.words import split_words
 
 POSITIVE = "positive"
 ABSENT = "absent"

@@ -16,7 +16,6 @@ from echo_pl.metrics.efficiency import Efficiency
 from echo_pl.metrics.text import DuplicateWordRate, RepetitionRate, RougeL, paired
 from echo_pl.structs import DecodeResult, ReportText
 
-SPLIT = "alphanumeric runs, ideographs single"
 CLINICAL = ("finding_f1", "valid_sentences", "valid_reports")
 """Scores that need a judge."""
 
@@ -51,9 +50,8 @@ class ReportSuite(nn.Module):
     def signatures(self) -> dict[str, str]:
         """The variant of every score, for a report's small print: what was scored, by whom it was read, and how many."""
         read = "" if self.judge is None else f"|read by:{self.judge.signature}"
-        more = dict.fromkeys(CLINICAL, read) | dict.fromkeys(("duplicate_word_rate", "repetition_rate"), f"|words:{SPLIT}")
         return {
-            name: signature(f"{metric.signature}{more.get(name, '')}", int(self.efficiency.reports))
+            name: signature(f"{metric.signature}{read if name in CLINICAL else ''}", int(self.efficiency.reports))
             for name, metric in self.metrics.items()
         }
 

@@ -6,7 +6,6 @@ is never left out of a mean.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,16 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-_WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+")
-
-
-def split_words(text: str) -> list[str]:
-    """Lower-cased runs of letters and digits; every Chinese ideograph is a word of its own.
-
-    >>> split_words("The heart-size is normal.")
-    ['the', 'heart', 'size', 'is', 'normal']
-    """
-    return _WORD.findall(text.lower())
+from echo_pl.metrics.words import cut_words, how_cut
 
 
 def longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
@@ -52,7 +42,7 @@ def rouge_l(prediction: str, reference: str) -> float:
     >>> rouge_l("", "No pleural effusion.")
     0.0
     """
-    predicted, wanted = split_words(prediction), split_words(reference)
+    predicted, wanted = cut_words(prediction), cut_words(reference)
     if not predicted or not wanted:
         return 0.0
     common = longest_common_subsequence(predicted, wanted)
@@ -65,7 +55,7 @@ def duplicate_word_rate(prediction: str) -> float:
     >>> duplicate_word_rate("The the heart is is normal")
     0.3333333333333333
     """
-    return duplicate_share(split_words(prediction))
+    return duplicate_share(cut_words(prediction))
 
 
 def duplicate_share(words: Sequence[str]) -> float:
@@ -81,7 +71,7 @@ def repetition_rate(prediction: str, order: int = 4) -> float:
     >>> repetition_rate("no effusion is seen no effusion is seen")
     0.2
     """
-    return repeated_share(split_words(prediction), order)
+    return repeated_share(cut_words(prediction), order)
 
 
 def repeated_share(words: Sequence[str], order: int = 4) -> float:
@@ -122,7 +112,11 @@ class RougeL(MeanOverReports):
     """
 
     higher_is_better = True
-    signature = "rouge_l|measure:f1|stem:no|case:lower|words:alphanumeric runs, ideographs single|mean:reports|v1"
+
+    @property
+    def signature(self) -> str:
+        """Which ROUGE-L."""
+        return f"rouge_l|measure:f1|stem:no|case:lower|words:{how_cut()}|mean:reports|v1"
 
     def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
         """Add reports; predictions and references in the same order.
@@ -138,7 +132,11 @@ class DuplicateWordRate(MeanOverReports):
     """Mean :func:`duplicate_word_rate` over reports."""
 
     higher_is_better = False
-    signature = "duplicate_word_rate|case:lower|mean:reports|v1"
+
+    @property
+    def signature(self) -> str:
+        """Which rate."""
+        return f"duplicate_word_rate|case:lower|mean:reports|v1|words:{how_cut()}"
 
     def update(self, predictions: Sequence[str]) -> None:
         """Add generated reports."""
@@ -150,7 +148,11 @@ class RepetitionRate(MeanOverReports):
     """Mean :func:`repetition_rate` (4-grams) over reports."""
 
     higher_is_better = False
-    signature = "repetition_rate|order:4|case:lower|mean:reports|v1"
+
+    @property
+    def signature(self) -> str:
+        """Which rate."""
+        return f"repetition_rate|order:4|case:lower|mean:reports|v1|words:{how_cut()}"
 
     def update(self, predictions: Sequence[str]) -> None:
         """Add generated reports."""

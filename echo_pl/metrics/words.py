@@ -6,11 +6,48 @@ Chinese has no spaces: jieba cuts it (METHOD.md 5). jieba is an optional extra a
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
-from echo_pl.metrics.text import split_words
+_WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+")
+_RUN = re.compile(r"[\u4e00-\u9fff]+|[^\W_\u4e00-\u9fff]+")
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-cased runs of letters and digits; every Chinese ideograph is a word of its own.
+
+    >>> split_words("The heart-size is normal.")
+    ['the', 'heart', 'size', 'is', 'normal']
+    """
+    return _WORD.findall(text.lower())
+
+
+def cut_words(text: str) -> list[str]:
+    """:func:`split_words` for text of any language: runs of ideographs are cut by jieba where it is installed (:func:`how_cut`).
+
+    >>> cut_words("The heart-size is normal.")
+    ['the', 'heart', 'size', 'is', 'normal']
+    """
+    words: list[str] = []
+    for run in _RUN.findall(text.lower()):
+        if not _WORD.fullmatch(run) and (cut := _jieba_if_there()) is not None:
+            words += cut.lcut(run)
+        elif "\u4e00" <= run[0] <= "\u9fff":
+            words += run
+        else:
+            words.append(run)
+    return words
+
+
+def how_cut() -> str:
+    """What :func:`cut_words` does, for signatures."""
+    # Without importing it: most reports have no ideographs.
+    ideographs = f"by jieba {version('jieba')}" if find_spec("jieba") is not None else "single (no jieba)"
+    return f"alphanumeric runs, ideographs {ideographs}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +90,17 @@ def _chinese() -> Words:
 
 
 def _jieba() -> Any:
+    cut = _jieba_if_there()
+    if cut is None:
+        raise ValueError("scores of Chinese reports need jieba, which is not installed: pip install 'echo-pl[zh]'")
+    return cut
+
+
+def _jieba_if_there() -> Any:
     try:
         import jieba
-    except ImportError as error:
-        raise ValueError("scores of Chinese reports need jieba, which is not installed: pip install 'echo-pl[zh]'") from error
+    except ImportError:
+        return None
     jieba.setLogLevel(logging.WARNING)  # it announces its dictionary on stderr
     return jieba
 

@@ -16,8 +16,7 @@ from echo_pl.evaluation.score_page import score_page
 from echo_pl.evaluation.score_report import OTHERS, ScoreReport, shown_cases
 from echo_pl.evaluation.scoring import Resampling, Scored, against, count, given, summarize, worst
 from echo_pl.evaluation.word_marks import marked
-from echo_pl.metrics.text import split_words
-from echo_pl.metrics.words import words_of
+from echo_pl.metrics.words import split_words, words_of
 from echo_pl.structs import ReportText
 
 READER = FindingsReader(name="test", label=label)

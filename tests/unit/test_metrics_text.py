@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -10,8 +12,8 @@ from echo_pl.metrics.text import (
     duplicate_word_rate,
     repetition_rate,
     rouge_l,
-    split_words,
 )
+from echo_pl.metrics.words import cut_words, split_words
 
 
 def test_an_empty_prediction_scores_zero_and_is_counted() -> None:
@@ -27,9 +29,21 @@ def test_an_empty_text_has_no_rate() -> None:
     assert repetition_rate("") == 0.0
 
 
-def test_ideographs_are_words() -> None:
-    assert split_words("胸部X光 clear") == ["胸", "部", "x", "光", "clear"]
+def test_ideographs_are_cut_by_jieba() -> None:
+    pytest.importorskip("jieba", reason="pip install 'echo-pl[zh]'")
+    assert cut_words("心影正常, 双肺纹理清晰 (X光).") == ["心影", "正常", "双肺", "纹理", "清晰", "x", "光"]
     assert rouge_l("心影增大", "心影正常") == 0.5
+    assert rouge_l("心影增大", "双影正常") == 0.0, "no word in common, though an ideograph"
+    assert duplicate_word_rate("心影心影正常") == pytest.approx(1 / 3)
+    for metric in (RougeL(), DuplicateWordRate(), RepetitionRate()):
+        assert "words:alphanumeric runs, ideographs by jieba 0." in metric.signature
+
+
+def test_without_jieba_ideographs_are_words_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    assert cut_words("胸部X光 clear") == split_words("胸部X光 clear") == ["胸", "部", "x", "光", "clear"]
+    assert rouge_l("心影增大", "心影正常") == 0.5
+    assert "ideographs single (no jieba)" in RougeL().signature
 
 
 def test_rates() -> None:
