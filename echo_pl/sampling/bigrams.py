@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from echo_pl.sampling.trajectory_store import stored_tokens
 log = logging.getLogger(__name__)
 CANDIDATES = 8
 """Likeliest tokens of a position that a path may take. Four are hardly fewer (docs/lab.md)."""
+_SMALL_VOCABULARY = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +96,19 @@ class Bigrams:
             self, pair_N=self.pair_N.to(device), log_ratio_N=self.log_ratio_N.to(device), unseen_V=self.unseen_V.to(device)
         )
 
+    @cached_property
+    def _every(self) -> Tensor | None:
+        """Of all pairs (V V,), where they are few: looked up in a fifth of the time. None: too many."""
+        V = len(self.unseen_V)
+        if V > _SMALL_VOCABULARY:
+            return None
+        return self.unseen_V.repeat_interleave(V).index_copy(0, self.pair_N, self.log_ratio_N)
+
     def log_ratio(self, first: Tensor, second: Tensor) -> Tensor:
         """log r(first, second), for tokens whose shapes broadcast."""
         pair = first * len(self.unseen_V) + second
+        if self._every is not None:
+            return self._every[pair]
         place = torch.searchsorted(self.pair_N, pair).clamp(max=len(self.pair_N) - 1)
         return torch.where(self.pair_N[place] == pair, self.log_ratio_N[place], self.unseen_V[first])
 
@@ -110,11 +122,12 @@ class Bigrams:
             before_A: the token before the block; None: there is none that was counted.
         """
         C = min(self.candidates, logits_ALV.shape[-1])
-        precise = torch.promote_types(logits_ALV.dtype, torch.float32)
-        score_ALC, token_ALC = logits_ALV.log_softmax(-1, dtype=precise).topk(C, dim=-1)
+        # Not normalised: at each position that is one number, whatever the path.
+        score_ALC, token_ALC = logits_ALV.topk(C, dim=-1)
+        score_ALC = score_ALC.to(torch.promote_types(logits_ALV.dtype, torch.float32))
         # A settled position has one candidate, whatever the forward says of it now.
         token_ALC = torch.where(open_AL[..., None], token_ALC, canvas_AL[..., None])
-        settled_C = torch.full((C,), -torch.inf, device=score_ALC.device, dtype=precise)
+        settled_C = score_ALC.new_full((C,), -torch.inf)
         settled_C[0] = 0.0
         score_ALC = torch.where(open_AL[..., None], score_ALC, settled_C)
         link_ALCC = self.weight * self.log_ratio(token_ALC[:, :-1, :, None], token_ALC[:, 1:, None, :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -51,6 +52,13 @@ def test_probabilities_behind_a_token_sum_to_one():
     assert torch.allclose(behind.sum(1), torch.ones(4, dtype=torch.float64), atol=1e-6)
 
 
+def test_a_large_vocabulary_is_looked_up_the_same(monkeypatch):
+    every = torch.arange(VOCABULARY)
+    small = counted().log_ratio(every[:, None], every[None])
+    monkeypatch.setattr("echo_pl.sampling.bigrams._SMALL_VOCABULARY", 2)
+    assert torch.equal(counted().log_ratio(every[:, None], every[None]), small)
+
+
 def best_by_trying(table: Bigrams, log_p: Tensor, canvas: Tensor, open_: Tensor, before: int | None) -> list[int]:
     """Of all sequences of tokens, the one with the largest score."""
     ratio = {
@@ -76,7 +84,7 @@ def best_by_trying(table: Bigrams, log_p: Tensor, canvas: Tensor, open_: Tensor,
 def test_the_best_path_is_the_best_of_all(before, candidates, settled):
     V, A = 6, 5
     table = counted(V, weight=0.7, reports=4, length=6)
-    table = Bigrams(**{**vars(table), "candidates": candidates})
+    table = replace(table, candidates=candidates)
     generator = torch.Generator().manual_seed(candidates)
     logits = 2 * torch.randn(A, L, V, generator=generator, dtype=torch.float64)
     logits[..., 4] = -torch.inf  # an id that is never sampled
@@ -161,7 +169,7 @@ def test_ways_that_have_no_use_for_them_are_refused(vlm, batch, changes):
 )
 def test_tables_that_are_none_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
-        Bigrams(**{**vars(counted()), **changes})
+        replace(counted(), **changes)
 
 
 @pytest.mark.parametrize(
