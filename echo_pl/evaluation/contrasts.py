@@ -79,7 +79,8 @@ def contrasts(
         rounds: random exchanges of each test; the smallest p is 1 / (rounds + 1).
 
     Returns:
-        The tests, and a line for each pair that could not be tested: other studies, or other references for them.
+        The tests, and a line for each pair that could not be tested: other studies, other references for them, or another variant
+        of a score.
     """
     of: dict[Key, dict[int, str]] = {}
     for cell in cells:
@@ -98,18 +99,23 @@ def contrasts(
             if second == first or not seeds or turned:
                 continue
             pairs = [(counts[of[first][seed]], counts[of[second][seed]]) for seed in seeds]
-            if all(_same_studies(*pair) for pair in pairs):
-                found += _tested(first, second, tuple(seeds), pairs, names, rounds)
-            else:
-                untested.append(
-                    f"{label(first)} was not tested against {label(second)}: other studies, or other references of them"
-                )
+            which = f"{label(first)} was not tested against {label(second)}"
+            if not all(_same_studies(*pair) for pair in pairs):
+                untested.append(f"{which}: other studies, or other references of them")
+                continue
+            other = [name for name in names if any(_other_variant(name, *pair) for pair in pairs)]
+            untested += [f"{which} by {name}: the signatures differ; start the sweep again with one environment" for name in other]
+            found += _tested(first, second, tuple(seeds), pairs, [name for name in names if name not in other], rounds)
     corrected = holm({str(place): one.comparison.p for place, one in enumerate(found)})
     return [replace(one, corrected=corrected[str(place)]) for place, one in enumerate(found)], untested
 
 
 def _same_studies(one: StudyCounts, other: StudyCounts) -> bool:
     return (one.keys, one.names, one.references) == (other.keys, other.names, other.references)
+
+
+def _other_variant(name: str, one: StudyCounts, other: StudyCounts) -> bool:
+    return one.signatures.get(name) != other.signatures.get(name)
 
 
 def _tested(

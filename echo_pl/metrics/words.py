@@ -9,8 +9,6 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 _WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+")
@@ -45,9 +43,8 @@ def cut_words(text: str) -> list[str]:
 
 def how_cut() -> str:
     """What :func:`cut_words` does, for signatures."""
-    # Without importing it: most reports have no ideographs.
-    ideographs = f"by jieba {version('jieba')}" if find_spec("jieba") is not None else "single (no jieba)"
-    return f"alphanumeric runs, ideographs {ideographs}"
+    cut = _jieba_if_there()
+    return f"alphanumeric runs, ideographs {'single (no jieba)' if cut is None else f'by jieba {cut.__version__}'}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """One-step decoding as a chain: how often tokens follow each other, beside what one forward says of every position by itself.
 
 The tokens of a block that is filled in one step are chosen as if they were independent. Here they are the best path through
-the block under ``sum_i log p_i(y_i) + w log r(y_i-1, y_i)``, where r(a, b) = P(b | a) / P(b) is counted in the reports that the
-student was trained on: at w = 1 the joint of a Markov chain whose marginals are p, if the p_i are the chain's. (Sun et al. 2019,
-arXiv 1910.11555, learn such a factor for parallel translation; here it is counted.) No forward is spent on it.
+the block under ``sum_i log p_i(y_i) + w log r(y_i-1, y_i)``. The joint of a Markov chain is the product of its marginals p_i and of
+its neighbours' ratios P_i(a, b) / (p_i-1(a) p_i(b)); r(a, b) = P(b | a) / P(b), counted in the reports that the student was trained
+on, stands for these, wherever they are. For a stationary chain that is exact at w = 1; for reports it is not, hence the weight.
+(Sun et al. 2019, arXiv 1910.11555, learn such a factor for parallel translation; here it is counted.) No forward is spent on it.
 
 Knows tokens and distributions; nothing of models, caches or commit rules.
 
@@ -22,12 +23,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from echo_pl.sampling.config import TokenChoice
 from echo_pl.sampling.trajectory_store import stored_tokens
 
 log = logging.getLogger(__name__)
 CANDIDATES = 8
-"""Likeliest tokens of a position that a path may take. Four are hardly fewer (docs/lab.md)."""
+"""Likeliest tokens of a position that a path may take."""
 _SMALL_VOCABULARY = 2048
+GREEDY = "student_bigrams={weight} needs greedy tokens: stage.module.decode.token_choice.temperature=0, got {temperature}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,14 @@ class Bigrams:
         place = torch.searchsorted(self.pair_N, pair).clamp(max=len(self.pair_N) - 1)
         return torch.where(self.pair_N[place] == pair, self.log_ratio_N[place], self.unseen_V[first])
 
-    def best_path(self, logits_ALV: Tensor, canvas_AL: Tensor, open_AL: Tensor, before_A: Tensor | None) -> Tensor:
+    def best_path(
+        self,
+        logits_ALV: Tensor,
+        canvas_AL: Tensor,
+        open_AL: Tensor,
+        before_A: Tensor | None = None,
+        first_A: Tensor | None = None,
+    ) -> Tensor:
         """The tokens (A, L) of the best path through each block (Viterbi).
 
         Args:
@@ -120,6 +130,7 @@ class Bigrams:
             canvas_AL: the block; its tokens stay where it is not open.
             open_AL: bool.
             before_A: the token before the block; None: there is none that was counted.
+            first_A: place of the first token of the response, where a block begins with the end of a prompt: no pair spans both.
         """
         C = min(self.candidates, logits_ALV.shape[-1])
         # Not normalised: at each position that is one number, whatever the path.
@@ -131,6 +142,9 @@ class Bigrams:
         settled_C[0] = 0.0
         score_ALC = torch.where(open_AL[..., None], score_ALC, settled_C)
         link_ALCC = self.weight * self.log_ratio(token_ALC[:, :-1, :, None], token_ALC[:, 1:, None, :])
+        if first_A is not None:
+            place_L = torch.arange(1, canvas_AL.shape[1], device=first_A.device)
+            link_ALCC = link_ALCC.masked_fill((place_L == first_A[:, None])[..., None, None], 0.0)
         best_AC = score_ALC[:, 0]
         if before_A is not None:
             best_AC = best_AC + self.weight * self.log_ratio(before_A[:, None], token_ALC[:, 0])
@@ -176,13 +190,15 @@ def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, da
         raise ValueError(f"no bigrams from {folder}: {error}") from error
 
 
-def check_source(folder: str | Path | None, weight: float) -> None:
-    """Refuse bigrams that have nothing to be counted in.
+def check_source(folder: str | Path | None, weight: float, choice: TokenChoice | None = None) -> None:
+    """Refuse bigrams that have nothing to be counted in, or nothing to do.
 
     Raises:
-        ValueError: a weight that is none, or one above 0 without a folder of stored trajectories.
+        ValueError: a weight that is none, or one above 0 without a folder of stored trajectories, or for tokens that are drawn.
     """
     check_weight(weight)
+    if weight and choice is not None and choice.temperature:
+        raise ValueError(GREEDY.format(weight=weight, temperature=choice.temperature))
     if weight and folder is None:
         raise ValueError(
             f"student_bigrams={weight} counts pairs of tokens in stored trajectories: give stage.module.trajectories=<folder> "

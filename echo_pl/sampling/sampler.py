@@ -29,7 +29,7 @@ from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks, 
 from echo_pl.sampling.given import Given
 from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.repetition import in_loop, look_now
-from echo_pl.sampling.step import commit
+from echo_pl.sampling.step import Path, commit
 from echo_pl.sampling.tilted import Tilt, TiltedBlocks
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
@@ -83,7 +83,7 @@ class BlockSampler:
             special: token ids.
             config: how.
             tilt: a student that the model leans to while it decodes.
-            bigrams: chooses the tokens of a one-step decode together. The order of commits and their confidences stay the model's.
+            bigrams: chooses the tokens of a one-step decode together. What is committed when is decided without it.
 
         Raises:
             ValueError: a tilt without a cache, or under torch.compile; bigrams for another decode than a greedy one of one step.
@@ -204,8 +204,8 @@ class BlockSampler:
             if given is not None:
                 canvas_AL, open_AL = given.fill(canvas_AL, open_AL, rows_A, progress.tail_B, block)
                 left_A = open_AL.sum(-1).cpu()
-            before_A = history[-1][:, -1] if history else None
-            final_AL = self._denoise_block(canvas_AL, open_AL, left_A, order_AL, before_A, block, blocks, recorder, generator)
+            path = None if self.bigrams is None else self._path(history, prompt)
+            final_AL = self._denoise_block(canvas_AL, open_AL, left_A, order_AL, path, block, blocks, recorder, generator)
             history.append(final_AL)
             ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
             looped_A = torch.zeros_like(ended_A)
@@ -227,6 +227,13 @@ class BlockSampler:
                 final_AL, history = final_AL[going], [past[going] for past in history]
             blocks.finish_block(final_AL, block)
         return progress
+
+    def _path(self, history: Sequence[Tensor], prompt: BlockedContext) -> Path:
+        """How bigrams choose the next block's tokens, behind the blocks so far."""
+        assert self.bigrams is not None
+        if history:
+            return partial(self.bigrams.best_path, before_A=history[-1][:, -1])
+        return partial(self.bigrams.best_path, first_A=prompt.tail_lengths_B)
 
     def _random_order(self, keys: Sequence[str], positions: int) -> Tensor:
         """Scores (B, R) that belong to a sample and not to its batch."""
@@ -251,14 +258,13 @@ class BlockSampler:
         open_AL: Tensor,
         left_A: Tensor,
         order_AL: Tensor | None,
-        before_A: Tensor | None,
+        path: Path | None,
         block: int,
         blocks: CachedBlocks | TiltedBlocks | UncachedBlocks,
         recorder: Recorder | None,
         generator: torch.Generator,
     ) -> Tensor:
-        """Fill a block; ``left_A`` (on the CPU): how many positions of each sample are open; ``before_A``: the tokens before it."""
-        path = None if self.bigrams is None else partial(self.bigrams.best_path, before_A=before_A)
+        """Fill a block; ``left_A`` (on the CPU) is how many positions of each sample are open."""
         for step, way in enumerate(self._ways, start=1):
             # Every sample has open positions when its block begins, or its block is given and waits for the others.
             working = blocks.rows_A if step == 1 else blocks.rows_A[left_A > 0]

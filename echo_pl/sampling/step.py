@@ -66,12 +66,12 @@ def commit(
         never: ids that are never sampled.
         config: commit rule and choice of tokens.
         generator: for drawn tokens.
-        path: chooses the tokens of a block together, in the place of each position's own.
+        path: chooses the tokens of a block together; which positions take theirs is left to what each would have taken alone.
     """
     prediction = predict(logits_ALV, never, config.token_choice, generator)
+    committed_AL = choose_commits(prediction, open_AL, config, order_AL)
     if path is not None:
         prediction = replace(prediction, token_AL=path(prediction.logits_ALV, canvas_AL, open_AL))
-    committed_AL = choose_commits(prediction, open_AL, config, order_AL)
     canvas_AL = torch.where(committed_AL, prediction.token_AL, canvas_AL)
     return Step(canvas_AL, open_AL & ~committed_AL, committed_AL, prediction.token_AL, prediction.logits_ALV)
 

@@ -85,11 +85,12 @@ class DCDModule(L.LightningModule):
             generation_batches: validation batches that are decoded and scored, and whose mean-field gap is measured.
 
         Raises:
-            ValueError: a share that is none, or one of stored trajectories; a weight that is none; bigrams without a folder.
+            ValueError: a share that is none, or one of stored trajectories; a weight that is none; bigrams
+                without a folder, or for drawn tokens.
         """
         super().__init__()
         refuse_compile(decode)
-        check_source(trajectories, student_bigrams)
+        check_source(trajectories, student_bigrams, decode.token_choice)
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.decode, self.objective, self.start, self.lora = decode, objective, start, lora
         self.student_gate, self.student_bigrams, self._trajectories = student_gate, student_bigrams, trajectories

@@ -33,7 +33,7 @@ from echo_pl.evaluation.scoring import Compared, Counted, Resampling, Scored, ag
 from echo_pl.metrics.counted import PairMetric
 from echo_pl.metrics.words import words_of
 from echo_pl.tools.evaluate_inputs import Inputs, read_inputs
-from echo_pl.tools.evaluate_options import LABELLER, parser, refuse_bad_options
+from echo_pl.tools.evaluate_options import LABELLER, parser, refuse_bad_options, refuse_with_upload
 from echo_pl.tools.evaluation_upload import upload
 from echo_pl.tools.said_command import command_line
 from echo_pl.tools.training_words import training_vocabulary
@@ -65,7 +65,7 @@ def evaluate(args: argparse.Namespace, command: str) -> ScoreReport:
         words=words,
         with_wordnet=args.wordnet,
         reader=reader,
-        vocabulary=None if args.vocabulary is None else training_vocabulary(args.vocabulary, words, args.version),
+        vocabulary=None if args.vocabulary is None else training_vocabulary(args.vocabulary, words, args.version or "normalized"),
         language_model=args.language_model,
         embedding_model=args.embedding_model,
         device=args.device,
@@ -202,12 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with reported():
         if args.upload is None:
             _print(evaluate(args, command_line("evaluate", arguments)), args.out)
-        folder = args.upload or args.out
+        else:
+            refuse_with_upload(args)
         if args.mlflow is not None:
-            run = upload(folder, args.mlflow, args.experiment, with_texts=args.mlflow_texts)
+            run = upload(args.upload or args.out, args.mlflow, args.experiment or "evaluation", with_texts=args.mlflow_texts)
             print(f"logged to {args.mlflow} as run {run}")
-        elif args.upload is not None:
-            raise ValueError("--upload needs --mlflow <tracking uri>")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def _from_files(args: argparse.Namespace) -> Inputs:
 def _decoded(args: argparse.Namespace) -> Inputs:
     from echo_pl.tools.evaluate_checkpoint import decode_checkpoint  # training's libraries take seconds to import
 
-    decoded = decode_checkpoint(args.checkpoint, args.overrides, args.split, args.studies, args.batch_size)
+    decoded = decode_checkpoint(args.checkpoint, args.overrides, args.split or "test", args.studies, args.batch_size or 16)
     path = write_records(args.out, decoded.cases)  # decoding is what takes long: nothing that comes later may lose it
     print(f"{len(decoded.cases)} decoded reports are in {path}", flush=True)
     return Inputs(

@@ -26,9 +26,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     inputs.add_argument("--references", type=Path, help="official dataset JSON; without: the references beside the predictions")
     inputs.add_argument("--against", type=Path, help="predictions of another run, or the folder of its evaluation")
     inputs.add_argument("--free-text", action="store_true", help="predictions have no headings: all of their text is findings")
-    inputs.add_argument("--split", choices=("val", "test"), default="test", help="with --checkpoint (default test)")
+    inputs.add_argument("--split", choices=("val", "test"), help="with --checkpoint (default test)")
     inputs.add_argument("--studies", type=int, help="with --checkpoint: the first so many studies (default all)")
-    inputs.add_argument("--batch-size", type=int, default=16, help="with --checkpoint: studies at once (default 16)")
+    inputs.add_argument("--batch-size", type=int, help="with --checkpoint: studies at once (default 16)")
     inputs.add_argument("overrides", nargs="*", help="with --checkpoint: configuration, as for echo-pl: data=nih ...")
     scores = whole.add_argument_group("scores")
     scores.add_argument("--language", choices=("en", "zh"), default="en", help="of the reports (default en)")
@@ -40,7 +40,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "with --checkpoint that of its corpus if it has one, otherwise the labeller)",
     )
     scores.add_argument("--vocabulary", type=Path, help="corpus folder, or a text of training reports: for the non-word rate")
-    scores.add_argument("--version", choices=("normalized", "raw"), default="normalized", help="reports of the --vocabulary corpus")
+    scores.add_argument("--version", choices=("normalized", "raw"), help="reports of the --vocabulary corpus (default normalized)")
     scores.add_argument("--wordnet", action="store_true", help="METEOR with nltk's WordNet data, which must be there")
     scores.add_argument("--language-model", type=Path, help="causal language model on disk: for the perplexity")
     scores.add_argument("--embedding-model", type=Path, help="sentence encoder on disk: for a cosine named after it")
@@ -59,7 +59,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     results.add_argument("--worst-by", help="score to choose them by (default finding F1, without one ROUGE-L)")
     results.add_argument("--mlflow", metavar="URI", help="tracking server or sqlite:///<file> to log to; no report's words")
     results.add_argument("--mlflow-texts", action="store_true", help="log the reports too (patient data)")
-    results.add_argument("--experiment", default="evaluation", help="of MLflow (default evaluation)")
+    results.add_argument("--experiment", help="of MLflow (default evaluation)")
     return whole
 
 
@@ -73,6 +73,7 @@ def refuse_bad_options(args: argparse.Namespace) -> None:
     """
     if (args.predictions is None) == (args.checkpoint is None):
         raise ValueError("give --predictions <file> or --checkpoint <file>, one of them")
+    _refuse_unused(args)
     if args.out is None:
         raise ValueError("give --out <folder> to write to")
     if args.predictions is not None and args.overrides:
@@ -89,3 +90,26 @@ def refuse_bad_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--reader {args.reader} knows English sentences only; for {args.language!r} give --reader {LABELLER}")
     if (args.out / AGGREGATE).exists() and not args.overwrite:
         raise FileExistsError(f"there is an evaluation in {args.out}: give another --out, or --overwrite")
+
+
+def refuse_with_upload(args: argparse.Namespace) -> None:
+    """Whatever has no use beside ``--upload``, or lacks.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    scored = [name for name in ("predictions", "checkpoint", "references", "against", "out") if getattr(args, name) is not None]
+    if scored or args.overrides or args.free_text:
+        raise ValueError("--upload logs an evaluation that is there: leave out what to score, and --out")
+    if args.mlflow is None:
+        raise ValueError("--upload needs --mlflow <tracking uri>")
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    for name in ("split", "studies", "batch_size"):
+        if args.checkpoint is None and getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for --checkpoint; all of --predictions are scored")
+    if args.version is not None and args.vocabulary is None:
+        raise ValueError("--version says which reports of --vocabulary to read: give that, too")
+    if args.mlflow is None and (args.mlflow_texts or args.experiment is not None):
+        raise ValueError("--mlflow-texts and --experiment say how to log: give --mlflow <tracking uri>, too")

@@ -19,7 +19,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.metrics.words import how_cut
 from echo_pl.runs import FINAL, read_info
+from echo_pl.sampling.bigrams import GREEDY
 from echo_pl.tools.compose import compose_config
 
 PartStage = Literal["warmup", "pretrain", "rad", "trajectories", "dcd"]
@@ -43,7 +45,7 @@ _DECIDES_NOTHING = {
     "stage.checkpoint_every", "stage.module.generation_batches", "stage.module.trajectories",
 }  # fmt: skip
 """Settings that change nothing of what is trained; the data itself is in its fingerprint."""
-_NOTHING = {("stage.module.student_bigrams", 0.0)}
+_NOTHING: dict[str, Any] = {"stage.module.student_bigrams": 0.0}
 """Settings that are younger than sweeps, switched off: a part has the name that it had before there were any."""
 _OF_BLOCKS = {"block_size", "grid", "context_attention"}
 """Settings that stages before the diffusion stages do not read."""
@@ -101,7 +103,10 @@ class Part:
 
 def measurement(config: DictConfig) -> dict[str, Any]:
     """How checkpoints of a sweep are measured."""
-    return {name: config.sweep[name] for name in MEASURED} | {"version": _MEASUREMENT}
+    asked = {name: config.sweep[name] for name in MEASURED} | {"version": _MEASUREMENT}
+    # English words are cut alike everywhere, Chinese ones as what is installed can do.
+    is_english = config.data.language == "en" and not config.data.get("corpora")
+    return asked if is_english else asked | {"words": how_cut()}
 
 
 def parts(config: DictConfig) -> list[Part]:
@@ -182,6 +187,14 @@ def refuse_unsuited(config: DictConfig) -> None:
         )
     if config.start not in (None, "auto") or config.stage.module.trajectories is not None:
         raise ValueError("a sweep trains the teachers of its jobs itself: leave start and stage.module.trajectories out")
+    module = config.stage.module
+    if module.student_bigrams and not _stores(config):
+        raise ValueError(
+            f"student_bigrams={module.student_bigrams} counts pairs of tokens in stored trajectories, and there are none with "
+            "sweep.store=false or student_prefix"
+        )
+    if module.student_bigrams and module.decode.token_choice.temperature:
+        raise ValueError(GREEDY.format(weight=module.student_bigrams, temperature=module.decode.token_choice.temperature))
     if list(config.sweep.grow) != sorted(set(config.sweep.grow)):
         raise ValueError(f"sweep.grow must name block sizes from small to large, got {list(config.sweep.grow)}")
     if not isinstance(config.sweep.kept_tokens, int) or config.sweep.kept_tokens < 0:
@@ -230,7 +243,7 @@ def _usual(stage: PartStage) -> DictConfig:
 
 def _name(config: DictConfig, stage: PartStage, before: Sequence[str]) -> str:
     """Readable, and other for everything that trains something else."""
-    flat = {name: value for name, value in _settings(config).items() if _decides(name, stage) and (name, value) not in _NOTHING}
+    flat = {name: value for name, value in _settings(config).items() if _decides(name, stage) and not _is_off(name, value)}
     flat |= {f"trainer.{name}": config.trainer[name] for name in _OF_THE_TRAINER}
     flat |= {"stage": stage, "before": list(before), "data": _data_fingerprint(_data_text(config))}
     if stage == "trajectories":
@@ -264,6 +277,10 @@ def _decides(name: str, stage: PartStage) -> bool:
     if stage == "trajectories" and node == "stage":  # a teacher decodes alike, whatever its students make of it
         return name in ("stage.batch_size", "stage.limit_train", "stage.module.tilt") or name.startswith("stage.module.decode.")
     return True
+
+
+def _is_off(name: str, value: Any) -> bool:
+    return name in _NOTHING and bool(_NOTHING[name] == value)
 
 
 def _data_text(config: DictConfig) -> str:

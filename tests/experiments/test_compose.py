@@ -76,10 +76,11 @@ OF_STAGE_2 = {"grow", "rad_scale"}
 
 @pytest.mark.parametrize("ablation", sorted({*GROUPS["ablation"]} - OF_STAGE_2))
 def test_every_ablation_composes_and_builds(data_root, ablation):
-    config = compose(data_root, "stage=dcd", f"ablation={ablation}")
+    stored = ["stage.module.trajectories=somewhere"] if "bigrams" in ablation else []  # where they count pairs
+    config = compose(data_root, "stage=dcd", f"ablation={ablation}", *stored)
     module = build(config, data_root)
     assert module.objective.name == (ablation if ablation != "raw" else "dcd"), "raw is of all stages, which have no objective"
-    usual = compose(data_root, "stage=dcd")
+    usual = compose(data_root, "stage=dcd", *stored)
     plain = build(usual, data_root)
     assert type(plain.objective) is DirectConditional
     assert ablation == "dcd" or nameless(config) != nameless(usual), "a name alone is no ablation"

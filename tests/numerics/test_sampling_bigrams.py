@@ -9,13 +9,15 @@ from fractions import Fraction
 
 import pytest
 import torch
-from models import SPECIAL, VOCABULARY, decoding_vlm, make_batch, rows_of
+from models import SPECIAL, TEXT, VOCABULARY, decoding_vlm, make_batch, rows_of
+from stage_parts import DECODE, dcd, trainer, write_tokens
 from torch import Tensor
 
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
 from echo_pl.sampling.bigrams import Bigrams
 from echo_pl.sampling.config import TokenChoice
+from echo_pl.sampling.step import commit
 from echo_pl.structs import Batch, DecodeResult
 
 L, LIMIT = 4, 20
@@ -152,6 +154,52 @@ def test_the_token_before_a_block_counts(vlm, batch):
             everything_open = torch.ones(1, L, dtype=torch.bool)
             assert table.best_path(log_p[None], tokens[None], everything_open, before).tolist() == [tokens.tolist()]
             before = tokens[-1:]
+
+
+def test_what_a_gate_lets_pass_is_decided_without_them():
+    """Each position is sure of its own token, the pair of them is not; both are committed, as they would be alone."""
+    table = Bigrams.count([torch.tensor([0, 1]), torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1, 1])], 2, weight=5.0)
+    logits = torch.tensor([[[0.60, 0.40], [0.55, 0.45]]]).log()
+    way = DecodeConfig(block_size=2, max_response_tokens=2, denoising_steps=1, gate=0.5)
+    canvas, open_, never = torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool), torch.empty(0, dtype=torch.long)
+    done = commit(logits, canvas, open_, None, never, way, None, table.best_path)
+    assert done.canvas_AL.tolist() == [[0, 1]]
+    assert done.committed_AL.all()
+
+
+def test_no_pair_spans_prompt_and_response():
+    """The first two tokens end the prompt: what follows them is chosen as if nothing stood there."""
+    table, V = counted(10, weight=2.0), 10
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(3, 6, V, generator=generator)
+    canvas = torch.randint(0, V, (3, 6), generator=generator)
+    open_ = torch.ones(3, 6, dtype=torch.bool)
+    open_[:, :2] = False
+    found = table.best_path(logits, canvas, open_, first_A=torch.full((3,), 2))
+    alone = table.best_path(logits[:, 2:], canvas[:, 2:], open_[:, 2:])
+    assert torch.equal(found, torch.cat([canvas[:, :2], alone], dim=1))
+    assert not torch.equal(found, table.best_path(logits, canvas, open_)), "the example must not be trivial"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_stage_3_decodes_with_what_its_trajectories_hold(tmp_path, temperature):
+    reports = [[20, 21, 20, 21], [21, 20, 22, 20]]
+    store = write_tokens(tmp_path / "store", reports, TEXT.fingerprint)
+    choice = TokenChoice(temperature=temperature)
+    options = {"trajectories": str(store), "student_bigrams": 0.5, "decode": replace(DECODE, token_choice=choice)}
+    if temperature:
+        with pytest.raises(ValueError, match=r"student_bigrams=0.5 needs greedy tokens: .*, got 0.5"):
+            dcd(TEXT, None, **options)
+        return
+    module = dcd(TEXT, None, **options)
+    module.trainer = trainer(tmp_path, 1)
+    module.configure_model()
+    expected = Bigrams.count([torch.tensor(report) for report in reports], VOCABULARY, 0.5)
+    for sampler in (module.sampler, module.make_student_sampler(block_size=4)):
+        assert sampler.bigrams is not None
+        assert sampler.bigrams.weight == 0.5
+        assert torch.equal(sampler.bigrams.pair_N, expected.pair_N)
+    assert module.make_sampler(module.model).bigrams is None, "the teacher's"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
+from echo_pl.evaluation.contrasts import contrasts
+from echo_pl.evaluation.pareto import Measured
 from echo_pl.evaluation.study_counts import COUNTS, JUDGED, StudyCounts
 from echo_pl.tools.compare import main
 
@@ -156,3 +159,14 @@ def test_no_database_is_made(monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, "--mlflow", f"sqlite:///{place}") == 2
     assert "there is no database" in capsys.readouterr().err
     assert not place.exists()
+
+
+def test_another_variant_of_a_score_is_not_tested():
+    """One cell was scored where jieba is, the other where it is not."""
+    cells = [Measured(name=name, key=(name, "", 8), seed=0, scores={}) for name in ("dcd", "ce")]
+    signatures = [{"rouge_l": f"rouge_l|words:{how}", "finding_f1": "finding_f1"} for how in ("jieba", "single")]
+    own = {name: replace(counts(20, 0.5), signatures=one) for name, one in zip(("dcd", "ce"), signatures, strict=True)}
+    found, untested = contrasts(cells, own, ["dcd"], rounds=10)
+    assert {one.name for one in found} == {"finding_f1", "valid_sentences", "valid_reports"}
+    (line,) = untested
+    assert line.startswith("ce, L=8 was not tested against dcd, L=8 by rouge_l: the signatures differ")

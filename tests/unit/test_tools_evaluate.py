@@ -154,6 +154,24 @@ def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inp
     assert (aggregate["other_language"], aggregate["other_language_against"]) == ([], ["s1"])
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--studies", "3"], "--studies is for --checkpoint; all of --predictions are scored"),
+        (["--split", "test"], "--split is for --checkpoint"),
+        (["--batch-size", "16"], "--batch-size is for --checkpoint"),
+        (["--version", "raw"], "--version says which reports of --vocabulary to read"),
+        (["--mlflow-texts"], "give --mlflow <tracking uri>, too"),
+        (["--experiment", "x"], "give --mlflow <tracking uri>, too"),
+        (["--upload", "x", "--mlflow", "sqlite:///x.db"], "leave out what to score, and --out"),
+    ],
+)
+def test_options_that_would_not_be_used_are_refused(inputs, tmp_path, monkeypatch, capsys, options, said):
+    where = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
+    assert said in refused(monkeypatch, capsys, *where, *options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_scoring_that_fails_leaves_no_figures_of_older_reports(inputs, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     run(monkeypatch, "--predictions", inputs[0], "--references", inputs[1], "--out", out, *FAST)

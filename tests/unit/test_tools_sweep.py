@@ -222,9 +222,12 @@ def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
         ("sweep.kept_tokens=auto", r"sweep.kept_tokens must be a number, 0 \(all\) or more, got 'auto'"),
         ("sweep.kept_tokens=-1", "got -1"),
         ("sweep.tilt_rounds=0", "sweep.tilt_rounds must be at least 1, got 0"),
+        ("ablation=bigrams sweep.store=false", r"there are none with sweep\.store=false or student_prefix"),
+        ("ablation=student_prefix stage.module.student_bigrams=0.5", "student_bigrams=0.5 counts pairs of tokens"),
+        ("ablation=bigrams stage.module.decode.token_choice.temperature=0.7", "needs greedy tokens: .*, got 0.7"),
     ):
         with pytest.raises(ValueError, match=message):
-            parts(config(wrong))
+            parts(config(*wrong.split()))
     with pytest.raises(ConfigKeyError, match="max_step"):
         parts(config("+sweep.stages.rad.max_step=3"))
     with pytest.raises(ValueError, match="are compared from MLflow: leave mlflow=null out"):
@@ -289,6 +292,20 @@ def test_a_setting_that_is_younger_than_sweeps_changes_no_name_while_it_is_off(d
     after = chain(data_root)
     assert {stage for stage in after if before[stage] != after[stage]} == {"dcd"}
     assert chain(data_root, "stage.module.student_bigrams=0.5")["dcd"] != after["dcd"]
+
+
+def test_settings_that_are_lists_have_a_name(data_root):
+    assert chain(data_root, "lora=all_linear")["dcd"] != chain(data_root)["dcd"]
+
+
+def test_chinese_is_measured_anew_where_it_is_cut_otherwise(monkeypatch, data_root):
+    def asked(*overrides: str) -> dict[str, object]:
+        return sweep_plan.measurement(compose_config([f"data_root={data_root}", *OWN, *overrides]))
+
+    english, chinese = asked(), asked("data.language=zh")
+    monkeypatch.setattr(sweep_plan, "how_cut", lambda: "otherwise")
+    assert asked() == english
+    assert asked("data.language=zh") != chinese
 
 
 def test_another_corpus_of_the_same_name_has_its_own_parts(data_root, tmp_path):
