@@ -5,7 +5,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 ARGS   ?=
 WORKERS ?= 2
-BLOCKS ?= 8
+BLOCKS ?= 4,8,16
 REAL_DATA ?= ../shared/data/nih_64
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -13,7 +13,7 @@ DEV    := $(VENV)/.ready-dev
 DATA   := outputs/data/synthetic/index.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 sweep lab compare bench bench-rad bench-data bench-copies prepare view features test test-slurm lint mlflow clean
+.PHONY: help install demo demo-real data warmup stage1 stage2 stage3 sweep lab trials compare bench bench-rad bench-data bench-copies prepare view features test test-slurm lint mlflow clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -57,13 +57,17 @@ stage3: $(DATA) ## stage 3, DCDModule, from the newest stage 2 (ARGS="block_size
 sweep: $(DATA) ## block sizes x objectives x seeds with all they need; goes on where it was cut off (ARGS="block_size=4,8 seed=0,1")
 	$(BIN)/echo-pl -m sweep=lab $(ARGS)
 
-LAB := ablation=dcd,ce,tilted seed=0,1,2 'sweep.grow=[4,8]' +sweep.stages.rad.max_steps=1200 \
-	+sweep.stages.grown.max_steps=450 +sweep.stages.grown.module.optimization.learning_rate=1.0e-3 stage.max_steps=900 \
-	sweep.studies=1000 sweep.timed_studies=32
+LAB := seed=0,1,2 'sweep.grow=[4,8]' +sweep.stages.rad.max_steps=1200 +sweep.stages.grown.max_steps=450 \
+	+sweep.stages.grown.module.optimization.learning_rate=1.0e-3 stage.max_steps=400 sweep.studies=1000 sweep.timed_studies=32
+TRIALS ?= dcd,ce,tilted,tilted_bigrams,plain_kl,no_eos,reverse_kl,raw,kl_ce,sharp,dparallel,d3llm,ddo,dscd,sdtt
 
-lab: $(DATA) ## what docs/lab.md starts with: dcd, ce and tilted over three seeds, BLOCKS=8 (BLOCKS=4,8,16: hours) -> outputs/compare/lab
-	$(BIN)/echo-pl -m sweep=lab block_size=$(BLOCKS) $(LAB) $(ARGS)
+lab: $(DATA) ## what docs/lab.md starts with: dcd, ce and tilted by block size, over three seeds (hours; BLOCKS=8) -> outputs/compare/lab
+	$(BIN)/echo-pl -m sweep=lab block_size=$(BLOCKS) ablation=dcd,ce,tilted $(LAB) $(ARGS)
 	$(BIN)/echo-pl compare --sweep lab
+
+trials: $(DATA) ## and what it goes on with: every objective and trial, blocks of 8 (hours; TRIALS=dcd,ce,sharp) -> outputs/compare/trials
+	$(BIN)/echo-pl -m sweep=lab sweep.name=trials block_size=8 ablation=$(TRIALS) $(LAB) $(ARGS)
+	$(BIN)/echo-pl compare --sweep trials
 
 compare: $(READY) ## quality against speed of a sweep, from MLflow -> outputs/compare (ARGS="--sweep lab")
 	$(BIN)/echo-pl compare $(ARGS)
