@@ -6,6 +6,7 @@ TORCH  ?= torch==2.13.0
 ARGS   ?=
 WORKERS ?= 2
 BLOCKS ?= 4,8,16
+STEPS  ?= 400
 REAL_DATA ?= ../shared/data/nih_64
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -58,16 +59,18 @@ sweep: $(DATA) ## block sizes x objectives x seeds with all they need; goes on w
 	$(BIN)/echo-pl -m sweep=lab $(ARGS)
 
 LAB := seed=0,1,2 'sweep.grow=[4,8]' +sweep.stages.rad.max_steps=1200 +sweep.stages.grown.max_steps=450 \
-	+sweep.stages.grown.module.optimization.learning_rate=1.0e-3 stage.max_steps=400 sweep.studies=1000 sweep.timed_studies=32
+	+sweep.stages.grown.module.optimization.learning_rate=1.0e-3 stage.max_steps=$(STEPS) sweep.studies=1000 sweep.timed_studies=32
 TRIALS ?= dcd,ce,tilted,tilted_bigrams,plain_kl,no_eos,reverse_kl,raw,kl_ce,sharp,dparallel,d3llm,ddo,dscd,sdtt
 
-lab: $(DATA) ## what docs/lab.md starts with: dcd, ce and tilted by block size, over three seeds (hours; BLOCKS=8) -> outputs/compare/lab
-	$(BIN)/echo-pl -m sweep=lab block_size=$(BLOCKS) ablation=dcd,ce,tilted $(LAB) $(ARGS)
-	$(BIN)/echo-pl compare --sweep lab
+lab: SWEEP = lab
+lab: $(DATA) ## what docs/lab.md starts with: dcd, ce and tilted by block size, over three seeds (hours; BLOCKS=8; SWEEP=name STEPS=900 beside it) -> outputs/compare
+	$(BIN)/echo-pl -m sweep=lab sweep.name=$(SWEEP) block_size=$(BLOCKS) ablation=dcd,ce,tilted $(LAB) $(ARGS)
+	$(BIN)/echo-pl compare --sweep $(SWEEP)
 
-trials: $(DATA) ## and what it goes on with: every objective and trial, blocks of 8 (hours; TRIALS=dcd,ce,sharp) -> outputs/compare/trials
-	$(BIN)/echo-pl -m sweep=lab sweep.name=trials block_size=8 ablation=$(TRIALS) $(LAB) $(ARGS)
-	$(BIN)/echo-pl compare --sweep trials
+trials: SWEEP = trials
+trials: $(DATA) ## and what it goes on with: every objective and trial, blocks of 8 (hours; TRIALS=dcd,sharp) -> outputs/compare
+	$(BIN)/echo-pl -m sweep=lab sweep.name=$(SWEEP) block_size=8 ablation=$(TRIALS) $(LAB) $(ARGS)
+	$(BIN)/echo-pl compare --sweep $(SWEEP)
 
 compare: $(READY) ## quality against speed of a sweep, from MLflow -> outputs/compare (ARGS="--sweep lab")
 	$(BIN)/echo-pl compare $(ARGS)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from echo_pl.sampling.config import TokenChoice
+from echo_pl.sampling.config import TokenChoice, check_weight
 from echo_pl.sampling.trajectory_store import stored_tokens
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Bigrams:
     candidates: int = CANDIDATES
 
     def __post_init__(self) -> None:
-        check_weight(self.weight)
+        check_weight(self.weight, "bigrams")
         if self.weight == 0.0:
             raise ValueError("bigrams of weight 0 are none: leave them out")
         if self.candidates < 1:
@@ -196,7 +196,7 @@ def check_source(folder: str | Path | None, weight: float, choice: TokenChoice |
     Raises:
         ValueError: a weight that is none, or one above 0 without a folder of stored trajectories, or for tokens that are drawn.
     """
-    check_weight(weight)
+    check_weight(weight, "bigrams")
     if weight and choice is not None and choice.temperature:
         raise ValueError(GREEDY.format(weight=weight, temperature=choice.temperature))
     if weight and folder is None:
@@ -204,13 +204,3 @@ def check_source(folder: str | Path | None, weight: float, choice: TokenChoice |
             f"student_bigrams={weight} counts pairs of tokens in stored trajectories: give stage.module.trajectories=<folder> "
             "(echo-pl collect makes it)"
         )
-
-
-def check_weight(weight: float) -> None:
-    """Refuse a weight that is none.
-
-    Raises:
-        ValueError: it is negative or not finite.
-    """
-    if not 0.0 <= weight < math.inf:
-        raise ValueError(f"the weight of bigrams must be at least 0 and finite, got {weight}")

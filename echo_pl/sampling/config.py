@@ -133,3 +133,13 @@ class DecodeConfig:
         """Whether a forward may commit more than its quota, depending on what it predicts."""
         varies = self.gate > 0 or self.remasking in ("low_confidence_dynamic", "entropy_bounded")
         return varies and self.quota < self.block_size
+
+
+def check_weight(weight: float, of: str) -> None:
+    """Refuse a weight that is none.
+
+    Raises:
+        ValueError: it is negative or not finite.
+    """
+    if not 0.0 <= weight < math.inf:
+        raise ValueError(f"the weight of {of} must be at least 0 and finite, got {weight}")

@@ -10,12 +10,12 @@ Shapes: A active samples, L block size, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from echo_pl.backbone.vlm import VLM
+from echo_pl.sampling.config import check_weight
 from echo_pl.sampling.forwards import CachedBlocks
 
 
@@ -28,19 +28,9 @@ class Tilt:
     """w, above 0. At 1 teacher and student count alike."""
 
     def __post_init__(self) -> None:
-        check_weight(self.weight)
+        check_weight(self.weight, "a tilt")
         if self.weight == 0.0:
             raise ValueError("a tilt of 0 is none: leave it out")
-
-
-def check_weight(weight: float) -> None:
-    """Refuse a weight that is none.
-
-    Raises:
-        ValueError: it is negative or not finite.
-    """
-    if not 0.0 <= weight < math.inf:
-        raise ValueError(f"the weight of a tilt must be at least 0 and finite, got {weight}")
 
 
 class TiltedBlocks:

@@ -13,8 +13,7 @@ from torch import Tensor
 from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling.collect import store_identity
-from echo_pl.sampling.config import DecodeConfig
-from echo_pl.sampling.tilted import check_weight
+from echo_pl.sampling.config import DecodeConfig, check_weight
 from echo_pl.sampling.trajectory_store import CollectionCounts, TrajectoryStore
 from echo_pl.stages.reduction import is_alone
 from echo_pl.stages.teacher_decode import Found, TeacherDecode
@@ -58,7 +57,7 @@ class TrajectorySource:
         if student_prefix and folder is not None:
             raise ValueError("student_prefix follows the student as it learns: it decodes on the fly, leave trajectories unset")
         self.distributions, self.folder, self.student_prefix = distributions, folder, student_prefix
-        check_weight(tilt)
+        check_weight(tilt, "a tilt")
         self.decode = TeacherDecode(special, decode, seed, tilt)
         self.dropped = {"loops": 0, "endless": 0}
         """Trajectories dropped so far on all ranks, when decoded on the fly."""

@@ -41,9 +41,9 @@ from echo_pl.distributed.launch import Launch, detect, warn_of_idle_tasks
 from echo_pl.lineage import refuse_other_data
 from echo_pl.run import flat_settings, prepare
 from echo_pl.sampling.collect import collect_part, store_identity
-from echo_pl.sampling.config import DecodeConfig
+from echo_pl.sampling.config import DecodeConfig, check_weight
 from echo_pl.sampling.sampler import BlockSampler
-from echo_pl.sampling.tilted import Tilt, check_weight
+from echo_pl.sampling.tilted import Tilt
 from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity, TrajectoryStore
 from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 from echo_pl.start import resolve_start, start_layout, start_stages
@@ -126,7 +126,7 @@ def teacher(
 ) -> tuple[BlockSampler, StoreIdentity]:
     """The frozen teacher of a stage-3 configuration on this process's device, and what its trajectories belong to."""
     weight = config.stage.module.tilt
-    check_weight(weight)
+    check_weight(weight, "a tilt")
     if student is not None and not weight:
         raise ValueError(f"{student} is a student for the teacher to lean to, but stage.module.tilt is 0: give ablation=tilted too")
     start, before = resolve_start(config, None)
