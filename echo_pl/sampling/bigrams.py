@@ -23,14 +23,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from echo_pl.sampling.config import TokenChoice, check_weight
+from echo_pl.sampling.config import check_weight
 from echo_pl.sampling.trajectory_store import stored_tokens
 
 log = logging.getLogger(__name__)
 CANDIDATES = 8
 """Likeliest tokens of a position that a path may take."""
 _SMALL_VOCABULARY = 2048
-GREEDY = "student_bigrams={weight} needs greedy tokens: stage.module.decode.token_choice.temperature=0, got {temperature}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,15 +189,25 @@ def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, da
         raise ValueError(f"no bigrams from {folder}: {error}") from error
 
 
-def check_source(folder: str | Path | None, weight: float, choice: TokenChoice | None = None) -> None:
-    """Refuse bigrams that have nothing to be counted in, or nothing to do.
+def check_greedy(weight: float, temperature: float) -> None:
+    """Refuse bigrams for tokens that are drawn.
 
     Raises:
-        ValueError: a weight that is none, or one above 0 without a folder of stored trajectories, or for tokens that are drawn.
+        ValueError: both are above 0.
+    """
+    if weight and temperature:
+        raise ValueError(
+            f"student_bigrams={weight} needs greedy tokens: stage.module.decode.token_choice.temperature=0, got {temperature}"
+        )
+
+
+def check_source(folder: str | Path | None, weight: float) -> None:
+    """Refuse bigrams that have nothing to be counted in.
+
+    Raises:
+        ValueError: a weight that is none, or one above 0 without a folder of stored trajectories.
     """
     check_weight(weight, "bigrams")
-    if weight and choice is not None and choice.temperature:
-        raise ValueError(GREEDY.format(weight=weight, temperature=choice.temperature))
     if weight and folder is None:
         raise ValueError(
             f"student_bigrams={weight} counts pairs of tokens in stored trajectories: give stage.module.trajectories=<folder> "

@@ -29,7 +29,7 @@ from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks, 
 from echo_pl.sampling.given import Given
 from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.repetition import in_loop, look_now
-from echo_pl.sampling.step import Path, commit
+from echo_pl.sampling.step import TokenPath, commit
 from echo_pl.sampling.tilted import Tilt, TiltedBlocks
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
@@ -228,7 +228,7 @@ class BlockSampler:
             blocks.finish_block(final_AL, block)
         return progress
 
-    def _path(self, history: Sequence[Tensor], prompt: BlockedContext) -> Path:
+    def _path(self, history: Sequence[Tensor], prompt: BlockedContext) -> TokenPath:
         """How bigrams choose the next block's tokens, behind the blocks so far."""
         assert self.bigrams is not None
         if history:
@@ -258,7 +258,7 @@ class BlockSampler:
         open_AL: Tensor,
         left_A: Tensor,
         order_AL: Tensor | None,
-        path: Path | None,
+        path: TokenPath | None,
         block: int,
         blocks: CachedBlocks | TiltedBlocks | UncachedBlocks,
         recorder: Recorder | None,

@@ -26,7 +26,7 @@ from echo_pl.sampling.remasking import Prediction, choose_commits, predict
 _KINDS_OF_STEPS = 128
 Head = Callable[[Tensor], Tensor]
 """From hidden states to logits."""
-Path = Callable[[Tensor, Tensor, Tensor], Tensor]
+TokenPath = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From logits (A, L, V), tokens so far and which positions are open to tokens (A, L)."""
 
 
@@ -54,7 +54,7 @@ def commit(
     never: Tensor,
     config: DecodeConfig,
     generator: torch.Generator | None,
-    path: Path | None = None,
+    path: TokenPath | None = None,
 ) -> Step:
     """Choose tokens and the positions that take them.
 

@@ -18,7 +18,7 @@ from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.lora import LoraSettings, add_lora
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.objectives import Objective
-from echo_pl.sampling.bigrams import Bigrams, check_source, stored_bigrams
+from echo_pl.sampling.bigrams import Bigrams, check_greedy, check_source, stored_bigrams
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.stages.distillation import Distillation
@@ -90,7 +90,8 @@ class DCDModule(L.LightningModule):
         """
         super().__init__()
         refuse_compile(decode)
-        check_source(trajectories, student_bigrams, decode.token_choice)
+        check_source(trajectories, student_bigrams)
+        check_greedy(student_bigrams, decode.token_choice.temperature)
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.decode, self.objective, self.start, self.lora = decode, objective, start, lora
         self.student_gate, self.student_bigrams, self._trajectories = student_gate, student_bigrams, trajectories

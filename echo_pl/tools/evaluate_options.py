@@ -103,6 +103,7 @@ def refuse_with_upload(args: argparse.Namespace) -> None:
         raise ValueError("--upload logs an evaluation that is there: leave out what to score, and --out")
     if args.mlflow is None:
         raise ValueError("--upload needs --mlflow <tracking uri>")
+    _refuse_unused(args)
 
 
 def _refuse_unused(args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.metrics.words import how_cut
 from echo_pl.runs import FINAL, read_info
-from echo_pl.sampling.bigrams import GREEDY
+from echo_pl.sampling.bigrams import check_greedy
 from echo_pl.tools.compose import compose_config
 
 PartStage = Literal["warmup", "pretrain", "rad", "trajectories", "dcd"]
@@ -193,8 +193,7 @@ def refuse_unsuited(config: DictConfig) -> None:
             f"student_bigrams={module.student_bigrams} counts pairs of tokens in stored trajectories, and there are none with "
             "sweep.store=false or student_prefix"
         )
-    if module.student_bigrams and module.decode.token_choice.temperature:
-        raise ValueError(GREEDY.format(weight=module.student_bigrams, temperature=module.decode.token_choice.temperature))
+    check_greedy(module.student_bigrams, module.decode.token_choice.temperature)
     if list(config.sweep.grow) != sorted(set(config.sweep.grow)):
         raise ValueError(f"sweep.grow must name block sizes from small to large, got {list(config.sweep.grow)}")
     if not isinstance(config.sweep.kept_tokens, int) or config.sweep.kept_tokens < 0:
