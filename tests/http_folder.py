@@ -25,8 +25,8 @@ class HTTPFolder:
     faults: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """File name to what its next requests get: ``503``, ``404``, ``403``, ``cut``, ``silent``, ``wrong``, ``longer``, or a
     length that is not its own: ``says_less``, ``says_more``, ``says_nothing``, ``says_nonsense``."""
-    silence: float = 0.6
-    """Seconds of ``silent``."""
+    closing: threading.Event = field(default_factory=threading.Event)
+    """What ``silent`` waits for."""
     pause: float = 0.0
     """Seconds before every answer."""
 
@@ -41,7 +41,8 @@ class HTTPFolder:
             return
         content = path.read_bytes()
         if fault == "silent":
-            time.sleep(self.silence)
+            self.closing.wait()
+            return
         if fault == "wrong":
             content = content[:100] + bytes([content[100] ^ 1]) + content[101:]
         if fault == "longer":
@@ -74,5 +75,6 @@ def serving(folder: Path) -> Iterator[HTTPFolder]:
     try:
         yield state
     finally:
+        state.closing.set()
         server.shutdown()
         server.server_close()

@@ -78,6 +78,20 @@ def _torch_loader(
     )
 
 
+def _batches_of(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Iterate a loader; an error of a loading process comes without torch's own frames, its text has the frames of that process.
+
+    Those would hold torch's iterator in a cycle with the error. Python closes the queues of such a cycle before the iterator can
+    tell the processes over them to end, and whatever thread collects it waits 5 s for each.
+    """
+    try:
+        yield from loader
+    except Exception as error:
+        if loader.num_workers == 0:
+            raise
+        raise error.with_traceback(None) from None
+
+
 class FixedLoader:
     """Yields the batches of one stream, the same each time.
 
@@ -98,7 +112,7 @@ class FixedLoader:
         return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        return _batches_of(self._loader)
 
 
 class ResumableLoader:
@@ -150,7 +164,7 @@ class ResumableLoader:
                 prefetch_batches=self._prefetch_batches,
                 lasting=True,
             )
-        for batch in self._loader:
+        for batch in _batches_of(self._loader):
             self._done += 1
             yield batch
 

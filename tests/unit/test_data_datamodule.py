@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -328,6 +330,22 @@ def test_errors_of_a_worker_name_the_sample(root, tmp_path):
     folder = spoiled(root, tmp_path / "bad", **{"0.png": b"no image"})
     with pytest.raises(ValueError, match="train-0000002"):
         list(module(folder, num_workers=1).train_dataloader())
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_processes_end_with_their_error(root, split):
+    """By counting references alone: whoever collects torch's iterator as part of a cycle waits 5 s for each process."""
+    data = module(root, num_workers=2, max_response_tokens=5)
+    loader = data.train_dataloader() if split == "train" else data.val_dataloader()
+    before = set(multiprocessing.active_children())
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="more than max_response_tokens"):
+            list(loader)
+        del loader
+        assert set(multiprocessing.active_children()) <= before
+    finally:
+        gc.enable()
 
 
 def test_the_same_workers_read_every_epoch(root, tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ def test_processes_that_want_the_same_fetch_it_once(cache):
     for other in others:
         other.start()
     for other in others:
-        other.join(20)
+        other.join(120)
     assert [other.exitcode for other in others] == [0] * 4
     assert fetched.value == 1
 
@@ -198,7 +198,7 @@ def for_ever(letter: str, folder: Path, begun) -> None:
     def fetch(target: Path) -> None:
         target.write_bytes(File(letter).content[:400])
         begun.set()
-        time.sleep(60)
+        time.sleep(600)
 
     FileCache(folder, 3 * SIZE).holding(File(letter), fetch).__enter__()
 
@@ -208,7 +208,7 @@ def killed_download(cache: FileCache, letter: str) -> None:
     begun = fork.Event()
     process = fork.Process(target=for_ever, args=(letter, cache.folder, begun))
     process.start()
-    assert begun.wait(20)
+    assert begun.wait(120)
     with pytest.raises(CacheFullError):  # 1000 of 3000 bytes are promised to it
         read(FileCache(cache.folder, 1500), File("z"))
     os.kill(process.pid, signal.SIGKILL)
@@ -242,6 +242,6 @@ def test_many_processes_on_a_cache_that_is_too_small_for_all(cache):
     for other in others:
         other.start()
     for other in others:
-        other.join(60)
+        other.join(120)
     assert [other.exitcode for other in others] == [0] * 3
     assert used(cache) <= cache.most_bytes

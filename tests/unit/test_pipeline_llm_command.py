@@ -78,7 +78,7 @@ def test_every_fault_of_an_endpoint_is_survived_and_a_rerun_asks_nothing(table, 
 
     out, answers = tmp_path / "one", tmp_path / "answers"
     with EndpointStub(answer) as stub:
-        assert run(table, out, answers, stub, timeout=1.0) == 3
+        assert run(table, out, answers, stub, timeout=2.0) == 3
         said = capsys.readouterr()
         assert "to review: 1, see review.jsonl (normalize: not_json 1)" in said.out
         assert "mm nodule" not in said.out + said.err
