@@ -147,7 +147,8 @@ def test_killed_by_the_clock(parts, wanted, tmp_path):
     rng = np.random.default_rng(7)
 
     def work() -> None:
-        signal.setitimer(signal.ITIMER_REAL, float(rng.uniform(0.005, 0.08)))  # SIGALRM ends the process as SIGKILL does
+        longer = 1 + kills / 20  # or a machine that is busy would never be done
+        signal.setitimer(signal.ITIMER_REAL, longer * float(rng.uniform(0.005, 0.08)))  # SIGALRM ends the process as SIGKILL does
         prepare(tmp_path / "out", SETTINGS, parts)
 
     kills = 0
@@ -155,8 +156,8 @@ def test_killed_by_the_clock(parts, wanted, tmp_path):
         assert ended == -signal.SIGALRM
         rng.uniform()  # the child's draws are not this process's
         kills += 1
-        assert kills < 500
     assert contents(tmp_path / "out") == wanted
+    assert kills > 2
 
 
 def test_another_process_may_not_work_there_at_the_same_time(parts, tmp_path):
