@@ -58,7 +58,7 @@ stage3: $(DATA) ## stage 3, DCDModule, from the newest stage 2 (ARGS="block_size
 sweep: $(DATA) ## block sizes x objectives x seeds with all they need; goes on where it was cut off (ARGS="block_size=4,8 seed=0,1")
 	$(BIN)/echo-pl -m sweep=lab $(ARGS)
 
-LAB := seed=0,1,2 'sweep.grow=[4,8]' +sweep.stages.rad.max_steps=1200 +sweep.stages.grown.max_steps=450 \
+LAB := seed=0,1,2 'sweep.grow=[4,8,16]' +sweep.stages.rad.max_steps=1200 +sweep.stages.grown.max_steps=450 \
 	+sweep.stages.grown.module.optimization.learning_rate=1.0e-3 stage.max_steps=$(STEPS) sweep.studies=1000 sweep.timed_studies=32
 TRIALS ?= dcd,ce,tilted,tilted_bigrams,plain_kl,no_eos,reverse_kl,raw,kl_ce,sharp,dparallel,d3llm,ddo,dscd,sdtt
 

@@ -40,7 +40,7 @@ COLUMNS = (
     Column("valid sent.", "share of sentences that could have been written", _number("valid_sentences", 3)),
     Column("valid rep.", "share of reports that are wholly valid", _number("valid_reports", 3)),
     Column("ROUGE-L", "F-measure against the reference", _number("rouge_l", 3)),
-    Column("dup. words", "share of words that repeat the word before", _number("duplicate_word_rate", 4)),
+    Column("dup. words", "share of words that repeat the word before, in one sentence", _number("duplicate_word_rate", 4)),
     Column("stopped", "share of reports that ended with eos", _number("stopped", 3)),
     Column("nfe", "forwards after prefill per report, KV writes too", _number("nfe", 1)),
     Column("tpf", "tokens before eos per forward", _number("tpf", 2)),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from echo_pl.metrics.counted import CountedReports, MeanOfPairs, ratio
 from echo_pl.metrics.text import duplicate_share, paired, repeated_share
-from echo_pl.metrics.words import Words
+from echo_pl.metrics.words import Words, split_sentences
 
 
 class WordRatio(CountedReports):
@@ -88,15 +88,18 @@ def non_word_rate(words: Words, vocabulary: Collection[str], name: str) -> WordR
 def surface_metrics(words: Words) -> list[CountedReports]:
     """Share of empty reports, length ratio, duplicate words, repeated phrases."""
 
-    def of_words(name: str, function: Callable[[Sequence[str]], float], detail: str) -> MeanOfPairs:
+    def of_report(name: str, function: Callable[[str], float], detail: str, version: int = 1) -> MeanOfPairs:
         def score(prediction: str, reference: str) -> float:
-            return function(words.split(prediction))
+            return function(prediction)
 
-        return MeanOfPairs(name, score, f"{name}|{detail}|words:{words.name}|mean:reports|v1", False)
+        return MeanOfPairs(name, score, f"{name}|{detail}|words:{words.name}|mean:reports|v{version}", False)
+
+    def duplicates(report: str) -> float:
+        return duplicate_share([words.split(sentence) for sentence in split_sentences(report)])
 
     return [
-        of_words("empty", lambda split: float(not split), "no word"),
+        of_report("empty", lambda report: float(not words.split(report)), "no word"),
         length_ratio(words),
-        of_words("duplicate_word_rate", duplicate_share, "the same word twice in a row"),
-        of_words("repetition_rate", repeated_share, "4-grams seen before in the report"),
+        of_report("duplicate_word_rate", duplicates, "the same word twice in a row of a sentence", version=2),
+        of_report("repetition_rate", lambda report: repeated_share(words.split(report)), "4-grams seen before in the report"),
     ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from echo_pl.metrics.words import cut_words, how_cut
+from echo_pl.metrics.words import cut_words, how_cut, split_sentences
 
 
 def longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
@@ -50,19 +50,24 @@ def rouge_l(prediction: str, reference: str) -> float:
 
 
 def duplicate_word_rate(prediction: str) -> float:
-    """Share of words equal to the word just before them: how one-step failures look ("the the heart").
+    """Share of words equal to the word just before them in their sentence: how one-step failures look ("the the heart").
+
+    Sentences may begin with the word that the last one ended with, as findings and impressions of good reports do.
 
     >>> duplicate_word_rate("The the heart is is normal")
     0.3333333333333333
+    >>> duplicate_word_rate("Left rib fracture. Fracture of a rib.")
+    0.0
     """
-    return duplicate_share(cut_words(prediction))
+    return duplicate_share([cut_words(sentence) for sentence in split_sentences(prediction)])
 
 
-def duplicate_share(words: Sequence[str]) -> float:
-    """:func:`duplicate_word_rate` of a text that has been split."""
+def duplicate_share(sentences: Sequence[Sequence[str]]) -> float:
+    """:func:`duplicate_word_rate` of a text whose sentences have been split into words."""
+    words = sum(map(len, sentences))
     if not words:
         return 0.0
-    return sum(left == right for left, right in pairwise(words)) / len(words)
+    return sum(left == right for sentence in sentences for left, right in pairwise(sentence)) / words
 
 
 def repetition_rate(prediction: str, order: int = 4) -> float:
@@ -136,7 +141,7 @@ class DuplicateWordRate(MeanOverReports):
     @property
     def signature(self) -> str:
         """Which rate."""
-        return f"duplicate_word_rate|case:lower|mean:reports|v1|words:{how_cut()}"
+        return f"duplicate_word_rate|within sentences|case:lower|mean:reports|v2|words:{how_cut()}"
 
     def update(self, predictions: Sequence[str]) -> None:
         """Add generated reports."""

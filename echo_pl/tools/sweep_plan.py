@@ -35,7 +35,7 @@ STUDIES = "sweep_studies.json"
 """Beside it: what each of those studies counts for (:mod:`echo_pl.evaluation.study_counts`)."""
 MEASURED = ("studies", "batch_size", "timed_studies", "split")
 """What of ``sweep`` decides the scores."""
-_MEASUREMENT = 3
+_MEASUREMENT = 4
 """Raised when something else is written than before, so that what is there is measured anew."""
 
 _DECIDES_NOTHING = {

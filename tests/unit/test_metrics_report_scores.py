@@ -103,13 +103,13 @@ def test_region_completeness_counts_known_regions_once():
 
 
 def test_surface_scores_by_hand():
-    predictions = ["the the heart heart is normal", "", "a b c d a b c d"]
+    predictions = ["the the heart. heart. heart heart is normal", "", "a b c d a b c d"]
     found = {}
     for metric in surface_metrics(WORDS):
         metric.update(predictions, ["the heart is normal"] * 3)
         found |= metric.plain()
     assert found == pytest.approx(
-        {"empty": 1 / 3, "length_ratio": 14 / 12, "duplicate_word_rate": (2 / 6) / 3, "repetition_rate": (1 / 5) / 3}
+        {"empty": 1 / 3, "length_ratio": 16 / 12, "duplicate_word_rate": (2 / 8) / 3, "repetition_rate": (1 / 5) / 3}
     )
     assert length_ratio(WORDS).better("length_ratio") is None
 

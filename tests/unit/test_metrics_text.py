@@ -48,6 +48,9 @@ def test_without_jieba_ideographs_are_words_and_it_is_said(monkeypatch: pytest.M
 
 def test_rates() -> None:
     assert duplicate_word_rate("the the the heart") == 0.5
+    assert duplicate_word_rate("a rib fracture.  fracture of a rib! Rib rib?") == 1 / 9, "sentences may share a word"
+    assert duplicate_word_rate("3.3 mm\nmm") == 0.0
+    assert duplicate_word_rate("心。心心") == pytest.approx(1 / 3)
     assert repetition_rate("a b c d") == 0.0
     assert repetition_rate("a b c d a b c d a b c d") == pytest.approx(5 / 9)
 
