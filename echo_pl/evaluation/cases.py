@@ -51,6 +51,8 @@ class Prediction:
     looped: bool | None = None
     eos_confidence: float | None = None
     """Probability of the first eos token when it was committed."""
+    nfe: float | None = None
+    """Forwards after prefill, KV writes included."""
     forwards_per_block: float | None = None
     """Forwards, KV writes left out, over blocks begun: 1 at one step per block."""
 
@@ -84,8 +86,8 @@ def require_same_ids(first: Mapping[str, Any], second: Mapping[str, Any], name: 
     only_second = [key for key in second if key not in first]
     if only_first or only_second:
         raise UnmatchedIdsError(
-            f"{name} and {other} are not of the same studies ({len(first)} and {len(second)}): {len(only_first)} ids only in the "
-            f"{name} ({shown(only_first)}), {len(only_second)} only in the {other} ({shown(only_second)})",
+            f"{name} and {other} are not of the same studies ({len(first)} and {len(second)}): {len(only_first)} ids only in "
+            f"{name} ({shown(only_first)}), {len(only_second)} only in {other} ({shown(only_second)})",
             only_first,
             only_second,
         )
@@ -102,6 +104,20 @@ def require_same_references(ours: Mapping[str, ReportText], theirs: Mapping[str,
         raise ValueError(
             f"{len(others)} of {len(ours)} studies have another reference in the other run: {shown(others)}; these are not the "
             "same studies, or not the same version of their reports. To score both against one set, give --references"
+        )
+
+
+def require_sections(cases: Sequence[Case], sections: Sections) -> None:
+    """Refuse references that have nothing in the sections that are scored: whatever is written there would count as wrong.
+
+    Raises:
+        ValueError: naming the studies.
+    """
+    without = [case.key for case in cases if not formatted(case.reference, sections)]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(cases)} references have no {sections}: {shown(without)}; score --sections both, or leave "
+            "these studies out of predictions and references"
         )
 
 

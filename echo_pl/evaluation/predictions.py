@@ -7,6 +7,7 @@ JSON lines of ``{"sample_id", "prediction", "reference"}`` with what decoding kn
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +17,8 @@ from typing import Any
 from echo_pl.evaluation.cases import EMPTY, Case, Prediction, parsed_prediction, parsed_reference, shown
 from echo_pl.structs import ReportText
 
+KNOWN = ("stopped", "looped", "eos_confidence", "nfe", "forwards_per_block")
+"""What a record may say of how its prediction was decoded."""
 RECORDS = "reports.jsonl"
 """Name of the records in a folder that an evaluation wrote."""
 
@@ -51,7 +54,8 @@ def read_predictions(path: Path | str, *, free_text: bool = False) -> dict[str, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as :func:`read_records`, or a record without a prediction.
+        ValueError: as :func:`read_records`, a record without a prediction, or one whose ``stopped``, ``looped``,
+            ``eos_confidence``, ``nfe`` or ``forwards_per_block`` is of another kind.
     """
     records = read_records(path)
     without = [key for key, record in records.items() if "prediction" not in record]
@@ -60,7 +64,10 @@ def read_predictions(path: Path | str, *, free_text: bool = False) -> dict[str, 
             f"{len(without)} of {len(records)} records of {path} have no 'prediction': {shown(without)}; if these are references, "
             "give them as --references and the predictions as --predictions"
         )
-    return {key: _prediction(record, free_text) for key, record in records.items()}
+    try:
+        return {key: _prediction(record, free_text) for key, record in records.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def read_references(path: Path | str) -> dict[str, ReportText]:
@@ -97,7 +104,7 @@ def first_images(path: Path | str) -> dict[str, Path]:
 
 def case_record(case: Case) -> dict[str, Any]:
     """A case as a line of our own format, which :func:`read_predictions` and :func:`read_references` read."""
-    known = {name: getattr(case.prediction, name) for name in ("stopped", "looped", "eos_confidence", "forwards_per_block")}
+    known = {name: getattr(case.prediction, name) for name in KNOWN}
     return {
         "sample_id": case.key,
         "prediction": _fields(case.prediction.report) if case.prediction.parsed else None,
@@ -110,6 +117,10 @@ def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for place, record in enumerate(_content(file), 1):
         if not isinstance(record, dict) or not isinstance(record.get("sample_id"), str | int):
             raise ValueError(f"record {place} of {file} is not an object with a 'sample_id'")
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"record {record['sample_id']} of {file} holds half a character (a lone surrogate)") from None
         yield str(record["sample_id"]), record
 
 
@@ -121,14 +132,20 @@ def _content(file: Path) -> list[Any]:
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         content = json.loads(text, object_pairs_hook=_Pairs)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON{' lines' if file.suffix == '.jsonl' else ''} ({error.msg})") from None
+        lines = "; JSON lines go by the name .jsonl" if error.msg == "Extra data" else ""
+        raise ValueError(f"{file} is not JSON{' lines' if file.suffix == '.jsonl' else ''} ({error.msg}){lines}") from None
+    except RecursionError:
+        raise ValueError(f"{file} is nested too deep to be a file of reports") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from None
     if isinstance(content, list):
         return content
     if isinstance(content, _Pairs):
         _refuse_doubles(file, content.keys_in_order)
-        return [{"sample_id": key, **(value if _is_record(value) else {"prediction": value})} for key, value in content.items()]
+        others = [key for key, value in content.items() if _is_record(value) and str(value.get("sample_id", key)) != key]
+        if others:
+            raise ValueError(f"{file} has {len(others)} records whose sample_id is not the id they stand under: {shown(others)}")
+        return [{**(value if _is_record(value) else {"prediction": value}), "sample_id": key} for key, value in content.items()]
     raise ValueError(f"{file} holds neither a list of records nor an object by sample_id")
 
 
@@ -162,15 +179,28 @@ def _prediction(record: Mapping[str, Any], free_text: bool) -> Prediction:
         found = parsed_prediction(value, free_text=free_text)
     return replace(
         found,
-        stopped=record["stopped"] if isinstance(record.get("stopped"), bool) else None,
-        looped=record["looped"] if isinstance(record.get("looped"), bool) else None,
-        eos_confidence=_number(record.get("eos_confidence")),
-        forwards_per_block=_number(record.get("forwards_per_block")),
+        stopped=_flag(record, "stopped"),
+        looped=_flag(record, "looped"),
+        eos_confidence=_number(record, "eos_confidence"),
+        nfe=_number(record, "nfe"),
+        forwards_per_block=_number(record, "forwards_per_block"),
     )
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+def _flag(record: Mapping[str, Any], name: str) -> bool | None:
+    value = record.get(name)
+    if value is None or isinstance(value, bool):
+        return value
+    raise ValueError(f"{name} of {record['sample_id']} must be true, false or left out, got {value!r}")
+
+
+def _number(record: Mapping[str, Any], name: str) -> float | None:
+    value = record.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} of {record['sample_id']} must be a number or left out, got {value!r}")
+    return float(value)
 
 
 def _reference(record: Mapping[str, Any]) -> ReportText | None:

@@ -109,6 +109,7 @@ def given(cases: Sequence[Case]) -> tuple[list[Counted], list[Absent]]:
             "eos_confidence|probability of the first eos when committed|reports with eos",
             True,
         ),
+        "nfe": ([one.nfe for one in decoded], "nfe|forwards after prefill, KV writes included", False),
         "forwards_per_block": (
             [one.forwards_per_block for one in decoded],
             "forwards_per_block|KV writes left out|over blocks begun",

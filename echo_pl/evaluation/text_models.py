@@ -182,8 +182,8 @@ def _as_value_errors(kind: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, KeyError, ImportError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{folder} cannot be loaded by {kind}: {first or type(error).__name__}") from error
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder} cannot be loaded by {kind}: {said or type(error).__name__}") from error
 
 
 def _refuse_other_architectures(file: Path, architectures: Sequence[str] | None) -> None:

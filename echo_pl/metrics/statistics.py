@@ -105,7 +105,8 @@ def compare(
     for exchanged in _all_exchanges(reports) if exact else _exchanges(reports, rounds, seed):
         moved = exchanged @ change
         for name, values in _differences(figures, first + moved, second - moved).items():
-            hits[name] += int((values.abs() >= observed[name].abs() * (1 - 1e-9) - 1e-12).sum())
+            # An exchange without a value, as of reports that have none, speaks against a difference: p may not be too small.
+            hits[name] += int((values.isnan() | (values.abs() >= observed[name].abs() * (1 - 1e-9) - 1e-12)).sum())
     drawn = [_differences(figures, weights @ first_NK, weights @ second_NK) for weights in _resamples(reports, resamples, seed)]
     share = {name: count / 2**reports if exact else (count + 1) / (rounds + 1) for name, count in hits.items()}
     return {

@@ -1,6 +1,6 @@
 """Collect the teacher's trajectories once, for stage 3 to read: METHOD.md 3, phase 1.
 
-    echo-pl collect --out outputs/trajectories/L8 --studies 2500 --check-k block_size=8
+    echo-pl collect --check-k block_size=8
     echo-pl collect --out outputs/trajectories/L8 --studies 2500 block_size=8
     echo-pl stage=dcd block_size=8 stage.module.trajectories=outputs/trajectories/L8 stage.limit_train=2500
 
@@ -8,7 +8,7 @@
         ablation=tilted --student outputs/runs/<run of ablation=ce>/checkpoints/final.ckpt
 
 Of every distribution 32 tokens are kept, and what the others have together; --keep says otherwise, --check-k says what it costs,
-and --keep auto takes the smallest number that costs no more than 1 % of the loss.
+and --keep auto takes the smallest number that costs no more than 1 % of the loss (with --student: of that student's).
 The teacher is the newest stage-2 run, unless start=<checkpoint> says otherwise. An interrupted collection is continued by the same
 command. Several processes share the work: torchrun --nproc-per-node 2 -m echo_pl.tools.collect_trajectories ...; they need a disk
 that all of them see, and write what one process writes, byte for byte.
@@ -50,7 +50,7 @@ from echo_pl.start import resolve_start, start_layout, start_stages
 from echo_pl.structs import Batch
 from echo_pl.tools.check_kept import KS, TOLERANCE, check_kept, smallest, table
 from echo_pl.tools.compose import compose_config
-from echo_pl.tools.kept_choice import AUTO, Kept, agreed_kept, choose_kept, kept_argument
+from echo_pl.tools.kept_choice import AUTO, LEAST, Kept, agreed_kept, choose_kept, kept_argument
 
 log = logging.getLogger(__name__)
 KEPT = 32
@@ -100,6 +100,9 @@ def collect_trajectories(
     refuse_other_settings(launch, flat_settings(config) | own)
     kept = agreed_kept(launch, kept)
     data = prepare(config)
+    asked, there = config.stage.limit_train, data.training_studies
+    if asked is not None and there < asked and launch.rank == 0:
+        log.warning("the corpus has %d training studies, %d were asked for: all of them are decoded", there, asked)
     measured_alone = kept_tokens == AUTO and not config.stage.module.tilt  # the student was given for that, not to lean to
     sampler, identity = teacher(config, data, launch, distributions, kept, None if measured_alone else student)
     size = config.stage.batch_size
@@ -194,30 +197,44 @@ def finish(launch: Launch, writer: TrajectoryWriter) -> tuple[Path, CollectionCo
     return writer.folder, TrajectoryStore(writer.folder).counts
 
 
+def _refuse_bad_options(args: argparse.Namespace) -> None:
+    for name in ("studies", "batch_size", "batches_per_part", "check_studies"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.check_k:
+        if args.out is not None or args.keep is not None or args.no_distributions:
+            raise ValueError("--check-k collects nothing: leave out --out, --keep and --no-distributions")
+        return
+    if args.out is None or args.studies is None:
+        raise ValueError("give --out <folder>, where the trajectories go, and --studies <how many>")
+    if args.check_studies is not None and args.keep != AUTO:
+        raise ValueError("--check-studies is for --check-k and --keep auto: nothing else is measured")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="echo-pl collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder to make; must not exist")
-    parser.add_argument("--studies", type=int, required=True, help="training studies to decode")
+    parser.add_argument("--studies", type=int, help="training studies to decode; of --check-k, --check-studies are")
     parser.add_argument("--batch-size", type=int, default=64, help="studies decoded at once (default 64)")
     parser.add_argument("--batches-per-part", type=int, default=4, help="batches in a file (default 4)")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument(
         "--keep",
         type=kept_argument,
-        default=KEPT,
         metavar="K",
         help=f"the K likeliest tokens of a distribution and the rest as one (default {KEPT}); 0: whole distributions; auto: the "
-        f"smallest K whose loss is within {TOLERANCE:.0%}% of the whole one, measured as --check-k does",
+        f"smallest K whose loss is within {TOLERANCE:.0%}% of the whole one, measured as --check-k does; without --student "
+        f"{LEAST} or more",
     )
     kinds.add_argument("--no-distributions", action="store_true", help="tokens and steps only (objectives with hard targets)")
     parser.add_argument("--check-k", action="store_true", help="collect nothing: measure the loss that every K would give")
     parser.add_argument(
         "--check-studies",
         type=int,
-        default=CHECKED,
         help=f"with --check-k or --keep auto: studies to measure on (default {CHECKED})",
     )
     parser.add_argument(
@@ -230,17 +247,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with reported(), together():
-        sizes = [f"stage.limit_train={args.studies}", f"stage.batch_size={min(args.batch_size, args.studies)}"]
+        _refuse_bad_options(args)
+        checked = CHECKED if args.check_studies is None else args.check_studies
+        studies = args.studies if args.studies is not None else checked
+        sizes = [f"stage.limit_train={studies}", f"stage.batch_size={min(args.batch_size, studies)}"]
         config = compose_config(["stage=dcd", *sizes, *args.overrides])
         if args.check_k:
-            rows = check_kept(config, args.check_studies, KS, args.student)
+            rows = check_kept(config, checked, KS, args.student)
             print(table(rows))
             print(smallest(rows, TOLERANCE))
             return
-        if args.out is None:
-            raise ValueError("give --out <folder>: where the trajectories go")
+        kept = KEPT if args.keep is None else args.keep
         folder, counts = collect_trajectories(
-            config, args.out, not args.no_distributions, args.keep, args.batches_per_part, args.student, args.check_studies
+            config, args.out, not args.no_distributions, kept, args.batches_per_part, args.student, checked
         )
         if detect().rank == 0:
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6

@@ -36,6 +36,7 @@ from echo_pl.tools.sweep_plan import STUDIES
 from echo_pl.tools.sweep_record import BASE, CELL, ERROR, SWEEP, children
 
 QUALITIES = ("finding_f1", "rouge_l")
+SMALLER_IS_BETTER = ("duplicate_word_rate", "repetition_rate", "looped", "nfe", "forwards_per_block", "seconds_per_report")
 BASELINES = ("dcd", "ce")
 COLUMNS = (
     "finding_f1",
@@ -58,6 +59,8 @@ def find_parent(client: MlflowClient, experiment: str, sweep: str | None, parent
         ValueError: there is none, or there are several to choose from.
     """
     if parent is not None:
+        if sweep is not None:
+            raise ValueError("--sweep and --parent both say which sweep: give one of them")
         found = client.get_run(parent)
         if SWEEP not in found.data.tags:
             raise ValueError(f"run {parent} is no parent run of a sweep: it has no tag {SWEEP}")
@@ -66,14 +69,12 @@ def find_parent(client: MlflowClient, experiment: str, sweep: str | None, parent
     if place is None:
         names = ", ".join(sorted(one.name for one in client.search_experiments()))
         raise ValueError(f"there is no experiment {experiment!r} at {client.tracking_uri}; there are: {names}")
-    which = f"tags.`{SWEEP}` = '{sweep}'" if sweep is not None else f"tags.`{SWEEP}` LIKE '%'"
-    sweeps = client.search_runs([place.experiment_id], which)
+    there = client.search_runs([place.experiment_id], f"tags.`{SWEEP}` LIKE '%'")
+    sweeps = [run for run in there if sweep in (None, run.data.tags[SWEEP])]
     if len(sweeps) != 1:
-        names = ", ".join(f"{run.data.tags[SWEEP]} ({run.info.run_id})" for run in sweeps) or "none"
-        asked = "" if sweep is None else f" named {sweep!r}"
-        raise ValueError(
-            f"experiment {experiment!r} has not one sweep{asked} but: {names}; give --sweep <name> or --parent <run id>"
-        )
+        names = ", ".join(f"{run.data.tags[SWEEP]} ({run.info.run_id})" for run in sweeps or there) or "none"
+        asked = "one sweep" if sweep is None else f"one sweep named {sweep!r}"
+        raise ValueError(f"experiment {experiment!r} has not {asked}; there are: {names}; give --sweep <name> or --parent <run id>")
     return sweeps[0]
 
 
@@ -83,13 +84,19 @@ def measured(runs: Sequence[Run]) -> list[Measured]:
         Measured(
             key=_key(run),
             seed=int(run.data.params["seed"]),
-            scores=run.data.metrics,
+            scores=_scores(run),
             name=run.data.tags[CELL],
             base=run.data.tags.get(BASE),
         )
         for run in runs
         if run.info.status == "FINISHED"
     ]
+
+
+def _scores(run: Run) -> dict[str, float]:
+    """Without what has no meaning: token by token, there are no blocks."""
+    token_by_token = run.data.params["objective"] == "ar"
+    return {name: value for name, value in run.data.metrics.items() if not (token_by_token and name == "forwards_per_block")}
 
 
 def study_counts(uri: str, runs: Sequence[Run]) -> tuple[dict[str, StudyCounts], list[str]]:
@@ -148,6 +155,9 @@ def compare(args: argparse.Namespace, command: str) -> SweepComparison:
     """
     if args.mlflow.startswith("sqlite:///") and not Path(args.mlflow.removeprefix("sqlite:///")).is_file():
         raise FileNotFoundError(f"there is no database {args.mlflow}; give --mlflow <tracking uri>")
+    smaller = [name for name in args.quality if name in SMALLER_IS_BETTER]
+    if smaller:
+        raise ValueError(f"--quality draws fronts where larger is better, which {', '.join(smaller)} is not")
     be_patient()
     quieten()
     client = MlflowClient(args.mlflow)

@@ -55,6 +55,7 @@ def evaluate(args: argparse.Namespace, command: str) -> ScoreReport:
     """
     refuse_bad_options(args)
     words = words_of(args.language)
+    resampling = Resampling(resamples=args.resamples, rounds=args.rounds, level=args.level, seed=args.seed)
     inputs = read_inputs(args)
     strange = {"other_language": check_language(inputs.cases, args.language)}
     if inputs.other is not None:
@@ -68,10 +69,9 @@ def evaluate(args: argparse.Namespace, command: str) -> ScoreReport:
         vocabulary=None if args.vocabulary is None else training_vocabulary(args.vocabulary, words, args.version or "normalized"),
         language_model=args.language_model,
         embedding_model=args.embedding_model,
-        device=args.device,
+        device=args.device or "cpu",
     )
     metrics, absent = build_metrics(choice, cases, args.sections)
-    resampling = Resampling(resamples=args.resamples, rounds=args.rounds, level=args.level, seed=args.seed)
     scored = _score(args, inputs.cases, metrics, absent, resampling)
     compared = []
     if inputs.other is not None:
@@ -108,7 +108,7 @@ def _score(
         if args.language != "en":
             missing.append(Absent(name=backend, reason=f"reads English reports, these are {args.language}"))
             continue
-        found = clinical_scores(backend, *texts, args.clinical_models, device=args.device)
+        found = clinical_scores(backend, *texts, args.clinical_models, device=args.device or "cpu")
         if isinstance(found, list):
             missing += found
         else:
@@ -137,7 +137,6 @@ def _write(
     reader: FindingsReader,
     command: str,
 ) -> ScoreReport:
-    write_records(args.out, scored.cases, scored.of_reports)
     names = [figure.name for figure in scored.figures]
     by = args.worst_by or next(name for name in WORST_BY if name in names)
 
@@ -161,8 +160,10 @@ def _write(
         cases=shown,
         command=command,
     )
-    write_text_atomic(args.out / "report.md", report.markdown())
-    write_text_atomic(args.out / "index.html", score_page(report))
+    pages = {"report.md": report.markdown(), "index.html": score_page(report)}
+    write_records(args.out, scored.cases, scored.of_reports)  # all that can be refused has been: an older evaluation goes now
+    for name, page in pages.items():
+        write_text_atomic(args.out / name, page)
     write_aggregate(args.out, scored, compared, about)  # last: a folder that has it is whole
     return report
 

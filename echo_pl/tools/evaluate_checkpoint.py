@@ -36,6 +36,10 @@ STAGES = {
     "dcd": "stage 3, blocks of {block} in one step",
 }
 """Stages that write reports, and how people call what they do; what stage 3 was distilled with, its checkpoint does not say."""
+_STEPS = tuple(
+    f"stage.module.decode.{name}" for name in ("denoising_steps", "remasking", "confidence_threshold", "entropy_bound", "gate")
+)
+"""What one step per block leaves no choice of."""
 COUNTS = ("nfe", "tpf", "tpf_published", "forwards_per_block", "stopped", "looped")
 """What of decoding is worth keeping; seconds are not, as watching a decode takes some (make bench measures)."""
 
@@ -111,6 +115,7 @@ def decode_checkpoint(
     record, _ = read_checkpoint(checkpoint)
     if record.stage not in STAGES:
         raise ValueError(f"{checkpoint} is of stage {record.stage}, which writes no reports: give one of {', '.join(STAGES)}")
+    _refuse_overrides(record, overrides)
     config = compose_config([*_own_settings(record), *overrides])
     data = prepare(config)
     refuse_other_data(data, None, checkpoint, record)
@@ -121,6 +126,8 @@ def decode_checkpoint(
     if limit > there:
         raise ValueError(f"split {split} has {there} studies, {limit} were asked for: leave --studies out to decode all of them")
     device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=gpu: torch finds no GPU on this machine; leave it out")
     vlm: VLM = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
     with fitting(checkpoint):
         layout = () if record.block_size is None else (config.block_size, config.grid, config.context_attention)
@@ -136,23 +143,26 @@ def decode_checkpoint(
         "corpus": data.index.fingerprint,
         "split": split,
         "overrides": list(overrides),
-        **{name: outcome.scores[name] for name in COUNTS},
+        **{name: outcome.scores[name] for name in COUNTS if record.block_size is not None or name != "forwards_per_block"},
     }
     return Decoded(
         name=f"{checkpoint.parent.parent.name} ({STAGES[record.stage].format(block=record.block_size)})",
-        cases=_cases(outcome, [reference for batch in batches for reference in batch.references], sampler.confidences),
+        cases=_cases(outcome, [reference for batch in batches for reference in batch.references], sampler.confidences, record),
         judge=None if data.judge is None else data.index.corpus,
         about=about,
         images=partial(data.images, split),
     )
 
 
-def _cases(outcome: MethodScores, references: Sequence[ReportText], confidences: Mapping[str, float | None]) -> list[Case]:
+def _cases(
+    outcome: MethodScores, references: Sequence[ReportText], confidences: Mapping[str, float | None], record: StageRecord
+) -> list[Case]:
+    blocks = record.block_size is not None  # token by token there are none
     ends = [
-        (bool(stopped), bool(looped), float(forwards) / float(blocks))
+        (bool(stopped), bool(looped), int(nfe), float(nfe - written) / float(begun) if blocks else None)
         for result in outcome.results
-        for stopped, looped, forwards, blocks in zip(
-            result.stopped_B, result.looped_B, result.nfe_B - result.kv_write_nfe_B, result.blocks_B, strict=True
+        for stopped, looped, nfe, written, begun in zip(
+            result.stopped_B, result.looped_B, result.nfe_B, result.kv_write_nfe_B, result.blocks_B, strict=True
         )
     ]
     return [
@@ -163,14 +173,33 @@ def _cases(outcome: MethodScores, references: Sequence[ReportText], confidences:
                 stopped=stopped,
                 looped=looped,
                 eos_confidence=confidences[key],
+                nfe=nfe,
                 forwards_per_block=forwards_per_block,
             ),
             reference=reference,
         )
-        for key, text, (stopped, looped, forwards_per_block), reference in zip(
+        for key, text, (stopped, looped, nfe, forwards_per_block), reference in zip(
             outcome.keys, outcome.texts, ends, references, strict=True
         )
     ]
+
+
+def _refuse_overrides(record: StageRecord, overrides: Sequence[str]) -> None:
+    """Refuse configuration that the checkpoint has decided.
+
+    Raises:
+        ValueError: naming it.
+    """
+    given = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    own = [name for name in given if name in ("stage", "block_size", "grid", "context_attention")]
+    if own:
+        raise ValueError(f"{', '.join(own)}: these are the checkpoint's own, leave them out")
+    steps = [name for name in given if name in _STEPS]
+    if record.stage == "dcd" and steps:
+        raise ValueError(
+            f"{', '.join(steps)}: a student writes each block in one step, and these say how its teacher decodes; for a second "
+            "step where it is unsure give stage.module.student_gate=<confidence>"
+        )
 
 
 def _own_settings(record: StageRecord) -> list[str]:

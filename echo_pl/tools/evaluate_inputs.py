@@ -11,13 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from echo_pl.evaluation.cases import Case, UnmatchedIdsError, join, require_same_ids, require_same_references
+from echo_pl.evaluation.cases import (
+    Case,
+    UnmatchedIdsError,
+    join,
+    require_same_ids,
+    require_same_references,
+    require_sections,
+)
 from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.predictions import first_images, read_predictions, read_references, references_beside
 from echo_pl.evaluation.score_files import write_records
 from echo_pl.evaluation.shown_images import Images, images_in_files
 
 UNMATCHED = "unmatched_ids.json"
+BATCH_SIZE = 16
+"""Studies that a checkpoint decodes at once unless told otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +51,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
         ValueError, OSError: with what does not fit; a decode is in ``args.out`` by then, and so are long lists of ids.
     """
     inputs = _from_files(args) if args.checkpoint is None else _decoded(args)
+    require_sections(inputs.cases, args.sections)
     if args.against is None:
         return inputs
     other = read_predictions(args.against, free_text=args.free_text)
@@ -74,7 +84,9 @@ def _from_files(args: argparse.Namespace) -> Inputs:
 def _decoded(args: argparse.Namespace) -> Inputs:
     from echo_pl.tools.evaluate_checkpoint import decode_checkpoint  # training's libraries take seconds to import
 
-    decoded = decode_checkpoint(args.checkpoint, args.overrides, args.split or "test", args.studies, args.batch_size or 16)
+    args.out.mkdir(parents=True, exist_ok=True)  # now, and not after the decode, which would be lost
+    size = BATCH_SIZE if args.batch_size is None else args.batch_size
+    decoded = decode_checkpoint(args.checkpoint, args.overrides, args.split or "test", args.studies, size)
     path = write_records(args.out, decoded.cases)  # decoding is what takes long: nothing that comes later may lose it
     print(f"{len(decoded.cases)} decoded reports are in {path}", flush=True)
     return Inputs(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from echo_pl.evaluation.radeval_backend import BACKENDS
 from echo_pl.evaluation.score_files import AGGREGATE
 
@@ -46,7 +48,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     scores.add_argument("--embedding-model", type=Path, help="sentence encoder on disk: for a cosine named after it")
     scores.add_argument("--clinical", nargs="+", default=[], choices=(*BACKENDS, "all"), help="scores of the package radeval")
     scores.add_argument("--clinical-models", type=Path, help="folder of its models: huggingface/, chexbert/, radgraph/")
-    scores.add_argument("--device", default="cpu", help="where models run (default cpu)")
+    scores.add_argument(
+        "--device", help="where models that score run (default cpu); a checkpoint decodes where trainer.accelerator= says"
+    )
     sampling = whole.add_argument_group("intervals and tests")
     sampling.add_argument("--seed", type=int, default=0, help="of resamples and exchanges (default 0)")
     sampling.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default 1000)")
@@ -86,6 +90,9 @@ def refuse_bad_options(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"--{name.replace('_', '-')}: there is no {path}")
     if args.clinical_models is not None and not args.clinical:
         raise ValueError(f"--clinical-models has no use without --clinical ({', '.join(BACKENDS)} or all)")
+    if args.worst < 0:
+        raise ValueError(f"--worst shows so many reports, 0 or more; got {args.worst}")
+    _check_device(args)
     if args.reader in JUDGES and args.language != "en":
         raise ValueError(f"--reader {args.reader} knows English sentences only; for {args.language!r} give --reader {LABELLER}")
     if (args.out / AGGREGATE).exists() and not args.overwrite:
@@ -98,12 +105,32 @@ def refuse_with_upload(args: argparse.Namespace) -> None:
     Raises:
         ValueError: with the way out.
     """
-    scored = [name for name in ("predictions", "checkpoint", "references", "against", "out") if getattr(args, name) is not None]
-    if scored or args.overrides or args.free_text:
-        raise ValueError("--upload logs an evaluation that is there: leave out what to score, and --out")
+    used = ("upload", "mlflow", "mlflow_texts", "experiment")
+    defaults = vars(parser(None).parse_args([]))
+    unused = [name for name, value in vars(args).items() if name not in used and value != defaults[name]]
+    if unused:
+        options = ", ".join("configuration" if name == "overrides" else f"--{name.replace('_', '-')}" for name in unused)
+        raise ValueError(f"--upload logs an evaluation that is there: leave out {options}")
     if args.mlflow is None:
         raise ValueError("--upload needs --mlflow <tracking uri>")
-    _refuse_unused(args)
+
+
+def _check_device(args: argparse.Namespace) -> None:
+    if args.device is None:
+        return
+    if args.language_model is None and args.embedding_model is None and not args.clinical:
+        raise ValueError(
+            "--device is where models that score run, and there are none (--language-model, --embedding-model, --clinical); a "
+            "checkpoint decodes where trainer.accelerator= says"
+        )
+    try:
+        device = torch.device(args.device)
+    except RuntimeError:
+        raise ValueError(f"--device must be cpu, cuda or cuda:<number>, got {args.device!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or cuda:<number>, got {args.device!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {args.device}: this machine has {torch.cuda.device_count()} GPUs that torch can use")
 
 
 def _refuse_unused(args: argparse.Namespace) -> None:

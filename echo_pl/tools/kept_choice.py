@@ -20,6 +20,9 @@ from echo_pl.sampling.trajectory_writer import begun_with, refuse_finished
 from echo_pl.tools.check_kept import KS, TOLERANCE, check_kept, smallest, smallest_kept, table
 
 log = logging.getLogger(__name__)
+LEAST = 32
+"""Tokens that ``auto`` keeps at the least where no trained student says how far the loss falls: at 8 or 16 the smaller losses of
+trained students were off by more than 1 % (docs/lab.md)."""
 Kept = int | Literal["auto"]
 AUTO: Literal["auto"] = "auto"
 
@@ -47,7 +50,7 @@ def choose_kept(launch: Launch, config: DictConfig, out: Path, studies: int, stu
         config: composed with ``stage=dcd``.
         out: folder of the collection.
         studies: training studies to measure on; no more than there are to collect.
-        student: a stage-3 checkpoint whose loss is taken; None: the teacher's weights.
+        student: a stage-3 checkpoint whose loss is taken; None: the teacher's weights, and at least :data:`LEAST`.
 
     Returns:
         The smallest K within 1 % of the whole loss; 0, the whole of every distribution, where none of :data:`KS` is.
@@ -69,11 +72,13 @@ def choose_kept(launch: Launch, config: DictConfig, out: Path, studies: int, stu
         return 0
     limit = config.stage.limit_train
     rows = check_kept(config, studies if limit is None else min(studies, limit), KS, student)
-    found = smallest_kept(rows, TOLERANCE)
+    found = smallest_kept(rows if student is not None else [row for row in rows if (row.kept or 0) >= LEAST], TOLERANCE)
     log.log(news, "%s\n--keep auto: %s", table(rows), smallest(rows, TOLERANCE))
     if found is None or found.kept is None:
         log.warning("--keep auto: no K was near enough; whole distributions take %s bytes a position", rows[-1].bytes_per_position)
         return 0
+    if student is None:
+        log.log(news, "--keep auto: %d are kept, at least %d where no --student says to what its loss falls", found.kept, LEAST)
     return found.kept
 
 

@@ -4,7 +4,8 @@
 
 For every block size the newest finished student (stage 3) and the teacher it was distilled from, or the newest stage-2 run alone
 where there is no student yet. The teacher decodes held-out studies as the configuration says; the gap of every block is measured
-under one step of the teacher and of the student (docs/method.md, section 3). Written to mean_field_gap.json and mean_field_gap.md.
+under one step of the teacher and of the student (docs/method.md, section 3). --students names others, each with its block size.
+Written to mean_field_gap.json and mean_field_gap.md.
 """
 
 from __future__ import annotations
@@ -57,19 +58,20 @@ class GapRow:
         return gap / self.block_size
 
 
-def measure(config: DictConfig, studies: int) -> GapRow:
+def measure(config: DictConfig, studies: int, student: Path | None = None) -> GapRow:
     """Measure one block size.
 
     Args:
         config: composed with ``stage=dcd``.
         studies: held-out studies of the test split.
+        student: a stage-3 checkpoint; None: of the newest student of this block size, if there is one.
 
     Raises:
         FileNotFoundError: no stage-2 run, or the teacher of the newest student is gone.
         ValueError: a checkpoint of other data; no study with a usable trajectory.
     """
     data = prepare(config)
-    student = newest_student(config)
+    student = student or newest_student(config)
     if student is not None and config.start == "auto":
         record = read_checkpoint(student)[0]
         config.start, config.start_stage, config.start_block_size = record.start, record.start_stage, record.start_block_size
@@ -121,29 +123,58 @@ def last_steps(commit_step_R: Tensor, block_size: int) -> Tensor:
 def table(rows: Sequence[GapRow]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| block size | blocks | teacher's forwards per block | gap of the teacher | per token | gap of the student | per token |",
-        "|--:|--:|--:|--:|--:|--:|--:|",
+        "| block size | blocks | teacher's forwards per block | gap of the teacher | per token | gap of the student | per token "
+        "| teacher | student |",
+        "|--:|--:|--:|--:|--:|--:|--:|:--|:--|",
     ]
     for row in rows:
         student = "- | -" if row.student_gap is None else f"{row.student_gap:.3f} | {row.per_token(row.student_gap):.3f}"
         lines.append(
             f"| {row.block_size} | {row.blocks} | {row.teacher_forwards:.2f} | {row.teacher_gap:.3f} | "
-            f"{row.per_token(row.teacher_gap):.3f} | {student} |"
+            f"{row.per_token(row.teacher_gap):.3f} | {student} | {_run_of(row.teacher)} | {_run_of(row.student)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _run_of(checkpoint: str | None) -> str:
+    return "-" if checkpoint is None else Path(checkpoint).parent.parent.name
+
+
+def students_by_block_size(students: Sequence[Path]) -> dict[int, Path]:
+    """Stage-3 checkpoints by their block sizes.
+
+    Raises:
+        ValueError: one is of another stage, or two are of one block size.
+    """
+    found: dict[int, Path] = {}
+    for path in students:
+        record = read_checkpoint(path)[0]
+        if record.stage != "dcd" or record.block_size is None:
+            raise ValueError(f"{path} is of stage {record.stage}, and no student (dcd)")
+        if record.block_size in found:
+            raise ValueError(f"{found[record.block_size]} and {path} both have blocks of {record.block_size}: give them in turn")
+        found[record.block_size] = path
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="echo-pl gap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--block-sizes", type=int, nargs="+", default=[4, 8, 16], help="default 4 8 16")
+    parser.add_argument("--block-sizes", type=int, nargs="+", help="default 4 8 16, or those of --students")
+    parser.add_argument("--students", type=Path, nargs="+", default=[], metavar="CHECKPOINT", help="instead of the newest ones")
     parser.add_argument("--studies", type=int, default=304, help="held-out studies (default 304)")
     parser.add_argument("--out", type=Path, default=Path("outputs/mean_field_gap"), help="default outputs/mean_field_gap")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE", help="configuration, as for echo-pl")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with reported():
-        rows = [measure(compose_config(["stage=dcd", f"block_size={L}", *args.overrides]), args.studies) for L in args.block_sizes]
+        students = students_by_block_size(args.students)
+        sizes = args.block_sizes or sorted(students) or [4, 8, 16]
+        if unused := sorted(set(students) - set(sizes)):
+            raise ValueError(f"--block-sizes leaves out the students of {', '.join(map(str, unused))}")
+        rows = [
+            measure(compose_config(["stage=dcd", f"block_size={L}", *args.overrides]), args.studies, students.get(L)) for L in sizes
+        ]
         args.out.mkdir(parents=True, exist_ok=True)
         write_text_atomic(args.out / "mean_field_gap.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
         write_text_atomic(args.out / "mean_field_gap.md", table(rows))

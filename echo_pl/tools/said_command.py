@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 
+_CREDENTIALS = re.compile(r"://[^\s/@]+@")
+
 
 def command_line(name: str, arguments: Sequence[str] | None) -> str:
-    """``echo-pl <name> <arguments>`` for a shell.
+    """``echo-pl <name> <arguments>`` for a shell, without the user and password of a URL: it is written into reports.
 
     Args:
         name: of the command.
@@ -17,5 +20,8 @@ def command_line(name: str, arguments: Sequence[str] | None) -> str:
 
     >>> command_line("evaluate", ["--out", "my reports"])
     "echo-pl evaluate --out 'my reports'"
+    >>> command_line("compare", ["--mlflow", "http://bob:secret@server:5000"])
+    'echo-pl compare --mlflow http://server:5000'
     """
-    return shlex.join(["echo-pl", name, *(sys.argv[1:] if arguments is None else arguments)])
+    said = shlex.join(["echo-pl", name, *(sys.argv[1:] if arguments is None else arguments)])
+    return _CREDENTIALS.sub("://", said)

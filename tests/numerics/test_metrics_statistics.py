@@ -13,7 +13,7 @@ from metric_reports import reports
 
 from echo_pl.metrics import statistics
 from echo_pl.metrics.bleu import Bleu
-from echo_pl.metrics.counted import mean_rows
+from echo_pl.metrics.counted import GivenValues, mean_rows
 from echo_pl.metrics.statistics import bootstrap, compare, holm
 from echo_pl.metrics.words import words_of
 
@@ -116,6 +116,15 @@ def test_a_test_of_no_difference_rejects_as_often_as_it_says():
         first, second = (mean_rows(generator.normal(0, 1, 8).tolist()) for _ in range(2))
         rejected += compare(first, second, mean, resamples=1)["mean"].p <= 0.1
     assert 8 <= rejected <= 34, "200 trials at 0.1, four standard deviations"
+
+
+def test_exchanges_without_a_value_do_not_make_a_difference_likelier():
+    """Each run has the value for one report, another one: of the four exchanges of these two, two leave a run without any."""
+    metric = GivenValues("certainty", "certainty|v1", True)
+    first, second = metric.rows([0.9, None, None]), metric.rows([None, 0.1, None])
+    assert compare(first, second, metric.figures)["certainty"].p == 1.0
+    whole = [metric.rows(values) for values in ([0.9, 0.8, 0.7], [0.1, 0.2, 0.3])]
+    assert compare(*whole, metric.figures)["certainty"].p == 2 / 8
 
 
 def test_holm_is_stepwise():

@@ -76,9 +76,7 @@ def test_records_are_read_again_as_they_were(tmp_path):
 
 def test_ids_that_do_not_match_are_named_on_both_sides():
     predictions = {name: Prediction(report=CLEAR) for name in ("a", "b", "c")}
-    with pytest.raises(
-        UnmatchedIdsError, match=r"2 ids only in the predictions \(a, b\), 1 only in the references \(d\)"
-    ) as caught:
+    with pytest.raises(UnmatchedIdsError, match=r"2 ids only in predictions \(a, b\), 1 only in references \(d\)") as caught:
         join(predictions, {"c": CLEAR, "d": CLEAR})
     assert (caught.value.only_first, caught.value.only_second) == (("a", "b"), ("d",))
 
@@ -131,6 +129,14 @@ def test_a_word_that_is_no_heading_is_left_alone(tmp_path):
         ("a.jsonl", '{"sample_id": "a"}\n{', "is not JSON lines"),
         ("a.json", "3", "neither a list"),
         ("a.json", "[]", "has no records"),
+        ("a.json", '{"sample_id": "a"}\n{"sample_id": "b"}', r"JSON lines go by the name \.jsonl"),
+        ("a.json", "[" * 100_000, "nested too deep"),
+        ("a.json", '{"a": {"prediction": "x", "sample_id": "b"}}', "sample_id is not the id they stand under: a"),
+        ("a.json", '[{"sample_id": "a", "prediction": "\\ud800"}]', "record a of .* half a character"),
+        ("a.json", '{"a": {"prediction": "x", "stopped": "yes"}}', "stopped of a must be true, false or left out, got 'yes'"),
+        ("a.json", '{"a": {"prediction": "x", "eos_confidence": "0.9"}}', "eos_confidence of a must be a number"),
+        ("a.json", '{"a": {"prediction": "x", "eos_confidence": NaN}}', "eos_confidence of a must be a number .*got nan"),
+        ("a.json", '{"a": {"prediction": "x", "nfe": true}}', "nfe of a must be a number .*got True"),
         ("a.json", '[{"id": "a"}]', "record 1 .* 'sample_id'"),
         ("a.json", '[{"sample_id": "a", "ground_truth": {}}]', "1 of 1 records .* have no 'prediction'.*--references"),
     ],

@@ -20,7 +20,7 @@ from echo_pl.distributed.launch import detect
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.stages.dcd import DCDModule
 from echo_pl.tools.check_kept import KeptLoss, check_kept, smallest, table
-from echo_pl.tools.collect_trajectories import collect_trajectories
+from echo_pl.tools.collect_trajectories import collect_trajectories, main
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.kept_choice import choose_kept, kept_argument
 from echo_pl.tools.make_corpus import make_synthetic
@@ -208,16 +208,45 @@ def kept_of(path: Path) -> int:
     return TrajectoryStore(path).identity.kept_tokens
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--studies", "0"], "--studies must be at least 1, got 0"),
+        (["--studies", "4", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--studies", "4"], "give --out <folder>"),
+        (["--out", "x"], "and --studies <how many>"),
+        (["--check-k", "--out", "x"], "--check-k collects nothing"),
+        (["--check-k", "--keep", "5"], "--check-k collects nothing"),
+        (["--check-k", "--no-distributions"], "--check-k collects nothing"),
+        (["--studies", "4", "--out", "x", "--keep", "16", "--check-studies", "5"], "--check-studies is for --check-k"),
+    ],
+)
+def test_options_that_would_not_be_used_are_refused(capsys, options, said):
+    with pytest.raises(SystemExit) as caught:
+        main(options)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_more_studies_than_there_are_is_said(folder, tmp_path, caplog):
+    _, counts = collect_trajectories(config(folder, "stage.limit_train=1000"), tmp_path / "all", distributions=False)
+    there = counts.kept + counts.dropped_loops + counts.dropped_endless
+    assert f"the corpus has {there} training studies, 1000 were asked for: all of them are decoded" in caplog.text
+
+
 def test_auto_keeps_the_smallest_k_within_one_per_cent_and_goes_on_with_it(folder, tmp_path, monkeypatch, caplog):
     """It writes what the same K by hand writes. What is left of a collection says the K; measuring anew might find another."""
     rows = check_kept(config(folder), STUDIES)
     within = [row.kept for row in rows if row.kept is not None and row.difference <= 0.01]
-    assert within, "the example must have a K that is near enough"
+    enough = [k for k in within if k >= 32]
+    assert enough, "the example must have a K that is near enough"
+    assert min(within) < 32, "or the least would change nothing"
     with caplog.at_level("INFO"):
         path, _ = collect_trajectories(config(folder), tmp_path / "auto", kept_tokens="auto", check_studies=STUDIES)
-    assert kept_of(path) == min(within)
+    assert kept_of(path) == min(enough) == 32
+    assert "at least 32 where no --student says to what its loss falls" in caplog.text
     assert f"--keep auto: the smallest K within 1% of the whole loss of {rows[-1].loss:.3f}: --keep {min(within)}." in caplog.text
-    by_hand, _ = collect_trajectories(config(folder), tmp_path / "hand", kept_tokens=min(within))
+    by_hand, _ = collect_trajectories(config(folder), tmp_path / "hand", kept_tokens=32)
     assert {p.name: p.read_bytes() for p in path.iterdir()} == {p.name: p.read_bytes() for p in by_hand.iterdir()}
 
     def cut_off(*_) -> None:

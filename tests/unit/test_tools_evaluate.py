@@ -84,7 +84,7 @@ def test_results_are_whole_and_can_be_read_again(inputs, tmp_path, monkeypatch, 
 
 def refused(monkeypatch, capsys, *arguments: object) -> str:
     with pytest.raises(SystemExit) as caught:
-        run(monkeypatch, *arguments, *FAST)
+        run(monkeypatch, *arguments, *(() if "--upload" in arguments else FAST))
     assert caught.value.code == 2
     return capsys.readouterr().err
 
@@ -94,8 +94,8 @@ def test_ids_that_do_not_match_are_listed_whole_in_a_file(tmp_path, monkeypatch,
         tmp_path, {f"p{i}": GOOD for i in range(14)}, [{"sample_id": f"r{i}", "ground_truth": GOOD} for i in range(3)]
     )
     error = refused(monkeypatch, capsys, "--predictions", predictions, "--references", references, "--out", tmp_path / "out")
-    assert "14 ids only in the predictions" in error
-    assert "3 only in the references (r0, r1, r2)" in error
+    assert "14 ids only in predictions" in error
+    assert "3 only in references (r0, r1, r2)" in error
     lists = json.loads((tmp_path / "out" / "unmatched_ids.json").read_text())
     assert len(lists["only_in_predictions"]) == 14
     assert lists["only_in_references"] == ["r0", "r1", "r2"]
@@ -163,13 +163,42 @@ def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inp
         (["--version", "raw"], "--version says which reports of --vocabulary to read"),
         (["--mlflow-texts"], "give --mlflow <tracking uri>, too"),
         (["--experiment", "x"], "give --mlflow <tracking uri>, too"),
-        (["--upload", "x", "--mlflow", "sqlite:///x.db"], "leave out what to score, and --out"),
+        (["--device", "cpu"], "--device is where models that score run, and there are none"),
+        (["--worst", "-3"], "--worst shows so many reports, 0 or more; got -3"),
+        (["--upload", "x", "--mlflow", "sqlite:///x.db"], "leave out --predictions, --references, --out"),
     ],
 )
 def test_options_that_would_not_be_used_are_refused(inputs, tmp_path, monkeypatch, capsys, options, said):
     where = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
     assert said in refused(monkeypatch, capsys, *where, *options)
     assert not (tmp_path / "out").exists()
+
+
+def test_references_without_the_section_that_is_scored_are_refused(inputs, tmp_path, monkeypatch, capsys):
+    references = json.loads(inputs[1].read_text())
+    references[2]["ground_truth"] = {"findings": "", "impression": "normal."}
+    inputs[1].write_text(json.dumps(references))
+    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
+    error = refused(monkeypatch, capsys, *base, "--sections", "findings")
+    assert "1 of 6 references have no findings: s2; score --sections both" in error
+    run(monkeypatch, *base, "--sections", "impression", *FAST)
+
+
+@pytest.mark.parametrize("by", ["length_ratio", "nonsense"])
+def test_what_is_refused_late_leaves_an_older_evaluation_alone(by, inputs, tmp_path, monkeypatch, capsys):
+    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
+    run(monkeypatch, *base, *FAST)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert by in refused(monkeypatch, capsys, *base, "--overwrite", "--worst-by", by)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("nonsense", "must be cpu, cuda or"), ("cpu:9x", "must be cpu, cuda or"), ("cuda:99", "GPUs that torch")]
+)
+def test_a_device_that_is_none_is_refused(device, said, inputs, tmp_path, monkeypatch, capsys):
+    base = ["--predictions", inputs[0], "--out", tmp_path / "out", "--language-model", tmp_path, "--device", device]
+    assert said in refused(monkeypatch, capsys, *base)
 
 
 def test_scoring_that_fails_leaves_no_figures_of_older_reports(inputs, tmp_path, monkeypatch, capsys):
@@ -305,7 +334,9 @@ def test_a_server_that_is_down_loses_nothing_and_the_upload_works_later(inputs, 
     assert not Path("mlruns").exists()
     assert "is not the folder of a finished evaluation" in refused(monkeypatch, capsys, "--upload", tmp_path, "--mlflow", database)
     assert "--upload needs --mlflow" in refused(monkeypatch, capsys, "--upload", out)
-    assert "--studies is for --checkpoint" in refused(monkeypatch, capsys, "--upload", out, "--mlflow", database, "--studies", "3")
+    for unused in (("--studies", "3"), ("--resamples", "20"), ("--worst", "3"), ("--language", "zh"), ("--overwrite",)):
+        error = refused(monkeypatch, capsys, "--upload", out, "--mlflow", database, *unused)
+        assert f"--upload logs an evaluation that is there: leave out {unused[0]}" in error
 
 
 @pytest.fixture(scope="module")
@@ -347,15 +378,24 @@ def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
         tokens[stage] = decoded.about["tpf"]
         for case in decoded.cases:
             assert (case.prediction.eos_confidence is not None) == case.prediction.stopped
+        assert decoded.about["nfe"] == pytest.approx(sum(case.prediction.nfe for case in decoded.cases) / 5)
+        assert ("forwards_per_block" in decoded.about) == (stage != "pretrain")
         forwards[stage] = [case.prediction.forwards_per_block for case in decoded.cases]
     assert tokens["pretrain"] < 1.1
     assert tokens["dcd"] > 2 * tokens["rad"], "stage 3 takes one step a block"
     assert set(forwards["dcd"]) == {1.0}
+    assert set(forwards["pretrain"]) == {None}, "token by token there are no blocks"
     assert min(forwards["rad"]) > 2
     with pytest.raises(ValueError, match="stage warmup, which writes no reports"):
         decode_checkpoint(folder / "warmup.ckpt", settings(folder), "test", None, 2)
     with pytest.raises(ValueError, match="block_size"):
         decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "block_size=4"], "test", None, 2)
+    steps = "stage.module.decode.denoising_steps=4"
+    with pytest.raises(ValueError, match=r"decode\.denoising_steps: a student writes each block in one step.*student_gate"):
+        decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), steps], "test", None, 2)
+    assert decode_checkpoint(folder / "rad.ckpt", [*settings(folder), steps], "test", 1, 2).cases
+    with pytest.raises(ValueError, match="stage: these are the checkpoint's own"):
+        decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "stage=rad"], "test", None, 2)
     for studies, message in ((0, "0 studies of split test"), (6, "split test has 5 studies, 6 were asked for")):
         with pytest.raises(ValueError, match=message):
             decode_checkpoint(folder / "dcd.ckpt", settings(folder), "test", studies, 2)
@@ -408,6 +448,18 @@ def test_the_judge_reads_the_same_findings_from_the_text_that_is_scored(folder):
     found = [data.judge.parse(reference).findings for reference in references]
     assert any(found)
     assert [set(label(formatted(reference))) for reference in references] == [set(findings) for findings in found]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_decode(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(evaluate_checkpoint, "decode_checkpoint", lambda *_: pytest.fail("decoded"))
+    base = ["--checkpoint", folder / "dcd.ckpt", "--out", tmp_path / "file" / "out"]
+    assert "Not a directory" in refused(monkeypatch, capsys, *base, *settings(folder))
+
+
+def test_a_batch_of_none_is_refused(folder, tmp_path, monkeypatch, capsys):
+    base = ["--checkpoint", folder / "dcd.ckpt", "--out", tmp_path / "out", "--batch-size", "0"]
+    assert "0 at once" in refused(monkeypatch, capsys, *base, *settings(folder))
 
 
 def test_what_was_decoded_is_kept_when_scoring_fails(folder, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.runs import RunInfo, now_text, write_info
 from echo_pl.tools.compose import compose_config
 from echo_pl.tools.make_corpus import make_synthetic
-from echo_pl.tools.mean_field_gap import last_steps, measure, table
+from echo_pl.tools.mean_field_gap import last_steps, measure, students_by_block_size, table
 
 STUDIES = 6
 
@@ -63,7 +63,18 @@ def test_a_teacher_alone_and_a_student_beside_its_own_teacher(folder):
     assert (both.teacher_gap, both.blocks) == (alone.teacher_gap, alone.blocks)
     assert both.student_gap != both.teacher_gap
     lines = table([alone, both]).splitlines()
-    assert lines[2].endswith("| - | - |")
+    assert " | - | - | " in lines[2]
+    assert lines[2].endswith(" | - |")
+    assert lines[3].endswith("| dcd |")
+    other = folder / "older.ckpt"
+    write_checkpoint(other, model(folder, seed=4), about(folder, "dcd", start=start, start_stage="rad"))
+    named = measure(config(folder), STUDIES, students_by_block_size([other])[8])
+    assert (named.student, named.teacher_gap) == (str(other), alone.teacher_gap)
+    assert named.student_gap not in (both.student_gap, alone.teacher_gap)
+    with pytest.raises(ValueError, match="both have blocks of 8"):
+        students_by_block_size([other, run / "checkpoints" / "final.ckpt"])
+    with pytest.raises(ValueError, match=r"rad\.ckpt is of stage rad, and no student"):
+        students_by_block_size([folder / "rad.ckpt"])
     assert f"{both.student_gap:.3f} | {both.student_gap / 8:.3f} |" in lines[3]
 
 
