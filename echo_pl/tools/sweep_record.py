@@ -20,9 +20,12 @@ from omegaconf import DictConfig
 from echo_pl.assemble import tracking_place
 from echo_pl.mlflow_upload import be_patient
 from echo_pl.tools.sweep_cells import Cell
+from echo_pl.tools.sweep_plan import SCORES as SCORES_FILE
 from echo_pl.tools.sweep_plan import STUDIES, measurement
 
 PARENT, CELL, ERROR, SCORES, RUN_NAME = "mlflow.parentRunId", "echo_pl.cell", "echo_pl.error", "echo_pl.scores", "mlflow.runName"
+_TOLD = 2
+"""Raised when scores are logged in another way than before, so that what is there is logged anew."""
 BASE = "echo_pl.base"
 """Tag of a cell: which one is the AR model that it comes from."""
 SWEEP = "echo_pl.sweep"
@@ -128,14 +131,15 @@ class SweepRecord:
         self.parent = identifier
 
     def _finished(self, cell: Cell, scores: Mapping[str, float]) -> None:
-        told = hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()[:16]
+        told = hashlib.sha256(json.dumps([_TOLD, dict(scores)], sort_keys=True).encode()).hexdigest()[:16]
         run = self._children[cell.part]
         if run.info.status == "FINISHED" and run.data.tags.get(SCORES) == told:
             return
         client, identifier = MlflowClient(self.uri), run.info.run_id
-        metrics = [
-            Metric(name, float(value), run.info.start_time, 0) for name, value in scores.items() if math.isfinite(value)
-        ]  # the time of the run: what is logged twice is one value
+        # Of values at one time MLflow shows the largest, not the last; the same time for what is logged twice, one value then.
+        file = self.runs / cell.part / SCORES_FILE
+        time = max(run.info.start_time, int(file.stat().st_mtime * 1000) if file.is_file() else 0)
+        metrics = [Metric(name, float(value), time, 0) for name, value in scores.items() if math.isfinite(value)]
         client.log_batch(identifier, metrics=metrics)
         if (studies := self.runs / cell.part / STUDIES).is_file():
             client.log_artifact(identifier, str(studies))

@@ -384,6 +384,15 @@ def test_scores_of_another_measurement_are_not_taken(runs, data_root, tmp_path):
     assert not part.done
 
 
+def test_mlflow_shows_the_last_measurement_and_not_the_largest(runs, monkeypatch, data_root, tmp_path):
+    for version, change in ((1, 0.0), (2, -0.01), (3, 0.02)):
+        monkeypatch.setattr(sweep_plan, "_MEASUREMENT", version)
+        monkeypatch.setattr(sweep_job, "measure", lambda part, change=change: Runs.measure(part) | {"rouge_l": 0.5 + change})
+        assert command(monkeypatch, data_root, tmp_path, *AXES) == 0
+        assert {metrics["rouge_l"] for *_, metrics in cells(tmp_path).values()} == {0.5 + change}
+    assert len(runs.made) == 7, "nothing was trained anew"
+
+
 def test_a_signal_ends_the_sweep_and_is_no_failure(runs, monkeypatch, data_root, tmp_path, capsys):
     def told(config) -> None:
         raise pickle.loads(pickle.dumps(StoppedError(signal.SIGTERM)))  # as from a job's own process
