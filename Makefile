@@ -5,7 +5,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 ARGS   ?=
 WORKERS ?= 2
-BLOCKS ?= 4,8,16
+BLOCKS ?= 4,8,16,32
 STEPS  ?= 400
 REAL_DATA ?= ../shared/data/nih_64
 BIN    := $(VENV)/bin
