@@ -76,7 +76,7 @@ class Setting:
 
 
 def make_row(setting: Setting, scores: Mapping[str, float]) -> Row:
-    """A row with exactly :data:`ROW_KEYS`; a score that the corpus cannot give (no judge) is ``None``."""
+    """A row with exactly :data:`ROW_KEYS`; ``None``: forwards per block of AR, and what the corpus cannot give (no judge)."""
     row: Row = {
         "method": setting.method,
         "objective": setting.objective,
@@ -85,7 +85,8 @@ def make_row(setting: Setting, scores: Mapping[str, float]) -> Row:
         "batch_size": setting.batch_size,
         "studies": int(scores["studies"]),
     }
-    return row | {name: scores.get(name) for name in SCORES}
+    token_by_token = {"forwards_per_block": None} if setting.method == "ar" else {}
+    return row | {name: scores.get(name) for name in SCORES} | token_by_token
 
 
 def method_label(row: Mapping[str, Any]) -> str:
