@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from echo_pl.evaluation.rows import Setting, speed_over_ar
+from echo_pl.evaluation.rows import Setting, make_row, speed_over_ar
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,13 @@ def test_labels_and_slugs() -> None:
     assert setting.label == "distilled (dcd), one step, L=8, fused, batch 16"
     assert setting.slug == "distilled-dcd-L8-fused-b16"
     assert Setting(method="ar").slug == "ar-b1"
+
+
+def test_token_by_token_there_are_no_forwards_per_block() -> None:
+    scores = {"studies": 3.0, "forwards_per_block": 0.98, "nfe": 51.0}
+    assert make_row(Setting(method="ar"), scores)["forwards_per_block"] is None
+    other = make_row(Setting(method="distilled", objective="dcd", block_size=8, kv_cache="fused"), scores)
+    assert (other["forwards_per_block"], other["nfe"]) == (0.98, 51.0)
 
 
 def test_speed_is_over_ar_of_the_same_batch_size() -> None:

@@ -72,7 +72,10 @@ def counted(tmp_path_factory) -> str:
         run = client.create_run(experiment, tags=tags).info.run_id
         params = {"objective": objective, "variant": "-", "block_size": str(size), "seed": str(seed)}
         own = counts(right, 0.5, references="raw" if objective == "raw" else "normalized")
-        scores = {name: float(value) for name, value in own.figures(own.rows_NK.sum(0)).items()} | {"nfe": 8.0}
+        scores = {name: float(value) for name, value in own.figures(own.rows_NK.sum(0)).items()} | {
+            "nfe": 8.0,
+            "forwards_per_block": 1.0,
+        }
         metrics = [Metric(key, value, 0, 0) for key, value in scores.items()]
         client.log_batch(run, metrics=metrics, params=[Param(key, value) for key, value in params.items()])
         if seed < 2:
@@ -85,6 +88,8 @@ def counted(tmp_path_factory) -> str:
 def test_students_are_held_against_their_ar_model_and_against_the_baselines(counted, monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, "--mlflow", counted, "--out", str(tmp_path), "--rounds", "999") == 0, "as the command says"
     record = json.loads((tmp_path / "compare.json").read_text())
+    of_blocks = {one["objective"]: "forwards_per_block" in one["means"] for one in record["groups"]}
+    assert [name for name, has in of_blocks.items() if not has] == ["ar"], "token by token there are no blocks"
     lower = {(one["key"][0], one["key"][2], one["name"]): one["mean"] for one in record["drops"]}
     assert lower["tilted", 8, "finding_f1"]["value"] == pytest.approx(1 - 76 / 78), "2 hits / (2 hits + missed), seeds 0 and 1"
     assert lower["tilted", 8, "finding_f1"]["seeds"] == 2, "the AR model of seed 2 is not there"
