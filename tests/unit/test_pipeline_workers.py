@@ -73,7 +73,9 @@ def test_leaving_ends_what_workers_do(tmp_path):
 
     def interrupted() -> Iterator[str]:
         yield str(log)
+        deadline = time.monotonic() + 120
         while not log.exists() or not log.read_text().endswith("\n"):
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         raise InterruptedError
 

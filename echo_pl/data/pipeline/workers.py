@@ -12,11 +12,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.process import BaseProcess
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
+
+from echo_pl.data.signal_safe_pool import SignalSafePool
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -41,26 +43,25 @@ class Workers:
         if count < 0:
             raise ValueError(f"workers must not be negative, got {count}")
         self._count = count
-        self._pool: ProcessPoolExecutor | None = None
-        self._starter: ThreadPoolExecutor | None = None
-        """The thread that hands tasks over and starts workers: what a signal raises in the main thread cannot cut it short."""
+        self._executor: ProcessPoolExecutor | None = None
+        self._pool: SignalSafePool[Any] | None = None
         self._others: frozenset[BaseProcess] = frozenset()
 
     def __enter__(self) -> Workers:
         if self._count:
             self._others = frozenset(multiprocessing.active_children())
-            self._starter = ThreadPoolExecutor(1, initializer=_hold_signals)
-            self._pool = ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), initializer=_begin)
+            self._executor = ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), initializer=_begin)
+            self._pool = SignalSafePool(self._executor, _hold_signals).__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self._pool is None or self._starter is None:
+        if self._pool is None or self._executor is None:
             return
-        self._starter.shutdown(wait=True, cancel_futures=True)
+        self._pool.__exit__()  # no worker is about to start from here on
         if kind is not None:
             for worker in frozenset(multiprocessing.active_children()) - self._others:
                 worker.terminate()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._executor.shutdown(wait=True, cancel_futures=True)
         self._pool = None
 
     def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
@@ -69,19 +70,20 @@ class Workers:
         Raises:
             RuntimeError: a worker has died.
         """
-        if self._pool is None or self._starter is None:
+        if self._pool is None:
             yield from map(function, tasks)
             return
         remaining = iter(tasks)
-        running: set[Future[Result]] = set()
+        running: set[int] = set()
         try:
             while True:
                 for task in islice(remaining, 2 * self._count - len(running)):
-                    running.add(self._starter.submit(self._pool.submit, function, task).result())
+                    running.add(self._pool.submit(function, task))
                 if not running:
                     return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
+                number, future = self._pool.next_finished()
+                if number in running:  # else it is of a run that was left early
+                    running.remove(number)
                     yield future.result()
         except BrokenProcessPool as error:
             time.sleep(_PATIENCE)  # a signal to the whole job ends workers at once and reaches this process too

@@ -10,7 +10,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -26,6 +26,7 @@ from echo_pl.data.reports.chat import (
 )
 from echo_pl.data.reports.pacing import Pacing
 from echo_pl.data.reports.usage import Usage, UsageMeter
+from echo_pl.data.signal_safe_pool import SignalSafePool
 
 log = logging.getLogger(__name__)
 
@@ -142,21 +143,23 @@ class ChatEndpoint:
         Raises:
             EndpointError: nothing more can be asked. Answers that came are in the cache.
         """
-        waiting: deque[Future[Result | AnswerError]] = deque()
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
+        waiting: deque[int] = deque()
+        executor = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
+        pool: SignalSafePool[Result | AnswerError] = SignalSafePool(executor)
         whole = False
         try:
-            for item in items:
-                waiting.append(pool.submit(_settle, function, item))
-                if len(waiting) >= _LOOKAHEAD * self.concurrency:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-            whole = True
+            with pool:
+                for item in items:
+                    waiting.append(pool.submit(_settle, function, item))
+                    if len(waiting) >= _LOOKAHEAD * self.concurrency:
+                        yield pool.result(waiting.popleft())
+                while waiting:
+                    yield pool.result(waiting.popleft())
+                whole = True
         finally:
             if not whole:
                 self._pacing.interrupt()
-            pool.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
             self._pacing.go_on()
 
     def _ask(self, body: Mapping[str, Any], parse: Callable[[str], Result]) -> tuple[str, Result]:
