@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from forked import leave_shared_locks
+from forked import begin_child
 from ranks import SIZES
 from stage_parts import BACKBONE, lively, record, write_checkpoint
 
@@ -80,7 +80,6 @@ def child(arguments: list[str], told: Mapping[str, str], out: Path, err: Path, k
         return pid
     status = 70
     try:
-        leave_shared_locks()
         for stream, path in ((1, out), (2, err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
@@ -88,7 +87,7 @@ def child(arguments: list[str], told: Mapping[str, str], out: Path, err: Path, k
             del os.environ[name]
         os.environ.update(told)
         sys.argv = ["collect_trajectories", *arguments]
-        signal.alarm(PATIENCE)  # two that wait for each other end, too
+        begin_child(PATIENCE)  # two that wait for each other end, too
         if kill is not None:
             killed_at(kill)
         main()

@@ -227,6 +227,8 @@ def test_the_program_has_it_as_a_command(tmp_path, made, capsys, monkeypatch):
 def start(table: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
+        "-X",
+        "faulthandler",
         "-m",
         "echo_pl",
         "prepare",
@@ -239,6 +241,15 @@ def start(table: Path, out: Path) -> subprocess.Popen[bytes]:
         "2",
     ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def end_of(process: subprocess.Popen[bytes]) -> str:
+    """What a process says on stderr to its end, and all that it started."""
+    try:
+        return process.communicate(timeout=180)[1].decode()
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # it says where its threads are
+        pytest.fail(f"it does not end: {process.communicate(timeout=60)[1].decode()}")
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
@@ -257,7 +268,7 @@ def test_killed_with_two_workers_and_run_again_it_is_the_same(table, made, tmp_p
     wait_for(out / rng.choice(stages), process)
     time.sleep(rng.uniform(0, 0.3))
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    end_of(process)
     killed = not (out / "index.json").exists()
     assert main([*OPTIONS, "--source", str(table), "--out", str(out), "--workers", "0"]) == 0
     assert contents(out) == contents(made), f"killed before the end: {killed}"
@@ -268,7 +279,7 @@ def test_a_signal_ends_the_run_and_the_next_goes_on(table, made, tmp_path, numbe
     process = start(table, tmp_path / "out")
     wait_for(tmp_path / "out" / ".work" / "listed" / "done.json", process)
     process.send_signal(number)
-    said = process.communicate()[1].decode()
+    said = end_of(process)
     assert process.returncode == 128 + number
     assert said.strip() == f"echo-pl prepare: ended by {signal.Signals(number).name}; run the same command again to go on"
     assert main([*OPTIONS, "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"]) == 0

@@ -73,7 +73,7 @@ def test_any_webdataset_reader_can_read_them(made):
     program = "import sys, webdataset as wds\nprint(*[s['__key__'] for s in wds.WebDataset(sys.argv[1], shardshuffle=False)])"
     environment = {name: value for name, value in os.environ.items() if name != "WDS_SECURE"}
     done = subprocess.run(
-        [sys.executable, "-c", program, str(made / "val-000000.tar")], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", program, str(made / "val-000000.tar")], capture_output=True, text=True, env=environment, timeout=120
     )
     assert done.stdout.split() == [f"val-{i:07d}" for i in range(3)], done.stderr
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forked import leave_shared_locks
+from forked import begin_child
 from pipeline_fakes import GARBLED, LOSSY, EqualTexts, Interpreter, make_parts, row, write_dataset
 
 from echo_pl.data.pipeline.parts import Parts
@@ -62,7 +62,7 @@ def in_child(work: Callable[[], None]) -> int:
     if child == 0:
         status = 1
         try:
-            leave_shared_locks()
+            begin_child()
             work()
             status = 0
         finally:

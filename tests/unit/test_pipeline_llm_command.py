@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from endpoint_stub import EndpointStub, Reply, normal_answer, says
-from forked import leave_shared_locks
+from forked import begin_child
 from pipeline_fakes import row, write_dataset
 
 from echo_pl.data.corpus_index import CorpusIndex
@@ -111,7 +111,7 @@ def test_killed_while_it_waits_for_answers_it_goes_on_where_it_was(table, tmp_pa
     with EndpointStub(answer) as stub:
         child = os.fork()
         if child == 0:
-            leave_shared_locks()
+            begin_child()
             run(table, tmp_path / "out", tmp_path / "answers", stub)
             os._exit(1)
         deadline = time.monotonic() + 60

@@ -258,7 +258,7 @@ def test_a_killed_run_that_is_started_again_asks_only_for_what_it_has_not(tmp_pa
         first.wait()
         assert len(stub.requests) == 13
         free.set()
-        second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
         assert len(stub.requests) == 13 + 14, "the ten that were answered are not asked again"
         asked = [pieces_asked(request)["F1"] for request in stub.requests]
         assert len(set(asked[:10] + asked[13:])) == 24
