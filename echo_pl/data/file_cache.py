@@ -2,8 +2,8 @@
 
 ``<folder>/<sha256>/<name>``, written under a temporary name, checked, renamed: what has its final name came whole. What the disk
 did to it since is found by its checksum, which every process takes once of every file. Least recently used goes first, never what
-somebody holds. Locks are the kernel's (flock) and end with their process. Knows files, sizes and
-checksums; nothing of where files come from or what is in them.
+somebody holds. Locks are the kernel's (flock) and end with their process: one is shared by all who hold a file, and one is had by
+who fetches it, for as long only. Knows files, sizes and checksums; nothing of where files come from or what is in them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LOCK = "lock"
+_FETCHING = "fetching"
 _PARTIAL = ".partial"
 Fetch = Callable[[Path], None]
 """Writes the file to a path, over what is there."""
@@ -89,11 +90,12 @@ class FileCache:
         entry.mkdir(parents=True, exist_ok=True)
         with _Lock(entry / _LOCK) as lock:
             lock.share()
-            while not self._is_whole(path, file):
-                lock.own()  # lets go first, so two that share do not wait for each other; hence the second look
-                if not self._is_whole(path, file):
-                    self._bring(path, file, fetch)
-                lock.share()  # lets go again for a moment
+            if not self._is_whole(path, file):
+                # Another lock: one who waited to own this one would wait for whoever holds the file, perhaps until he has read on.
+                with _Lock(entry / _FETCHING) as turn:
+                    turn.own()
+                    if not self._is_whole(path, file):
+                        self._bring(path, file, fetch)
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # what was used last goes last
             yield entry
 
@@ -172,7 +174,7 @@ class FileCache:
                 if path.name.endswith(_PARTIAL):
                     if not _evict(path):
                         yield path, float("inf"), int(path.name.removesuffix(_PARTIAL).rsplit(".", 1)[1])
-                elif path.name != _LOCK and (found := _stat(path)) is not None:
+                elif path.name not in (_LOCK, _FETCHING) and (found := _stat(path)) is not None:
                     yield path, found.st_atime, found.st_size
 
 

@@ -6,7 +6,9 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +194,29 @@ def test_processes_that_want_the_same_fetch_it_once(cache):
         other.join(120)
     assert [other.exitcode for other in others] == [0] * 4
     assert fetched.value == 1
+
+
+def test_two_that_want_a_file_at_once_hold_it_together(cache, monkeypatch):
+    """Who came first may hold it until the other has it, as two loading processes whose batches are wanted in turn."""
+    both_look, both_hold = threading.Barrier(2), threading.Barrier(2)
+    source, looked = Source(File("a")), threading.local()
+    is_whole = FileCache._is_whole
+
+    def look(self: FileCache, path: Path, file: File) -> bool:
+        found = is_whole(self, path, file)
+        if not hasattr(looked, "once"):
+            looked.once = both_look.wait(30)
+            assert not found
+        return found
+
+    def hold(_: int) -> None:
+        with FileCache(cache.folder, 3 * SIZE).holding(File("a"), source):
+            both_hold.wait(30)
+
+    monkeypatch.setattr(FileCache, "_is_whole", look)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(hold, range(2)))
+    assert source.times == 1
 
 
 def for_ever(letter: str, folder: Path, begun) -> None:
