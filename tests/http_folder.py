@@ -27,6 +27,8 @@ class HTTPFolder:
     length that is not its own: ``says_less``, ``says_more``, ``says_nothing``, ``says_nonsense``."""
     closing: threading.Event = field(default_factory=threading.Event)
     """What ``silent`` waits for."""
+    connections: int = 0
+    """That were made."""
     pause: float = 0.0
     """Seconds before every answer."""
 
@@ -56,11 +58,17 @@ class HTTPFolder:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[HTTPFolder]:
-    """Serve a folder at ``<url>``."""
+def serving(folder: Path, protocol: str = "HTTP/1.0") -> Iterator[HTTPFolder]:
+    """Serve a folder at ``<url>``; with ``HTTP/1.1``, over one connection as long as the client keeps it."""
     state = HTTPFolder(folder)
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = protocol
+
+        def setup(self) -> None:
+            super().setup()
+            state.connections += 1
+
         def do_GET(self) -> None:
             with suppress(BrokenPipeError, ConnectionResetError):  # the client had enough
                 state.answer(self)

@@ -122,7 +122,7 @@ class RemoteFolder:
         if self.protocol in ("http", "https"):
             silence = self.patience.silence
             timeout = aiohttp.ClientTimeout(total=None, connect=silence, sock_connect=silence, sock_read=silence)
-            return fsspec.filesystem(self.protocol, timeout=timeout)
+            return fsspec.filesystem(self.protocol, timeout=timeout, get_client=_client)
         if self.protocol == "s3":
             silence = self.patience.silence
             return fsspec.filesystem("s3", config_kwargs={"connect_timeout": silence, "read_timeout": silence})
@@ -197,6 +197,15 @@ def _faults(protocol: str) -> tuple[type[Exception], ...]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     return (OSError, aiohttp.ClientError, BotoCoreError, ClientError)
+
+
+async def _client(**options: Any) -> aiohttp.ClientSession:
+    """A session that keeps no connection open.
+
+    A process forked beside an open one that throws its copy away takes it from what the parent's loop watches as well, and the
+    parent's next request over it gets no answer.
+    """
+    return aiohttp.ClientSession(**{"connector": aiohttp.TCPConnector(force_close=True), **options})
 
 
 class _AtMost(Callback):

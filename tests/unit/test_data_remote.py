@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import shutil
 import sys
 import time
@@ -64,6 +65,26 @@ def test_over_http_as_from_the_folder(root, server, tmp_path, workers):
     assert set(there.images("val", ["val-0000003"])) == {"val-0000003"}
     shards = [name for name in server.asked if name.endswith(".tar")]
     assert len(shards) == len(set(shards)), "every shard came once, whoever read it"
+
+
+def test_a_reader_that_is_forked_does_not_take_the_parents_connection(root, tmp_path, caplog):
+    """It throws its copy of what the parent has open away, whose socket the parent's loop watches through the same epoll."""
+    first, second, third = CorpusIndex.load(root).shards("train")[:3]
+
+    def fetch_in_child() -> None:
+        held(corpus(server.url, tmp_path, impatient), second)
+
+    impatient = replace(QUICK, silence=5.0)
+    with serving(root, "HTTP/1.1") as server:
+        held(corpus(server.url, tmp_path, impatient), first)
+        child = multiprocessing.get_context("fork").Process(target=fetch_in_child)
+        child.start()
+        child.join(120)
+        assert child.exitcode == 0
+        held(corpus(server.url, tmp_path, impatient), third)
+    assert server.asked == [first.name, second.name, third.name]
+    assert "attempt 1" not in caplog.text
+    assert server.connections == 3
 
 
 @pytest.mark.parametrize("protocol", ["memory", "file"])
