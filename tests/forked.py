@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import threading
 
-from tqdm import tqdm
+import tqdm
+import tqdm.auto
 
 
 def begin_child(patience: float = 120.0) -> None:
@@ -14,5 +16,14 @@ def begin_child(patience: float = 120.0) -> None:
     The lock of progress bars is shared with the parent: a child that is killed with it keeps it, and the parent's next bar waits
     for ever. A child that still runs after ``patience`` seconds says where it is on stderr, and ends with status 1.
     """
-    tqdm.set_lock(threading.RLock())
-    faulthandler.dump_traceback_later(patience, exit=True, file=2)
+    for bars in (tqdm.tqdm, tqdm.auto.tqdm):  # each has its own, if it was used first
+        bars.set_lock(threading.RLock())
+    # Not faulthandler's own timer, which waits for the parent's, if that has one.
+    timer = threading.Timer(patience, _end)
+    timer.daemon = True
+    timer.start()
+
+
+def _end() -> None:
+    faulthandler.dump_traceback(file=2)
+    os._exit(1)

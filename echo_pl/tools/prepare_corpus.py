@@ -44,12 +44,20 @@ class SignalledError(BaseException):
 
 @contextmanager
 def _signals_end_the_run() -> Iterator[None]:
+    first = 0
+
     def told(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        first = first or number
         raise SignalledError(number)
 
     before = {number: signal.signal(number, told) for number in SIGNALS}
     try:
         yield
+    except Exception as error:
+        if first:  # a library was interrupted, and says so in its own words
+            raise SignalledError(first) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

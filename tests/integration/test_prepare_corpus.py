@@ -286,6 +286,18 @@ def test_a_signal_ends_the_run_and_the_next_goes_on(table, made, tmp_path, numbe
     assert contents(tmp_path / "out") == contents(made)
 
 
+def test_a_signal_that_breaks_a_librarys_own_code_ends_the_run_as_any_signal(table, tmp_path, capsys, monkeypatch):
+    def broken(*arguments: object, **options: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except prepare_corpus.SignalledError as error:
+            raise RuntimeError("release unlocked lock") from error
+
+    monkeypatch.setattr(prepare_corpus, "prepare", broken)
+    assert main([*OPTIONS, "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"]) == 128 + signal.SIGTERM
+    assert "ended by SIGTERM; run the same command again to go on" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(table, made, tmp_path, capsys, monkeypatch):
     sync, calls = os.fsync, 0
 

@@ -109,7 +109,8 @@ def run_until(out: Path, parts: Parts, number: int) -> int:
 def count_changes(out: Path, parts: Parts) -> int:
     """How many changes to the disk a whole run makes."""
     low, high = 0, 1
-    while run_until(out / f"high-{high}", parts, high) != 0:
+    while (ended := run_until(out / f"high-{high}", parts, high)) != 0:
+        assert ended == -signal.SIGKILL
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

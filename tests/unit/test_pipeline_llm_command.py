@@ -111,9 +111,11 @@ def test_killed_while_it_waits_for_answers_it_goes_on_where_it_was(table, tmp_pa
     with EndpointStub(answer) as stub:
         child = os.fork()
         if child == 0:
-            begin_child()
-            run(table, tmp_path / "out", tmp_path / "answers", stub)
-            os._exit(1)
+            try:
+                begin_child()
+                run(table, tmp_path / "out", tmp_path / "answers", stub)
+            finally:
+                os._exit(1)
         deadline = time.monotonic() + 60
         while len(cache) < 6:
             assert time.monotonic() < deadline

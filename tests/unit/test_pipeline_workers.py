@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from echo_pl.data.pipeline.workers import Workers
+from echo_pl.data.signal_safe_pool import SignalSafePool
 
 
 def square(number: int) -> int:
@@ -68,8 +69,15 @@ def test_a_number_below_none_is_refused():
         Workers(-1)
 
 
-def test_leaving_ends_what_workers_do(tmp_path):
+@pytest.mark.parametrize("signals", [1, 2])
+def test_leaving_ends_what_workers_do(tmp_path, monkeypatch, signals):
     log = tmp_path / "log"
+
+    def again(self: SignalSafePool) -> None:
+        raise InterruptedError
+
+    if signals == 2:
+        monkeypatch.setattr(SignalSafePool, "__exit__", again)
 
     def interrupted() -> Iterator[str]:
         yield str(log)

@@ -57,12 +57,18 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._pool is None or self._executor is None:
             return
-        self._pool.__exit__()  # no worker is about to start from here on
-        if kind is not None:
-            for worker in frozenset(multiprocessing.active_children()) - self._others:
-                worker.terminate()
-        self._executor.shutdown(wait=True, cancel_futures=True)
-        self._pool = None
+        early = kind is not None
+        try:
+            self._pool.__exit__()  # no worker is about to start from here on
+        except BaseException:  # another signal
+            early = True
+            raise
+        finally:
+            if early:
+                for worker in frozenset(multiprocessing.active_children()) - self._others:
+                    worker.terminate()
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
     def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield the result of each task as it is finished, in any order. Tasks are taken as there is room for them.
