@@ -62,7 +62,7 @@ class NormalizedPretrain(L.LightningModule):
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.start, self.max_response_tokens = start, max_response_tokens
         self.logits = SequenceLogits(pack_tokens)
-        self.generation = GenerationCheck(text, generation_batches)
+        self.generation = GenerationCheck(text, generation_batches, in_blocks=False)
         self.special = text.special
         self.vlm: VLM | None = None
 

@@ -50,12 +50,21 @@ def refuse_compile(decode: DecodeConfig) -> None:
 
 
 class GenerationCheck:
-    """Decodes the first ``batches`` validation batches of an epoch and scores them."""
+    """Decodes the first validation batches of an epoch and scores them.
 
-    def __init__(self, text: TextTools, batches: int) -> None:
+    Args:
+        batches: How many.
+        in_blocks: Whether what is decoded has blocks, and so a number of forwards for each.
+
+    Raises:
+        ValueError: ``batches`` is negative.
+    """
+
+    def __init__(self, text: TextTools, batches: int, *, in_blocks: bool = True) -> None:
         if batches < 0:
             raise ValueError(f"generation_batches must not be negative, got {batches}")
         self.text, self.batches = text, batches
+        self._without = () if in_blocks else ("forwards_per_block",)
         self._suite: ReportSuite | None = None
 
     def start(self, device: torch.device) -> None:
@@ -74,4 +83,9 @@ class GenerationCheck:
         if self._suite is None or self.batches == 0:
             return {}
         scores = self._suite.compute()
-        return {f"{group}/{name}": scores[name] for group, names in LOGGED.items() for name in names if name in scores}
+        return {
+            f"{group}/{name}": scores[name]
+            for group, names in LOGGED.items()
+            for name in names
+            if name in scores and name not in self._without
+        }

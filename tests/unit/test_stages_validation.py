@@ -40,6 +40,15 @@ def test_quality_is_logged_under_val_and_cost_under_speed():
     }
 
 
+def test_what_is_decoded_token_by_token_has_no_forwards_per_block():
+    check = GenerationCheck(TEXT, batches=1, in_blocks=False)
+    check.start(torch.device("cpu"))
+    check.update(FakeSampler(block_size=1), batches(2, 2)[0], 0)
+    scores = check.compute()
+    assert "speed/nfe" in scores
+    assert "speed/forwards_per_block" not in scores
+
+
 def test_the_sums_are_kept_on_the_module_s_device():
     """Ranks add them up with the backend of that device."""
     check = GenerationCheck(TEXT, batches=1)
