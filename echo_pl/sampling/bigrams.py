@@ -54,7 +54,9 @@ class Bigrams:
             raise ValueError(f"a path needs at least one candidate, got {self.candidates}")
 
     @classmethod
-    def count(cls, reports: Sequence[Tensor], vocabulary: int, weight: float, smoothing: float = 1.0) -> Bigrams:
+    def count(
+        cls, reports: Sequence[Tensor], vocabulary: int, weight: float, smoothing: float = 1.0, min_count: int = 1
+    ) -> Bigrams:
         """Count pairs in token sequences.
 
         P(b | a) = (c(a, b) + s P(b)) / (c(a) + s), so that pairs which were not seen are unlikely and not impossible, and nothing
@@ -65,10 +67,13 @@ class Bigrams:
             vocabulary: V.
             weight: w.
             smoothing: s, in counts.
+            min_count: pairs that were seen less often are as if they were not: slips of whoever wrote the reports.
 
         Raises:
-            ValueError: there are no pairs, a token is none of the vocabulary, or the weight or the smoothing is none.
+            ValueError: there are no pairs, or none as often; a token is none of the vocabulary; the weight, the smoothing or the
+                least count is none.
         """
+        check_min_count(weight, min_count)
         if not 0.0 < smoothing < math.inf:
             raise ValueError(f"smoothing must be positive and finite, got {smoothing}")
         longer = [report for report in reports if len(report) > 1]
@@ -82,6 +87,10 @@ class Bigrams:
         pair_N, count_N = (first * vocabulary + second).unique(return_counts=True)
         followed_V = torch.bincount(first, minlength=vocabulary).double() + smoothing
         share_V = torch.bincount(every, minlength=vocabulary).double() / len(every)
+        often_N = count_N >= min_count
+        if not often_N.any():
+            raise ValueError(f"no pair of tokens is seen {min_count} times, the most frequent one {int(count_N.max())} times")
+        pair_N, count_N = pair_N[often_N], count_N[often_N]
         first_N, second_N = pair_N // vocabulary, pair_N % vocabulary
         return cls(
             pair_N=pair_N,
@@ -161,7 +170,7 @@ class Bigrams:
         return token_ALC.gather(-1, choice_AL[..., None])[..., 0]
 
 
-def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, data: str) -> Bigrams | None:
+def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, data: str, *, min_count: int = 1) -> Bigrams | None:
     """Count the pairs of the reports that a student learnt from.
 
     Args:
@@ -169,12 +178,14 @@ def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, da
         weight: w; 0: no bigrams, and nothing is read.
         vocabulary: V.
         data: fingerprint of the data that is decoded. Bigrams of other data are used, with a warning.
+        min_count: as of :meth:`Bigrams.count`.
 
     Raises:
         FileNotFoundError: there are no trajectories in the folder.
-        ValueError: no folder; damaged trajectories, or of another vocabulary; a weight that is none.
+        ValueError: no folder; damaged trajectories, or of another vocabulary; a weight or a least count that is none.
     """
     check_source(folder, weight)
+    check_min_count(weight, min_count)
     if folder is None or weight == 0.0:
         return None
     identity, reports = stored_tokens(folder)
@@ -184,7 +195,7 @@ def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, da
             folder, identity.data_fingerprint, data,
         )  # fmt: skip
     try:
-        return Bigrams.count(reports, vocabulary, weight)
+        return Bigrams.count(reports, vocabulary, weight, min_count=min_count)
     except ValueError as error:
         raise ValueError(f"no bigrams from {folder}: {error}") from error
 
@@ -213,3 +224,15 @@ def check_source(folder: str | Path | None, weight: float) -> None:
             f"student_bigrams={weight} counts pairs of tokens in stored trajectories: give stage.module.trajectories=<folder> "
             "(echo-pl collect makes it)"
         )
+
+
+def check_min_count(weight: float, min_count: int) -> None:
+    """Refuse a least count of pairs that is none, or that nothing is counted for.
+
+    Raises:
+        ValueError: it is below 1, or above it without bigrams.
+    """
+    if min_count < 1:
+        raise ValueError(f"student_bigrams_min_count must be at least 1, got {min_count}")
+    if min_count > 1 and not weight:
+        raise ValueError(f"student_bigrams_min_count={min_count} is of no use without student_bigrams=<weight>")

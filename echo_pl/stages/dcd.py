@@ -18,7 +18,7 @@ from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.lora import LoraSettings, add_lora
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.objectives import Objective
-from echo_pl.sampling.bigrams import Bigrams, check_greedy, check_source, stored_bigrams
+from echo_pl.sampling.bigrams import Bigrams, check_greedy, check_min_count, check_source, stored_bigrams
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.stages.distillation import Distillation
@@ -61,6 +61,7 @@ class DCDModule(L.LightningModule):
         tilt: float = 0.0,
         student_gate: float = 0.0,
         student_bigrams: float = 0.0,
+        student_bigrams_min_count: int = 1,
         generation_batches: int = 1,
     ) -> None:
         """Take everything ready-made; student and teacher are built in ``configure_model``.
@@ -82,20 +83,23 @@ class DCDModule(L.LightningModule):
             student_gate: in validation, the student takes a second step for blocks with a position below this confidence.
             student_bigrams: in validation, weight of how often tokens follow each other in the stored trajectories
                 (:mod:`echo_pl.sampling.bigrams`); 0: the student alone.
+            student_bigrams_min_count: pairs that are seen less often there count as never seen.
             generation_batches: validation batches that are decoded and scored, and whose mean-field gap is measured.
 
         Raises:
-            ValueError: a share that is none, or one of stored trajectories; a weight that is none; bigrams
+            ValueError: a share that is none, or one of stored trajectories; a weight or a least count that is none; bigrams
                 without a folder, or for drawn tokens.
         """
         super().__init__()
         refuse_compile(decode)
         check_source(trajectories, student_bigrams)
+        check_min_count(student_bigrams, student_bigrams_min_count)
         check_greedy(student_bigrams, decode.token_choice.temperature)
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.decode, self.objective, self.start, self.lora = decode, objective, start, lora
         self.student_gate, self.student_bigrams, self._trajectories = student_gate, student_bigrams, trajectories
         self._bigrams: Bigrams | None = None
+        self._min_count = student_bigrams_min_count
         self.logits = SequenceLogits(pack_tokens)
         self.generation = GenerationCheck(text, generation_batches)
         self.gap = GapCheck(generation_batches)
@@ -123,7 +127,9 @@ class DCDModule(L.LightningModule):
         """
         if self.vlm is not None:
             return
-        self._bigrams = stored_bigrams(self._trajectories, self.student_bigrams, self.text.vocab_size, self.text.fingerprint)
+        self._bigrams = stored_bigrams(
+            self._trajectories, self.student_bigrams, self.text.vocab_size, self.text.fingerprint, min_count=self._min_count
+        )
         if self.start is None:
             self._configure_to_validate()
             return

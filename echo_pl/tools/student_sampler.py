@@ -23,7 +23,13 @@ def student_sampler(module: DictConfig, decode: DecodeConfig, vlm: VLM, data: Re
 
     Raises:
         FileNotFoundError: ``student_bigrams`` with a folder of trajectories that is not there.
-        ValueError: ``student_bigrams`` without one, or with one of another vocabulary.
+        ValueError: ``student_bigrams`` without one, or with one of another vocabulary; a least count of no use.
     """
-    bigrams = stored_bigrams(module.trajectories, module.student_bigrams, data.vocab_size, data.fingerprint)
+    bigrams = stored_bigrams(
+        module.trajectories,
+        module.student_bigrams,
+        data.vocab_size,
+        data.fingerprint,
+        min_count=module.student_bigrams_min_count,
+    )
     return BlockSampler(vlm, data.special, replace(decode, denoising_steps=1, gate=module.student_gate), bigrams=bigrams)

@@ -54,6 +54,32 @@ def test_probabilities_behind_a_token_sum_to_one():
     assert torch.allclose(behind.sum(1), torch.ones(4, dtype=torch.float64), atol=1e-6)
 
 
+def test_pairs_that_are_seen_too_seldom_are_as_if_they_were_not():
+    """Two slips among reports: the ratio of what is behind them is that of any pair that never came, all others are as before."""
+    reports = [torch.tensor([1, 2, 3])] * 4 + [torch.tensor([1, 1, 2])] * 2
+    every = torch.arange(5)
+    before, after = (
+        Bigrams.count(reports, 5, weight=1.0, min_count=least).log_ratio(every[:, None], every[None]) for least in (1, 3)
+    )
+    slip = torch.zeros(5, 5, dtype=torch.bool)
+    slip[1, 1] = True
+    assert torch.equal(before[~slip], after[~slip])
+    assert math.isclose(float(after[1, 1].exp()), 1 / (8 + 1), rel_tol=1e-6), "1 is followed eight times, s = 1"
+    assert before[1, 1] > after[1, 1]
+    with pytest.raises(ValueError, match="no pair of tokens is seen 7 times, the most frequent one 6 times"):
+        Bigrams.count(reports, 5, weight=1.0, min_count=7)
+
+
+@pytest.mark.parametrize(
+    ("weight", "least", "said"),
+    [(1.0, 0, "must be at least 1, got 0"), (0.0, 3, "student_bigrams_min_count=3 is of no use without student_bigrams=<weight>")],
+)
+def test_a_least_count_that_is_none_is_refused(tmp_path, weight, least, said):
+    store = write_tokens(tmp_path / "store", [[20, 21, 20, 21]], TEXT.fingerprint)
+    with pytest.raises(ValueError, match=said):
+        dcd(TEXT, None, trajectories=str(store), student_bigrams=weight, student_bigrams_min_count=least)
+
+
 def test_a_large_vocabulary_is_looked_up_the_same(monkeypatch):
     every = torch.arange(VOCABULARY)
     small = counted().log_ratio(every[:, None], every[None])
@@ -186,7 +212,8 @@ def test_stage_3_decodes_with_what_its_trajectories_hold(tmp_path, temperature):
     reports = [[20, 21, 20, 21], [21, 20, 22, 20]]
     store = write_tokens(tmp_path / "store", reports, TEXT.fingerprint)
     choice = TokenChoice(temperature=temperature)
-    options = {"trajectories": str(store), "student_bigrams": 0.5, "decode": replace(DECODE, token_choice=choice)}
+    bigrams = {"student_bigrams": 0.5, "student_bigrams_min_count": 2}
+    options = {"trajectories": str(store), **bigrams, "decode": replace(DECODE, token_choice=choice)}
     if temperature:
         with pytest.raises(ValueError, match=r"student_bigrams=0.5 needs greedy tokens: .*, got 0.5"):
             dcd(TEXT, None, **options)
@@ -194,7 +221,7 @@ def test_stage_3_decodes_with_what_its_trajectories_hold(tmp_path, temperature):
     module = dcd(TEXT, None, **options)
     module.trainer = trainer(tmp_path, 1)
     module.configure_model()
-    expected = Bigrams.count([torch.tensor(report) for report in reports], VOCABULARY, 0.5)
+    expected = Bigrams.count([torch.tensor(report) for report in reports], VOCABULARY, 0.5, min_count=2)
     for sampler in (module.sampler, module.make_student_sampler(block_size=4)):
         assert sampler.bigrams is not None
         assert sampler.bigrams.weight == 0.5

@@ -291,7 +291,9 @@ def test_a_setting_that_is_younger_than_sweeps_changes_no_name_while_it_is_off(d
     monkeypatch.undo()
     after = chain(data_root)
     assert {stage for stage in after if before[stage] != after[stage]} == {"dcd"}
-    assert chain(data_root, "stage.module.student_bigrams=0.5")["dcd"] != after["dcd"]
+    with_bigrams = chain(data_root, "stage.module.student_bigrams=0.5")["dcd"]
+    assert with_bigrams != after["dcd"]
+    assert chain(data_root, "stage.module.student_bigrams=0.5", "stage.module.student_bigrams_min_count=3")["dcd"] != with_bigrams
 
 
 def test_settings_that_are_lists_have_a_name(data_root):
