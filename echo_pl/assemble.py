@@ -109,6 +109,7 @@ def text_tools(data: ReportDataModule) -> TextTools:
         judge=data.judge,
         fingerprint=data.fingerprint,
         vision_fingerprint=data.vision_fingerprint,
+        word_starts=data.word_starts,
     )
 
 

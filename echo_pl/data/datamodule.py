@@ -29,7 +29,7 @@ from echo_pl.data.loader import FixedLoader, ResumableLoader
 from echo_pl.data.processor import ProcessorConfig, ReportProcessor, Sample, Template
 from echo_pl.data.stream import BatchStream, OnBad
 from echo_pl.data.study import Version
-from echo_pl.data.tokenizer import ReportTokenizer, vocabulary_fingerprint
+from echo_pl.data.tokenizer import ReportTokenizer, vocabulary_fingerprint, word_starts
 from echo_pl.data.training_order import TrainingOrder
 from echo_pl.structs import Batch, SpecialTokens
 
@@ -345,6 +345,10 @@ class ReportDataModule(L.LightningDataModule):
     def detokenize(self, tokens: Tensor) -> str:
         """Text of response tokens, control tokens left out."""
         return self.processor.detokenize(tokens)
+
+    def word_starts(self) -> list[int]:
+        """The ids that begin a word behind another: a space and a letter. None in Chinese, which has no spaces."""
+        return word_starts(self.tokenizer)
 
     @cached_property
     def _source(self) -> BatchSource:

@@ -95,6 +95,14 @@ def vocabulary_fingerprint(tokenizer: ReportTokenizer) -> str:
     return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
+def word_starts(tokenizer: ReportTokenizer) -> list[int]:
+    """The ids whose text is a space and a letter, and what follows: they begin a word behind another."""
+    control = tokenizer.added_tokens_decoder
+    ids = [number for number in range(len(tokenizer)) if number not in control]
+    texts = tokenizer.batch_decode([[number] for number in ids], clean_up_tokenization_spaces=False)
+    return [number for number, text in zip(ids, texts, strict=True) if text[:1] == " " and text[1:2].isalpha()]
+
+
 def _special_tokens(tokenizer: ReportTokenizer) -> SpecialTokens:
     vocabulary = tokenizer.get_vocab()
     ids = {token: vocabulary[token] for token in CONTROL_TOKENS}

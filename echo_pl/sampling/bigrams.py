@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 CANDIDATES = 8
 """Likeliest tokens of a position that a path may take."""
 _SMALL_VOCABULARY = 2048
+_NEVER = -1.0e4
+"""A score that no path takes which has another way; finite, as settled tokens may leave none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class Bigrams:
     weight: float
     """w, above 0."""
     candidates: int = CANDIDATES
+    once_V: Tensor | None = None
+    """bool: tokens that never follow themselves; None: all may."""
 
     def __post_init__(self) -> None:
         check_weight(self.weight, "bigrams")
@@ -73,7 +77,7 @@ class Bigrams:
             ValueError: there are no pairs, or none as often; a token is none of the vocabulary; the weight, the smoothing or the
                 least count is none.
         """
-        check_min_count(weight, min_count)
+        check_pairs(weight, min_count, repeats=True)
         if not 0.0 < smoothing < math.inf:
             raise ValueError(f"smoothing must be positive and finite, got {smoothing}")
         longer = [report for report in reports if len(report) > 1]
@@ -104,7 +108,11 @@ class Bigrams:
         if self.pair_N.device == device:
             return self
         return replace(
-            self, pair_N=self.pair_N.to(device), log_ratio_N=self.log_ratio_N.to(device), unseen_V=self.unseen_V.to(device)
+            self,
+            pair_N=self.pair_N.to(device),
+            log_ratio_N=self.log_ratio_N.to(device),
+            unseen_V=self.unseen_V.to(device),
+            once_V=None if self.once_V is None else self.once_V.to(device),
         )
 
     @cached_property
@@ -122,6 +130,11 @@ class Bigrams:
             return self._every[pair]
         place = torch.searchsorted(self.pair_N, pair).clamp(max=len(self.pair_N) - 1)
         return torch.where(self.pair_N[place] == pair, self.log_ratio_N[place], self.unseen_V[first])
+
+    def _link(self, first: Tensor, second: Tensor) -> Tensor:
+        """What a pair adds to the score of a path."""
+        link = self.weight * self.log_ratio(first, second)
+        return link if self.once_V is None else link.masked_fill((first == second) & self.once_V[first], _NEVER)
 
     def best_path(
         self,
@@ -149,13 +162,13 @@ class Bigrams:
         settled_C = score_ALC.new_full((C,), -torch.inf)
         settled_C[0] = 0.0
         score_ALC = torch.where(open_AL[..., None], score_ALC, settled_C)
-        link_ALCC = self.weight * self.log_ratio(token_ALC[:, :-1, :, None], token_ALC[:, 1:, None, :])
+        link_ALCC = self._link(token_ALC[:, :-1, :, None], token_ALC[:, 1:, None, :])
         if first_A is not None:
             place_L = torch.arange(1, canvas_AL.shape[1], device=first_A.device)
             link_ALCC = link_ALCC.masked_fill((place_L == first_A[:, None])[..., None, None], 0.0)
         best_AC = score_ALC[:, 0]
         if before_A is not None:
-            best_AC = best_AC + self.weight * self.log_ratio(before_A[:, None], token_ALC[:, 0])
+            best_AC = best_AC + self._link(before_A[:, None], token_ALC[:, 0])
         came_from: list[Tensor] = []
         for place in range(1, canvas_AL.shape[1]):
             reached = (best_AC[:, :, None] + link_ALCC[:, place - 1]).max(dim=1)
@@ -170,7 +183,15 @@ class Bigrams:
         return token_ALC.gather(-1, choice_AL[..., None])[..., 0]
 
 
-def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, data: str, *, min_count: int = 1) -> Bigrams | None:
+def stored_bigrams(
+    folder: str | Path | None,
+    weight: float,
+    vocabulary: int,
+    data: str,
+    *,
+    min_count: int = 1,
+    once: Callable[[], Sequence[int]] | None = None,
+) -> Bigrams | None:
     """Count the pairs of the reports that a student learnt from.
 
     Args:
@@ -179,13 +200,14 @@ def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, da
         vocabulary: V.
         data: fingerprint of the data that is decoded. Bigrams of other data are used, with a warning.
         min_count: as of :meth:`Bigrams.count`.
+        once: gives the tokens that never follow themselves; None: all may.
 
     Raises:
         FileNotFoundError: there are no trajectories in the folder.
         ValueError: no folder; damaged trajectories, or of another vocabulary; a weight or a least count that is none.
     """
     check_source(folder, weight)
-    check_min_count(weight, min_count)
+    check_pairs(weight, min_count, repeats=once is None)
     if folder is None or weight == 0.0:
         return None
     identity, reports = stored_tokens(folder)
@@ -195,9 +217,14 @@ def stored_bigrams(folder: str | Path | None, weight: float, vocabulary: int, da
             folder, identity.data_fingerprint, data,
         )  # fmt: skip
     try:
-        return Bigrams.count(reports, vocabulary, weight, min_count=min_count)
+        bigrams = Bigrams.count(reports, vocabulary, weight, min_count=min_count)
     except ValueError as error:
         raise ValueError(f"no bigrams from {folder}: {error}") from error
+    if once is None:
+        return bigrams
+    once_V = torch.zeros(vocabulary, dtype=torch.bool)
+    once_V[torch.tensor(once(), dtype=torch.long)] = True
+    return replace(bigrams, once_V=once_V)
 
 
 def check_greedy(weight: float, temperature: float) -> None:
@@ -226,13 +253,14 @@ def check_source(folder: str | Path | None, weight: float) -> None:
         )
 
 
-def check_min_count(weight: float, min_count: int) -> None:
-    """Refuse a least count of pairs that is none, or that nothing is counted for.
+def check_pairs(weight: float, min_count: int, repeats: bool) -> None:
+    """Refuse rules for pairs of tokens that are none, or that there are no bigrams for.
 
     Raises:
-        ValueError: it is below 1, or above it without bigrams.
+        ValueError: a least count below 1; one above it, or ``repeats=False``, without a weight.
     """
     if min_count < 1:
         raise ValueError(f"student_bigrams_min_count must be at least 1, got {min_count}")
-    if min_count > 1 and not weight:
-        raise ValueError(f"student_bigrams_min_count={min_count} is of no use without student_bigrams=<weight>")
+    if not weight and (min_count > 1 or not repeats):
+        rule = "student_bigrams_repeats=false" if min_count == 1 else f"student_bigrams_min_count={min_count}"
+        raise ValueError(f"{rule} is of no use without student_bigrams=<weight>")

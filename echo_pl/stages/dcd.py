@@ -18,7 +18,7 @@ from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.lora import LoraSettings, add_lora
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.objectives import Objective
-from echo_pl.sampling.bigrams import Bigrams, check_greedy, check_min_count, check_source, stored_bigrams
+from echo_pl.sampling.bigrams import Bigrams, check_greedy, check_pairs, check_source, stored_bigrams
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.stages.distillation import Distillation
@@ -62,6 +62,7 @@ class DCDModule(L.LightningModule):
         student_gate: float = 0.0,
         student_bigrams: float = 0.0,
         student_bigrams_min_count: int = 1,
+        student_bigrams_repeats: bool = True,
         generation_batches: int = 1,
     ) -> None:
         """Take everything ready-made; student and teacher are built in ``configure_model``.
@@ -84,6 +85,7 @@ class DCDModule(L.LightningModule):
             student_bigrams: in validation, weight of how often tokens follow each other in the stored trajectories
                 (:mod:`echo_pl.sampling.bigrams`); 0: the student alone.
             student_bigrams_min_count: pairs that are seen less often there count as never seen.
+            student_bigrams_repeats: whether a token that begins a word may follow itself.
             generation_batches: validation batches that are decoded and scored, and whose mean-field gap is measured.
 
         Raises:
@@ -93,13 +95,13 @@ class DCDModule(L.LightningModule):
         super().__init__()
         refuse_compile(decode)
         check_source(trajectories, student_bigrams)
-        check_min_count(student_bigrams, student_bigrams_min_count)
+        check_pairs(student_bigrams, student_bigrams_min_count, student_bigrams_repeats)
         check_greedy(student_bigrams, decode.token_choice.temperature)
         self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
         self.decode, self.objective, self.start, self.lora = decode, objective, start, lora
         self.student_gate, self.student_bigrams, self._trajectories = student_gate, student_bigrams, trajectories
         self._bigrams: Bigrams | None = None
-        self._min_count = student_bigrams_min_count
+        self._min_count, self._once = student_bigrams_min_count, None if student_bigrams_repeats else text.word_starts
         self.logits = SequenceLogits(pack_tokens)
         self.generation = GenerationCheck(text, generation_batches)
         self.gap = GapCheck(generation_batches)
@@ -128,7 +130,12 @@ class DCDModule(L.LightningModule):
         if self.vlm is not None:
             return
         self._bigrams = stored_bigrams(
-            self._trajectories, self.student_bigrams, self.text.vocab_size, self.text.fingerprint, min_count=self._min_count
+            self._trajectories,
+            self.student_bigrams,
+            self.text.vocab_size,
+            self.text.fingerprint,
+            min_count=self._min_count,
+            once=self._once,
         )
         if self.start is None:
             self._configure_to_validate()

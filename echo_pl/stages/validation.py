@@ -5,7 +5,7 @@ Used by the stages by composition. Knows samplers and metrics; nothing of losses
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,8 @@ class TextTools:
     """Of the data; kept in checkpoints."""
     vision_fingerprint: str | None = None
     """Of the vision tower whose stored output the batches carry; None: they carry pixels."""
+    word_starts: Callable[[], Sequence[int]] = tuple
+    """The ids that begin a word; none, unless the data room says."""
 
 
 def refuse_compile(decode: DecodeConfig) -> None:

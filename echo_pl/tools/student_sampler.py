@@ -23,7 +23,7 @@ def student_sampler(module: DictConfig, decode: DecodeConfig, vlm: VLM, data: Re
 
     Raises:
         FileNotFoundError: ``student_bigrams`` with a folder of trajectories that is not there.
-        ValueError: ``student_bigrams`` without one, or with one of another vocabulary; a least count of no use.
+        ValueError: ``student_bigrams`` without one, or with one of another vocabulary; a rule for pairs of no use.
     """
     bigrams = stored_bigrams(
         module.trajectories,
@@ -31,5 +31,6 @@ def student_sampler(module: DictConfig, decode: DecodeConfig, vlm: VLM, data: Re
         data.vocab_size,
         data.fingerprint,
         min_count=module.student_bigrams_min_count,
+        once=None if module.student_bigrams_repeats else data.word_starts,
     )
     return BlockSampler(vlm, data.special, replace(decode, denoising_steps=1, gate=module.student_gate), bigrams=bigrams)

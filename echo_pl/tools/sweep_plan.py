@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.metrics.words import how_cut
 from echo_pl.runs import FINAL, read_info
-from echo_pl.sampling.bigrams import check_greedy, check_min_count
+from echo_pl.sampling.bigrams import check_greedy, check_pairs
 from echo_pl.tools.compose import compose_config
 
 PartStage = Literal["warmup", "pretrain", "rad", "trajectories", "dcd"]
@@ -45,7 +45,11 @@ _DECIDES_NOTHING = {
     "stage.checkpoint_every", "stage.module.generation_batches", "stage.module.trajectories",
 }  # fmt: skip
 """Settings that change nothing of what is trained; the data itself is in its fingerprint."""
-_NOTHING: dict[str, Any] = {"stage.module.student_bigrams": 0.0, "stage.module.student_bigrams_min_count": 1}
+_NOTHING: dict[str, Any] = {
+    "stage.module.student_bigrams": 0.0,
+    "stage.module.student_bigrams_min_count": 1,
+    "stage.module.student_bigrams_repeats": True,
+}
 """Settings that are younger than sweeps, switched off: a part has the name that it had before there were any."""
 _OF_BLOCKS = {"block_size", "grid", "context_attention"}
 """Settings that stages before the diffusion stages do not read."""
@@ -163,7 +167,7 @@ def _student_before(config: DictConfig, ablation: str) -> DictConfig:
     own = deepcopy(config)
     own.start_stage = None
     own.stage.module.tilt = own.stage.module.student_gate = own.stage.module.student_bigrams = 0.0
-    own.stage.module.student_bigrams_min_count = 1
+    own.stage.module.student_bigrams_min_count, own.stage.module.student_bigrams_repeats = 1, True
     own.stage.module.objective = compose_config(["stage=dcd", f"ablation={ablation}"]).stage.module.objective
     return own
 
@@ -194,7 +198,7 @@ def refuse_unsuited(config: DictConfig) -> None:
             f"student_bigrams={module.student_bigrams} counts pairs of tokens in stored trajectories, and there are none with "
             "sweep.store=false or student_prefix"
         )
-    check_min_count(module.student_bigrams, module.student_bigrams_min_count)
+    check_pairs(module.student_bigrams, module.student_bigrams_min_count, module.student_bigrams_repeats)
     check_greedy(module.student_bigrams, module.decode.token_choice.temperature)
     if list(config.sweep.grow) != sorted(set(config.sweep.grow)):
         raise ValueError(f"sweep.grow must name block sizes from small to large, got {list(config.sweep.grow)}")

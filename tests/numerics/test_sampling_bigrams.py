@@ -71,13 +71,51 @@ def test_pairs_that_are_seen_too_seldom_are_as_if_they_were_not():
 
 
 @pytest.mark.parametrize(
-    ("weight", "least", "said"),
-    [(1.0, 0, "must be at least 1, got 0"), (0.0, 3, "student_bigrams_min_count=3 is of no use without student_bigrams=<weight>")],
+    ("weight", "rules", "said"),
+    [
+        (1.0, {"student_bigrams_min_count": 0}, "must be at least 1, got 0"),
+        (0.0, {"student_bigrams_min_count": 3}, "student_bigrams_min_count=3 is of no use without student_bigrams=<weight>"),
+        (0.0, {"student_bigrams_repeats": False}, "student_bigrams_repeats=false is of no use without student_bigrams=<weight>"),
+    ],
 )
-def test_a_least_count_that_is_none_is_refused(tmp_path, weight, least, said):
+def test_rules_for_pairs_that_are_none_or_of_no_use_are_refused(tmp_path, weight, rules, said):
     store = write_tokens(tmp_path / "store", [[20, 21, 20, 21]], TEXT.fingerprint)
     with pytest.raises(ValueError, match=said):
-        dcd(TEXT, None, trajectories=str(store), student_bigrams=weight, student_bigrams_min_count=least)
+        dcd(TEXT, None, trajectories=str(store), student_bigrams=weight, **rules)
+
+
+def test_a_token_that_may_stand_once_does_not_follow_itself():
+    """The best of all paths without such a pair, with the token before the block and what is settled; others may repeat."""
+    V, once = 7, torch.tensor([False, True, True, True, False, True, True])
+    table = replace(counted(V), once_V=once, candidates=V)
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(40, L, V, generator=generator).log_softmax(-1)
+    logits[:, :, :2] += 4.0  # two tokens that would like to stand everywhere: one may
+    canvas, before = torch.randint(0, V, (40, L), generator=generator), torch.randint(0, V, (40,), generator=generator)
+    open_ = torch.rand(40, L, generator=generator) < 0.8
+    free = replace(table, once_V=None).best_path(logits, canvas, open_, before_A=before)
+    found = table.best_path(logits, canvas, open_, before_A=before)
+    ratio = table.log_ratio(torch.arange(V)[:, None], torch.arange(V)[None]).tolist()
+    changed = 0
+    for i in range(40):
+
+        def score(path: tuple[int, ...], i: int = i) -> float:
+            own = sum(float(logits[i, place, token]) for place, token in enumerate(path) if open_[i, place])
+            return own + sum(ratio[a][b] for a, b in itertools.pairwise((int(before[i]), *path)))
+
+        choices = [range(V) if open_[i, place] else [int(canvas[i, place])] for place in range(L)]
+        allowed = [
+            path
+            for path in itertools.product(*choices)
+            if not any(a == b and once[a] for a, b in itertools.pairwise((int(before[i]), *path)))
+        ]
+        if allowed:
+            assert tuple(found[i].tolist()) == max(allowed, key=score)
+            changed += not torch.equal(found[i], free[i])
+        else:  # what is settled repeats itself, and stays
+            assert torch.equal(found[i][~open_[i]], canvas[i][~open_[i]])
+    assert changed > 5, "nothing was forbidden"
+    assert any(a == b == 0 for row in found.tolist() for a, b in itertools.pairwise(row)), "0 may repeat"
 
 
 def test_a_large_vocabulary_is_looked_up_the_same(monkeypatch):
@@ -212,13 +250,13 @@ def test_stage_3_decodes_with_what_its_trajectories_hold(tmp_path, temperature):
     reports = [[20, 21, 20, 21], [21, 20, 22, 20]]
     store = write_tokens(tmp_path / "store", reports, TEXT.fingerprint)
     choice = TokenChoice(temperature=temperature)
-    bigrams = {"student_bigrams": 0.5, "student_bigrams_min_count": 2}
+    bigrams = {"student_bigrams": 0.5, "student_bigrams_min_count": 2, "student_bigrams_repeats": False}
     options = {"trajectories": str(store), **bigrams, "decode": replace(DECODE, token_choice=choice)}
     if temperature:
         with pytest.raises(ValueError, match=r"student_bigrams=0.5 needs greedy tokens: .*, got 0.5"):
             dcd(TEXT, None, **options)
         return
-    module = dcd(TEXT, None, **options)
+    module = dcd(replace(TEXT, word_starts=lambda: [20, 22]), None, **options)
     module.trainer = trainer(tmp_path, 1)
     module.configure_model()
     expected = Bigrams.count([torch.tensor(report) for report in reports], VOCABULARY, 0.5, min_count=2)
@@ -226,6 +264,8 @@ def test_stage_3_decodes_with_what_its_trajectories_hold(tmp_path, temperature):
         assert sampler.bigrams is not None
         assert sampler.bigrams.weight == 0.5
         assert torch.equal(sampler.bigrams.pair_N, expected.pair_N)
+        assert sampler.bigrams.once_V is not None
+        assert sampler.bigrams.once_V.nonzero().flatten().tolist() == [20, 22]
     assert module.make_sampler(module.model).bigrams is None, "the teacher's"
 
 

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from echo_pl.data.corpora.synthetic import SyntheticCorpus
 from echo_pl.data.response import FORMS, format_response
-from echo_pl.data.tokenizer import CONTROL_TOKENS, MASK, load_tokenizer, train_tokenizer
+from echo_pl.data.tokenizer import CONTROL_TOKENS, MASK, load_tokenizer, train_tokenizer, word_starts
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,20 @@ def test_words_are_mostly_single_tokens(texts, folder):
     tokenizer, _ = load_tokenizer(folder)
     pieces = [len(tokenizer(f" {word}")["input_ids"]) for text in texts[1:] for word in text.strip(".").split()]
     assert sum(count <= 2 for count in pieces) / len(pieces) > 0.95  # a word, or a word and its full stop
+
+
+def test_word_starts_are_a_space_and_a_letter(texts, folder):
+    """Every word behind another in the corpus begins with one; figures, signs, ends of words and control tokens are none."""
+    tokenizer, special = load_tokenizer(folder)
+    starts = set(word_starts(tokenizer))
+    assert not starts & {special.eos, *special.never_sampled}
+    for text in texts[1:50]:
+        for word in text.split()[1:]:
+            first, *others = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+            assert (first in starts) == (tokenizer.decode([first])[1:2].isalpha()), word
+            assert not starts & set(others)
+    for sign in ("1", " 1", ".", "\n", " (", "所"):
+        assert not starts & set(tokenizer(sign, add_special_tokens=False)["input_ids"][:1])
 
 
 def test_special_tokens(folder):

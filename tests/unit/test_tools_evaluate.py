@@ -423,9 +423,12 @@ def test_a_student_with_bigrams_is_decoded_with_what_its_trajectories_hold(folde
     assert followers.argmin() == 2, "20 never follows itself"
     assert len(decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), weight, stored], "test", 2, 2).cases) == 2
     often = compose_config(["stage=dcd", weight, stored, "stage.module.student_bigrams_min_count=2"]).stage.module
+    often.student_bigrams_repeats = False
     bigrams = student_sampler(often, DECODE, vlm, data).bigrams
     assert bigrams is not None
     assert len(bigrams.pair_N) < len(sampler.bigrams.pair_N)
+    assert bigrams.once_V is not None
+    assert bigrams.once_V.nonzero().flatten().tolist() == data.word_starts()
     with pytest.raises(ValueError, match="student_bigrams_min_count=2 is of no use"):
         decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "stage.module.student_bigrams_min_count=2"], "test", None, 2)
     with pytest.raises(ValueError, match=r"student_bigrams=2.0 counts pairs of tokens in stored trajectories"):

@@ -293,7 +293,8 @@ def test_a_setting_that_is_younger_than_sweeps_changes_no_name_while_it_is_off(d
     assert {stage for stage in after if before[stage] != after[stage]} == {"dcd"}
     with_bigrams = chain(data_root, "stage.module.student_bigrams=0.5")["dcd"]
     assert with_bigrams != after["dcd"]
-    assert chain(data_root, "stage.module.student_bigrams=0.5", "stage.module.student_bigrams_min_count=3")["dcd"] != with_bigrams
+    for rule in ("min_count=3", "repeats=false"):
+        assert chain(data_root, "stage.module.student_bigrams=0.5", f"stage.module.student_bigrams_{rule}")["dcd"] != with_bigrams
 
 
 def test_settings_that_are_lists_have_a_name(data_root):
