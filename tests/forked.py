@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
+import signal
 import threading
 
 import tqdm
@@ -22,6 +24,7 @@ def begin_child(patience: float = 120.0) -> None:
     timer = threading.Timer(patience, _end)
     timer.daemon = True
     timer.start()
+    signal.alarm(math.ceil(patience) + 10)  # for a child in which no thread of Python gets on
 
 
 def _end() -> None:

@@ -124,7 +124,7 @@ class FileCache:
 
     def _bring(self, path: Path, file: Known, fetch: Fetch) -> None:
         partial = path.with_name(f"{path.name}.{file.bytes}{_PARTIAL}")
-        path.unlink(missing_ok=True)  # damaged on this disk
+        # What is damaged on this disk stays till it is replaced: others may hold it, and it is not counted meanwhile.
         self._make_room(partial, file)
         try:
             found = ""

@@ -1,8 +1,8 @@
 """Tasks for an executor, from a thread in which signals may raise.
 
 What a signal's handler raises in the main thread, as Ctrl-C does, can come in the middle of the Python code of concurrent.futures
-and leave one of its locks taken for ever: its threads wait for that lock, and its shutdown for its threads. Here only another
-thread touches the executor, and the main thread waits in ``queue.SimpleQueue``, which is C and whole at any moment.
+and leave one of its locks taken for ever: its threads wait for that lock, and its shutdown for its threads. Here another thread
+gives the executor its tasks, and the main thread waits in ``queue.SimpleQueue``, which is C and whole at any moment.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class SignalSafePool(Generic[Result]):
     """Hands tasks to an executor. To be entered; when it is left, all that was submitted is the executor's, and is not waited for.
 
     Args:
-        executor: touched by nobody else meanwhile.
-        begin: called first in the thread that touches it.
+        executor: given tasks by nobody else meanwhile; its shutdown is its owner's, behind this.
+        begin: called first in the thread that does so.
     """
 
     def __init__(self, executor: Executor, begin: Callable[[], None] | None = None) -> None:

@@ -93,7 +93,10 @@ class Bigrams:
         share_V = torch.bincount(every, minlength=vocabulary).double() / len(every)
         often_N = count_N >= min_count
         if not often_N.any():
-            raise ValueError(f"no pair of tokens is seen {min_count} times, the most frequent one {int(count_N.max())} times")
+            raise ValueError(
+                f"no pair of tokens is seen {min_count} times, the most frequent one {int(count_N.max())} times: lower "
+                "student_bigrams_min_count"
+            )
         pair_N, count_N = pair_N[often_N], count_N[often_N]
         first_N, second_N = pair_N // vocabulary, pair_N % vocabulary
         return cls(
@@ -153,6 +156,7 @@ class Bigrams:
             before_A: the token before the block; None: there is none that was counted.
             first_A: place of the first token of the response, where a block begins with the end of a prompt: no pair spans both.
         """
+        logits_ALV = logits_ALV[..., : len(self.unseen_V)]  # a model may have rows behind its tokens
         C = min(self.candidates, logits_ALV.shape[-1])
         # Not normalised: at each position that is one number, whatever the path.
         score_ALC, token_ALC = logits_ALV.topk(C, dim=-1)
@@ -204,7 +208,8 @@ def stored_bigrams(
 
     Raises:
         FileNotFoundError: there are no trajectories in the folder.
-        ValueError: no folder; damaged trajectories, or of another vocabulary; a weight or a least count that is none.
+        ValueError: no folder; damaged trajectories, or of another vocabulary; a weight or a least count that is none; no tokens
+            for ``once``.
     """
     check_source(folder, weight)
     check_pairs(weight, min_count, repeats=once is None)
@@ -222,8 +227,14 @@ def stored_bigrams(
         raise ValueError(f"no bigrams from {folder}: {error}") from error
     if once is None:
         return bigrams
+    tokens = once()
+    if not tokens:
+        raise ValueError(
+            "student_bigrams_repeats=false forbids nothing: no token of this vocabulary begins with a space and a letter; leave "
+            "it out"
+        )
     once_V = torch.zeros(vocabulary, dtype=torch.bool)
-    once_V[torch.tensor(once(), dtype=torch.long)] = True
+    once_V[torch.tensor(tokens, dtype=torch.long)] = True
     return replace(bigrams, once_V=once_V)
 
 
@@ -257,10 +268,13 @@ def check_pairs(weight: float, min_count: int, repeats: bool) -> None:
     """Refuse rules for pairs of tokens that are none, or that there are no bigrams for.
 
     Raises:
-        ValueError: a least count below 1; one above it, or ``repeats=False``, without a weight.
+        ValueError: a least count that is no whole number or below 1, ``repeats`` that is no bool; a least count above 1, or
+            ``repeats=False``, without a weight.
     """
-    if min_count < 1:
-        raise ValueError(f"student_bigrams_min_count must be at least 1, got {min_count}")
+    if isinstance(min_count, bool) or not isinstance(min_count, int) or min_count < 1:
+        raise ValueError(f"student_bigrams_min_count must be a whole number and at least 1, got {min_count!r}")
+    if not isinstance(repeats, bool):
+        raise ValueError(f"student_bigrams_repeats must be true or false, got {repeats!r}")
     if not weight and (min_count > 1 or not repeats):
         rule = "student_bigrams_repeats=false" if min_count == 1 else f"student_bigrams_min_count={min_count}"
         raise ValueError(f"{rule} is of no use without student_bigrams=<weight>")

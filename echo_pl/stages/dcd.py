@@ -101,7 +101,8 @@ class DCDModule(L.LightningModule):
         self.decode, self.objective, self.start, self.lora = decode, objective, start, lora
         self.student_gate, self.student_bigrams, self._trajectories = student_gate, student_bigrams, trajectories
         self._bigrams: Bigrams | None = None
-        self._min_count, self._once = student_bigrams_min_count, None if student_bigrams_repeats else text.word_starts
+        self._min_count = student_bigrams_min_count
+        self._once = None if student_bigrams_repeats else text.word_starts
         self.logits = SequenceLogits(pack_tokens)
         self.generation = GenerationCheck(text, generation_batches)
         self.gap = GapCheck(generation_batches)

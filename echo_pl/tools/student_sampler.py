@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from echo_pl.backbone.vlm import VLM
 from echo_pl.data.datamodule import ReportDataModule
 from echo_pl.sampling import BlockSampler, DecodeConfig
-from echo_pl.sampling.bigrams import stored_bigrams
+from echo_pl.sampling.bigrams import check_pairs, stored_bigrams
 
 
 def student_sampler(module: DictConfig, decode: DecodeConfig, vlm: VLM, data: ReportDataModule) -> BlockSampler:
@@ -25,6 +25,7 @@ def student_sampler(module: DictConfig, decode: DecodeConfig, vlm: VLM, data: Re
         FileNotFoundError: ``student_bigrams`` with a folder of trajectories that is not there.
         ValueError: ``student_bigrams`` without one, or with one of another vocabulary; a rule for pairs of no use.
     """
+    check_pairs(module.student_bigrams, module.student_bigrams_min_count, module.student_bigrams_repeats)
     bigrams = stored_bigrams(
         module.trajectories,
         module.student_bigrams,

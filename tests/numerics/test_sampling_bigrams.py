@@ -15,7 +15,7 @@ from torch import Tensor
 
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
-from echo_pl.sampling.bigrams import Bigrams
+from echo_pl.sampling.bigrams import Bigrams, stored_bigrams
 from echo_pl.sampling.config import TokenChoice
 from echo_pl.sampling.step import commit
 from echo_pl.structs import Batch, DecodeResult
@@ -73,7 +73,12 @@ def test_pairs_that_are_seen_too_seldom_are_as_if_they_were_not():
 @pytest.mark.parametrize(
     ("weight", "rules", "said"),
     [
-        (1.0, {"student_bigrams_min_count": 0}, "must be at least 1, got 0"),
+        (1.0, {"student_bigrams_min_count": 0}, "must be a whole number and at least 1, got 0"),
+        (1.0, {"student_bigrams_min_count": None}, "must be a whole number and at least 1, got None"),
+        (1.0, {"student_bigrams_min_count": 2.5}, "must be a whole number and at least 1, got 2.5"),
+        (1.0, {"student_bigrams_min_count": True}, "must be a whole number and at least 1, got True"),
+        (1.0, {"student_bigrams_repeats": "none"}, "student_bigrams_repeats must be true or false, got 'none'"),
+        (1.0, {"student_bigrams_repeats": None}, "student_bigrams_repeats must be true or false, got None"),
         (0.0, {"student_bigrams_min_count": 3}, "student_bigrams_min_count=3 is of no use without student_bigrams=<weight>"),
         (0.0, {"student_bigrams_repeats": False}, "student_bigrams_repeats=false is of no use without student_bigrams=<weight>"),
     ],
@@ -82,6 +87,22 @@ def test_rules_for_pairs_that_are_none_or_of_no_use_are_refused(tmp_path, weight
     store = write_tokens(tmp_path / "store", [[20, 21, 20, 21]], TEXT.fingerprint)
     with pytest.raises(ValueError, match=said):
         dcd(TEXT, None, trajectories=str(store), student_bigrams=weight, **rules)
+
+
+def test_a_vocabulary_without_word_starts_has_nothing_to_forbid(tmp_path):
+    store = write_tokens(tmp_path / "store", [[20, 21, 20, 21]], TEXT.fingerprint)
+    with pytest.raises(ValueError, match="student_bigrams_repeats=false forbids nothing: no token of this vocabulary begins with"):
+        stored_bigrams(store, 1.0, VOCABULARY, TEXT.fingerprint, once=list)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 3000])
+def test_rows_of_the_model_behind_its_tokens_are_never_chosen(vocabulary):
+    table = counted(vocabulary)
+    logits = torch.zeros(2, L, vocabulary + 3)
+    logits[..., vocabulary:] = 50.0
+    open_ = torch.ones(2, L, dtype=torch.bool)
+    canvas = torch.zeros(2, L, dtype=torch.long)
+    assert torch.equal(table.best_path(logits, canvas, open_), table.best_path(logits[..., :vocabulary], canvas, open_))
 
 
 def test_a_token_that_may_stand_once_does_not_follow_itself():

@@ -219,6 +219,20 @@ def test_two_that_want_a_file_at_once_hold_it_together(cache, monkeypatch):
     assert source.times == 1
 
 
+def test_what_is_damaged_is_not_taken_from_who_holds_it(cache):
+    def no_answer(target: Path) -> None:
+        raise OSError("no answer")
+
+    read(cache, File("a"))
+    with FileCache(cache.folder, 3 * SIZE).holding(File("a"), Source(File("a"))) as folder:
+        (folder / "a.tar").write_bytes(b"b" * SIZE)
+        with pytest.raises(OSError, match="no answer"), FileCache(cache.folder, 3 * SIZE).holding(File("a"), no_answer):
+            pass
+        assert (folder / "a.tar").is_file()
+        assert read(FileCache(cache.folder, 3 * SIZE), File("a")) == 1
+        assert (folder / "a.tar").read_bytes() == File("a").content
+
+
 def for_ever(letter: str, folder: Path, begun) -> None:
     def fetch(target: Path) -> None:
         target.write_bytes(File(letter).content[:400])
