@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from callbacks.observing import mlflow_runs
-from echo_pl.evaluation.memory import peak_memory_gb
+from echo_pl.io.memory import peak_memory_gb
 
 
 class StageSummary(Callback):

@@ -12,8 +12,8 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.observing import ReportData, ReportModule, log_files, observing, report_data
-from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.trajectory_html import trajectory_document, trajectory_record
+from echo_pl.io.atomic import write_text_atomic
 from echo_pl.sampling import TrajectoryRecorder
 from echo_pl.structs import Batch
 

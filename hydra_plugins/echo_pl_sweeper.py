@@ -1,6 +1,6 @@
 """The sweeper of ``echo-pl -m sweep=...``: Hydra takes plugins from this namespace alone, so its class stands here.
 
-What it does with the jobs is in :mod:`echo_pl.tools.sweep`. Hydra imports every plugin at each start, so this file is light.
+What it does with the jobs is in :mod:`echo_pl.sweeps.sweep`. Hydra imports every plugin at each start, so this file is light.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ChainSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Carry out every job, with what it starts from; a job that fails does not end the others."""
-        from echo_pl.tools.sweep import sweep  # imports torch
+        from echo_pl.sweeps.sweep import sweep  # imports torch
 
         assert self.config is not None
         assert self.hydra_context is not None

@@ -405,8 +405,8 @@ def build_table(folder: Path, studies: int = 3) -> Path:
 
 def main() -> None:
     """Build each dataset once and say how many studies a second its reader yields."""
-    from echo_pl.data.corpora.readers import READERS
-    from echo_pl.data.corpora.table_corpus import Columns
+    from echo_pl.data.readers.readers import READERS
+    from echo_pl.data.readers.table_corpus import Columns
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("studies", type=int, nargs="?", default=10_000)

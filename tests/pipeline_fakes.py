@@ -10,12 +10,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from echo_pl.data.corpora.table_corpus import Columns, TableReader
-from echo_pl.data.near_duplicates import Duplicate
 from echo_pl.data.pipeline.parts import Parts, RefusedError
-from echo_pl.data.regions import REGIONS
-from echo_pl.data.reports.completeness import Problem
-from echo_pl.data.reports.report import NormalizedReport, RawReport, Statement
+from echo_pl.data.readers.table_corpus import Columns, TableReader
+from echo_pl.reports.completeness import Problem
+from echo_pl.reports.near_duplicates import Duplicate
+from echo_pl.reports.regions import REGIONS
+from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 
 COLUMNS = {"patient": "patient", "labels": "labels", "modality": "modality", "language": "language"}
 WORDS = {"thorax": "wall", "mediastinum": "trachea", "lungs": "lung", "heart": "heart", "hila": "hilar", "diaphragm": "angle"}

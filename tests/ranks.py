@@ -12,7 +12,7 @@ from torch import Tensor
 
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.backbone.factory import TinyBackbone
-from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.data.loading.datamodule import ReportDataModule
 
 NAMES = ("width", "layers", "heads", "key_heads", "mlp_width", "vision_width", "vision_layers", "vision_heads", "vision_mlp_width")
 SIZES = [f"backbone.factory.{name}={getattr(BACKBONE, name)}" for name in NAMES]

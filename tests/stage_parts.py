@@ -1,4 +1,4 @@
-"""Very small stages on a very small corpus, put together as ``echo_pl.run`` does: for tests of hand-over and training."""
+"""Very small stages on a very small corpus, put together as ``echo_pl.runs.run`` does: for tests of hand-over and training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, record_dict
 from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.vlm import VLM
-from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.sampling import DecodeConfig

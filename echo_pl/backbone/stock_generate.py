@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from echo_pl.backbone import attention
-from echo_pl.backbone.clock import now
 from echo_pl.backbone.vlm import VLM
+from echo_pl.io.clock import now
 from echo_pl.structs import Batch
 
 

@@ -23,7 +23,7 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.bench.machine import Limits
 from echo_pl.bench.models import BenchModel, text_prompts
 from echo_pl.bench.roofline import least_autoregressive, least_one_step
-from echo_pl.evaluation.memory import peak_memory_gb, restart_peak_memory
+from echo_pl.io.memory import peak_memory_gb, restart_peak_memory
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, LoopStop
 from echo_pl.sampling.config import KVCacheMode
 from echo_pl.sampling.prefill import Prefill, prefill

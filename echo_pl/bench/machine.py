@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from echo_pl.backbone.clock import now
+from echo_pl.io.clock import now
 
 _MEGABYTES_READ = 512
 _MATRIX = 2048

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from echo_pl.backbone.clock import now
 from echo_pl.backbone.vlm import VLM
 from echo_pl.bench.full_duplication import full_duplication, full_duplication_positions
 from echo_pl.bench.models import BenchModel, text_prompts
@@ -31,7 +30,8 @@ from echo_pl.diffusion.sequence import (
     block_response,
     rad_sequence,
 )
-from echo_pl.evaluation.memory import memory_gb, peak_memory_gb, restart_peak_memory, return_free_memory
+from echo_pl.io.clock import now
+from echo_pl.io.memory import memory_gb, peak_memory_gb, restart_peak_memory, return_free_memory
 from echo_pl.structs import Batch
 
 Row = dict[str, Any]

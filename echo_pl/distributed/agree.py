@@ -37,7 +37,7 @@ def open_group(launch: Launch, accelerator: str) -> None:
 
 
 def slurm_environment() -> SLURMEnvironment:
-    """Lightning's own without its requeueing, which saves in the middle of a step (:mod:`echo_pl.checkpointing`).
+    """Lightning's own without its requeueing, which saves in the middle of a step (:mod:`echo_pl.runs.checkpointing`).
 
     Raises:
         ValueError: Lightning refuses the job's variables (``--ntasks`` without ``--ntasks-per-node``).

@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
 from echo_pl.backbone.sharding import ShardPolicy
-from echo_pl.checkpointing import full_disk
-from echo_pl.runs import replace_path
+from echo_pl.io.checkpoints import full_disk
+from echo_pl.io.run_folders import replace_path
 
 
 class FSDP2Strategy(ModelParallelStrategy):

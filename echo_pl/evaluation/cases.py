@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from echo_pl.data.response import FORMS
+from echo_pl.reports.response import FORMS
 from echo_pl.structs import ReportText
 
 Sections = Literal["both", "findings", "impression"]

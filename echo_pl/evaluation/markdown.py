@@ -6,10 +6,10 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from echo_pl.evaluation.files import write_bytes_atomic, write_text_atomic
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import Row
 from echo_pl.evaluation.table import legend, markdown_table, small_print
+from echo_pl.io.atomic import write_bytes_atomic, write_text_atomic
 
 
 def write_report(

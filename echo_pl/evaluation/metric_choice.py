@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from echo_pl.data.judge import ParsedReport, ReportJudge
 from echo_pl.evaluation.cases import Case, Sections, formatted
 from echo_pl.evaluation.radeval_backend import Absent
 from echo_pl.evaluation.text_models import load_language_model, load_text_encoder
@@ -23,6 +22,7 @@ from echo_pl.metrics.models import EmbeddingSimilarity, Perplexity
 from echo_pl.metrics.rouge import rouge_metrics
 from echo_pl.metrics.surface import non_word_rate, surface_metrics
 from echo_pl.metrics.words import Words
+from echo_pl.reports.judge import ParsedReport, ReportJudge
 from echo_pl.structs import ReportText
 
 

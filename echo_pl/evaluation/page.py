@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from echo_pl.evaluation.document import html_document
-from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.harness import EvaluatedMethod
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import Row
 from echo_pl.evaluation.table import COLUMNS, cells, legend, small_print
 from echo_pl.evaluation.trajectory_html import trajectory_fragment
+from echo_pl.io.atomic import write_text_atomic
 from echo_pl.metrics.clinical import Judge
 from echo_pl.structs import ReportText
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from echo_pl.evaluation.cases import Case
-from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.predictions import RECORDS, case_record
 from echo_pl.evaluation.scoring import Compared, Scored
+from echo_pl.io.atomic import write_text_atomic
 
 AGGREGATE = "aggregate.json"
 PAGES = ("report.md", "index.html")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from echo_pl.data.images import ImageError, open_image
+from echo_pl.data.images.images import ImageError, open_image
 
 Images = Callable[[Sequence[str]], Mapping[str, Image.Image]]
 """From ids to the images of those that have one that can be opened."""

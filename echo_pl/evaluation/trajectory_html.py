@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from echo_pl.data.response import format_response
 from echo_pl.evaluation.document import html_document
+from echo_pl.reports.response import format_response
 from echo_pl.structs import ReportText, SpecialTokens, Trajectory
 
 LOW_CONFIDENCE = 0.5

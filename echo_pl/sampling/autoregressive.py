@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
-from echo_pl.backbone.clock import now
 from echo_pl.backbone.kv_cache import BlockKVCache, filled_from_the_end
 from echo_pl.backbone.sharding import whole
 from echo_pl.backbone.static_cache import StaticCache
 from echo_pl.backbone.vlm import VLM
+from echo_pl.io.clock import now
 from echo_pl.sampling.config import LoopStop, TokenChoice
 from echo_pl.sampling.forwards import NfeCounter
 from echo_pl.sampling.prefill import Prefill, prefill

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from echo_pl.backbone.clock import now
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import AttentionRule, ContextAttention, context_coords
+from echo_pl.io.clock import now
 from echo_pl.structs import Batch
 
 

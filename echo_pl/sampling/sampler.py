@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echo_pl.backbone.clock import now
 from echo_pl.backbone.kv_cache import filled_from_the_end
 from echo_pl.backbone.sharding import whole
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.sequence import BlockedContext, block_context
+from echo_pl.io.clock import now
 from echo_pl.sampling.bigrams import Bigrams
 from echo_pl.sampling.compiled import CompiledBlocks
 from echo_pl.sampling.config import DecodeConfig

@@ -13,19 +13,18 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from echo_pl.__main__ import EXPERIMENTS
-from echo_pl.assemble import make_stage, make_trainer
 from echo_pl.backbone.factory import PretrainedBackbone, TinyBackbone
 from echo_pl.backbone.lora import LoraSettings
-from echo_pl.config_keys import check_keys
-from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.config.compose import EXPERIMENTS, compose_config
+from echo_pl.config.keys import check_keys
+from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.distributed.fsdp2 import FSDP2Strategy
-from echo_pl.lineage import make_lineage
-from echo_pl.start import BEFORE, start_layout, start_stages
+from echo_pl.runs.assemble import make_stage, make_trainer
+from echo_pl.runs.lineage import make_lineage
+from echo_pl.runs.start import BEFORE, start_layout, start_stages
 from echo_pl.structs import SpecialTokens
-from echo_pl.tools.compose import compose_config
-from echo_pl.tools.make_corpus import make_synthetic
 
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from echo_pl.__main__ import EXPERIMENTS
 from echo_pl.backbone.factory import PretrainedBackbone, TinyBackbone
 from echo_pl.backbone.lora import LoraSettings
+from echo_pl.config.compose import EXPERIMENTS, compose_config
 from echo_pl.diffusion.losses import DistillationConfig
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.sampling.config import DecodeConfig, LoopStop, TokenChoice
 from echo_pl.stages.optimization import Optimization
-from echo_pl.tools.compose import compose_config
 
 KEY = re.compile(r"(?P<indent> *)(?P<name>\w+):(?: +(?P<value>[^#\s].*?))?(?: +(?P<comment>#.+))?")
 SELF_EXPLAINING = {"_target_", "defaults"}

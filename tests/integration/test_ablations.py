@@ -10,12 +10,11 @@ import pytest
 import torch
 from ranks import SIZES, SMALL, pretrained_checkpoint
 
-from echo_pl.__main__ import EXPERIMENTS
 from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
-from echo_pl.run import run
-from echo_pl.tools.collect_trajectories import collect_trajectories
-from echo_pl.tools.compose import compose_config
-from echo_pl.tools.make_corpus import make_synthetic
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.config.compose import EXPERIMENTS, compose_config
+from echo_pl.distill.collect_trajectories import collect_trajectories
+from echo_pl.runs.run import run
 
 NAMES = sorted(path.stem for path in (EXPERIMENTS / "ablation").glob("*.yaml"))
 OF_STAGE_2 = {"grow": ["start_block_size=4"], "rad_scale": []}

@@ -19,11 +19,11 @@ from forked import begin_child
 from ranks import SIZES
 from stage_parts import BACKBONE, lively, record, write_checkpoint
 
-from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.distill.collect_trajectories import main
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.sampling.trajectory_writer import TrajectoryWriter
-from echo_pl.tools.collect_trajectories import main
-from echo_pl.tools.make_corpus import make_synthetic
 
 STUDIES, PATIENCE = 13, 120
 LAUNCHERS = ("SLURM_", "TORCHELASTIC", "LOCAL_", "RANK", "GROUP_", "WORLD_SIZE", "MASTER_", "ECHO_PL_")

@@ -10,10 +10,10 @@ import torch
 from ranks import SIZES, SMALL, pretrained_checkpoint
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
-from echo_pl.baseline import ancestor
-from echo_pl.run import RunOutcome, run
-from echo_pl.tools.compose import compose_config
-from echo_pl.tools.make_corpus import make_synthetic
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.config.compose import compose_config
+from echo_pl.runs.baseline import ancestor
+from echo_pl.runs.run import RunOutcome, run
 
 SHORT = ["stage.max_steps=2", "stage.validate_every=2", "stage.checkpoint_every=1", "stage.batch_size=4"]
 

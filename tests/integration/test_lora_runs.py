@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
-from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.run import RunOutcome, run
-from echo_pl.tools.checkpoint import describe, to_hf
-from echo_pl.tools.collect_trajectories import collect_trajectories
-from echo_pl.tools.compose import compose_config
-from echo_pl.tools.make_corpus import make_synthetic
+from echo_pl.cli.checkpoint import describe, to_hf
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.config.compose import compose_config
+from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.distill.collect_trajectories import collect_trajectories
+from echo_pl.runs.run import RunOutcome, run
 
 LORA = ["lora=all_linear", "stage.module.lora.rank=4"]
 OWN = ["stage.batch_size=4", "stage.checkpoint_every=1", "stage.max_steps=4", "stage.validate_every=4"]

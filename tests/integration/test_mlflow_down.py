@@ -12,10 +12,10 @@ from mlflow_server import Server, mlflow_server
 from ranks import SIZES, SMALL
 
 from echo_pl.backbone.checkpoint import read_checkpoint
-from echo_pl.run import RunOutcome, run
-from echo_pl.tools.compose import compose_config
-from echo_pl.tools.make_corpus import make_synthetic
-from echo_pl.tools.upload_run import upload
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.cli.mlflow_upload import upload
+from echo_pl.config.compose import compose_config
+from echo_pl.runs.run import RunOutcome, run
 
 OWN = [
     *(one for one in SMALL if one not in ("mlflow=null", "callbacks=none")), *SIZES, "stage=pretrain", "start=null",

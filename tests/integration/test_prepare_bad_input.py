@@ -16,12 +16,12 @@ import lookalikes
 import pytest
 from PIL import Image
 
-from echo_pl.data.corpora.readers import READERS
-from echo_pl.data.corpus_index import CorpusIndex
-from echo_pl.data.shard_reader import decode_study, read_samples
-from echo_pl.data.study import Study
-from echo_pl.tools.prepare_corpus import main
-from echo_pl.tools.prepare_options import reader_options
+from echo_pl.cli.corpus_prepare import main
+from echo_pl.cli.prepare_options import reader_options
+from echo_pl.data.readers.readers import READERS
+from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.data.store.shard_reader import decode_study, read_samples
+from echo_pl.data.store.study import Study
 
 pydicom = pytest.importorskip("pydicom", reason="a DICOM file is made with pydicom: pip install 'echo-pl[dicom]'")
 FINDINGS = "The heart is enlarged. The lungs are clear. There is no pleural effusion."

@@ -18,14 +18,14 @@ from endpoint_stub import EndpointStub, Reply, says
 from pipeline_fakes import row, write_dataset
 
 import echo_pl.__main__
-from echo_pl.data.corpus_index import CorpusIndex
-from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.data.embeddings import NgramEmbedder
-from echo_pl.data.regions import REGION_NAMES
-from echo_pl.data.shard_reader import decode_study, read_samples
-from echo_pl.data.study import Study
-from echo_pl.tools import prepare_corpus
-from echo_pl.tools.prepare_corpus import main
+from echo_pl.cli import corpus_prepare as prepare_corpus
+from echo_pl.cli.corpus_prepare import main
+from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.data.store.shard_reader import decode_study, read_samples
+from echo_pl.data.store.study import Study
+from echo_pl.reports.embeddings import NgramEmbedder
+from echo_pl.reports.regions import REGION_NAMES
 
 FINDINGS = (
     "Heart size is normal. Lungs are clear. No pneumothorax.",

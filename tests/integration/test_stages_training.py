@@ -30,15 +30,15 @@ from stage_parts import (
 from torch.utils.data import DataLoader
 
 from callbacks.trajectory_logger import TrajectoryLogger
-from echo_pl.assemble import text_tools
 from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.backbone.fingerprint import weights_fingerprint
+from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.diffusion.objectives import SequenceLevel
+from echo_pl.runs.assemble import text_tools
 from echo_pl.sampling import BlockSampler
 from echo_pl.sampling.collect import collect, store_identity
 from echo_pl.stages.validation import TextTools
-from echo_pl.tools.make_corpus import make_synthetic
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Your `IterableDataset` has `__len__` defined"),

@@ -14,9 +14,9 @@ from echo_pl.bench.decode import Grid, Timing
 from echo_pl.bench.machine import Limits
 from echo_pl.bench.models import NEVER_ENDS, BenchModel, text_prompts
 from echo_pl.bench.roofline import Forward, ModelShape, calculation, least_autoregressive, least_one_step, least_seconds
+from echo_pl.cli import bench_decode as bench
+from echo_pl.cli.bench_decode import load_config, main
 from echo_pl.structs import DecodeResult
-from echo_pl.tools import bench
-from echo_pl.tools.bench import load_config, main
 
 RESULT = DecodeResult(
     tokens=(),

@@ -10,18 +10,18 @@ from pathlib import Path
 import lookalikes
 import pytest
 
-from echo_pl.data.corpora.chexpert_plus import CheXpertPlusReader
-from echo_pl.data.corpora.echo_json import ECHOJSONReader
-from echo_pl.data.corpora.iu_kaggle import KaggleIUReader
-from echo_pl.data.corpora.iu_openi import OpenIReader
-from echo_pl.data.corpora.iu_r2gen import R2GenReader
-from echo_pl.data.corpora.mimic_cxr import MIMICCXRReader
-from echo_pl.data.corpora.nih_chestxray14 import NIHChestXray14Reader
-from echo_pl.data.corpora.padchest_gr import PadChestGRReader
-from echo_pl.data.corpora.reader import CorpusReader, Reject, SourceStudy
-from echo_pl.data.corpora.readers import READERS
-from echo_pl.data.corpora.rexgradient import ReXGradientReader
-from echo_pl.data.corpora.table_corpus import Columns, TableReader
+from echo_pl.data.readers.chexpert_plus import CheXpertPlusReader
+from echo_pl.data.readers.echo_json import ECHOJSONReader
+from echo_pl.data.readers.iu_kaggle import KaggleIUReader
+from echo_pl.data.readers.iu_openi import OpenIReader
+from echo_pl.data.readers.iu_r2gen import R2GenReader
+from echo_pl.data.readers.mimic_cxr import MIMICCXRReader
+from echo_pl.data.readers.nih_chestxray14 import NIHChestXray14Reader
+from echo_pl.data.readers.padchest_gr import PadChestGRReader
+from echo_pl.data.readers.reader import CorpusReader, Reject, SourceStudy
+from echo_pl.data.readers.readers import READERS
+from echo_pl.data.readers.rexgradient import ReXGradientReader
+from echo_pl.data.readers.table_corpus import Columns, TableReader
 
 
 def sort_out(reader: CorpusReader) -> tuple[list[SourceStudy], list[tuple[str, str]]]:

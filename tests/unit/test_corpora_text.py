@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
-from echo_pl.data.corpora import json_stream
-from echo_pl.data.corpora.json_stream import read_entries
-from echo_pl.data.corpora.reader import Reject
-from echo_pl.data.corpora.sections import split_sections
-from echo_pl.data.corpora.split import patient_split
-from echo_pl.data.corpora.text_files import UndecodableTextError, decode, mend
+from echo_pl.data.readers import json_stream
+from echo_pl.data.readers.json_stream import read_entries
+from echo_pl.data.readers.reader import Reject
+from echo_pl.data.readers.sections import split_sections
+from echo_pl.data.readers.split import patient_split
+from echo_pl.data.readers.text_files import UndecodableTextError, decode, mend
 
 
 @pytest.mark.parametrize(

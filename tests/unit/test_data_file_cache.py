@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_pl.data.file_cache import CacheFullError, ChecksumError, FileCache
+from echo_pl.data.store.file_cache import CacheFullError, ChecksumError, FileCache
 
 SIZE = 1000
 

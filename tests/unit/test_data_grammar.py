@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from echo_pl.data.corpora.chest_findings import CHEST_FINDINGS
-from echo_pl.data.corpora.grammar import PEAKED, Finding, Observation, ReportGrammar
-from echo_pl.data.corpora.grammar_judge import GrammarJudge, split_sentences
-from echo_pl.data.corpora.synthetic import SyntheticCorpus, synthetic_judge
-from echo_pl.data.judge import ReportJudge
-from echo_pl.data.regions import REGION_NAMES, REGIONS
-from echo_pl.data.study import VERSIONS, Study
+from echo_pl.data.store.study import VERSIONS, Study
+from echo_pl.data.synthetic.chest_findings import CHEST_FINDINGS
+from echo_pl.data.synthetic.grammar import PEAKED, Finding, Observation, ReportGrammar
+from echo_pl.data.synthetic.grammar_judge import GrammarJudge, split_sentences
+from echo_pl.data.synthetic.synthetic import SyntheticCorpus, synthetic_judge
+from echo_pl.reports.judge import ReportJudge
+from echo_pl.reports.regions import REGION_NAMES, REGIONS
 from echo_pl.structs import ReportText
 
 

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from echo_pl.data.dicom import window
-from echo_pl.data.images import ImageError, fit, load_image, open_image
-from echo_pl.data.pixels import stretch
+from echo_pl.data.images.dicom import window
+from echo_pl.data.images.images import ImageError, fit, load_image, open_image
+from echo_pl.data.images.pixels import stretch
 
 pydicom = pytest.importorskip("pydicom", reason="DICOM files are made with pydicom: pip install 'echo-pl[dicom]'")
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from http_folder import serving
 
-from echo_pl.data.corpora.synthetic import SyntheticCorpus
-from echo_pl.data.corpus_index import CorpusIndex, attach_folder
-from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.data.mixed_order import mixed_order, visits_of_an_epoch
-from echo_pl.data.order import shuffled_order
-from echo_pl.data.shard_writer import write_corpus
-from echo_pl.tools.make_corpus import make_synthetic
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.loading.mixed_order import mixed_order, visits_of_an_epoch
+from echo_pl.data.loading.order import shuffled_order
+from echo_pl.data.store.corpus_index import CorpusIndex, attach_folder
+from echo_pl.data.store.shard_writer import write_corpus
+from echo_pl.data.synthetic.synthetic import SyntheticCorpus
 
 COUNTS = [[10, 10, 7], [4, 5]]
 LARGE, SMALL = 27, 9
@@ -266,7 +266,7 @@ def test_other_tokenizers_are_refused_by_name(roots):
 
 
 def test_features_of_one_alone_are_refused(roots, tmp_path):
-    from echo_pl.data.feature_store import FeatureIndex
+    from echo_pl.data.store.feature_store import FeatureIndex
 
     data = module(roots)
     FeatureIndex(

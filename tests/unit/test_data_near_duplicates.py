@@ -10,10 +10,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from echo_pl.data import embeddings
-from echo_pl.data.embeddings import MINILM_PACKAGE, MiniLMEmbedder, NgramEmbedder, default_embedder, minilm_folder, unit_rows
-from echo_pl.data.near_duplicates import Duplicate, critical_words, find_near_duplicates
-from echo_pl.tools import bench_duplicates
+from echo_pl.cli import bench_duplicates
+from echo_pl.reports import embeddings
+from echo_pl.reports.embeddings import MINILM_PACKAGE, MiniLMEmbedder, NgramEmbedder, default_embedder, minilm_folder, unit_rows
+from echo_pl.reports.near_duplicates import Duplicate, critical_words, find_near_duplicates
 
 
 class Given:
@@ -62,7 +62,7 @@ def studies(count: int, start: int = 0, marks: int = 3) -> list[tuple[str, str]]
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
 @pytest.mark.parametrize("threshold", [0.8, 0.93])
 def test_the_same_as_every_pair(block, threshold, monkeypatch):
-    monkeypatch.setattr("echo_pl.data.near_duplicates._CHUNK", 16)
+    monkeypatch.setattr("echo_pl.reports.near_duplicates._CHUNK", 16)
     embedder = Given(24, 5, 300)
     held_out, train = studies(60, 240), studies(240)
 

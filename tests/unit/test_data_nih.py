@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echo_pl.data.corpora.nih import NIHCorpus, nih_judge
-from echo_pl.data.corpus_index import CorpusIndex
-from echo_pl.data.study import VERSIONS
-from echo_pl.tools.make_corpus import main, make_nih
+from echo_pl.cli.corpus_make import main, make_nih
+from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.data.store.study import VERSIONS
+from echo_pl.data.synthetic.nih import NIHCorpus, nih_judge
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from echo_pl.data.order import eval_batches, fixed_order, group_by_length, shuffled_order, train_batches
+from echo_pl.data.loading.order import eval_batches, fixed_order, group_by_length, shuffled_order, train_batches
 
 COUNTS = [30, 30, 30, 7]
 

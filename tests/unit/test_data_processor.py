@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from echo_pl.data.collator import ReportCollator
-from echo_pl.data.corpora.synthetic import SyntheticCorpus
-from echo_pl.data.processor import LongResponseError, ProcessorConfig, ReportProcessor
-from echo_pl.data.response import FORMS, format_response
-from echo_pl.data.tokenizer import load_tokenizer, train_tokenizer
+from echo_pl.data.loading.collator import ReportCollator
+from echo_pl.data.loading.processor import LongResponseError, ProcessorConfig, ReportProcessor
+from echo_pl.data.loading.tokenizer import load_tokenizer, train_tokenizer
+from echo_pl.data.synthetic.synthetic import SyntheticCorpus
+from echo_pl.reports.response import FORMS, format_response
 from echo_pl.structs import ReportText
 
 CORPUS = SyntheticCorpus(seed=5)

@@ -16,13 +16,13 @@ import pytest
 import torch
 from http_folder import HTTPFolder, serving
 
-from echo_pl.data import remote_folder
-from echo_pl.data.corpus_folder import LocalCorpus, RemoteCorpus, open_folder
-from echo_pl.data.corpus_index import AttachedFile, CorpusIndex
-from echo_pl.data.datamodule import ReportDataModule
-from echo_pl.data.file_cache import CacheFullError, ChecksumError, FileCache
-from echo_pl.data.remote_folder import Patience, RemoteFileError, RemoteFolder
-from echo_pl.tools.make_corpus import make_synthetic
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.store import remote_folder
+from echo_pl.data.store.corpus_folder import LocalCorpus, RemoteCorpus, open_folder
+from echo_pl.data.store.corpus_index import AttachedFile, CorpusIndex
+from echo_pl.data.store.file_cache import CacheFullError, ChecksumError, FileCache
+from echo_pl.data.store.remote_folder import Patience, RemoteFileError, RemoteFolder
 
 QUICK = Patience(attempts=3, first_wait=0.01, silence=30.0)
 HASTY = replace(QUICK, silence=0.2)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from echo_pl.data.processor import ProcessorConfig, ReportProcessor
-from echo_pl.data.request import GENERAL_PROMPT, request_of
-from echo_pl.data.response import FORMS
-from echo_pl.data.study import Study
-from echo_pl.data.tokenizer import IMAGE, VISION_END, VISION_START, load_tokenizer, train_tokenizer
+from echo_pl.data.loading.processor import ProcessorConfig, ReportProcessor
+from echo_pl.data.loading.request import GENERAL_PROMPT, request_of
+from echo_pl.data.loading.tokenizer import IMAGE, VISION_END, VISION_START, load_tokenizer, train_tokenizer
+from echo_pl.data.store.study import Study
+from echo_pl.reports.response import FORMS
 from echo_pl.structs import ReportText
 
 ENGLISH = Study(

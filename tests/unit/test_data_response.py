@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from echo_pl.data.response import FORMS, format_response, parse_response, report_form
+from echo_pl.reports.response import FORMS, format_response, parse_response, report_form
 from echo_pl.structs import ReportText
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from echo_pl.data import shard_writer
-from echo_pl.data.corpora.synthetic import SyntheticCorpus
-from echo_pl.data.corpus_index import CorpusIndex, Shard, check_local
-from echo_pl.data.shard_reader import ShardError, decode_study, read_samples
-from echo_pl.data.shard_writer import encode_study, write_corpus
+from echo_pl.data.store import shard_writer
+from echo_pl.data.store.corpus_index import CorpusIndex, Shard, check_local
+from echo_pl.data.store.shard_reader import ShardError, decode_study, read_samples
+from echo_pl.data.store.shard_writer import encode_study, write_corpus
+from echo_pl.data.synthetic.synthetic import SyntheticCorpus
 
 CORPUS = SyntheticCorpus(seed=9)
 

@@ -10,8 +10,8 @@ from types import FrameType, TracebackType
 
 import pytest
 
-from echo_pl.data import signal_safe_pool
-from echo_pl.data.signal_safe_pool import SignalSafePool
+from echo_pl.io import signal_safe_pool
+from echo_pl.io.signal_safe_pool import SignalSafePool
 
 FILES = (signal_safe_pool.__file__, threading.__file__, str(Path(threading.__file__).parent / "concurrent"))
 """Whose code is interrupted: the standard library's, and those between them and a test."""

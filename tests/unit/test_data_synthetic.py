@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from echo_pl.data.corpora.drawing import draw_chest
-from echo_pl.data.corpora.synthetic import SyntheticCorpus
+from echo_pl.data.synthetic.drawing import draw_chest
+from echo_pl.data.synthetic.synthetic import SyntheticCorpus
 
 
 def test_a_study_depends_on_seed_split_and_index_alone():

@@ -7,8 +7,8 @@ import tarfile
 
 import pytest
 
-from echo_pl.data import tar_members
-from echo_pl.data.tar_members import Member, members
+from echo_pl.data.store import tar_members
+from echo_pl.data.store.tar_members import Member, members
 
 
 def by_tarfile(content: bytes) -> list[Member]:

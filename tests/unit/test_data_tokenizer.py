@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from echo_pl.data.corpora.synthetic import SyntheticCorpus
-from echo_pl.data.response import FORMS, format_response
-from echo_pl.data.tokenizer import CONTROL_TOKENS, MASK, load_tokenizer, train_tokenizer, word_starts
+from echo_pl.data.loading.tokenizer import CONTROL_TOKENS, MASK, load_tokenizer, train_tokenizer, word_starts
+from echo_pl.data.synthetic.synthetic import SyntheticCorpus
+from echo_pl.reports.response import FORMS, format_response
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
-from echo_pl.assemble import cluster_environment
 from echo_pl.distributed.agree import slurm_environment, together
 from echo_pl.distributed.fsdp2 import FSDP2Strategy
 from echo_pl.distributed.launch import Launch, detect, refuse_other_world, warn_of_idle_tasks
+from echo_pl.runs.assemble import cluster_environment
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "abc", "RANK": "3", "LOCAL_RANK": "1",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from echo_pl.evaluation import memory
+from echo_pl.io import memory
 
 
 def test_the_peak_has_seen_what_was_allocated():

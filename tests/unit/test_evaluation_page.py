@@ -11,7 +11,6 @@ from PIL import Image
 
 from echo_pl.evaluation import markdown as markdown_module
 from echo_pl.evaluation import page as page_module
-from echo_pl.evaluation.files import write_text_atomic
 from echo_pl.evaluation.harness import EvaluatedMethod, Method, evaluate_methods
 from echo_pl.evaluation.markdown import write_report
 from echo_pl.evaluation.page import render_page, shown_studies, write_page
@@ -19,6 +18,7 @@ from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import Setting
 from echo_pl.evaluation.table import COLUMNS, legend, markdown_table, text_table
 from echo_pl.evaluation.trajectory_html import trajectory_record
+from echo_pl.io.atomic import write_text_atomic
 from echo_pl.sampling import TrajectoryRecorder
 from echo_pl.structs import ReportText
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from echo_pl.evaluation.pareto import Group, Mean, Measured, front, group, mean, student_quantile
-from echo_pl.evaluation.pareto_report import SweepComparison
+from echo_pl.sweeps.pareto import Group, Mean, Measured, front, group, mean, student_quantile
+from echo_pl.sweeps.pareto_report import SweepComparison
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 10, 29])

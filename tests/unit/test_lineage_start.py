@@ -12,10 +12,10 @@ from stage_parts import BACKBONE, DECODE, dcd, record, write_checkpoint
 
 from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
 from echo_pl.backbone.vlm import VLM
-from echo_pl.lineage import make_lineage
-from echo_pl.runs import RunInfo, now_text, write_info
-from echo_pl.start import resolve_start
-from echo_pl.tools.compose import compose_config
+from echo_pl.config.compose import compose_config
+from echo_pl.io.run_folders import RunInfo, now_text, write_info
+from echo_pl.runs.lineage import make_lineage
+from echo_pl.runs.start import resolve_start
 
 
 @dataclass(frozen=True)

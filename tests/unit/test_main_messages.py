@@ -9,7 +9,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from echo_pl.__main__ import TRACEBACK, explain, reported
+from echo_pl.config.errors import TRACEBACK, explain, reported
 
 
 def failing(node: dict) -> InstantiationException:

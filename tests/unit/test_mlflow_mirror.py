@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow_server import Server, mlflow_server
 
-from echo_pl.mlflow_mirror import MirroredClient, MirroredMLFlowLogger
-from echo_pl.mlflow_upload import PATIENCE, Uploaded, be_patient, upload_run
-from echo_pl.tools.upload_run import upload
+from echo_pl.cli.mlflow_upload import upload
+from echo_pl.tracking.mirror import MirroredClient, MirroredMLFlowLogger
+from echo_pl.tracking.upload import PATIENCE, Uploaded, be_patient, upload_run
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from endpoint_stub import EndpointStub, Reply, normal_answer, says
 from forked import begin_child
 from pipeline_fakes import row, write_dataset
 
-from echo_pl.data.corpus_index import CorpusIndex
-from echo_pl.data.reports import endpoint
-from echo_pl.data.reports.answer_cache import AnswerCache
-from echo_pl.data.reports.pacing import Pacing
-from echo_pl.tools.prepare_corpus import main
+from echo_pl.cli.corpus_prepare import main
+from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.llm import endpoint
+from echo_pl.llm.answer_cache import AnswerCache
+from echo_pl.llm.pacing import Pacing
 
 STUDIES = 12
 HOPELESS = 8

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from pipeline_fakes import make_parts, row, write_dataset
 
+from echo_pl.cli.corpus_view import main
 from echo_pl.data.pipeline.page import marked_findings, study_fragment
 from echo_pl.data.pipeline.run import prepare
 from echo_pl.data.pipeline.settings import Settings
-from echo_pl.data.study import Study
+from echo_pl.data.store.study import Study
 from echo_pl.structs import ReportText
-from echo_pl.tools.view_shard import main
 
 STUDY = Study(
     key="a1",

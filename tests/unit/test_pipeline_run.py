@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from pipeline_fakes import COLUMNS, GARBLED, LOSSY, SECRET, EqualTexts, Interpreter, make_parts, redact, row, write_dataset
 
-from echo_pl.data.corpora.split import patient_split
-from echo_pl.data.corpora.table_corpus import Columns, TableReader
-from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.pipeline.plan import source_stamp
 from echo_pl.data.pipeline.run import Corpus, prepare
 from echo_pl.data.pipeline.settings import Settings
-from echo_pl.data.shard_reader import decode_study, read_samples
-from echo_pl.data.study import Study
+from echo_pl.data.readers.split import patient_split
+from echo_pl.data.readers.table_corpus import Columns, TableReader
+from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.data.store.shard_reader import decode_study, read_samples
+from echo_pl.data.store.study import Study
 
 SMALL = Settings(shard_size=6, work_size=8, val_share=0.2, test_share=0.2)
 
@@ -244,7 +244,7 @@ def test_official_splits_are_kept_and_a_mixture_is_asked_about(tmp_path, caplog)
 
 
 def _reader(table: Path, **columns: str):
-    from echo_pl.data.corpora.table_corpus import Columns, TableReader
+    from echo_pl.data.readers.table_corpus import Columns, TableReader
 
     return TableReader(table, columns=Columns(patient="patient", **columns), name="look-alike")
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from echo_pl.data.embeddings import NgramEmbedder, Vectors
 from echo_pl.data.pipeline.recipes import EmbeddingSearch
+from echo_pl.reports.embeddings import NgramEmbedder, Vectors
 
 TEXTS = [(str(n), f"Small left effusion, seen {n % 7} times, beside the {'heart' if n % 3 else 'hilum'}.") for n in range(40)]
 

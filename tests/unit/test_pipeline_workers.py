@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from echo_pl.data.pipeline.workers import Workers
-from echo_pl.data.signal_safe_pool import SignalSafePool
+from echo_pl.io.signal_safe_pool import SignalSafePool
+from echo_pl.io.workers import Workers
 
 
 def square(number: int) -> int:
@@ -96,7 +96,7 @@ PARENT = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_pipeline_workers import endless
-from echo_pl.data.pipeline.workers import Workers
+from echo_pl.io.workers import Workers
 if __name__ == "__main__":
     with Workers(2) as workers:
         list(workers.run(endless, [{log!r}, {log!r}]))

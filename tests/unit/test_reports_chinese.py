@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from echo_pl.data.regions import REGION_NAMES
-from echo_pl.data.reports.canonical import TITLES
-from echo_pl.data.reports.completeness import CompletenessCheck
-from echo_pl.data.reports.labeller import Labeller
-from echo_pl.data.reports.mention import Status
-from echo_pl.data.reports.rendering import canonical_in_chinese, in_chinese
-from echo_pl.data.reports.report import RawReport
-from echo_pl.data.reports.rules import RuleNormalizer
+from echo_pl.reports.canonical import TITLES
+from echo_pl.reports.completeness import CompletenessCheck
+from echo_pl.reports.labeller import Labeller
+from echo_pl.reports.mention import Status
+from echo_pl.reports.regions import REGION_NAMES
+from echo_pl.reports.rendering import canonical_in_chinese, in_chinese
+from echo_pl.reports.report import RawReport
+from echo_pl.reports.rules import RuleNormalizer
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from echo_pl.data.reports.completeness import CompletenessCheck
-from echo_pl.data.reports.rendering import in_chinese
-from echo_pl.data.reports.report import NormalizedReport, RawReport, Statement
-from echo_pl.data.reports.rules import RuleNormalizer
+from echo_pl.reports.completeness import CompletenessCheck
+from echo_pl.reports.rendering import in_chinese
+from echo_pl.reports.report import NormalizedReport, RawReport, Statement
+from echo_pl.reports.rules import RuleNormalizer
 
 RAW = RawReport(
     findings=(

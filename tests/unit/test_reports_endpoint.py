@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from endpoint_stub import EndpointStub, Reply, says
 
-from echo_pl.data.reports.answer_cache import AnswerCache, answer_key
-from echo_pl.data.reports.chat import AnswerError, ChatRequest, EndpointError
-from echo_pl.data.reports.endpoint import ChatEndpoint
-from echo_pl.data.reports.pacing import Pacing
-from echo_pl.data.reports.usage import Usage
+from echo_pl.llm.answer_cache import AnswerCache, answer_key
+from echo_pl.llm.chat import AnswerError, ChatRequest, EndpointError
+from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.pacing import Pacing
+from echo_pl.llm.usage import Usage
 
 SECRET = "sk-very-secret-0123456789"
 WORDS = "opacity in the left base"
@@ -333,7 +333,7 @@ def test_threads_may_write_and_read_one_answer_at_once(tmp_path):
 
 WRITER = """
 import sys
-from echo_pl.data.reports.answer_cache import AnswerCache
+from echo_pl.llm.answer_cache import AnswerCache
 for _ in range(200):
     AnswerCache(sys.argv[1]).put(sys.argv[2], sys.argv[3] * 20_000)
 """

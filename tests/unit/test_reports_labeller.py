@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from echo_pl.data.regions import REGION_NAMES
-from echo_pl.data.reports.anatomy import PARTS
-from echo_pl.data.reports.canonical import filling, negatives, no_abnormality_of, noun
-from echo_pl.data.reports.concepts import CONCEPT_NAMES, CONCEPTS, DEVICE_NAMES
-from echo_pl.data.reports.labeller import Labeller
-from echo_pl.data.reports.lexicon import Lexicon, stem
-from echo_pl.data.reports.mention import Status
-from echo_pl.data.reports.report import SECTIONS
+from echo_pl.reports.anatomy import PARTS
+from echo_pl.reports.canonical import filling, negatives, no_abnormality_of, noun
+from echo_pl.reports.concepts import CONCEPT_NAMES, CONCEPTS, DEVICE_NAMES
+from echo_pl.reports.labeller import Labeller
+from echo_pl.reports.lexicon import Lexicon, stem
+from echo_pl.reports.mention import Status
+from echo_pl.reports.regions import REGION_NAMES
+from echo_pl.reports.report import SECTIONS
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from endpoint_stub import EndpointStub, Reply, normal_answer, pieces_asked, says
 
-from echo_pl.data.regions import REGION_NAMES
-from echo_pl.data.reports.answer_cache import AnswerCache
-from echo_pl.data.reports.chat import AnswerError
-from echo_pl.data.reports.endpoint import ChatEndpoint
-from echo_pl.data.reports.llm_normalizer import LLMNormalizer
-from echo_pl.data.reports.llm_prompt import CANONICAL, DROP_REASONS, answer_schema, pieces_of, system_message
-from echo_pl.data.reports.pacing import Pacing
-from echo_pl.data.reports.report import OTHER, SECTIONS, NormalizedReport, RawReport, Statement
+from echo_pl.llm.answer_cache import AnswerCache
+from echo_pl.llm.chat import AnswerError
+from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.pacing import Pacing
+from echo_pl.reports.llm_normalizer import LLMNormalizer
+from echo_pl.reports.llm_prompt import CANONICAL, DROP_REASONS, answer_schema, pieces_of, system_message
+from echo_pl.reports.regions import REGION_NAMES
+from echo_pl.reports.report import OTHER, SECTIONS, NormalizedReport, RawReport, Statement
 
 REPORT = RawReport(
     findings="Two views of XXXX were taken. Heart is enlarged; 3 mm nodule at the right base. Port-A-Cath tip in the SVC.",
@@ -222,10 +222,10 @@ def test_every_canonical_sentence_is_a_statement():
 PROGRAM = """
 import sys
 from pathlib import Path
-from echo_pl.data.reports.answer_cache import AnswerCache
-from echo_pl.data.reports.endpoint import ChatEndpoint
-from echo_pl.data.reports.llm_normalizer import LLMNormalizer
-from echo_pl.data.reports.report import RawReport
+from echo_pl.llm.answer_cache import AnswerCache
+from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.reports.llm_normalizer import LLMNormalizer
+from echo_pl.reports.report import RawReport
 
 url, cache = sys.argv[1:]
 endpoint = ChatEndpoint(base_url=url, model="small", cache=AnswerCache(cache), concurrency=3)

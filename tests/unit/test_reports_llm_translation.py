@@ -7,14 +7,14 @@ import json
 import pytest
 from endpoint_stub import EndpointStub, says
 
-from echo_pl.data.reports.answer_cache import AnswerCache
-from echo_pl.data.reports.chat import AnswerError
-from echo_pl.data.reports.endpoint import ChatEndpoint
-from echo_pl.data.reports.llm_prompt import CANONICAL
-from echo_pl.data.reports.pacing import Pacing
-from echo_pl.data.reports.report import NormalizedReport, Statement
-from echo_pl.data.reports.survival import lost
-from echo_pl.data.reports.translation import Translator, chosen
+from echo_pl.llm.answer_cache import AnswerCache
+from echo_pl.llm.chat import AnswerError
+from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.pacing import Pacing
+from echo_pl.reports.llm_prompt import CANONICAL
+from echo_pl.reports.report import NormalizedReport, Statement
+from echo_pl.reports.survival import lost
+from echo_pl.reports.translation import Translator, chosen
 
 REPORT = NormalizedReport(
     statements=(

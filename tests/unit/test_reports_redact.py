@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from echo_pl.data.reports.cleaning import clean, language_of
-from echo_pl.data.reports.redact import MARK, redact, redact_report
-from echo_pl.data.reports.report import RawReport
+from echo_pl.reports.cleaning import clean, language_of
+from echo_pl.reports.redact import MARK, redact, redact_report
+from echo_pl.reports.report import RawReport
 
 
 @pytest.mark.parametrize(

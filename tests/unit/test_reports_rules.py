@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 
-from echo_pl.data.regions import REGION_NAMES
-from echo_pl.data.reports.report import OTHER, NormalizedReport, RawReport
-from echo_pl.data.reports.rules import RuleNormalizer
+from echo_pl.reports.regions import REGION_NAMES
+from echo_pl.reports.report import OTHER, NormalizedReport, RawReport
+from echo_pl.reports.rules import RuleNormalizer
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from echo_pl.runs import (
+from echo_pl.io.run_folders import (
     FINAL,
     LAST,
     RunInfo,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from evaluation_fakes import REPORTS, SPECIAL, FakeJudge, FakeSampler, batches, detokenize
 
-from echo_pl.data.response import parse_response
+from echo_pl.reports.response import parse_response
 from echo_pl.stages.validation import GenerationCheck, TextTools
 
 TEXT = TextTools(

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from echo_pl.tools import check_normalizer
-from echo_pl.tools.mesh_labels import JUDGED, tagged
+from echo_pl.cli import corpus_check as check_normalizer
+from echo_pl.reports.mesh_labels import JUDGED, tagged
 
 ROWS = [
     {"id": "a", "findings": "Heart is normal. Small left effusion.", "impression": "Effusion.",

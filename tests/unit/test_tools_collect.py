@@ -12,18 +12,18 @@ import torch
 from omegaconf import DictConfig, open_dict
 from stage_parts import BACKBONE, DECODE, dcd, lively, record, report_data, write_checkpoint
 
-from echo_pl.assemble import text_tools
-from echo_pl.data.datamodule import ReportDataModule
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.config.compose import compose_config
+from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.diffusion.losses import DistillationConfig
 from echo_pl.diffusion.objectives import DirectConditional, SequenceLevel
+from echo_pl.distill.check_kept import KeptLoss, check_kept, smallest, table
+from echo_pl.distill.collect_trajectories import collect_trajectories, main
+from echo_pl.distill.kept_choice import choose_kept, kept_argument
 from echo_pl.distributed.launch import detect
+from echo_pl.runs.assemble import text_tools
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.stages.dcd import DCDModule
-from echo_pl.tools.check_kept import KeptLoss, check_kept, smallest, table
-from echo_pl.tools.collect_trajectories import collect_trajectories, main
-from echo_pl.tools.compose import compose_config
-from echo_pl.tools.kept_choice import choose_kept, kept_argument
-from echo_pl.tools.make_corpus import make_synthetic
 
 STUDIES, AT_ONCE = 11, 4
 SDTT = DirectConditional(config=DistillationConfig(step_weight="none", eos_weight=0.0), name="sdtt")
@@ -253,10 +253,10 @@ def test_auto_keeps_the_smallest_k_within_one_per_cent_and_goes_on_with_it(folde
         raise OSError("the power is gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr("echo_pl.tools.collect_trajectories.collect_part", cut_off)
+        broken.setattr("echo_pl.distill.collect_trajectories.collect_part", cut_off)
         with pytest.raises(OSError, match="the power is gone"):
             collect_trajectories(config(folder), tmp_path / "cut", kept_tokens=3)
-    monkeypatch.setattr("echo_pl.tools.kept_choice.check_kept", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("echo_pl.distill.kept_choice.check_kept", lambda *_: pytest.fail("measured again"))
     path, _ = collect_trajectories(config(folder), tmp_path / "cut", kept_tokens="auto", student=folder / "no.ckpt")
     assert kept_of(path) == 3
     assert "no.ckpt is not used: nothing is measured for a collection that goes on" in caplog.text
@@ -281,7 +281,7 @@ def test_auto_keeps_whole_distributions_where_no_k_would_do(folder, tmp_path, mo
         KeptLoss(kept=None, loss=1.0, full=1.0, bytes_per_position=99),
     ]
     asked = []
-    monkeypatch.setattr("echo_pl.tools.kept_choice.check_kept", lambda _, studies, *rest: asked.append(studies) or far)
+    monkeypatch.setattr("echo_pl.distill.kept_choice.check_kept", lambda _, studies, *rest: asked.append(studies) or far)
     assert choose_kept(detect(), config(folder), tmp_path / "none", 10**6, None) == 0
     assert asked == [STUDIES], "on no study that is not collected"
     assert "no K was near enough; whole distributions take 99 bytes a position" in caplog.text

@@ -15,18 +15,18 @@ from PIL import Image
 from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint, write_tokens
 
 from echo_pl.__main__ import main as echo_pl_main
-from echo_pl.data.reports.labeller import Labeller
+from echo_pl.cli import evaluate as tool
+from echo_pl.cli import evaluate_checkpoint, evaluate_options
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.cli.evaluate_checkpoint import Decoded, EosConfidence, decode_checkpoint
+from echo_pl.config.compose import compose_config
+from echo_pl.distill.student_sampler import student_sampler
 from echo_pl.evaluation.cases import Case, Prediction, formatted
 from echo_pl.evaluation.metric_choice import judge_reader
 from echo_pl.evaluation.predictions import read_predictions, read_references
+from echo_pl.reports.labeller import Labeller
 from echo_pl.sampling import BlockSampler, TrajectoryRecorder
 from echo_pl.structs import ReportText
-from echo_pl.tools import evaluate as tool
-from echo_pl.tools import evaluate_checkpoint, evaluate_options
-from echo_pl.tools.compose import compose_config
-from echo_pl.tools.evaluate_checkpoint import Decoded, EosConfidence, decode_checkpoint
-from echo_pl.tools.make_corpus import make_synthetic
-from echo_pl.tools.student_sampler import student_sampler
 
 GOOD = {"findings": "the lungs are clear. there is a small left pleural effusion.", "impression": "left pleural effusion."}
 CLEAR = {"findings": "the lungs are clear. the heart is normal in size.", "impression": "no acute cardiopulmonary disease."}
@@ -219,7 +219,7 @@ def test_scoring_that_fails_leaves_no_figures_of_older_reports(inputs, tmp_path,
 
 @pytest.mark.parametrize("by_name", [True, False])
 def test_the_command_to_reproduce_is_one_that_works(by_name, inputs, tmp_path, monkeypatch):
-    """Called as echo-pl evaluate, whose first argument is the command's name, and as python -m echo_pl.tools.evaluate."""
+    """Called as echo-pl evaluate, whose first argument is the command's name, and as python -m echo_pl.cli.evaluate."""
     out = tmp_path / "my reports"
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", out, "--overwrite", *FAST]
     if by_name:

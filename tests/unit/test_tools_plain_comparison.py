@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from echo_pl.data.reports.report import RawReport
-from echo_pl.data.reports.rules import RuleNormalizer
-from echo_pl.tools.plain_comparison import plain_violations
+from echo_pl.reports.plain_comparison import plain_violations
+from echo_pl.reports.report import RawReport
+from echo_pl.reports.rules import RuleNormalizer
 
 RAW = RawReport(
     findings=(

@@ -21,15 +21,16 @@ from omegaconf.errors import ConfigKeyError
 from ranks import SIZES
 
 from echo_pl.__main__ import main
-from echo_pl.checkpointing import StoppedError
-from echo_pl.runs import RunInfo, now_text, write_info
-from echo_pl.tools import sweep_job, sweep_plan
-from echo_pl.tools.compose import compose_config
-from echo_pl.tools.make_corpus import make_synthetic
-from echo_pl.tools.sweep import Progress
-from echo_pl.tools.sweep_cells import Cell, make_cells, make_job
-from echo_pl.tools.sweep_plan import Part, parts
-from echo_pl.tools.sweep_record import SweepRecord
+from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.config.compose import compose_config
+from echo_pl.io.run_folders import RunInfo, now_text, write_info
+from echo_pl.runs.checkpointing import StoppedError
+from echo_pl.sweeps import job as sweep_job
+from echo_pl.sweeps import plan as sweep_plan
+from echo_pl.sweeps.cells import Cell, make_cells, make_job
+from echo_pl.sweeps.plan import Part, parts
+from echo_pl.sweeps.record import SweepRecord
+from echo_pl.sweeps.sweep import Progress
 
 OWN = ["threads=1", "min_free_gb=0", "sweep=lab", "backbone.needs_warmup=false", *SIZES]
 
@@ -419,7 +420,7 @@ def test_a_job_of_this_machine_ends_with_the_sweep_that_is_killed(tmp_path):
     script = tmp_path / "sweep.py"
     script.write_text(
         "import multiprocessing, pathlib, sys, threading, time\n"
-        "from echo_pl.tools.sweep_job import _end_with_parent\n"
+        "from echo_pl.sweeps.job import _end_with_parent\n"
         "def job():\n"
         "    threading.Thread(target=_end_with_parent, daemon=True).start()\n"
         "    pathlib.Path(sys.argv[1]).write_text(str(multiprocessing.current_process().pid))\n"

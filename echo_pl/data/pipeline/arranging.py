@@ -16,7 +16,7 @@ from typing import IO, Final
 
 import numpy as np
 
-from echo_pl.data.order import Places
+from echo_pl.data.loading.order import Places
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
 from echo_pl.data.pipeline.files import json_line, read_json, read_lines, whole_file, write_json
 from echo_pl.data.pipeline.listing import Listing, chunk_path

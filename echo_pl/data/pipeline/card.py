@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from echo_pl.data.corpus_index import CorpusIndex
 from echo_pl.data.pipeline.entries import KINDS, LeftOut
 from echo_pl.data.pipeline.plan import Plan
 from echo_pl.data.pipeline.sharding import WrittenShard
-from echo_pl.data.regions import REGION_NAMES
+from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.reports.regions import REGION_NAMES
 
 _MEANING = {
     "reject": "cannot be used",

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from echo_pl.data.corpora.reader import LostImage, SourceImage, SourceStudy
 from echo_pl.data.pipeline.files import Record, read_lines
-from echo_pl.data.reports.report import NormalizedReport, RawReport, Statement
+from echo_pl.data.readers.reader import LostImage, SourceImage, SourceStudy
+from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 
 Kind = Literal["reject", "review", "filtered", "image"]
 """``reject``: cannot be used. ``review``: its normalized report is not trusted. ``filtered``: not wanted, as the settings say.

@@ -16,12 +16,12 @@ from typing import Final
 
 import numpy as np
 
-from echo_pl.data.corpora.reader import SourceImage, SourceStudy
-from echo_pl.data.corpora.reading import RejectedError, find_image
+from echo_pl.data.loading.request import CONTROL, GENERAL
 from echo_pl.data.pipeline.entries import Entry, LeftOut, encode
 from echo_pl.data.pipeline.files import write_lines
-from echo_pl.data.reports.report import RawReport
-from echo_pl.data.request import CONTROL, GENERAL
+from echo_pl.data.readers.reader import SourceImage, SourceStudy
+from echo_pl.data.readers.reading import RejectedError, find_image
+from echo_pl.reports.report import RawReport
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries, 
 from echo_pl.data.pipeline.files import write_lines
 from echo_pl.data.pipeline.listing import chunk_path
 from echo_pl.data.pipeline.parts import Check, Engine, Recipe, Redact, RefusedError, built
-from echo_pl.data.reports.report import NormalizedReport
+from echo_pl.reports.report import NormalizedReport
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 
 from PIL import Image
 
+from echo_pl.data.loading.request import GENERAL, GENERAL_PROMPT
 from echo_pl.data.pipeline.sharding import STATEMENTS
-from echo_pl.data.request import GENERAL, GENERAL_PROMPT
-from echo_pl.data.study import Study
+from echo_pl.data.store.study import Study
 
 THUMBNAIL = 384
 """Longest side of a small image in pixels."""

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from echo_pl.data.corpora.reader import CorpusReader
-from echo_pl.data.near_duplicates import Duplicate
-from echo_pl.data.reports.completeness import Problem
-from echo_pl.data.reports.report import NormalizedReport, RawReport
+from echo_pl.data.readers.reader import CorpusReader
+from echo_pl.reports.completeness import Problem
+from echo_pl.reports.near_duplicates import Duplicate
+from echo_pl.reports.report import NormalizedReport, RawReport
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from echo_pl.data.corpus_index import CorpusIndex, Options, Shard, attach_folder, corpus_recipe
 from echo_pl.data.pipeline.arranging import LEFT_OUT, REVIEW
 from echo_pl.data.pipeline.card import Card
 from echo_pl.data.pipeline.entries import LeftOut
@@ -22,6 +21,7 @@ from echo_pl.data.pipeline.listing import INCOMPLETE
 from echo_pl.data.pipeline.plan import CARD
 from echo_pl.data.pipeline.sharding import WrittenShard
 from echo_pl.data.pipeline.tokenizing import TOKENIZER
+from echo_pl.data.store.corpus_index import CorpusIndex, Options, Shard, attach_folder, corpus_recipe
 
 REJECTS: Final = "rejects.jsonl"
 README: Final = "README.md"

@@ -13,23 +13,23 @@ from pathlib import Path
 
 import numpy as np
 
-from echo_pl.data.embeddings import Embedder, Vectors
-from echo_pl.data.near_duplicates import Duplicate, critical_words, find_near_duplicates
 from echo_pl.data.pipeline.files import whole_file
 from echo_pl.data.pipeline.parts import Parts, RefusedError, built
-from echo_pl.data.reports.answer_cache import AnswerCache
-from echo_pl.data.reports.chat import AnswerError
-from echo_pl.data.reports.cleaning import OtherLanguageError, clean
-from echo_pl.data.reports.completeness import CompletenessCheck
-from echo_pl.data.reports.endpoint import ChatEndpoint
-from echo_pl.data.reports.labeller import Labeller
-from echo_pl.data.reports.llm_normalizer import LLMNormalizer
-from echo_pl.data.reports.rendering import canonical_in_chinese
-from echo_pl.data.reports.report import NormalizedReport, RawReport
-from echo_pl.data.reports.rules import RuleNormalizer
-from echo_pl.data.reports.translation import Translator, filling_in_chinese
-from echo_pl.data.reports.usage import Usage
-from echo_pl.data.response import Language
+from echo_pl.llm.answer_cache import AnswerCache
+from echo_pl.llm.chat import AnswerError
+from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.usage import Usage
+from echo_pl.reports.cleaning import OtherLanguageError, clean
+from echo_pl.reports.completeness import CompletenessCheck
+from echo_pl.reports.embeddings import Embedder, Vectors
+from echo_pl.reports.labeller import Labeller
+from echo_pl.reports.llm_normalizer import LLMNormalizer
+from echo_pl.reports.near_duplicates import Duplicate, critical_words, find_near_duplicates
+from echo_pl.reports.rendering import canonical_in_chinese
+from echo_pl.reports.report import NormalizedReport, RawReport
+from echo_pl.reports.response import Language
+from echo_pl.reports.rules import RuleNormalizer
+from echo_pl.reports.translation import Translator, filling_in_chinese
 
 
 class RuleEngine:

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from echo_pl.data.corpus_index import CorpusIndex
-from echo_pl.data.order import Places
+from echo_pl.data.loading.order import Places
 from echo_pl.data.pipeline.arranging import Arrangement, arrange
 from echo_pl.data.pipeline.card import Card, make_card
 from echo_pl.data.pipeline.duplicates import find_duplicates
@@ -43,7 +42,8 @@ from echo_pl.data.pipeline.sharding import Sharding, ShardSlice, WrittenShard, g
 from echo_pl.data.pipeline.splits import Splitter, choose_splitter
 from echo_pl.data.pipeline.tokenizing import put_tokenizer
 from echo_pl.data.pipeline.translating import Translating
-from echo_pl.data.pipeline.workers import Workers
+from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.io.workers import Workers
 
 logger = logging.getLogger(__name__)
 

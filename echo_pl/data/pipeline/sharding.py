@@ -18,19 +18,19 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from echo_pl.data.corpora.reading import tellable
-from echo_pl.data.corpus_index import Shard
-from echo_pl.data.images import ImageError, load_image
-from echo_pl.data.order import Places
+from echo_pl.data.images.images import ImageError, load_image
+from echo_pl.data.loading.order import Places
+from echo_pl.data.loading.request import GENERAL
 from echo_pl.data.pipeline.arranging import GENERAL_FILE
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
 from echo_pl.data.pipeline.files import read_json, read_lines, whole_file, write_json
 from echo_pl.data.pipeline.listing import chunk_path
-from echo_pl.data.reports.report import SECTIONS, NormalizedReport, RawReport
-from echo_pl.data.request import GENERAL
-from echo_pl.data.shard_writer import encode_study
-from echo_pl.data.study import Study
-from echo_pl.data.webdataset_secure import TarWriter
+from echo_pl.data.readers.reading import tellable
+from echo_pl.data.store.corpus_index import Shard
+from echo_pl.data.store.shard_writer import encode_study
+from echo_pl.data.store.study import Study
+from echo_pl.data.store.webdataset_secure import TarWriter
+from echo_pl.reports.report import SECTIONS, NormalizedReport, RawReport
 from echo_pl.structs import ReportText
 
 STATEMENTS: Final = "statements"

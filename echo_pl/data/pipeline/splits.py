@@ -9,10 +9,10 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
-from echo_pl.data.corpora.reader import SourceStudy
-from echo_pl.data.corpora.split import patient_split
 from echo_pl.data.pipeline.listing import Listing
 from echo_pl.data.pipeline.settings import Settings
+from echo_pl.data.readers.reader import SourceStudy
+from echo_pl.data.readers.split import patient_split
 
 logger = logging.getLogger(__name__)
 SPLITS: Final = ("train", "val", "test")

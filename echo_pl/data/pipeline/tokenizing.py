@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from echo_pl.data.corpus_index import CorpusIndex
+from echo_pl.data.loading.request import GENERAL, GENERAL_PROMPT
 from echo_pl.data.pipeline.parts import TrainTokenizer
-from echo_pl.data.request import GENERAL, GENERAL_PROMPT
-from echo_pl.data.response import FORMS, Language, format_response
-from echo_pl.data.shard_reader import IMAGE_SUFFIXES, read_samples
+from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.data.store.shard_reader import IMAGE_SUFFIXES, read_samples
+from echo_pl.reports.response import FORMS, Language, format_response
 from echo_pl.structs import ReportText
 
 TOKENIZER: Final = "tokenizer"

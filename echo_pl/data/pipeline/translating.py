@@ -14,8 +14,8 @@ from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries
 from echo_pl.data.pipeline.files import write_lines
 from echo_pl.data.pipeline.listing import chunk_path
 from echo_pl.data.pipeline.parts import RefusedError, Translator
-from echo_pl.data.reports.report import NormalizedReport
-from echo_pl.data.reports.translation import chosen
+from echo_pl.reports.report import NormalizedReport
+from echo_pl.reports.translation import chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,117 @@
+"""``make bench-rad``: what a training step costs, by layout, attention and noisy copies -> outputs/bench."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from echo_pl.bench import machine
+from echo_pl.bench.models import BenchModel
+from echo_pl.bench.rad import TrainingGrid, arithmetic, time_training
+from echo_pl.bench.rad_table import ARITHMETIC_LEGEND, LEGEND, arithmetic_table, markdown_table, text_table
+from echo_pl.cli.benchmarks import benchmark_command, load_benchmark, log_benchmark, say
+from echo_pl.config.compose import EXPERIMENTS
+from echo_pl.io.atomic import write_text_atomic
+
+CONFIG = EXPERIMENTS / "bench" / "rad.yaml"
+_LOGGED = ("seconds", "supervised_tokens_per_second", "peak_memory_mb", "speedup_over_full_duplication")
+
+
+@dataclass
+class _Schema:
+    models: list[str] = MISSING
+    contexts: list[int] = MISSING
+    response: int = MISSING
+    block_size: int = MISSING
+    batch_size: int = MISSING
+    copies: list[int] = MISSING
+    repetitions: int = MISSING
+    precision: str = MISSING
+    device: str = MISSING
+    threads: int | None = MISSING
+    out: str = MISSING
+    mlflow: str | None = MISSING
+    experiment: str = MISSING
+    sizes: dict[str, BenchModel] = field(default_factory=dict)
+
+
+def run_bench(config: DictConfig) -> dict[str, Any]:
+    """Time everything, and write ``rad.json`` after every context, so that an interrupted run leaves what it has."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = torch.device(config.device)
+    options = ("response", "block_size", "batch_size", "repetitions", "precision")
+    grid = TrainingGrid(contexts=tuple(config.contexts), copies=tuple(config.copies), **{name: config[name] for name in options})
+    record: dict[str, Any] = {
+        "machine": machine.describe([], device),
+        "config": OmegaConf.to_container(config),
+        "rows": [],
+        "arithmetic": [],
+    }
+    out = Path(config.out)
+    for name in map(str, config.models):
+        model: BenchModel = OmegaConf.to_object(config.sizes[name])  # type: ignore[assignment]
+        for context in grid.contexts:
+            record["arithmetic"].append({"model": name, "context": context, **arithmetic(context, grid.response, model.shape)})
+        for rows in time_training(name, model, grid, device, say):
+            record["rows"] += rows
+            print(text_table(rows), flush=True)
+            write_text_atomic(out / "rad.json", json.dumps(record, indent=1) + "\n")
+    print(f"\n{ARITHMETIC_LEGEND}\n\n{arithmetic_table(record['arithmetic'])}", flush=True)
+    return record
+
+
+def write_report(record: dict[str, Any], out: Path) -> Path:
+    """The tables beside ``rad.json``."""
+    facts, config = record["machine"], record["config"]
+    return write_text_atomic(
+        out / "rad.md",
+        "# Cost of a training step\n\n"
+        f"{facts['processor']}, {facts['threads']} threads of {facts['cores']} cores, device {facts['device']}, "
+        f"torch {facts['packages']['torch']}, precision {config['precision']}; batches of {config['batch_size']} studies, "
+        f"responses of {config['response']} tokens, block size {config['block_size']}.\n\n{LEGEND}\n\n"
+        f"{markdown_table(record['rows'])}\n\n"
+        f"## By arithmetic\n\n{ARITHMETIC_LEGEND}\n\n{arithmetic_table(record['arithmetic'])}\n",
+    )
+
+
+def metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Every figure under ``<model>/<variant>-context<P>/<figure>``."""
+    return {
+        f"{row['model']}/{row['variant']}-context{row['context']}/{figure}": float(row[figure])
+        for row in rows
+        for figure in _LOGGED
+        if row[figure] is not None
+    }
+
+
+def _carry_out(overrides: list[str]) -> list[Path]:
+    config = load_benchmark(_Schema, CONFIG, overrides)
+    record = run_bench(config)
+    out = Path(config.out)
+    files = [out / "rad.json", write_report(record, out)]
+    if config.mlflow is not None:
+        log_benchmark(config, "rad", record["machine"], metrics(record["rows"]), files)
+    return files
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    return benchmark_command(
+        "bench-rad",
+        "Time training steps: autoregressive, full duplication, RAD dense and split, noisy copies, stored features.",
+        f"Keys and defaults: {CONFIG}. A quick look: models=[d128] contexts=[256] repetitions=1",
+        arguments,
+        _carry_out,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""Compare the cells of a sweep from MLflow: means over seeds, losses against the AR model, objectives tested against each other,
+the Pareto front of quality against speed, and what is missing.
+
+    echo-pl compare --sweep lab
+    echo-pl compare --mlflow http://server:5000 --experiment echo_pl --parent 0a1b... --out outputs/compare/lab
+
+Prints the table, and writes compare.md, pareto.svg, index.html and compare.json. Reads runs that a sweep has made (docs/sweeps.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from echo_pl.cli.command_line import command_line
+from echo_pl.config.errors import reported
+from echo_pl.io.atomic import write_text_atomic
+from echo_pl.runs.run import quieten
+from echo_pl.sweeps.contrasts import Contrast, Drop, contrasts, drops
+from echo_pl.sweeps.pareto import Group, Key, Measured, group
+from echo_pl.sweeps.pareto_report import SweepComparison
+from echo_pl.sweeps.plan import STUDIES
+from echo_pl.sweeps.record import BASE, CELL, ERROR, SWEEP, children
+from echo_pl.sweeps.study_counts import StudyCounts
+from echo_pl.tracking.upload import be_patient
+
+QUALITIES = ("finding_f1", "rouge_l")
+SMALLER_IS_BETTER = ("duplicate_word_rate", "repetition_rate", "looped", "nfe", "forwards_per_block", "seconds_per_report")
+BASELINES = ("dcd", "ce")
+COLUMNS = (
+    "finding_f1",
+    "rouge_l",
+    "valid_sentences",
+    "valid_reports",
+    "stopped",
+    "duplicate_word_rate",
+    "forwards_per_block",
+    "nfe",
+    "tps",
+    "tps_together",
+)
+
+
+def find_parent(client: MlflowClient, experiment: str, sweep: str | None, parent: str | None) -> Run:
+    """The parent run of a sweep: by id, by name, or the only one.
+
+    Raises:
+        ValueError: there is none, or there are several to choose from.
+    """
+    if parent is not None:
+        if sweep is not None:
+            raise ValueError("--sweep and --parent both say which sweep: give one of them")
+        found = client.get_run(parent)
+        if SWEEP not in found.data.tags:
+            raise ValueError(f"run {parent} is no parent run of a sweep: it has no tag {SWEEP}")
+        return found
+    place = client.get_experiment_by_name(experiment)
+    if place is None:
+        names = ", ".join(sorted(one.name for one in client.search_experiments()))
+        raise ValueError(f"there is no experiment {experiment!r} at {client.tracking_uri}; there are: {names}")
+    there = client.search_runs([place.experiment_id], f"tags.`{SWEEP}` LIKE '%'")
+    sweeps = [run for run in there if sweep in (None, run.data.tags[SWEEP])]
+    if len(sweeps) != 1:
+        names = ", ".join(f"{run.data.tags[SWEEP]} ({run.info.run_id})" for run in sweeps or there) or "none"
+        asked = "one sweep" if sweep is None else f"one sweep named {sweep!r}"
+        raise ValueError(f"experiment {experiment!r} has not {asked}; there are: {names}; give --sweep <name> or --parent <run id>")
+    return sweeps[0]
+
+
+def measured(runs: Sequence[Run]) -> list[Measured]:
+    """The cells that have their scores."""
+    return [
+        Measured(
+            key=_key(run),
+            seed=int(run.data.params["seed"]),
+            scores=_scores(run),
+            name=run.data.tags[CELL],
+            base=run.data.tags.get(BASE),
+        )
+        for run in runs
+        if run.info.status == "FINISHED"
+    ]
+
+
+def _scores(run: Run) -> dict[str, float]:
+    """Without what has no meaning: token by token, there are no blocks."""
+    token_by_token = run.data.params["objective"] == "ar"
+    return {name: value for name, value in run.data.metrics.items() if not (token_by_token and name == "forwards_per_block")}
+
+
+def study_counts(uri: str, runs: Sequence[Run]) -> tuple[dict[str, StudyCounts], list[str]]:
+    """What each study counts for, by cell, and the cells that have none."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file
+    found, absent = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for run in runs:
+            if run.info.status != "FINISHED":
+                continue
+            try:
+                path = download_artifacts(
+                    run_id=run.info.run_id, artifact_path=STUDIES, dst_path=f"{folder}/{run.info.run_id}", tracking_uri=uri
+                )
+            except (MlflowException, OSError):
+                absent.append(
+                    f"{run.info.run_name} has no counts by study, so it is in no test; start the sweep again, which makes them"
+                )
+            else:
+                found[run.data.tags[CELL]] = StudyCounts.load(Path(path))
+    return found, absent
+
+
+def missing(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
+    """What was planned and is not there, and groups that have fewer seeds than others."""
+    lines = []
+    for run in sorted(runs, key=lambda run: str(run.info.run_name)):
+        if run.info.status == "FAILED":
+            lines.append(f"{run.info.run_name} failed: {run.data.tags.get(ERROR, 'it is not known why')}")
+        elif run.info.status != "FINISHED":
+            lines.append(f"{run.info.run_name} has no scores yet ({run.info.status.lower()})")
+    planned: dict[Key, set[int]] = {}
+    for run in runs:
+        planned.setdefault(_key(run), set()).add(int(run.data.params["seed"]))
+    every = set().union(*planned.values()) if planned else set()
+    there = {one.key: set(one.seeds) for one in groups}
+    for key in sorted(planned, key=lambda key: (key[2], key)):
+        lacking = sorted(every - there.get(key, set()))
+        if lacking:
+            label = Group(key=key, seeds=(), means={}).label
+            lines.append(f"{label} lacks seed {', '.join(map(str, lacking))} of {', '.join(map(str, sorted(every)))}")
+    return lines
+
+
+def _key(run: Run) -> Key:
+    params = run.data.params
+    return params["objective"], "" if params["variant"] == "-" else params["variant"], int(params["block_size"])
+
+
+def compare(args: argparse.Namespace, command: str) -> SweepComparison:
+    """Read, compute and write; ``command`` is what made it do so.
+
+    Raises:
+        ValueError: no such sweep, or none of its cells has scores.
+        OSError: MLflow cannot be reached.
+    """
+    if args.mlflow.startswith("sqlite:///") and not Path(args.mlflow.removeprefix("sqlite:///")).is_file():
+        raise FileNotFoundError(f"there is no database {args.mlflow}; give --mlflow <tracking uri>")
+    smaller = [name for name in args.quality if name in SMALLER_IS_BETTER]
+    if smaller:
+        raise ValueError(f"--quality draws fronts where larger is better, which {', '.join(smaller)} is not")
+    be_patient()
+    quieten()
+    client = MlflowClient(args.mlflow)
+    try:
+        parent = find_parent(client, args.experiment, args.sweep, args.parent)
+        runs = children(client, parent.info.experiment_id, parent.info.run_id)
+    except MlflowException as error:
+        raise OSError(f"MLflow at {args.mlflow}: {str(error).splitlines()[0][:300]}") from error
+    cells = measured(runs)
+    groups = group(cells, [*dict.fromkeys([*COLUMNS, *args.quality])], args.level)
+    counts, uncounted = study_counts(args.mlflow, runs)
+    tested, untested = contrasts(cells, counts, args.against, rounds=args.rounds)
+    lacking = missing(runs, groups) + uncounted + untested
+    if not groups:
+        raise ValueError(f"none of the {len(runs)} cells has scores yet: " + "; ".join(lacking[:5]))
+    qualities = [name for name in args.quality if any(name in one.means for one in groups)]
+    absent = [f"no cell has the score {name}" for name in args.quality if name not in qualities]
+    if not qualities:
+        raise ValueError("; ".join(absent))
+    found = SweepComparison(
+        title=f"Sweep {parent.data.tags[SWEEP]}",
+        groups=groups,
+        qualities=qualities,
+        columns=[name for name in dict.fromkeys([*args.quality, *COLUMNS]) if any(name in one.means for one in groups)],
+        missing=[*absent, *lacking],
+        drops=drops(cells, qualities, args.level),
+        contrasts=tested,
+        signatures=next((one.signatures for one in counts.values()), {}),
+        level=args.level,
+        command=command,
+    )
+    _write(args.out or Path("outputs/compare") / parent.data.tags[SWEEP], found)
+    return found
+
+
+def _write(folder: Path, found: SweepComparison) -> None:
+    write_text_atomic(folder / "pareto.svg", found.picture())
+    write_text_atomic(folder / "compare.md", found.markdown("pareto.svg"))
+    write_text_atomic(folder / "index.html", found.page())
+    rows: list[dict[str, Any]] = [
+        {
+            "objective": one.key[0],
+            "variant": one.key[1],
+            "block_size": one.key[2],
+            "seeds": list(one.seeds),
+            "means": {name: {k: None if v != v else v for k, v in asdict(mean).items()} for name, mean in one.means.items()},
+        }
+        for one in found.groups
+    ]
+    content = {
+        "level": found.level,
+        "groups": rows,
+        "drops": [_plain(one) for one in found.drops],
+        "contrasts": [_plain(one) for one in found.contrasts],
+        "signatures": dict(found.signatures),
+        "missing": list(found.missing),
+    }
+    write_text_atomic(folder / "compare.json", json.dumps(content, indent=1) + "\n")
+    print(found.text() + f"\n\nlook at {folder / 'index.html'}", flush=True)
+
+
+def _plain(one: Drop | Contrast) -> dict[str, Any]:
+    """For JSON, which has no nan."""
+    return json.loads(json.dumps(asdict(one)).replace("NaN", "null"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="echo-pl compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--mlflow", default="sqlite:///outputs/mlflow.db", metavar="URI", help="(default sqlite:///outputs/mlflow.db)"
+    )
+    parser.add_argument("--experiment", default="echo_pl", help="of MLflow (default echo_pl)")
+    parser.add_argument("--sweep", help="its name; not needed where there is one")
+    parser.add_argument("--parent", metavar="ID", help="its parent run, instead")
+    parser.add_argument("--quality", nargs="+", default=list(QUALITIES), help="scores to draw fronts for, larger is better")
+    parser.add_argument(
+        "--against", nargs="+", default=list(BASELINES), metavar="OBJECTIVE", help="every other objective is tested against these"
+    )
+    parser.add_argument("--rounds", type=int, default=10_000, help="random exchanges of each test (default 10000)")
+    parser.add_argument("--level", type=float, default=0.95, help="of the intervals over seeds (default 0.95)")
+    parser.add_argument("--out", type=Path, help="folder to write (default outputs/compare/<sweep>)")
+    with reported():
+        compare(parser.parse_args(arguments), command_line("compare", arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Runs the rule engine over raw reports and says how well it does: completeness, regions, unassigned clauses, labels, speed.
+
+    python -m echo_pl.cli.corpus_check reports.jsonl --out figures.json
+
+One report a line, with ``id``, ``findings`` and ``impression``; ``mesh_major`` and ``mesh_auto``, where they are there, judge the
+labeller. Reports that fail go to a file of their own only if one is asked for: it holds report text, which is patient data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from echo_pl.io.atomic import write_text_atomic
+from echo_pl.reports.cleaning import clean
+from echo_pl.reports.completeness import CompletenessCheck, Problem
+from echo_pl.reports.labeller import Labeller
+from echo_pl.reports.mesh_labels import JUDGED, tagged
+from echo_pl.reports.plain_comparison import plain_violations
+from echo_pl.reports.report import OTHER, NormalizedReport, RawReport
+from echo_pl.reports.rules import RuleNormalizer
+
+Part = Literal["all", "held_out", "rest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """One report, normalized and checked."""
+
+    key: str
+    raw: RawReport
+    normalized: NormalizedReport | None
+    """None where it was refused."""
+    problems: tuple[Problem, ...] = ()
+    reason: str = ""
+    """Why it was refused."""
+    plain: tuple[tuple[str, str], ...] = ()
+    """What a comparison of words finds, which shares nothing with the engine."""
+
+
+def held_out(key: str) -> bool:
+    """Whether a report is of the third that rules were not written on: by the SHA-256 of its id."""
+    return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 3 == 0
+
+
+def read_rows(path: Path, part: Part) -> Iterator[dict[str, Any]]:
+    """Reports of a JSONL file.
+
+    Raises:
+        ValueError: a line is no object with an ``id`` and one of ``findings`` and ``impression``.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            row = json.loads(line)
+            if not isinstance(row, dict) or "id" not in row or not {"findings", "impression"} & row.keys():
+                raise ValueError(f"{path}, line {number}: an object with id, findings and impression is needed")
+            if part == "all" or held_out(str(row["id"])) == (part == "held_out"):
+                yield row
+
+
+def raw_report(row: dict[str, Any]) -> RawReport:
+    """The sections of a row."""
+    return RawReport(findings=str(row.get("findings") or ""), impression=str(row.get("impression") or ""))
+
+
+def check(rows: Sequence[dict[str, Any]]) -> tuple[list[Checked], float]:
+    """Normalize and check every report; returns them and the seconds of processor time that normalizing took."""
+    normalizer, completeness = RuleNormalizer(), CompletenessCheck(verbatim=True)
+    raws = [raw_report(row) for row in rows]
+    done: list[tuple[NormalizedReport | None, str]] = []
+    began = time.process_time()
+    for raw in raws:
+        try:
+            done.append((normalizer.normalize(raw), ""))
+        except ValueError as error:
+            done.append((None, str(error)))
+    seconds = time.process_time() - began
+    checked = []
+    for row, raw, (normalized, reason) in zip(rows, raws, done, strict=True):
+        problems = tuple(completeness.problems(raw, normalized)) if normalized else ()
+        plain = tuple(plain_violations(raw, normalized)) if normalized and normalized.language == "en" else ()
+        checked.append(Checked(key=str(row["id"]), raw=raw, normalized=normalized, problems=problems, reason=reason, plain=plain))
+    return checked, seconds
+
+
+def figures(checked: Sequence[Checked], seconds: float) -> dict[str, Any]:
+    """What is asked of a normalizer, in numbers."""
+    reports = [(one, one.normalized) for one in checked if one.normalized is not None]
+    statements = [statement for _, report in reports for statement in report.statements if not statement.imputed]
+    problems = Counter(name for one, _ in reports for name in {problem.name for problem in one.problems})
+    dropped: Counter[str] = Counter()
+    for _, report in reports:
+        dropped.update(report.dropped)
+    passed = sum(not one.problems for one, _ in reports)
+    return {
+        "engine": RuleNormalizer.name,
+        "reports": len(checked),
+        "refused": dict(Counter(one.reason for one in checked if one.normalized is None)),
+        "normalized": len(reports),
+        "complete": passed,
+        "complete_share": passed / max(len(reports), 1),
+        "problems": dict(problems.most_common()),
+        "plain_comparison": {
+            "reports": sum(bool(one.plain) for one, _ in reports),
+            "violations": dict(Counter(name for one, _ in reports for name, _ in one.plain).most_common()),
+        },
+        "all_regions_share": sum("region_missing" not in {p.name for p in one.problems} for one, _ in reports)
+        / max(len(reports), 1),
+        "clauses": len(statements),
+        "unassigned_clauses": sum(one.section == OTHER for one in statements),
+        "unassigned_share": sum(one.section == OTHER for one in statements) / max(len(statements), 1),
+        "imputed_regions_per_report": sum(len(report.imputed) for _, report in reports) / max(len(reports), 1),
+        "dropped": dict(dropped.most_common()),
+        "reports_per_cpu_second": len(checked) / max(seconds, 1e-9),
+    }
+
+
+def f1(hits: int, false: int, missed: int) -> float:
+    """Harmonic mean of precision and recall; 0 where there is nothing."""
+    return 2 * hits / (2 * hits + false + missed) if hits else 0.0
+
+
+def label_figures(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The labeller against MeSH tags: a name is found if it is positive or uncertain anywhere in findings or impression."""
+    labeller = Labeller()
+    hits, false, missed = Counter[str](), Counter[str](), Counter[str]()
+    judged = 0
+    for row in rows:
+        gold = tagged([*row.get("mesh_major", ()), *row.get("mesh_auto", ())])
+        raw = raw_report(row)
+        text = clean(f"{raw.findings}\n\n{raw.impression}").text
+        if gold is None or not text:
+            continue
+        judged += 1
+        labels = labeller.label(text)
+        found = {name for name in JUDGED if labels[name].present}
+        hits.update(found & gold)
+        false.update(found - gold)
+        missed.update(gold - found)
+    total = (hits.total(), false.total(), missed.total())
+    return {
+        "studies": judged,
+        "micro_f1": f1(*total),
+        "micro_precision": total[0] / max(total[0] + total[1], 1),
+        "micro_recall": total[0] / max(total[0] + total[2], 1),
+        "names": {
+            name: {
+                "hits": hits[name],
+                "false": false[name],
+                "missed": missed[name],
+                "precision": hits[name] / max(hits[name] + false[name], 1),
+                "recall": hits[name] / max(hits[name] + missed[name], 1),
+                "f1": f1(hits[name], false[name], missed[name]),
+            }
+            for name in JUDGED
+        },
+    }
+
+
+def review(checked: Iterable[Checked]) -> str:
+    """Reports that failed, one a line, with the reasons, the original and what was made of it."""
+    lines = [
+        json.dumps(
+            {
+                "id": one.key,
+                "refused": one.reason,
+                "problems": [asdict(problem) for problem in one.problems],
+                "plain": one.plain,
+                "findings": one.raw.findings,
+                "impression": one.raw.impression,
+                "normalized": asdict(one.normalized.text) if one.normalized else None,
+            },
+            ensure_ascii=False,
+        )
+        for one in checked
+        if one.problems or one.plain or one.normalized is None
+    ]
+    return "".join(line + "\n" for line in lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reports", type=Path, help="JSONL of raw reports")
+    parser.add_argument(
+        "--part", choices=("all", "held_out", "rest"), default="all", help="which reports (a third is held out by hash)"
+    )
+    parser.add_argument("--out", type=Path, help="write the figures there as JSON")
+    parser.add_argument("--review", type=Path, help="write reports that failed there, with their text (patient data)")
+    args = parser.parse_args()
+    rows = list(read_rows(args.reports, args.part))
+    checked, seconds = check(rows)
+    result = {"part": args.part, **figures(checked, seconds)}
+    if any("mesh_major" in row for row in rows):
+        result["labeller"] = label_figures(rows)
+    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    print(text, end="")
+    if args.out:
+        write_text_atomic(args.out, text)
+    if args.review:
+        write_text_atomic(args.review, review(checked))
+
+
+if __name__ == "__main__":
+    main()

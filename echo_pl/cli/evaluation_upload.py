@@ -1,0 +1,74 @@
+"""Log an evaluation that is on disk to MLflow: figures and the aggregate; the reports' words only where that is asked for.
+
+Works from the folder alone, so that what could not be logged can be logged later.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from echo_pl.cli.command_line import command_line
+from echo_pl.evaluation.predictions import RECORDS
+from echo_pl.evaluation.score_files import AGGREGATE, PAGES, read_aggregate
+from echo_pl.tracking.upload import be_patient
+
+WITH_TEXTS = (RECORDS, *PAGES)
+
+
+def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False) -> str:
+    """Log an evaluation as one run; returns the run's id.
+
+    Args:
+        folder: that an evaluation wrote.
+        uri: of the tracking server, or ``sqlite:///<file>``.
+        experiment: under which it is listed.
+        with_texts: log the reports too, which are patient data.
+
+    Raises:
+        FileNotFoundError: there is no finished evaluation in ``folder``.
+        OSError: MLflow could not be reached; the message says how to upload later.
+    """
+    aggregate = read_aggregate(folder)
+    be_patient()
+    try:
+        mlflow.set_tracking_uri(uri)
+        _experiment(uri, experiment)
+        with mlflow.start_run(run_name=folder.resolve().name) as run:
+            settings = ("reports", "language", "sections", "seed", "resamples", "level", "predictions", "against")
+            mlflow.log_params({name: aggregate[name] for name in settings if name in aggregate})
+            mlflow.log_metrics(_metrics(aggregate["figures"]))
+            for name in (AGGREGATE, *(WITH_TEXTS if with_texts else ())):
+                mlflow.log_artifact(str(folder / name))
+            return str(run.info.run_id)
+    except (MlflowException, OSError) as error:
+        again = ["--upload", str(folder), "--mlflow", uri, "--experiment", experiment, *(["--mlflow-texts"] if with_texts else [])]
+        raise OSError(
+            f"the evaluation is whole in {folder}, but MLflow at {uri} did not take it ({type(error).__name__}: "
+            f"{str(error).splitlines()[0][:200]}); upload it later: {command_line('evaluate', again)}"
+        ) from error
+
+
+def _metrics(figures: dict[str, dict[str, float | None]]) -> dict[str, float]:
+    """Value and interval of every figure that is a number, under names that MLflow takes."""
+    found = {}
+    for name, figure in figures.items():
+        plain = re.sub(r"[^\w.\- /]", "_", name)
+        for part, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
+            number = figure[part]
+            if number is not None:
+                found[f"eval/{plain}{suffix}"] = number
+    return found
+
+
+def _experiment(uri: str, name: str) -> None:
+    """Select an experiment; a new one in a local database keeps its artifacts beside it, not in the working directory."""
+    if uri.startswith("sqlite:///"):
+        place = Path(uri.removeprefix("sqlite:///")).parent.absolute()
+        place.mkdir(parents=True, exist_ok=True)
+        if mlflow.get_experiment_by_name(name) is None:
+            mlflow.create_experiment(name, artifact_location=(place / "mlartifacts").as_uri())
+    mlflow.set_experiment(name)

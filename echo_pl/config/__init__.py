@@ -1,0 +1,1 @@
+"""Configuration: composing it, checking its keys, errors as messages."""

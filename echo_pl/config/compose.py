@@ -1,0 +1,33 @@
+"""What the tools share: composing the configuration outside ``echo-pl`` itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose ``experiments/config.yaml`` with overrides, as ``echo-pl`` would; also inside one of its jobs."""
+    with _no_other_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(EXPERIMENTS)):
+        return compose("config", overrides=list(overrides))
+
+
+@contextmanager
+def _no_other_hydra() -> Iterator[None]:
+    """Hydra refuses to begin where it is running; what runs is put back afterwards."""
+    running = GlobalHydra.instance().hydra
+    if running is None:
+        yield
+        return
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().initialize(running)

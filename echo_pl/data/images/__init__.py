@@ -1,0 +1,1 @@
+"""Images: PNG, JPEG, DICOM."""

@@ -1,0 +1,79 @@
+"""The dataset JSON of the official ECHO evaluation (METHOD.md 6).
+
+A list of ``{"sample_id", "images": [path, ...], "ground_truth": {"findings", "impression"}}`` in UTF-8. Paths are tried
+relative to the JSON's folder first, then to a folder of images if one is given; an absolute path must lie in one of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from echo_pl.data.readers.reader import Reject, SourceImage, SourceStudy
+from echo_pl.data.readers.reading import RejectedError, View, find_image, find_images, read_studies, text_report
+from echo_pl.data.readers.records import records_of, text_of, texts_of
+
+
+class ECHOJSONReader:
+    """Reads an evaluation set.
+
+    Args:
+        source: the JSON.
+        images: another folder that paths may be relative to.
+        split: of all studies; None: the file says nothing of it.
+        language: of the reports.
+        licence: of the data in it; the format itself has none.
+
+    Raises:
+        FileNotFoundError: the JSON or the folder is not there.
+    """
+
+    name = "echo_json"
+    citation = "ECHO, arXiv 2604.09450 (the format; cite the data's own source)"
+
+    def __init__(
+        self,
+        source: Path | str,
+        *,
+        images: Path | str | None = None,
+        split: str | None = "test",
+        language: str = "en",
+        licence: str = "unknown",
+    ) -> None:
+        self._source = Path(source)
+        if not self._source.is_file():
+            raise FileNotFoundError(f"no dataset JSON at {source}")
+        self._roots = [self._source.parent] if images is None else [self._source.parent, Path(images)]
+        if not self._roots[-1].is_dir():
+            raise FileNotFoundError(f"no folder of images at {images}")
+        self._split = split
+        self._language = language
+        self.licence = licence
+
+    def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
+        """Yield the studies in the order of the JSON."""
+        return read_studies(records_of(self._source, "sample_id"), self._make, skip=skip)
+
+    def _make(self, key: str, record: Mapping[str, Any]) -> SourceStudy:
+        truth = record.get("ground_truth")
+        if not isinstance(truth, Mapping):
+            raise RejectedError("no_report", "it has no ground_truth")
+        images, lost = find_images(map(View, texts_of(record, "images")), lambda one: self._find(one.file))
+        return SourceStudy(
+            key=key,
+            patient=key,
+            images=images,
+            lost=lost,
+            report=text_report(findings=text_of(truth, "findings"), impression=text_of(truth, "impression")),
+            split=self._split,
+            language=self._language,
+        )
+
+    def _find(self, path: str) -> SourceImage:
+        for root in self._roots[:-1]:
+            try:
+                return find_image(root, path)
+            except RejectedError:
+                continue
+        return find_image(self._roots[-1], path)

@@ -1,0 +1,1 @@
+"""Corpora on the disk: shards, index, remote folders, cache."""

@@ -1,0 +1,1 @@
+"""Distillation: trajectories collected from a teacher, and how much of a distribution to keep."""

@@ -1,0 +1,271 @@
+"""Collect the teacher's trajectories once, for stage 3 to read: METHOD.md 3, phase 1.
+
+    echo-pl collect --check-k block_size=8
+    echo-pl collect --out outputs/trajectories/L8 --studies 2500 block_size=8
+    echo-pl stage=dcd block_size=8 stage.module.trajectories=outputs/trajectories/L8 stage.limit_train=2500
+
+    echo-pl collect --out outputs/trajectories/tilted --studies 2500 --no-distributions block_size=8 \
+        ablation=tilted --student outputs/runs/<run of ablation=ce>/checkpoints/final.ckpt
+
+Of every distribution 32 tokens are kept, and what the others have together; --keep says otherwise, --check-k says what it costs,
+and --keep auto takes the smallest number that costs no more than 1 % of the loss (with --student: of that student's).
+The teacher is the newest stage-2 run, unless start=<checkpoint> says otherwise. An interrupted collection is continued by the same
+command. Several processes share the work: torchrun --nproc-per-node 2 -m echo_pl.distill.collect_trajectories ...; they need a disk
+that all of them see, and write what one process writes, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tqdm.auto import tqdm
+
+from echo_pl.backbone.checkpoint import load_weights
+from echo_pl.backbone.fingerprint import weights_fingerprint
+from echo_pl.backbone.vlm import VLM
+from echo_pl.config.compose import compose_config
+from echo_pl.config.errors import reported
+from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.distill.check_kept import KS, TOLERANCE, check_kept, smallest, table
+from echo_pl.distill.kept_choice import AUTO, LEAST, Kept, agreed_kept, choose_kept, kept_argument
+from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings, refuse_together, together
+from echo_pl.distributed.launch import Launch, detect, warn_of_idle_tasks
+from echo_pl.runs.lineage import refuse_other_data
+from echo_pl.runs.run import flat_settings, prepare
+from echo_pl.runs.start import resolve_start, start_layout, start_stages
+from echo_pl.sampling.collect import collect_part, store_identity
+from echo_pl.sampling.config import DecodeConfig, check_weight
+from echo_pl.sampling.sampler import BlockSampler
+from echo_pl.sampling.tilted import Tilt
+from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity, TrajectoryStore
+from echo_pl.sampling.trajectory_writer import TrajectoryWriter
+from echo_pl.structs import Batch
+
+log = logging.getLogger(__name__)
+KEPT = 32
+"""Tokens of a distribution that the command stores unless told otherwise."""
+CHECKED = 64
+"""Studies that a K is measured on unless told otherwise."""
+_LOOK_AGAIN = 0.5
+"""Seconds between looks at what the other processes have written."""
+
+
+def collect_trajectories(
+    config: DictConfig,
+    out: Path,
+    distributions: bool = True,
+    kept_tokens: Kept = 0,
+    batches_per_part: int = 1,
+    student: Path | None = None,
+    check_studies: int = CHECKED,
+) -> tuple[Path, CollectionCounts]:
+    """Decode one pass over the training studies of a stage-3 configuration with its teacher; this process's share of it.
+
+    Args:
+        config: composed with ``stage=dcd``; ``stage.limit_train`` says how many studies, ``stage.batch_size`` how many at once.
+        out: folder to make; while it is being made, ``<out>.part``.
+        distributions: also store the distribution of every position (objectives ``dcd`` and ``sdtt`` need it).
+        kept_tokens: so many likeliest tokens of each, and what the others have together; 0: all of it; ``auto``: as many as the
+            loss needs (:mod:`echo_pl.distill.kept_choice`).
+        batches_per_part: batches in a file.
+        student: with ``stage.module.tilt``, a stage-3 checkpoint that the teacher leans to; None: to its own one-step predictions.
+            With ``auto``, also the one whose loss is measured.
+        check_studies: with ``auto``: studies to measure on.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        FileNotFoundError: no stage-2 run to start from.
+        ValueError: an unknown key in the configuration, no start checkpoint, or one with another vocabulary; an unfinished
+            collection of something else; processes with other configurations.
+    """
+    launch = detect()
+    warn_of_idle_tasks(launch)
+    if kept_tokens == AUTO and not distributions:
+        raise ValueError("kept_tokens is auto, but no distributions are to be stored: there is no K to choose")
+    kept = choose_kept(launch, config, out, check_studies, student) if kept_tokens == AUTO else kept_tokens
+    open_group(launch, config.trainer.accelerator)
+    own = {"out": str(out), "distributions": distributions, "kept_tokens": kept_tokens, "batches_per_part": batches_per_part}
+    own["student"] = str(student)
+    refuse_other_settings(launch, flat_settings(config) | own)
+    kept = agreed_kept(launch, kept)
+    data = prepare(config)
+    asked, there = config.stage.limit_train, data.training_studies
+    if asked is not None and there < asked and launch.rank == 0:
+        log.warning("the corpus has %d training studies, %d were asked for: all of them are decoded", there, asked)
+    measured_alone = kept_tokens == AUTO and not config.stage.module.tilt  # the student was given for that, not to lean to
+    sampler, identity = teacher(config, data, launch, distributions, kept, None if measured_alone else student)
+    size = config.stage.batch_size
+    plan = CollectionPlan(
+        studies=data.training_studies,
+        batches=len(data.train_batches_once(size)),
+        batch_size=size,
+        batches_per_part=batches_per_part,
+    )
+    writer, parts = begin(launch, out, identity, plan)
+    numbers = [number for part in parts for number in plan.batches_of(part)]
+    batches = iter(data.train_batches_once(size, numbers) if numbers else ())
+    name = "trajectories" if launch.world_size == 1 else f"trajectories, process {launch.rank + 1} of {launch.world_size}"
+    total = sum(min(size, plan.studies - number * size) for number in numbers)
+    with tqdm(total=total, desc=name, unit="study", disable=launch.rank > 0) as bar:
+        for part in parts:
+            share = islice(batches, len(plan.batches_of(part)))
+            collect_part(sampler, counted(share, sampler.vlm.device, bar), writer, part)
+    return finish(launch, writer)
+
+
+def teacher(
+    config: DictConfig, data: ReportDataModule, launch: Launch, distributions: bool, kept_tokens: int, student: Path | None
+) -> tuple[BlockSampler, StoreIdentity]:
+    """The frozen teacher of a stage-3 configuration on this process's device, and what its trajectories belong to."""
+    weight = config.stage.module.tilt
+    check_weight(weight, "a tilt")
+    if student is not None and not weight:
+        raise ValueError(f"{student} is a student for the teacher to lean to, but stage.module.tilt is 0: give ablation=tilted too")
+    start, before = resolve_start(config, None)
+    if start is None:
+        raise ValueError("trajectories come from a stage-2 checkpoint: give start=<path>")
+    refuse_other_data(data, None, start, before)
+    factory = instantiate(config.backbone.factory, _convert_="all")
+
+    def frozen(path: Path, stages: tuple[str, ...], layout: tuple[int, str, str]) -> VLM:
+        vlm: VLM = factory.build(data.special, data.vocab_size)
+        load_weights(vlm, path, stages, *layout)
+        return vlm.eval().requires_grad_(False)
+
+    vlm = frozen(start, start_stages(config), start_layout(config))
+    fingerprint = weights_fingerprint(vlm)
+    leans_to, theirs = vlm, fingerprint if weight else ""
+    if student is not None:
+        leans_to = frozen(student, ("dcd",), (config.block_size, config.grid, config.context_attention))
+        theirs = weights_fingerprint(leans_to)
+    if config.trainer.accelerator == "gpu":
+        device = torch.device("cuda", launch.rank % launch.processes_per_node)
+        vlm, leans_to = vlm.to(device), leans_to.to(device)
+    tilt = Tilt(student=leans_to, weight=weight) if weight else None
+    decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
+    identity = store_identity(decode, fingerprint, data.fingerprint, distributions, kept_tokens, weight, theirs)
+    return BlockSampler(vlm, data.special, replace(decode, kv_cache="fused"), tilt), identity
+
+
+def begin(launch: Launch, out: Path, identity: StoreIdentity, plan: CollectionPlan) -> tuple[TrajectoryWriter, list[int]]:
+    """The writer, and this process's parts: every so many-th of those that are missing. Rank 0 looks, so that all see the same."""
+    if launch.world_size == 1:
+        writer = TrajectoryWriter(out, identity, plan)
+        return writer, writer.missing()
+    missing: list[int] = []
+    problem = None
+    if launch.rank == 0:
+        try:
+            missing = TrajectoryWriter(out, identity, plan).missing()
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    refuse_together(launch, problem)
+    missing = agreed(launch, {"missing": missing})["missing"]
+    writer = TrajectoryWriter(out, identity, plan)
+    dist.barrier()  # rank 0 may have nothing left to do but to rename the folder
+    return writer, missing[launch.rank :: launch.world_size]
+
+
+def counted(batches: Iterable[Batch], device: torch.device, bar: tqdm[Any]) -> Iterator[Batch]:
+    """The batches on a device; the bar moves behind each."""
+    for batch in batches:
+        yield batch.to(device)
+        bar.update(len(batch))
+
+
+def finish(launch: Launch, writer: TrajectoryWriter) -> tuple[Path, CollectionCounts]:
+    """Wait for the other processes' parts; rank 0 writes the index and gives the folder its name."""
+    if launch.rank == 0:
+        if writer.missing() and launch.world_size > 1:
+            log.info("this process's share is done; waiting for the others")
+        while writer.missing():
+            time.sleep(_LOOK_AGAIN)
+        return writer.finish()
+    while not writer.folder.is_dir():
+        time.sleep(_LOOK_AGAIN)
+    return writer.folder, TrajectoryStore(writer.folder).counts
+
+
+def _refuse_bad_options(args: argparse.Namespace) -> None:
+    for name in ("studies", "batch_size", "batches_per_part", "check_studies"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.check_k:
+        if args.out is not None or args.keep is not None or args.no_distributions:
+            raise ValueError("--check-k collects nothing: leave out --out, --keep and --no-distributions")
+        return
+    if args.out is None or args.studies is None:
+        raise ValueError("give --out <folder>, where the trajectories go, and --studies <how many>")
+    if args.check_studies is not None and args.keep != AUTO:
+        raise ValueError("--check-studies is for --check-k and --keep auto: nothing else is measured")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="echo-pl collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="folder to make; must not exist")
+    parser.add_argument("--studies", type=int, help="training studies to decode; of --check-k, --check-studies are")
+    parser.add_argument("--batch-size", type=int, default=64, help="studies decoded at once (default 64)")
+    parser.add_argument("--batches-per-part", type=int, default=4, help="batches in a file (default 4)")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--keep",
+        type=kept_argument,
+        metavar="K",
+        help=f"the K likeliest tokens of a distribution and the rest as one (default {KEPT}); 0: whole distributions; auto: the "
+        f"smallest K whose loss is within {TOLERANCE:.0%}% of the whole one, measured as --check-k does; without --student "
+        f"{LEAST} or more",
+    )
+    kinds.add_argument("--no-distributions", action="store_true", help="tokens and steps only (objectives with hard targets)")
+    parser.add_argument("--check-k", action="store_true", help="collect nothing: measure the loss that every K would give")
+    parser.add_argument(
+        "--check-studies",
+        type=int,
+        help=f"with --check-k or --keep auto: studies to measure on (default {CHECKED})",
+    )
+    parser.add_argument(
+        "--student",
+        type=Path,
+        help="a stage-3 checkpoint: with stage.module.tilt the teacher leans to it, with --check-k or --keep auto its loss is "
+        "taken (default: the teacher's weights)",
+    )
+    parser.add_argument("overrides", nargs="*", help="configuration, as for echo-pl: block_size=8 start=<checkpoint> ...")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with reported(), together():
+        _refuse_bad_options(args)
+        checked = CHECKED if args.check_studies is None else args.check_studies
+        studies = args.studies if args.studies is not None else checked
+        sizes = [f"stage.limit_train={studies}", f"stage.batch_size={min(args.batch_size, studies)}"]
+        config = compose_config(["stage=dcd", *sizes, *args.overrides])
+        if args.check_k:
+            rows = check_kept(config, checked, KS, args.student)
+            print(table(rows))
+            print(smallest(rows, TOLERANCE))
+            return
+        kept = KEPT if args.keep is None else args.keep
+        folder, counts = collect_trajectories(
+            config, args.out, not args.no_distributions, kept, args.batches_per_part, args.student, checked
+        )
+        if detect().rank == 0:
+            size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+            dropped = f"{counts.dropped_loops} loops, {counts.dropped_endless} endless"
+            print(f"{counts.kept} trajectories in {folder}, {size:.1f} MB; dropped: {dropped}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Files: atomic writing, run folders, memory, clocks, processes of workers."""

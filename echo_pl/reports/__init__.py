@@ -1,0 +1,1 @@
+"""Report text: sections, labels, normalization, completeness, Chinese, near-duplicates."""

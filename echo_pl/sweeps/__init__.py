@@ -1,0 +1,1 @@
+"""Sweeps: plan, jobs, record, comparison."""

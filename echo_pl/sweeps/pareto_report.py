@@ -1,0 +1,175 @@
+"""A comparison of a sweep's cells as text, Markdown and a page. Knows figures and what is missing, not where they come from."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from echo_pl.evaluation.document import html_document
+from echo_pl.evaluation.table import MISSING, small_print
+from echo_pl.sweeps.contrasts import Contrast, Drop
+from echo_pl.sweeps.pareto import FASTER, Group, Key, Mean, front, label
+from echo_pl.sweeps.pareto_plot import pareto_figure, svg
+
+DIGITS = {"tps": 0, "tps_together": 0, "nfe": 1, "forwards_per_block": 2, "duplicate_word_rate": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepComparison:
+    """What is shown."""
+
+    title: str
+    groups: Sequence[Group]
+    qualities: Sequence[str]
+    """Scores that fronts are drawn for."""
+    columns: Sequence[str]
+    """Scores in the table."""
+    missing: Sequence[str]
+    """What is not there, a line each."""
+    level: float
+    command: str
+    drops: Sequence[Drop] = ()
+    contrasts: Sequence[Contrast] = ()
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    """Variants of the scores."""
+    speeds: Sequence[str] = ("tps", "nfe")
+
+    def text(self) -> str:
+        """For a terminal."""
+        tables = [f"{about}\n\n{_aligned(rows)}" if about else _aligned(rows) for about, rows in self._tables()]
+        return "\n\n".join([*tables, "\n".join([*self._fronts(), *self._missing()])])
+
+    def markdown(self, picture: str) -> str:
+        """With the picture beside it."""
+        parts = [f"# {self.title}", self._introduction()]
+        for about, (head, *rows) in self._tables():
+            parts += [about] if about else []
+            lines = [f"| {' | '.join(head)} |", f"| :-- |{' --: |' * (len(head) - 1)}"]
+            parts.append("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]))
+        parts.append("\n".join(f"- {line}" for line in self._fronts()))
+        parts += [f"![quality against speed]({picture})", "## What is missing", "\n".join(f"- {line}" for line in self._missing())]
+        parts += [f"<sub>{small_print(self.signatures)}</sub>"] if self.signatures else []
+        return "\n\n".join([*parts, "## How to reproduce", f"```sh\n{self.command}\n```"]) + "\n"
+
+    def page(self) -> str:
+        """All in one file."""
+        tables = "".join(f"<p>{html.escape(about)}</p>{_html_table(rows)}" for about, rows in self._tables())
+        return html_document(
+            self.title,
+            f"<h1>{html.escape(self.title)}</h1><p>{html.escape(self._introduction())}</p>"
+            f'{tables}{_list(self._fronts())}<div class="plot wide">{self.picture()}</div>'
+            f"<h2>What is missing</h2>{_list(self._missing())}<h2>How to reproduce</h2><pre>{html.escape(self.command)}</pre>"
+            + (f'<p class="soft">{html.escape(small_print(self.signatures))}</p>' if self.signatures else ""),
+        )
+
+    def picture(self) -> str:
+        """As SVG."""
+        return svg(pareto_figure(self.groups, self.qualities, self.speeds))
+
+    def _introduction(self) -> str:
+        return (
+            f"Means over training seeds with {self.level:.0%} intervals (Student's t); an interval needs two seeds. tps was "
+            "measured when each cell was made, so compare it only where the machine was as busy; nfe does not depend on that."
+        )
+
+    def _tables(self) -> list[tuple[str, list[list[str]]]]:
+        """What stands above each table, and its rows, the first of which is its head."""
+        tables = [("", [self._head(), *self._rows()])]
+        if self.drops:
+            about = f"How much lower than its own AR model, in per cent of it: means over seeds with {self.level:.0%} intervals."
+            tables.append((about, self._drops()))
+        if self.contrasts:
+            about = (
+                "Objectives against each other: difference of the scores, reports of all seeds together, with a 95% interval "
+                "(reports resampled in pairs); the difference in each seed; p of the paired randomisation test, two-sided, and p "
+                "corrected for all tests of this table (Holm). The test is about which reports were drawn; what training seeds do "
+                "stands in the seeds' own differences."
+            )
+            tables.append((about, self._contrasts()))
+        return tables
+
+    def _drops(self) -> list[list[str]]:
+        names = [*dict.fromkeys(one.name for one in self.drops)]
+        rows = [["model", *(f"{name.replace('_', ' ')}, % lower" for name in names)]]
+        for key, of in groupby(self.drops, key=lambda one: one.key):
+            found = {one.name: one.mean for one in of}
+            rows.append([label(key), *(_cell(found.get(name), 1, 100.0) for name in names)])
+        return rows
+
+    def _contrasts(self) -> list[list[str]]:
+        rows = [["", "score", "difference", "by seed", "p", "p (Holm)"]]
+        for one in self.contrasts:
+            c = one.comparison
+            rows.append(
+                [
+                    f"{label(one.first)} against {_objective(one.second)}",
+                    one.name.replace("_", " "),
+                    f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]",
+                    " ".join(f"{value:+.4f}" for value in one.by_seed),
+                    f"{c.p:.4f}",
+                    f"{one.corrected:.4f}",
+                ]
+            )
+        return rows
+
+    def _head(self) -> list[str]:
+        return ["model", "seeds", *(name.replace("_", " ") for name in self.columns), "front"]
+
+    def _rows(self) -> list[list[str]]:
+        on = {(one.key, speed) for quality in self.qualities for speed in self.speeds for one in front(self.groups, quality, speed)}
+        return [
+            [
+                one.label,
+                str(len(one.seeds)),
+                *(_cell(one.means.get(name), DIGITS.get(name, 3)) for name in self.columns),
+                ", ".join(speed for speed in self.speeds if (one.key, speed) in on) or MISSING,
+            ]
+            for one in self.groups
+        ]
+
+    def _fronts(self) -> list[str]:
+        lines = []
+        for quality in self.qualities:
+            for speed in self.speeds:
+                way = "most" if FASTER[speed] else "fewest"
+                names = " < ".join(one.label for one in front(self.groups, quality, speed)) or "no group has both"
+                lines.append(f"Pareto front of {quality} against {speed} ({way} last): {names}")
+        return lines
+
+    def _missing(self) -> list[str]:
+        return list(self.missing) or ["Nothing: every cell that was planned has its scores."]
+
+
+def _cell(mean: Mean | None, digits: int, scale: float = 1.0) -> str:
+    if mean is None:
+        return MISSING
+    value, low, high = (f"{number * scale:.{digits}f}" for number in (mean.value, mean.low, mean.high))
+    return value if mean.low != mean.low else f"{value} [{low}, {high}]"
+
+
+def _objective(key: Key) -> str:
+    return label((key[0], key[1], 0)).partition(",")[0]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th{_left(i)}>{html.escape(cell)}</th>" for i, cell in enumerate(rows[0]))
+    body = "".join(
+        f"<tr>{''.join(f'<td{_left(i)}>{html.escape(cell)}</td>' for i, cell in enumerate(row))}</tr>" for row in rows[1:]
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _left(column: int) -> str:
+    return ' class="left"' if column == 0 else ""
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"

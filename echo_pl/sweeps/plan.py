@@ -1,0 +1,304 @@
+"""What one job of a sweep is made from: the runs before it, each named after all that decides what it trains.
+
+So two jobs share a base, a teacher or stored trajectories exactly when they would train the same one, and a sweep that is started
+again finds what is done. Plans only: nothing is trained, launched or written here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from echo_pl.config.compose import compose_config
+from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.io.run_folders import FINAL, read_info
+from echo_pl.metrics.words import how_cut
+from echo_pl.sampling.bigrams import check_greedy, check_pairs
+
+PartStage = Literal["warmup", "pretrain", "rad", "trajectories", "dcd"]
+STAGES: tuple[PartStage, ...] = ("warmup", "pretrain", "rad", "trajectories", "dcd")
+"""The order in which parts are made. Trajectories of a teacher that leans to a student come after that student."""
+FIRST_STUDENT = "ce"
+"""Ablation of the student that a teacher leans to first."""
+SCORES = "sweep_scores.json"
+"""In a run folder: what its final checkpoint got on held-out studies."""
+STUDIES = "sweep_studies.json"
+"""Beside it: what each of those studies counts for (:mod:`echo_pl.sweeps.study_counts`)."""
+MEASURED = ("studies", "batch_size", "timed_studies", "split")
+"""What of ``sweep`` decides the scores."""
+_MEASUREMENT = 4
+"""Raised when something else is written than before, so that what is there is measured anew."""
+
+_DECIDES_NOTHING = {
+    "resume", "start", "run_name", "task", "threads", "min_free_gb", "outputs", "data_root",
+    "data.root", "data.cache_dir", "data.cache_bytes", "data.num_workers", "data.prefetch_batches", "data.cache_samples",
+    "data.stored_features", "data.limit_val", "data.eval_batch_size", "stage.eval_batch_size", "stage.validate_every",
+    "stage.checkpoint_every", "stage.module.generation_batches", "stage.module.trajectories",
+}  # fmt: skip
+"""Settings that change nothing of what is trained; the data itself is in its fingerprint."""
+_NOTHING: dict[str, Any] = {
+    "stage.module.student_bigrams": 0.0,
+    "stage.module.student_bigrams_min_count": 1,
+    "stage.module.student_bigrams_repeats": True,
+}
+"""Settings that are younger than sweeps, switched off: a part has the name that it had before there were any."""
+_OF_BLOCKS = {"block_size", "grid", "context_attention"}
+"""Settings that stages before the diffusion stages do not read."""
+_OF_THE_TRAINER = ("precision", "devices", "num_nodes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One thing to make: a run, or stored trajectories."""
+
+    stage: PartStage
+    name: str
+    config: DictConfig
+    before: tuple[str, ...]
+    """Names of the parts that must be there."""
+    student: Path | None = None
+    """Of trajectories: the checkpoint that their teacher leans to."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        kind = "trajectories" if self.stage == "trajectories" else "runs"
+        return Path(self.config.outputs) / kind / self.name
+
+    @property
+    def checkpoint(self) -> Path:
+        """Of a run that has finished."""
+        return self.folder / "checkpoints" / FINAL
+
+    @property
+    def writes_reports(self) -> bool:
+        """Whether it is scored."""
+        return self.stage in ("pretrain", "rad", "dcd")
+
+    @property
+    def trained(self) -> bool:
+        """Whether all of it is there but the scores."""
+        if self.stage == "trajectories":
+            return self.folder.is_dir()
+        info = read_info(self.folder)
+        return info is not None and info.status == "finished" and self.checkpoint.exists()
+
+    @property
+    def scores(self) -> dict[str, float] | None:
+        """What it got in the measurement that the configuration asks for; None: not measured."""
+        path = self.folder / SCORES
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return content["scores"] if content.get("measured") == measurement(self.config) else None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.trained and (not self.writes_reports or self.scores is not None)
+
+
+def measurement(config: DictConfig) -> dict[str, Any]:
+    """How checkpoints of a sweep are measured."""
+    asked = {name: config.sweep[name] for name in MEASURED} | {"version": _MEASUREMENT}
+    # English words are cut alike everywhere, Chinese ones as what is installed can do.
+    is_english = config.data.language == "en" and not config.data.get("corpora")
+    return asked if is_english else asked | {"words": how_cut()}
+
+
+def parts(config: DictConfig) -> list[Part]:
+    """The chain of one job, from the first thing to make to its own student.
+
+    Args:
+        config: of the job: stage 3, with a ``sweep`` node.
+
+    Raises:
+        ValueError: it is of another stage, or says itself what it starts from.
+    """
+    refuse_unsuited(config)
+    if config.start_stage == "dcd":  # the student of another chain is the teacher
+        chain = parts(_student_before(config, config.sweep.round_before))
+        stored = _part(config, "trajectories", start=chain[-1])
+        return [*chain, stored, _part(config, "dcd", start=chain[-1], stored=stored)]
+    chain = []
+    for stage in STAGES[: STAGES.index("rad")]:
+        if stage != "warmup" or config.backbone.needs_warmup:
+            chain.append(_part(config, stage, start=chain[-1] if chain else None))
+    for blocks in _teachers(config):
+        chain.append(_part(blocks, "rad", start=chain[-1]))
+    teacher = chain[-1]
+    if not _stores(config):
+        return [*chain, _part(config, "dcd", start=teacher)]
+    rounds = [config]
+    if config.stage.module.tilt:
+        rounds = [_student_before(config, FIRST_STUDENT), *[config] * config.sweep.tilt_rounds]
+    student: Part | None = None
+    for own in rounds:
+        stored = _part(own, "trajectories", start=teacher, student=student)
+        student = _part(own, "dcd", start=teacher, stored=stored)
+        chain += [stored, student]
+    return chain
+
+
+def _teachers(config: DictConfig) -> list[DictConfig]:
+    """Of the stage-2 runs on the way to a job's teacher, one for each block size that it grows through; its own comes last."""
+    sizes = [size for size in config.sweep.grow if size < config.block_size]
+    found = []
+    for before, size in zip([None, *sizes], [*sizes, config.block_size], strict=True):
+        own = deepcopy(config)
+        own.block_size = size
+        if before is not None:
+            own.start_stage, own.start_block_size = "rad", before
+            with open_dict(own):
+                own.sweep.stages.rad = OmegaConf.merge(own.sweep.stages.rad, own.sweep.stages.grown)
+        found.append(own)
+    return found
+
+
+def _student_before(config: DictConfig, ablation: str) -> DictConfig:
+    """Of a student that is needed before a job's own: one that learns from what the teacher of stage 2 writes by itself."""
+    own = deepcopy(config)
+    own.start_stage = None
+    own.stage.module.tilt = own.stage.module.student_gate = own.stage.module.student_bigrams = 0.0
+    own.stage.module.student_bigrams_min_count, own.stage.module.student_bigrams_repeats = 1, True
+    own.stage.module.objective = compose_config(["stage=dcd", f"ablation={ablation}"]).stage.module.objective
+    return own
+
+
+def _stores(config: DictConfig) -> bool:
+    return bool(config.sweep.store and not config.stage.module.student_prefix)
+
+
+def refuse_unsuited(config: DictConfig) -> None:
+    """Raise ValueError where a job cannot be part of a sweep."""
+    if config.stage.name != "dcd" or config.task != "fit":
+        raise ValueError(f"a sweep's jobs are of stage dcd, which brings the stages before; got {config.stage.name}, {config.task}")
+    for name in ("start_block_size", "resume", "run_name"):
+        if config[name] is not None:
+            raise ValueError(f"a sweep finds by itself what its jobs start from and how they are named: leave {name} out")
+    if config.start_stage not in (None, "dcd") or (
+        config.start_stage == "dcd" and (config.stage.module.tilt or not _stores(config))
+    ):
+        raise ValueError(
+            "in a sweep start_stage=dcd makes the student of sweep.round_before the next teacher, whose trajectories are stored: "
+            f"leave out tilt, student_prefix and sweep.store=false; got start_stage={config.start_stage}"
+        )
+    if config.start not in (None, "auto") or config.stage.module.trajectories is not None:
+        raise ValueError("a sweep trains the teachers of its jobs itself: leave start and stage.module.trajectories out")
+    module = config.stage.module
+    if module.student_bigrams and not _stores(config):
+        raise ValueError(
+            f"student_bigrams={module.student_bigrams} counts pairs of tokens in stored trajectories, and there are none with "
+            "sweep.store=false or student_prefix"
+        )
+    check_pairs(module.student_bigrams, module.student_bigrams_min_count, module.student_bigrams_repeats)
+    check_greedy(module.student_bigrams, module.decode.token_choice.temperature)
+    if list(config.sweep.grow) != sorted(set(config.sweep.grow)):
+        raise ValueError(f"sweep.grow must name block sizes from small to large, got {list(config.sweep.grow)}")
+    if not isinstance(config.sweep.kept_tokens, int) or config.sweep.kept_tokens < 0:
+        raise ValueError(
+            f"sweep.kept_tokens must be a number, 0 (all) or more, got {config.sweep.kept_tokens!r}: all objectives share the "
+            "trajectories of a teacher, so it is measured before (echo-pl collect --check-k)"
+        )
+    if config.sweep.tilt_rounds < 1:
+        raise ValueError(f"sweep.tilt_rounds must be at least 1, got {config.sweep.tilt_rounds}; without a tilt it is not used")
+
+
+def _part(
+    config: DictConfig, stage: PartStage, start: Part | None, stored: Part | None = None, student: Part | None = None
+) -> Part:
+    before = tuple(part.name for part in (start, stored, student) if part is not None)
+    own = _with_stage(config, stage)
+    if start is not None:
+        own.start = str(start.checkpoint)
+    if stored is not None:
+        own.stage.module.trajectories = str(stored.folder)
+    if stage == "trajectories":
+        own.stage.batch_size = config.sweep.collect_batch_size
+    name = _name(own, stage, before)
+    own.run_name, own.resume = name, "if_any"
+    return Part(stage=stage, name=name, config=own, before=before, student=None if student is None else student.checkpoint)
+
+
+def _with_stage(config: DictConfig, stage: PartStage) -> DictConfig:
+    """The job's configuration with another stage in the place of its own; all else stays, references to the stage included."""
+    own = deepcopy(config)
+    if stage in ("trajectories", "dcd"):
+        return own
+    usual = _usual(stage)
+    given = config.sweep.stages[stage] or {}
+    with open_dict(own):
+        own.stage = OmegaConf.create(OmegaConf.to_container(OmegaConf.merge(usual, given), resolve=False))
+    return own
+
+
+@cache
+def _usual(stage: PartStage) -> DictConfig:
+    """A stage as its file has it."""
+    node: DictConfig = compose_config([f"stage={stage}"]).stage
+    return node
+
+
+def _name(config: DictConfig, stage: PartStage, before: Sequence[str]) -> str:
+    """Readable, and other for everything that trains something else."""
+    flat = {name: value for name, value in _settings(config).items() if _decides(name, stage) and not _is_off(name, value)}
+    flat |= {f"trainer.{name}": config.trainer[name] for name in _OF_THE_TRAINER}
+    flat |= {"stage": stage, "before": list(before), "data": _data_fingerprint(_data_text(config))}
+    if stage == "trajectories":
+        flat["kept_tokens"] = config.sweep.kept_tokens
+    digest = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    block = "" if stage in ("warmup", "pretrain") else f"-L{config.block_size}"
+    return f"{stage}{block}-s{config.seed}-{digest}"
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """Every value of a run by its dotted name, without its trainer and observers."""
+
+    def flat(node: Any, name: str) -> dict[str, Any]:
+        if isinstance(node, dict):
+            return {key: value for child in node for key, value in flat(node[child], f"{name}.{child}").items()}
+        return {name: node}
+
+    plain = {str(name): config[name] for name in config if name not in ("run", "callbacks", "mlflow", "trainer", "sweep")}
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        found |= flat(OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, name)
+    return found
+
+
+def _decides(name: str, stage: PartStage) -> bool:
+    node = name.partition(".")[0]
+    if name in _DECIDES_NOTHING:
+        return False
+    if stage in ("warmup", "pretrain") and name in _OF_BLOCKS:
+        return False
+    if stage == "trajectories" and node == "stage":  # a teacher decodes alike, whatever its students make of it
+        return name in ("stage.batch_size", "stage.limit_train", "stage.module.tilt") or name.startswith("stage.module.decode.")
+    return True
+
+
+def _is_off(name: str, value: Any) -> bool:
+    return name in _NOTHING and bool(_NOTHING[name] == value)
+
+
+def _data_text(config: DictConfig) -> str:
+    node = OmegaConf.to_container(config.data, resolve=True)
+    assert isinstance(node, dict)
+    # Neither decides what the data is, and every axis of a sweep would open it anew.
+    return json.dumps(
+        node | {"seed": 0, "batch_size": 1, "eval_batch_size": 1, "limit_train": None, "length_window": 0}, sort_keys=True
+    )
+
+
+@cache
+def _data_fingerprint(text: str) -> str:
+    data: ReportDataModule = instantiate(json.loads(text), _convert_="all")
+    data.setup()
+    return data.fingerprint

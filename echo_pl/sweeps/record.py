@@ -1,0 +1,176 @@
+"""A sweep in MLflow: one parent run, and a child run for every cell with its parameters, its scores or what was wrong with it.
+
+All of it is made from files that the jobs leave behind, so what MLflow did not take is logged when the sweep is started again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
+from omegaconf import DictConfig
+
+from echo_pl.runs.assemble import tracking_place
+from echo_pl.sweeps.cells import Cell
+from echo_pl.sweeps.plan import SCORES as SCORES_FILE
+from echo_pl.sweeps.plan import STUDIES, measurement
+from echo_pl.tracking.upload import be_patient
+
+PARENT, CELL, ERROR, SCORES, RUN_NAME = "mlflow.parentRunId", "echo_pl.cell", "echo_pl.error", "echo_pl.scores", "mlflow.runName"
+_TOLD = 2
+"""Raised when scores are logged in another way than before, so that what is there is logged anew."""
+BASE = "echo_pl.base"
+"""Tag of a cell: which one is the AR model that it comes from."""
+SWEEP = "echo_pl.sweep"
+"""Tag of a parent run: the sweep's name."""
+
+
+class SweepRecord:
+    """Keeps MLflow up to date with a sweep.
+
+    Args:
+        config: of any of its jobs.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        if config.mlflow is None:
+            raise ValueError("the cells of a sweep are compared from MLflow: leave mlflow=null out")
+        self.name = str(config.sweep.name)
+        self.experiment = str(config.mlflow.experiment)
+        self.uri, self.artifacts = tracking_place(config)
+        self.patient = config.mlflow.on_failure == "local"
+        self.measured = measurement(config)
+        self.runs = Path(config.outputs) / "runs"
+        self.parent: str | None = None
+        self._planned: Sequence[Cell] = ()
+        self._children: dict[str, Run] = {}
+        self._trouble: str | None = None
+
+    @property
+    def compare_command(self) -> str:
+        """What shows the sweep."""
+        return f"echo-pl compare --mlflow {self.uri} --experiment {self.experiment} --sweep {self.name}"
+
+    def begin(self, cells: Sequence[Cell]) -> None:
+        """Make the parent run and a child for every cell, or find them.
+
+        Raises:
+            OSError: MLflow cannot be reached, and ``mlflow.on_failure`` is ``error``.
+        """
+        be_patient()
+        self._planned = cells
+        self._try(self._open)
+        if self._trouble is not None and not self.patient:
+            raise OSError(f"MLflow at {self.uri} cannot be reached ({self._trouble}); start it, or give mlflow.on_failure=local")
+
+    def log(self, cells: Sequence[Cell], scores: Mapping[str, Mapping[str, float]], failed: Mapping[str, str]) -> None:
+        """Log every cell that has got something new."""
+
+        def everything() -> None:
+            if self.parent is None:
+                self._open()
+            for cell in cells:
+                if cell.part in scores:
+                    self._finished(cell, scores[cell.part])
+                elif cell.part in failed:
+                    self._failed(cell, failed[cell.part])
+
+        self._try(everything)
+
+    def end(self, failed: bool) -> None:
+        """Close the parent run, and say if MLflow did not take everything."""
+        if self._trouble is None and self.parent is not None:
+            parent = self.parent
+            self._try(lambda: MlflowClient(self.uri).set_terminated(parent, "FAILED" if failed else "FINISHED"))
+        if self._trouble is not None:
+            say(
+                f"MLflow at {self.uri} did not take the sweep's figures ({self._trouble}). They are in the run folders: start the "
+                "same command again when the server is there; it logs what is missing and trains nothing anew"
+            )
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (MlflowException, OSError) as error:
+            if self._trouble is None:
+                say(f"MLflow at {self.uri}: {str(error).splitlines()[0][:200]}; the sweep goes on and tries again")
+            self._trouble = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        else:
+            self._trouble = None
+
+    def _open(self) -> None:
+        client = MlflowClient(self.uri)
+        found = client.get_experiment_by_name(self.experiment)
+        experiment = client.create_experiment(self.experiment, self.artifacts) if found is None else found.experiment_id
+        parents = client.search_runs([experiment], f"tags.`{SWEEP}` = '{self.name}'", max_results=1)
+        if parents:
+            parent = parents[0]
+            client.update_run(parent.info.run_id, "RUNNING")
+        else:
+            parent = client.create_run(experiment, tags={RUN_NAME: self.name, SWEEP: self.name})
+        identifier = parent.info.run_id
+        for name, value in self.measured.items():
+            client.set_tag(identifier, f"echo_pl.measured.{name}", str(value))
+        self._children = {run.data.tags[CELL]: run for run in children(client, experiment, identifier)}
+        for cell in self._planned:
+            if cell.part not in self._children:
+                tags = {RUN_NAME: cell.label, PARENT: identifier, CELL: cell.part, BASE: cell.base}
+                run = client.create_run(experiment, tags=tags)
+                client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in cell.params.items()])
+                client.update_run(run.info.run_id, "SCHEDULED")
+                self._children[cell.part] = client.get_run(run.info.run_id)
+            elif BASE not in (known := self._children[cell.part]).data.tags:  # of a version that did not say it
+                client.set_tag(known.info.run_id, BASE, cell.base)
+        self.parent = identifier
+
+    def _finished(self, cell: Cell, scores: Mapping[str, float]) -> None:
+        told = hashlib.sha256(json.dumps([_TOLD, dict(scores)], sort_keys=True).encode()).hexdigest()[:16]
+        run = self._children[cell.part]
+        if run.info.status == "FINISHED" and run.data.tags.get(SCORES) == told:
+            return
+        client, identifier = MlflowClient(self.uri), run.info.run_id
+        # Of values at one time MLflow shows the largest, not the last; the same time for what is logged twice, one value then.
+        file = self.runs / cell.part / SCORES_FILE
+        time = max(run.info.start_time, int(file.stat().st_mtime * 1000) if file.is_file() else 0)
+        metrics = [Metric(name, float(value), time, 0) for name, value in scores.items() if math.isfinite(value)]
+        client.log_batch(identifier, metrics=metrics)
+        if (studies := self.runs / cell.part / STUDIES).is_file():
+            client.log_artifact(identifier, str(studies))
+        client.set_tag(identifier, SCORES, told)
+        if ERROR in run.data.tags:
+            client.delete_tag(identifier, ERROR)
+        client.set_terminated(identifier, "FINISHED")
+        self._children[cell.part] = client.get_run(identifier)
+
+    def _failed(self, cell: Cell, message: str) -> None:
+        run = self._children[cell.part]
+        if run.info.status == "FAILED" and run.data.tags.get(ERROR) == message[:500]:
+            return
+        client = MlflowClient(self.uri)
+        client.set_tag(run.info.run_id, ERROR, message[:500])
+        client.set_terminated(run.info.run_id, "FAILED")
+        self._children[cell.part] = client.get_run(run.info.run_id)
+
+
+def say(text: str) -> None:
+    """To a person: Hydra takes log handlers away and puts its own in their place."""
+    print(f"echo-pl: {text}", file=sys.stderr, flush=True)
+
+
+def children(client: MlflowClient, experiment: str, parent: str) -> list[Run]:
+    """All cells of a sweep, whatever their status."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'", max_results=1000, page_token=token)
+        found += [run for run in page if CELL in run.data.tags]
+        token = page.token
+        if not token:
+            return found

@@ -1,0 +1,1 @@
+"""MLflow: logger, local database first, upload."""
