@@ -23,7 +23,7 @@ from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import SCORES, Row, Setting
 from echo_pl.evaluation.table import text_table
 from echo_pl.io.atomic import write_bytes_atomic, write_text_atomic
-from echo_pl.stages.placement import deployed
+from echo_pl.stages.placement import merged_adapters
 from echo_pl.structs import SpecialTokens
 
 STAGES = ("rad", "dcd")
@@ -125,7 +125,7 @@ class SpeedupAblation(Callback):
         # Every rank decodes all studies, since a sharded model needs all ranks for its forwards; rank 0 writes.
         # Outside autocast, which is for training: timed is the model as it would be deployed, in its weights' own type.
         autocast = torch.autocast(pl_module.device.type, enabled=False)
-        with observing(trainer, pl_module), frozen(pl_module), autocast, deployed(module.vlm):
+        with observing(trainer, pl_module), frozen(pl_module), autocast, merged_adapters(module.vlm):
             data = report_data(trainer)
             batches = {
                 size: [batch.to(pl_module.device) for batch in data.held_out_batches(self.split, size, self.studies)]

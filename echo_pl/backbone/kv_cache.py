@@ -125,7 +125,7 @@ class BlockKVCache:
         self.length += tokens
 
     def keep_rows(self, rows_A: Tensor) -> None:
-        """Go on with these samples only, in this order; :func:`filled_from_the_end` gives the order that moves the fewest.
+        """Go on with these samples only, in this order; :func:`compact_row_order` gives the order that moves the fewest.
 
         Moves kept tokens within the buffers and allocates none. A sample may only move to a smaller row number.
         """
@@ -150,10 +150,10 @@ def computing_dtype(key: Tensor, value: Tensor) -> torch.dtype:
     return key.dtype if value.device.type == "cpu" else value.dtype
 
 
-def filled_from_the_end(active_B: Tensor) -> Tensor:
+def compact_row_order(active_B: Tensor) -> Tensor:
     """Row numbers of the active samples, with the last of them in the places of those that are not: int64 (A,).
 
-    >>> filled_from_the_end(torch.tensor([True, False, True, False, True])).tolist()
+    >>> compact_row_order(torch.tensor([True, False, True, False, True])).tolist()
     [0, 4, 2]
     """
     rows = active_B.nonzero()[:, 0]

@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echo_pl.diffusion.losses import Share, StepWeight, divergence_rows, mean_where, own, pseudo_label_loss, step_weights
+from echo_pl.diffusion.losses import (
+    GlobalCount,
+    StepWeight,
+    divergence_rows,
+    local_count,
+    mean_where,
+    pseudo_label_loss,
+    step_weights,
+)
 
 
 def entropy_rows(logits_MV: Tensor, temperature: float) -> Tensor:
@@ -29,7 +37,7 @@ def certainty_loss(
     copy_M: Tensor,
     entropy_weights: Sequence[float],
     temperature: float,
-    share: Share = own,
+    global_count: GlobalCount = local_count,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``sum_k CE_k + weight_k H_k`` over masked copies k (``dparallel``, ``d3llm``).
 
@@ -42,7 +50,7 @@ def certainty_loss(
         copy_M: masked copy of each row, from 0.
         entropy_weights: one per copy.
         temperature: of the entropy.
-        share: of the ranks, in what the means are divided by.
+        global_count: reduces the counts that means are divided by over all ranks.
 
     Returns:
         The loss, and its detached parts: ``ce`` and ``entropy`` (sums over the copies, unweighted) and ``right``, the
@@ -52,8 +60,8 @@ def certainty_loss(
     entropy_M = entropy_rows(logits_MV, temperature)
     right_M = logits_MV.argmax(-1) == token_M
     copies = [copy_M == k for k in range(len(entropy_weights))]
-    ce = torch.stack([mean_where(ce_M, copy, share) for copy in copies])
-    entropy = torch.stack([mean_where(entropy_M, copy & right_M, share) for copy in copies])
+    ce = torch.stack([mean_where(ce_M, copy, global_count) for copy in copies])
+    entropy = torch.stack([mean_where(entropy_M, copy & right_M, global_count) for copy in copies])
     loss = ce.sum() + (entropy * entropy.new_tensor(list(entropy_weights))).sum()
     parts = {"ce": ce.sum().detach(), "entropy": entropy.sum().detach(), "right": right_M.float().sum() / max(1, len(right_M))}
     return loss, parts
@@ -66,7 +74,7 @@ def nested_loss(
     over_M: Tensor,
     temperature: float,
     kl_weight: float,
-    share: Share = own,
+    global_count: GlobalCount = local_count,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``lambda T^2 KL(softmax(q_T / T) || softmax(z / T)) + (1 - lambda) CE`` (``dscd``).
 
@@ -77,15 +85,15 @@ def nested_loss(
         over_M: bool, rows of the KL; the cross-entropy is over all rows.
         temperature: T.
         kl_weight: lambda.
-        share: of the ranks, in what the means are divided by.
+        global_count: reduces the counts that means are divided by over all ranks.
 
     Returns:
         The loss, and its detached parts: ``kl`` (with T^2) and ``ce``.
     """
     target_MV = F.softmax(teacher_logits_MV.float() / temperature, dim=-1)
     kl_M = divergence_rows(logits_MV, target_MV, "forward_kl", temperature)
-    kl = temperature**2 * mean_where(kl_M, over_M, share)
-    ce = pseudo_label_loss(logits_MV, token_M, share)
+    kl = temperature**2 * mean_where(kl_M, over_M, global_count)
+    ce = pseudo_label_loss(logits_MV, token_M, global_count)
     return kl_weight * kl + (1 - kl_weight) * ce, {"kl": kl.detach(), "ce": ce.detach()}
 
 
@@ -102,7 +110,7 @@ def group_mean(value_M: Tensor, group_M: Tensor) -> Tensor:
 
 
 def discriminative_loss(
-    log_ratio_real_G: Tensor, log_ratio_fake_G: Tensor, alpha: float, beta: float, share: Share = own
+    log_ratio_real_G: Tensor, log_ratio_fake_G: Tensor, alpha: float, beta: float, global_count: GlobalCount = local_count
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``-log sig(b r_real) - a log(1 - sig(b r_fake))``, mean over groups (``ddo`` without its path term).
 
@@ -111,20 +119,20 @@ def discriminative_loss(
         log_ratio_fake_G: the same for the reference's own guess.
         alpha: a.
         beta: b.
-        share: of the ranks, in what the means are divided by.
+        global_count: reduces the counts that means are divided by over all ranks.
 
     Returns:
         The loss, and its detached parts: ``real`` and ``fake`` (unweighted).
     """
     every_G = torch.ones_like(log_ratio_real_G, dtype=torch.bool)
-    real = -mean_where(F.logsigmoid(beta * log_ratio_real_G), every_G, share)
-    fake = -mean_where(F.logsigmoid(-beta * log_ratio_fake_G), every_G, share)  # 1 - sig(x) = sig(-x)
+    real = -mean_where(F.logsigmoid(beta * log_ratio_real_G), every_G, global_count)
+    fake = -mean_where(F.logsigmoid(-beta * log_ratio_fake_G), every_G, global_count)  # 1 - sig(x) = sig(-x)
     return real + alpha * fake, {"real": real.detach(), "fake": fake.detach()}
 
 
 def weighted_pseudo_label_loss(
-    logits_MV: Tensor, token_M: Tensor, commit_step_M: Tensor, kind: StepWeight, share: Share = own
+    logits_MV: Tensor, token_M: Tensor, commit_step_M: Tensor, kind: StepWeight, global_count: GlobalCount = local_count
 ) -> Tensor:
     """Cross-entropy of the teacher's tokens, weighted by commit steps: the path CE of ``ddo``."""
     weight_M = step_weights(commit_step_M, kind)
-    return (weight_M * F.cross_entropy(logits_MV.float(), token_M, reduction="none")).sum() / share(weight_M.sum())
+    return (weight_M * F.cross_entropy(logits_MV.float(), token_M, reduction="none")).sum() / global_count(weight_M.sum())

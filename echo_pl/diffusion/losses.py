@@ -24,12 +24,12 @@ StepWeight = Literal["linear", "none"]
 WeightNorm = Literal["weights", "positions"]
 
 
-Share = Callable[[Tensor], Tensor]
-"""From what a mean is divided by on this rank to what all ranks together have, divided by their number; see :func:`own`."""
+GlobalCount = Callable[[Tensor], Tensor]
+"""From what a mean is divided by on this rank to what all ranks together have, divided by their number; see :func:`local_count`."""
 
 
-def own(count: Tensor) -> Tensor:
-    """The :data:`Share` of a single process: the count itself."""
+def local_count(count: Tensor) -> Tensor:
+    """The :data:`GlobalCount` of a single process: the count itself."""
     return count
 
 
@@ -158,7 +158,7 @@ def direct_conditional_loss(
     commit_step_M: Tensor,
     eos: int,
     config: DistillationConfig,
-    share: Share = own,
+    global_count: GlobalCount = local_count,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DCD: ``sum_i w(s_i) KL(P_i || p_i) / sum_i w(s_i) + lambda_eos * mean_{i: token_i = eos} CE(p_i, eos)``.
 
@@ -169,14 +169,14 @@ def direct_conditional_loss(
         commit_step_M: teacher's commit step of each position, from 1.
         eos: id of the eos token.
         config: the open choices.
-        share: of the ranks, in what the means are divided by.
+        global_count: reduces the counts that means are divided by over all ranks.
 
     Returns:
         The loss, and its detached parts: ``kl`` (weighted), ``eos_ce`` and, where it has a share, ``ce`` (weighted).
     """
     weight_M = step_weights(commit_step_M, config.step_weight)
     divergence_M = target_divergence(logits_MV, target, config)
-    norm = share((weight_M if config.weight_norm == "weights" else torch.ones_like(weight_M)).sum())
+    norm = global_count((weight_M if config.weight_norm == "weights" else torch.ones_like(weight_M)).sum())
     divergence = (weight_M * divergence_M).sum() / norm
     parts = {"kl": divergence.detach()}
     if config.ce_share:
@@ -185,13 +185,15 @@ def direct_conditional_loss(
         divergence = (1 - config.ce_share) * divergence + config.ce_share * ce
     is_eos_M = token_M == eos
     # A batch without eos has no eos term; a zero that still hangs on the graph keeps every rank's backward alike.
-    eos_ce = F.cross_entropy(logits_MV.float(), token_M, reduction="none")[is_eos_M].sum() / at_least_one(share(is_eos_M.sum()))
+    eos_ce = F.cross_entropy(logits_MV.float(), token_M, reduction="none")[is_eos_M].sum() / at_least_one(
+        global_count(is_eos_M.sum())
+    )
     return divergence + config.eos_weight * eos_ce, {**parts, "eos_ce": eos_ce.detach()}
 
 
-def mean_where(value_M: Tensor, chosen_M: Tensor, share: Share = own) -> Tensor:
+def mean_where(value_M: Tensor, chosen_M: Tensor, global_count: GlobalCount = local_count) -> Tensor:
     """Mean over the chosen rows; over none of them a zero that still hangs on the graph, as every rank needs a backward."""
-    return value_M.masked_fill(~chosen_M, 0.0).sum() / at_least_one(share(chosen_M.sum()))
+    return value_M.masked_fill(~chosen_M, 0.0).sum() / at_least_one(global_count(chosen_M.sum()))
 
 
 def at_least_one(count: Tensor) -> Tensor:
@@ -199,9 +201,9 @@ def at_least_one(count: Tensor) -> Tensor:
     return torch.where(count > 0, count, torch.ones_like(count))
 
 
-def pseudo_label_loss(logits_MV: Tensor, token_M: Tensor, share: Share = own) -> Tensor:
+def pseudo_label_loss(logits_MV: Tensor, token_M: Tensor, global_count: GlobalCount = local_count) -> Tensor:
     """Sequence-level distillation: cross-entropy of the teacher's tokens from the fully masked block (METHOD.md 3, ``ce``)."""
-    if share is own:
+    if global_count is local_count:
         return F.cross_entropy(logits_MV.float(), token_M)
     loss_M = F.cross_entropy(logits_MV.float(), token_M, reduction="none")
-    return mean_where(loss_M, torch.ones_like(token_M, dtype=torch.bool), share)
+    return mean_where(loss_M, torch.ones_like(token_M, dtype=torch.bool), global_count)

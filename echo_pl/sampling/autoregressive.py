@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
-from echo_pl.backbone.kv_cache import BlockKVCache, filled_from_the_end
+from echo_pl.backbone.kv_cache import BlockKVCache, compact_row_order
 from echo_pl.backbone.sharding import whole
 from echo_pl.backbone.static_cache import StaticCache
 from echo_pl.backbone.vlm import VLM
@@ -23,7 +23,7 @@ from echo_pl.sampling.config import LoopStop, TokenChoice
 from echo_pl.sampling.forwards import NfeCounter
 from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.remasking import Prediction, predict
-from echo_pl.sampling.repetition import in_loop, look_now
+from echo_pl.sampling.repetition import in_loop, is_loop_check_due
 from echo_pl.sampling.step import compiled, fixed_token, static_parts
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
@@ -141,7 +141,7 @@ class _Decode:
             if place + 1 == self.s.max_response_tokens or not bool(going_A.any()):
                 return
             if not bool(going_A.all()):
-                going = filled_from_the_end(going_A).to(self.device)
+                going = compact_row_order(going_A).to(self.device)
                 self.rows_A, self.behind_A = self.rows_A[going.cpu()], self.behind_A[going]
                 self.cache.keep_rows(going)
                 token_A1, history = token_A1[going], [past[going] for past in history]
@@ -152,7 +152,7 @@ class _Decode:
         token = token_A1[:, 0].cpu()
         self._written.append((self.rows_A, token))
         going = token != self.s.special.eos
-        if look_now(place, place + 1, self.s.max_response_tokens):
+        if is_loop_check_due(place, place + 1, self.s.max_response_tokens):
             looped = in_loop(torch.cat(history, dim=1), self.s.loop_stop).cpu() & going
             self.looped_B[self.rows_A] |= looped
             going &= ~looped

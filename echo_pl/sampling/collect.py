@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from echo_pl.sampling.config import DecodeConfig
-from echo_pl.sampling.given import Given
+from echo_pl.sampling.forced_prefix import ForcedPrefix
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.sampling.trajectory import TrajectoryRecorder
 from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity
@@ -18,7 +18,7 @@ from echo_pl.structs import Batch, Trajectory
 
 
 def usable_trajectories(
-    sampler: BlockSampler, batch: Batch, distributions: bool, top: int = 0, given: Given | None = None
+    sampler: BlockSampler, batch: Batch, distributions: bool, top: int = 0, prefix: ForcedPrefix | None = None
 ) -> tuple[list[Trajectory | None], CollectionCounts]:
     """Decode one batch with the teacher.
 
@@ -27,13 +27,13 @@ def usable_trajectories(
         batch: contexts.
         distributions: also record the distribution of every position.
         top: so many likeliest tokens of each, and what the others have together; 0: the whole of it.
-        given: blocks that the reports begin with, for the teacher to go on from.
+        prefix: blocks that the reports begin with, for the teacher to go on from.
 
     Returns:
         Per sample its trajectory, or None where it was dropped; and the counts.
     """
     recorder = TrajectoryRecorder(distributions, top)
-    result = sampler.generate(batch, recorder, given=given)
+    result = sampler.generate(batch, recorder, prefix=prefix)
     usable = result.stopped_B.tolist()
     trajectories = [t if ok else None for t, ok in zip(recorder.trajectories(batch.keys), usable, strict=True)]
     loops = int(result.looped_B.sum())

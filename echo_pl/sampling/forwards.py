@@ -62,7 +62,7 @@ class NfeCounter:
         return torch.bincount(torch.cat(rows), minlength=self._batch_size)
 
 
-def room_for(config: DecodeConfig) -> int:
+def cache_capacity(config: DecodeConfig) -> int:
     """Tokens that a decode takes in the cache behind the contexts.
 
     Three blocks more than the response: the tail and the last block of the absolute grid, and the two blocks of a fused step.
@@ -78,7 +78,7 @@ class CachedBlocks:
         self.vlm, self.config, self.counter = vlm, config, counter
         self.rows_A = torch.arange(len(start.behind_B))
         self.behind_A = start.behind_B
-        self.cache: BlockKVCache | StaticCache = start.rewind(room_for(config))
+        self.cache: BlockKVCache | StaticCache = start.rewind(cache_capacity(config))
         self._pending_AL: Tensor | None = None
 
     def denoise(self, canvas_AL: Tensor, block: int, working: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from echo_pl.sampling.config import LoopStop
 _STRIDE = 16
 
 
-def look_now(before: int, after: int, limit: int) -> bool:
+def is_loop_check_due(before: int, after: int, limit: int) -> bool:
     """Whether to look for a loop after reports grew from ``before`` to ``after`` tokens: once every 16 and at the limit.
 
     A loop needs several tokens to show, and looking costs a small model some percent of a block's time.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echo_pl.backbone.kv_cache import filled_from_the_end
+from echo_pl.backbone.kv_cache import compact_row_order
 from echo_pl.backbone.sharding import whole
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
@@ -25,10 +25,10 @@ from echo_pl.io.clock import now
 from echo_pl.sampling.bigrams import Bigrams
 from echo_pl.sampling.compiled import CompiledBlocks
 from echo_pl.sampling.config import DecodeConfig
-from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks, room_for
-from echo_pl.sampling.given import Given
+from echo_pl.sampling.forced_prefix import ForcedPrefix
+from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks, cache_capacity
 from echo_pl.sampling.prefill import Prefill, prefill
-from echo_pl.sampling.repetition import in_loop, look_now
+from echo_pl.sampling.repetition import in_loop, is_loop_check_due
 from echo_pl.sampling.step import TokenPath, commit
 from echo_pl.sampling.tilted import Tilt, TiltedBlocks
 from echo_pl.sampling.trajectory import Recorder
@@ -105,7 +105,7 @@ class BlockSampler:
 
     @torch.no_grad()
     def generate(
-        self, batch: Batch, recorder: Recorder | None = None, start: Prefill | None = None, given: Given | None = None
+        self, batch: Batch, recorder: Recorder | None = None, start: Prefill | None = None, prefix: ForcedPrefix | None = None
     ) -> DecodeResult:
         """Decode the contexts of a batch; its responses are not looked at.
 
@@ -113,7 +113,7 @@ class BlockSampler:
             batch: contexts, padded on the right, with their images.
             recorder: sees every commit.
             start: this batch's prefill by a sampler of the same layout; None: it is made here.
-            given: blocks that the reports begin with. A forward is spent on each, in step with the rest of the batch.
+            prefix: blocks that the reports begin with. A forward is spent on each, in step with the rest of the batch.
 
         Returns:
             Tokens, counts and times.
@@ -122,9 +122,11 @@ class BlockSampler:
             ValueError: the model has too few positions, or ``start`` too little room, fewer samples or another layout.
         """
         with whole(self.vlm), nullcontext() if self.tilt is None else whole(self.tilt.student):
-            return self._generate(batch, recorder, start, given)
+            return self._generate(batch, recorder, start, prefix)
 
-    def _generate(self, batch: Batch, recorder: Recorder | None, start: Prefill | None, given: Given | None) -> DecodeResult:
+    def _generate(
+        self, batch: Batch, recorder: Recorder | None, start: Prefill | None, prefix: ForcedPrefix | None
+    ) -> DecodeResult:
         device, config = batch.context_ids_BP.device, self.config
         self._never = torch.tensor(self.special.never_sampled, device=device)
         self.bigrams = None if self.bigrams is None else self.bigrams.to(device)
@@ -141,7 +143,7 @@ class BlockSampler:
             start.check(prompt.context_ids_BP.shape[1], config.context_attention, config.block_size)
             prefill_seconds, prefilled = start.seconds, now(device)
             blocks = self._cached(prompt, batch, start, counter)
-        progress = self._decode(prompt, batch.keys, blocks, recorder, given)
+        progress = self._decode(prompt, batch.keys, blocks, recorder, prefix)
         finished = now(device)
         return DecodeResult(
             **progress.reports(self.special.eos, config.max_response_tokens),
@@ -172,7 +174,7 @@ class BlockSampler:
             prompt.context_ids_BP,
             prompt.context_lengths_B,
             batch,
-            room=room_for(self.config),
+            room=cache_capacity(self.config),
             block_size=self.config.block_size,
             context_attention=self.config.context_attention,
             logits="none",
@@ -184,7 +186,7 @@ class BlockSampler:
         keys: Sequence[str],
         blocks: CachedBlocks | TiltedBlocks | UncachedBlocks,
         recorder: Recorder | None,
-        given: Given | None,
+        prefix: ForcedPrefix | None,
     ) -> _Progress:
         L, limit = self.config.block_size, self.config.max_response_tokens
         # A tail takes room in the first block, so the absolute grid may need one block more for the same response.
@@ -201,17 +203,17 @@ class BlockSampler:
             left_A = torch.full((len(rows_A),), L)
             if block == 0:
                 left_A -= progress.tail_B
-            if given is not None:
-                canvas_AL, open_AL = given.fill(canvas_AL, open_AL, rows_A, progress.tail_B, block)
+            if prefix is not None:
+                canvas_AL, open_AL = prefix.fill(canvas_AL, open_AL, rows_A, progress.tail_B, block)
                 left_A = open_AL.sum(-1).cpu()
             path = None if self.bigrams is None else self._path(history, prompt)
             final_AL = self._denoise_block(canvas_AL, open_AL, left_A, order_AL, path, block, blocks, recorder, generator)
             history.append(final_AL)
             ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
             looped_A = torch.zeros_like(ended_A)
-            if look_now(block * L, (block + 1) * L, limit):
+            if is_loop_check_due(block * L, (block + 1) * L, limit):
                 looped_A = in_loop(torch.cat(history, dim=1), self.config.loop_stop) & ~ended_A
-                if given is not None:
+                if prefix is not None:
                     looped_A &= open_AL.any(-1)  # what was given is not this decode's fault
             # The one host sync of a block whose number of steps is known: what was written, and who goes on?
             known = torch.cat([final_AL, ended_A[:, None], looped_A[:, None]], dim=1).cpu()
@@ -222,7 +224,7 @@ class BlockSampler:
             if block + 1 == N or not bool(active.any()):
                 break
             if not bool(active.all()):
-                going = filled_from_the_end(active).to(device)
+                going = compact_row_order(active).to(device)
                 blocks.keep_rows(going)
                 final_AL, history = final_AL[going], [past[going] for past in history]
             blocks.finish_block(final_AL, block)

@@ -24,7 +24,7 @@ from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.stages.distillation import Distillation
 from echo_pl.stages.mean_field import GapCheck
 from echo_pl.stages.optimization import Optimization
-from echo_pl.stages.placement import placed
+from echo_pl.stages.placement import shard_if_needed
 from echo_pl.stages.sequence_logits import SequenceLogits
 from echo_pl.stages.teacher_decode import Found
 from echo_pl.stages.trajectory_source import TrajectorySource
@@ -145,13 +145,13 @@ class DCDModule(L.LightningModule):
         teacher.requires_grad_(False)
         teacher.eval()
         self.phase_1.open(teacher, self.text.fingerprint)
-        object.__setattr__(self, "teacher", placed(self, teacher))
+        object.__setattr__(self, "teacher", shard_if_needed(self, teacher))
         student = self._build(self.start)
         student.freeze_vision()
         student.check_stored_features(self.text.vision_fingerprint)
         if self.lora is not None:
             add_lora(student, self.lora)
-        self.vlm = placed(self, student)
+        self.vlm = shard_if_needed(self, student)
 
     def _configure_to_validate(self) -> None:
         if self.trainer.training:
@@ -159,7 +159,7 @@ class DCDModule(L.LightningModule):
         student = self.backbone.build(self.text.special, self.text.vocab_size)
         if self.lora is not None:
             add_lora(student, self.lora)
-        self.vlm = placed(self, student)
+        self.vlm = shard_if_needed(self, student)
 
     def _build(self, start: str) -> VLM:
         vlm = self.backbone.build(self.text.special, self.text.vocab_size)

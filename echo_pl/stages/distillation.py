@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.vlm import VLM
-from echo_pl.diffusion.losses import own
+from echo_pl.diffusion.losses import local_count
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.objectives import Objective, Rows
 from echo_pl.diffusion.sequence import (
@@ -26,7 +26,7 @@ from echo_pl.diffusion.sequence import (
 )
 from echo_pl.stages.mean_field import gaps_of
 from echo_pl.stages.pseudo_labels import align, pseudo_labels, rows_of
-from echo_pl.stages.reduction import is_alone, share_of_ranks
+from echo_pl.stages.reduction import all_reduce_mean, is_distributed
 from echo_pl.stages.sequence_logits import SequenceLogits
 from echo_pl.stages.teacher_decode import Found
 from echo_pl.structs import Batch, SpecialTokens
@@ -58,12 +58,12 @@ class Distillation:
         masked_BKR = maskable_B1R & self.objective.student_masks(labels, progress, self._generators(batch, epoch))
         chosen_BKR = masked_BKR & labels.supervised_BR[:, None]
         logits_MV = self._predict(student, batch, blocked, masked_BKR, chosen_BKR)
-        share = own if is_alone() else share_of_ranks
-        rows = rows_of(logits_MV, labels, chosen_BKR, self.special.eos, self.objective.needs_targets, share)
+        global_count = all_reduce_mean if is_distributed() else local_count
+        rows = rows_of(logits_MV, labels, chosen_BKR, self.special.eos, self.objective.needs_targets, global_count)
         teacher_BKR = self.objective.teacher_masks(labels, progress, self._generators(batch, epoch))
         if teacher_BKR is not None:
             rows = self._teacher_rows(rows, teacher, batch, blocked, teacher_BKR & maskable_B1R, chosen_BKR)
-        if not bool(share_of_ranks(chosen_BKR.sum()) > 0):
+        if not bool(all_reduce_mean(chosen_BKR.sum()) > 0):
             # No usable trajectory on any rank: a zero on the graph, as there must be a backward.
             return logits_MV.sum() * 0.0, {}
         return self.objective.loss(rows, progress)

@@ -16,7 +16,7 @@ from echo_pl.backbone.vlm import VLM
 log = logging.getLogger(__name__)
 
 
-def placed(stage: L.LightningModule, vlm: VLM) -> VLM:
+def shard_if_needed(stage: L.LightningModule, vlm: VLM) -> VLM:
     """Compile a model that has its weights, if asked for, and shard it, if the trainer's strategy shards."""
     vlm.prepare_to_train()
     mesh = stage.device_mesh
@@ -27,7 +27,7 @@ def placed(stage: L.LightningModule, vlm: VLM) -> VLM:
 
 
 @contextmanager
-def deployed(vlm: VLM) -> Iterator[None]:
+def merged_adapters(vlm: VLM) -> Iterator[None]:
     """A model for a while as it would be deployed, to time it: low-rank adapters are part of the weights."""
     if not has_lora(vlm):
         yield

@@ -21,8 +21,8 @@ from echo_pl.diffusion.losses import next_token_loss
 from echo_pl.diffusion.sequence import autoregressive_sequence
 from echo_pl.sampling.autoregressive import AutoregressiveSampler
 from echo_pl.stages.optimization import Optimization
-from echo_pl.stages.placement import placed
-from echo_pl.stages.reduction import is_alone, share_of_ranks
+from echo_pl.stages.placement import shard_if_needed
+from echo_pl.stages.reduction import all_reduce_mean, is_distributed
 from echo_pl.stages.sequence_logits import SequenceLogits
 from echo_pl.stages.validation import GenerationCheck, TextTools
 from echo_pl.structs import Batch
@@ -73,7 +73,7 @@ class NormalizedPretrain(L.LightningModule):
             if self.start is not None:
                 load_weights(vlm, self.start, self.previous_stages)
             vlm.check_stored_features(self.text.vision_fingerprint)
-            self.vlm = placed(self, vlm)
+            self.vlm = shard_if_needed(self, vlm)
 
     @property
     def model(self) -> VLM:
@@ -99,7 +99,7 @@ class NormalizedPretrain(L.LightningModule):
         predicts_BT[:, P:-1] = real_BR[:, 1:]
         predicts_BT.scatter_(1, batch.context_lengths_B[:, None] - 1, True)
         logits_MV = self.logits(self.model, sequence, batch.images, predicts_BT)
-        positions = share_of_ranks(real_BR.sum()) if self.training and not is_alone() else None
+        positions = all_reduce_mean(real_BR.sum()) if self.training and is_distributed() else None
         return next_token_loss(logits_MV, batch.response_ids_BR[real_BR], positions)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:

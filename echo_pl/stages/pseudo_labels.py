@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from echo_pl.diffusion.losses import Share, own
+from echo_pl.diffusion.losses import GlobalCount, local_count
 from echo_pl.diffusion.objectives import PseudoLabels, Rows
 from echo_pl.diffusion.sequence import BlockedResponse
 from echo_pl.structs import TopTargets, Trajectory
@@ -61,7 +61,14 @@ def align(trajectories: list[Trajectory | None], blocked: BlockedResponse, with_
     )
 
 
-def rows_of(logits_MV: Tensor, labels: PseudoLabels, chosen_BKR: Tensor, eos: int, needs_targets: bool, share: Share = own) -> Rows:
+def rows_of(
+    logits_MV: Tensor,
+    labels: PseudoLabels,
+    chosen_BKR: Tensor,
+    eos: int,
+    needs_targets: bool,
+    global_count: GlobalCount = local_count,
+) -> Rows:
     """What an objective is given: predictions at the chosen positions of the masked copies, and what belongs to each."""
     sample_M, copy_M, place_M = chosen_BKR.nonzero(as_tuple=True)
     target_BRV, top_BR = labels.target_BRV, labels.top_BR
@@ -78,7 +85,7 @@ def rows_of(logits_MV: Tensor, labels: PseudoLabels, chosen_BKR: Tensor, eos: in
         eos=eos,
         target_MV=target_MV,
         top_M=None if top_BR is None else top_BR.at(sample_M, place_M),
-        share=share,
+        global_count=global_count,
     )
 
 

@@ -25,8 +25,8 @@ from echo_pl.diffusion.sequence import block_context, block_response, rad_sequen
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.stages.optimization import Optimization
-from echo_pl.stages.placement import placed
-from echo_pl.stages.reduction import share_of_ranks
+from echo_pl.stages.placement import shard_if_needed
+from echo_pl.stages.reduction import all_reduce_mean
 from echo_pl.stages.sequence_logits import SequenceLogits
 from echo_pl.stages.validation import GenerationCheck, TextTools, refuse_compile
 from echo_pl.structs import Batch
@@ -90,7 +90,7 @@ class RADModule(L.LightningModule):
             vlm.check_stored_features(self.text.vision_fingerprint)
             if self.lora is not None:
                 add_lora(vlm, self.lora)
-            self.vlm = placed(self, vlm)
+            self.vlm = shard_if_needed(self, vlm)
 
     @property
     def model(self) -> VLM:
@@ -124,7 +124,7 @@ class RADModule(L.LightningModule):
         chosen_BKR = noise.masked_BKR & blocked.supervised_BR[:, None]
         logits_MV = self.logits(self.model, sequence, batch.images, sequence.noisy_positions(chosen_BKR))
         counts = torch.stack([blocked.supervised_BR.sum() * self.noise.noise_copies, chosen_BKR.sum()])
-        supervised, masked = share_of_ranks(counts) if self.training else counts
+        supervised, masked = all_reduce_mean(counts) if self.training else counts
         t_M = noise.t_BKR[chosen_BKR]
         return masked_diffusion_loss(logits_MV, clean_BKR[chosen_BKR], t_M, self.loss_weight, supervised, masked)
 

@@ -8,17 +8,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def is_alone() -> bool:
-    """Whether there is one process."""
-    return not (dist.is_available() and dist.is_initialized())
+def is_distributed() -> bool:
+    """Return True if this process is one of a group."""
+    return dist.is_available() and dist.is_initialized()
 
 
-def share_of_ranks(count: Tensor) -> Tensor:
+def all_reduce_mean(count: Tensor) -> Tensor:
     """A count summed over all ranks, divided by their number.
 
     Every rank must call it, in the same order as its other collectives.
     """
-    if is_alone():
+    if not is_distributed():
         return count
     total = count.detach().float().clone()
     dist.all_reduce(total)

@@ -14,7 +14,7 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.sampling.collect import usable_trajectories
 from echo_pl.sampling.config import DecodeConfig
-from echo_pl.sampling.given import Given, completed, drawn_prefixes
+from echo_pl.sampling.forced_prefix import prepend_prefix, sample_prefix_lengths
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.sampling.tilted import Tilt
 from echo_pl.sampling.trajectory import TrajectoryRecorder
@@ -64,8 +64,8 @@ class TeacherDecode:
             recorder = TrajectoryRecorder()
             BlockSampler(student, self.special, one_step).generate(batch, recorder)
             written = recorder.trajectories(batch.keys)
-            given: Given = drawn_prefixes(written, tails, share, self.special.eos, generators)
-            found, counts = usable_trajectories(self._sampler(teacher, student), batch, distributions, given=given)
+            forced = sample_prefix_lengths(written, tails, share, self.special.eos, generators)
+            found, counts = usable_trajectories(self._sampler(teacher, student), batch, distributions, prefix=forced)
         L = self.decode.block_size
-        prefixes = [given.prefix(row, tail, L) for row, tail in enumerate(tails.tolist())]
-        return [None if t is None else completed(t, prefix) for t, prefix in zip(found, prefixes, strict=True)], counts
+        prefixes = [forced.tokens(row, tail, L) for row, tail in enumerate(tails.tolist())]
+        return [None if t is None else prepend_prefix(t, prefix) for t, prefix in zip(found, prefixes, strict=True)], counts

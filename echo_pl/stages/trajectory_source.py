@@ -15,7 +15,7 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling.collect import store_identity
 from echo_pl.sampling.config import DecodeConfig, check_weight
 from echo_pl.sampling.trajectory_store import CollectionCounts, TrajectoryStore
-from echo_pl.stages.reduction import is_alone
+from echo_pl.stages.reduction import is_distributed
 from echo_pl.stages.teacher_decode import Found, TeacherDecode
 from echo_pl.structs import Batch, SpecialTokens
 
@@ -117,7 +117,7 @@ class TrajectorySource:
 
     def _count(self, counts: CollectionCounts, device: torch.device) -> None:
         dropped = torch.tensor([counts.dropped_loops, counts.dropped_endless], device=device)
-        if not is_alone():
+        if is_distributed():
             torch.distributed.all_reduce(dropped)
         loops, endless = dropped.tolist()
         self.dropped = {"loops": self.dropped["loops"] + loops, "endless": self.dropped["endless"] + endless}

@@ -11,7 +11,7 @@ from stage_parts import dcd
 
 from echo_pl.diffusion.objectives import DirectConditional, NestedConsistency, SequenceLevel, TrajectoryOrder
 from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
-from echo_pl.sampling.given import Given
+from echo_pl.sampling.forced_prefix import ForcedPrefix
 from echo_pl.stages.dcd import DCDModule
 from echo_pl.stages.pseudo_labels import align
 from echo_pl.structs import Batch
@@ -55,7 +55,7 @@ def test_the_student_begins_and_the_teacher_completes(batch, grid):
         assert begun.tolist() == written[row][: len(begun)]
         recorder = TrajectoryRecorder(distributions=True)
         BlockSampler(module.teacher, SPECIAL, module.decode).generate(
-            rows_of(batch, row), recorder, given=Given.of([begun], [blocks])
+            rows_of(batch, row), recorder, prefix=ForcedPrefix.of([begun], [blocks])
         )
         (alone,) = recorder.trajectories(["alone"])
         assert trajectory.token_R[len(begun) :].tolist() == alone.token_R.tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from echo_pl.backbone.kv_cache import BlockKVCache, filled_from_the_end
+from echo_pl.backbone.kv_cache import BlockKVCache, compact_row_order
 
 
 def step(cache: BlockKVCache, mark: float, tokens: int) -> torch.Tensor:
@@ -40,7 +40,7 @@ def test_rows_that_go_on_keep_their_keys_and_padding_in_the_same_memory():
     cache.keep(4)
     cache.hide_padding(torch.tensor([2, 4, 3, 1]), 4, torch.float32)
     before = [buffer.data_ptr() for buffer in (*cache._keys, *cache._values)]
-    cache.keep_rows(filled_from_the_end(torch.tensor([False, False, True, True])))
+    cache.keep_rows(compact_row_order(torch.tensor([False, False, True, True])))
     assert [buffer.data_ptr() for buffer in (*cache._keys, *cache._values)] == before
     assert cache.batch_size == 2
     assert (cache.padding.bias[:, 0, 0] == 0).sum(1).tolist() == [4 + 1, 4 + 3]
@@ -62,7 +62,7 @@ def test_only_padding_is_hidden():
 
 @pytest.mark.parametrize("active", [[True] * 4, [True, False, True, True], [False, False, True, True], [False, True, False, False]])
 def test_the_last_rows_fill_the_holes(active):
-    order = filled_from_the_end(torch.tensor(active)).tolist()
+    order = compact_row_order(torch.tensor(active)).tolist()
     assert sorted(order) == [row for row, goes_on in enumerate(active) if goes_on]
     assert all(old >= new for new, old in enumerate(order))
     assert all(old == new for new, old in enumerate(order) if active[new])

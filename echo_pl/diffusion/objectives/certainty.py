@@ -55,5 +55,5 @@ class CertaintyForcing(Objective):
     def loss(self, rows: Rows, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """See :func:`echo_pl.diffusion.distillation_losses.certainty_loss`."""
         return certainty_loss(
-            rows.logits_MV, rows.token_M, rows.copy_M, (self.beta, self.beta), self.entropy_temperature, rows.share
+            rows.logits_MV, rows.token_M, rows.copy_M, (self.beta, self.beta), self.entropy_temperature, rows.global_count
         )

@@ -37,4 +37,6 @@ class DirectConditional(Objective):
         """See :func:`echo_pl.diffusion.losses.direct_conditional_loss`."""
         target = rows.target_MV if rows.top_M is None else rows.top_M
         assert target is not None, "dcd needs trajectories with distributions"
-        return direct_conditional_loss(rows.logits_MV, target, rows.token_M, rows.commit_step_M, rows.eos, self.config, rows.share)
+        return direct_conditional_loss(
+            rows.logits_MV, target, rows.token_M, rows.commit_step_M, rows.eos, self.config, rows.global_count
+        )

@@ -92,6 +92,8 @@ class Discriminative(Objective):
             group_mean(token_log_probs(student_MV, token_M) - token_log_probs(reference_MV, token_M), group_M)
             for token_M in (rows.token_M, reference_MV.argmax(-1))
         )
-        loss, parts = discriminative_loss(log_ratio_real_G, log_ratio_fake_G, self.alpha, self.beta, rows.share)
-        path = weighted_pseudo_label_loss(rows.logits_MV, rows.token_M, rows.commit_step_M, self.path_step_weight, rows.share)
+        loss, parts = discriminative_loss(log_ratio_real_G, log_ratio_fake_G, self.alpha, self.beta, rows.global_count)
+        path = weighted_pseudo_label_loss(
+            rows.logits_MV, rows.token_M, rows.commit_step_M, self.path_step_weight, rows.global_count
+        )
         return loss + self.path_weight * path, {**parts, "path_ce": path.detach()}

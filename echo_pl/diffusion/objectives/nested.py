@@ -96,5 +96,5 @@ class NestedConsistency(Objective):
         assert rows.reference_masked_M is not None, "dscd needs the teacher's masks"
         over_M = rows.reference_masked_M if self.kl_positions == "both" else torch.ones_like(rows.reference_masked_M)
         return nested_loss(
-            rows.logits_MV, rows.reference_logits_MV, rows.token_M, over_M, self.temperature, self.kl_weight, rows.share
+            rows.logits_MV, rows.reference_logits_MV, rows.token_M, over_M, self.temperature, self.kl_weight, rows.global_count
         )

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from echo_pl.diffusion.losses import Share, own
+from echo_pl.diffusion.losses import GlobalCount, local_count
 from echo_pl.structs import TopTargets
 
 
@@ -58,7 +58,7 @@ class Rows:
     """The frozen teacher's, at the same rows of ``teacher_masks``; -inf for ids that no decoder emits. If asked for."""
     reference_masked_M: Tensor | None = None
     """bool: the teacher, too, saw the position masked."""
-    share: Share = own
+    global_count: GlobalCount = local_count
     """For means: from a count on this rank to that of all ranks, divided by their number."""
 
 

@@ -26,4 +26,4 @@ class SequenceLevel(Objective):
 
     def loss(self, rows: Rows, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """See :func:`echo_pl.diffusion.losses.pseudo_label_loss`."""
-        return pseudo_label_loss(rows.logits_MV, rows.token_M, rows.share), {}
+        return pseudo_label_loss(rows.logits_MV, rows.token_M, rows.global_count), {}

@@ -71,6 +71,6 @@ class TrajectoryOrder(Objective):
     def loss(self, rows: Rows, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """See :func:`echo_pl.diffusion.distillation_losses.certainty_loss`."""
         loss, parts = certainty_loss(
-            rows.logits_MV, rows.token_M, rows.copy_M, (self.entropy_weight, 0.0), self.entropy_temperature, rows.share
+            rows.logits_MV, rows.token_M, rows.copy_M, (self.entropy_weight, 0.0), self.entropy_temperature, rows.global_count
         )
         return loss / 4, parts

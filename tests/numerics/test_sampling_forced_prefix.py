@@ -14,7 +14,7 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.top_targets import top_targets
 from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
-from echo_pl.sampling.given import Given, completed, drawn_prefixes
+from echo_pl.sampling.forced_prefix import ForcedPrefix, prepend_prefix, sample_prefix_lengths
 from echo_pl.structs import Batch, Trajectory
 
 CONTEXTS = [9, 12, 11, 14]
@@ -50,7 +50,7 @@ def test_the_teacher_goes_on_from_what_is_given(vlm, batch, grid, mode, kv_cache
         block_size=L, max_response_tokens=LIMIT, confidence_threshold=TAU, kv_cache=kv_cache, grid=grid, context_attention=mode
     )
     recorder = TrajectoryRecorder(distributions=True)
-    result = BlockSampler(vlm, SPECIAL, config).generate(batch, recorder, given=Given.of(begun, blocks))
+    result = BlockSampler(vlm, SPECIAL, config).generate(batch, recorder, prefix=ForcedPrefix.of(begun, blocks))
     network = stock_network(vlm)
     for row, trajectory in enumerate(recorder.trajectories(batch.keys)):
         long_way = LongWay(network, rows_of(batch, row), grid, mode, given=begun[row].tolist())
@@ -66,7 +66,9 @@ def test_nothing_given_is_a_plain_decode(vlm, batch):
     config = DecodeConfig(block_size=L, max_response_tokens=LIMIT, confidence_threshold=TAU)
     plain, none = TrajectoryRecorder(True), TrajectoryRecorder(True)
     BlockSampler(vlm, SPECIAL, config).generate(batch, plain)
-    BlockSampler(vlm, SPECIAL, config).generate(batch, none, given=Given.of([torch.empty(0, dtype=torch.long)] * 4, [0] * 4))
+    BlockSampler(vlm, SPECIAL, config).generate(
+        batch, none, prefix=ForcedPrefix.of([torch.empty(0, dtype=torch.long)] * 4, [0] * 4)
+    )
     for one, other in zip(plain.trajectories(batch.keys), none.trajectories(batch.keys), strict=True):
         assert torch.equal(one.token_R, other.token_R)
         assert torch.equal(one.target_RV, other.target_RV)
@@ -80,10 +82,10 @@ def trajectory(tokens: list[int]) -> Trajectory:
     )  # fmt: skip
 
 
-def draw(tokens: list[int], share: float = 1.0, tail: int = 0, number: int = 300) -> Given:
+def draw(tokens: list[int], share: float = 1.0, tail: int = 0, number: int = 300) -> ForcedPrefix:
     written = [trajectory(tokens)] * number
     generators = [sample_generator(0, f"study-{n}", 0) for n in range(number)]
-    return drawn_prefixes(written, torch.full((number,), tail), share, E, generators)
+    return sample_prefix_lengths(written, torch.full((number,), tail), share, E, generators)
 
 
 def test_a_prefix_ends_before_the_block_with_eos():
@@ -93,14 +95,14 @@ def test_a_prefix_ends_before_the_block_with_eos():
     assert abs(float((given.blocks_B == 1).float().mean()) - 0.5) < 0.1
     for row in range(20):
         n = int(given.blocks_B[row])
-        assert given.prefix(row, 0, L).tolist() == tokens[: n * L]
+        assert given.tokens(row, 0, L).tolist() == tokens[: n * L]
 
 
 def test_a_prefix_behind_a_context_tail_is_shorter_by_it():
     tokens = [*range(10, 19), E]  # with a tail of two: blocks of 2, 4 and 4 tokens, eos at the end of the third
     given = draw(tokens, tail=2)
     assert set(given.blocks_B.tolist()) == {1, 2}
-    assert {tuple(given.prefix(row, 2, L).tolist()) for row in range(300)} == {tuple(tokens[:2]), tuple(tokens[:6])}
+    assert {tuple(given.tokens(row, 2, L).tolist()) for row in range(300)} == {tuple(tokens[:2]), tuple(tokens[:6])}
 
 
 def test_without_eos_the_last_block_is_left_and_in_one_block_nothing_is_given():
@@ -117,11 +119,11 @@ def test_the_share_is_one_of_the_samples():
 
 def test_what_was_given_has_no_step_and_no_target():
     one = trajectory([20, 21, 22, E])
-    whole = completed(one, torch.tensor([10, 11, 12, 13]))
+    whole = prepend_prefix(one, torch.tensor([10, 11, 12, 13]))
     assert whole.token_R.tolist() == [10, 11, 12, 13, 20, 21, 22, E]
     assert whole.commit_step_R.tolist() == [0] * 4 + [1] * 4
     assert float(whole.target_RV[:4].abs().sum()) == 0
     assert torch.equal(whole.target_RV[4:], one.target_RV)
     topped = replace(one, target_RV=None, top=top_targets(one.target_RV, 2))
-    assert completed(topped, torch.tensor([10, 11, 12, 13])).top.token_MK.shape == (8, 2)
-    assert completed(one, torch.empty(0, dtype=torch.long)) is one
+    assert prepend_prefix(topped, torch.tensor([10, 11, 12, 13])).top.token_MK.shape == (8, 2)
+    assert prepend_prefix(one, torch.empty(0, dtype=torch.long)) is one

@@ -17,7 +17,7 @@ from echo_pl.structs import TopTargets, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class ForcedPrefix:
     """The first blocks of every sample's report, in whole blocks: none for some, perhaps."""
 
     token_BW: Tensor
@@ -25,12 +25,12 @@ class Given:
     blocks_B: Tensor
     """How many blocks of each sample are given; on the CPU."""
 
-    def prefix(self, row: int, tail: int, block_size: int) -> Tensor:
+    def tokens(self, row: int, tail: int, block_size: int) -> Tensor:
         """The given tokens of one sample, without padding."""
         return self.token_BW[row, : max(0, int(self.blocks_B[row]) * block_size - tail)]
 
     @classmethod
-    def of(cls, prefixes: Sequence[Tensor], blocks: Sequence[int]) -> Given:
+    def of(cls, prefixes: Sequence[Tensor], blocks: Sequence[int]) -> ForcedPrefix:
         """From one 1-D tensor of tokens per sample, and its number of blocks."""
         return cls(token_BW=torch.nn.utils.rnn.pad_sequence(list(prefixes), batch_first=True), blocks_B=torch.tensor(list(blocks)))
 
@@ -54,9 +54,9 @@ class Given:
         return torch.where(take_AL, token_AL, canvas_AL), open_AL & ~take_AL
 
 
-def drawn_prefixes(
+def sample_prefix_lengths(
     written: Sequence[Trajectory], tail_B: Tensor, share: float, eos: int, generators: Sequence[torch.Generator]
-) -> Given:
+) -> ForcedPrefix:
     """For a share of the samples, a number of the first blocks that a student wrote; for the others none.
 
     The number is uniform from one to all blocks before the one with eos (before the last one, where there is no eos), so that
@@ -78,10 +78,10 @@ def drawn_prefixes(
         number = 1 + int(place * most) if most and chosen < share else 0
         prefixes.append(token_R[: max(0, number * L - tail)])
         blocks.append(number)
-    return Given.of(prefixes, blocks)
+    return ForcedPrefix.of(prefixes, blocks)
 
 
-def completed(trajectory: Trajectory, prefix_R: Tensor) -> Trajectory:
+def prepend_prefix(trajectory: Trajectory, prefix_R: Tensor) -> Trajectory:
     """A trajectory behind the tokens that were given to it: these have commit step 0, and no targets."""
     W = len(prefix_R)
     if not W:
