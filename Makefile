@@ -32,15 +32,15 @@ $(DEV): $(READY)
 	touch $@
 
 demo: $(READY) ## the whole story: corpus, three stages, held-out table -> outputs/demo (ARGS="block_size=4")
-	$(BIN)/python -m echo_pl.cli.demo $(ARGS)
+	$(BIN)/python -m echo_pl.sweeps.demo $(ARGS)
 
 demo-real: $(READY) ## the same on real X-rays in REAL_DATA=<folder> -> outputs/demo-real
-	$(BIN)/python -m echo_pl.cli.demo --data nih --source $(REAL_DATA) $(ARGS)
+	$(BIN)/python -m echo_pl.sweeps.demo --data nih --source $(REAL_DATA) $(ARGS)
 
 data: $(DATA) ## make the synthetic corpus in outputs/data
 
 $(DATA): $(READY)
-	$(BIN)/python -m echo_pl.cli.corpus_make synthetic --out outputs/data/synthetic
+	$(BIN)/python -m echo_pl.data.pipeline.make_corpus synthetic --out outputs/data/synthetic
 
 warmup: $(DATA) ## warm the tiny vision tower up on finding labels (before stage 1)
 	$(BIN)/echo-pl stage=warmup $(ARGS)
@@ -76,16 +76,16 @@ compare: $(READY) ## quality against speed of a sweep, from MLflow -> outputs/co
 	$(BIN)/echo-pl compare $(ARGS)
 
 bench: $(READY) ## time every way of decoding on this machine -> outputs/bench (ARGS="models=[tiny] contexts=[300]")
-	$(BIN)/python -m echo_pl.cli.bench_decode $(ARGS)
+	$(BIN)/python -m echo_pl.bench.decode_report $(ARGS)
 
 bench-rad: $(READY) ## time a training step in every layout -> outputs/bench (ARGS="models=[d128] contexts=[256]")
-	$(BIN)/python -m echo_pl.cli.bench_train $(ARGS)
+	$(BIN)/python -m echo_pl.bench.rad_report $(ARGS)
 
 bench-data: $(READY) ## time reading, decoding and batches, from a folder and over HTTP -> outputs/bench (ARGS="--rounds 9")
-	$(BIN)/python -m echo_pl.cli.bench_data $(ARGS)
+	$(BIN)/python -m echo_pl.bench.data $(ARGS)
 
 bench-copies: $(DATA) ## K noisy copies at equal training time -> outputs/bench/copies (from the newest stage 1; 20 minutes)
-	$(BIN)/python -m echo_pl.cli.bench_copies $(if $(ARGS),--set $(ARGS))
+	$(BIN)/python -m echo_pl.bench.copies $(if $(ARGS),--set $(ARGS))
 
 prepare: $(READY) ## a dataset's files to shards (ARGS="--reader iu_openi --source <folder> --out outputs/data/iu"; exit status 3: see the card)
 	$(BIN)/echo-pl prepare $(ARGS)
@@ -94,7 +94,7 @@ view: $(READY) ## the studies of a shard as a page (ARGS="outputs/data/iu/train-
 	$(BIN)/echo-pl view $(ARGS)
 
 features: $(DATA) ## store the frozen vision tower's output -> outputs/features/synthetic, for data.stored_features=
-	$(BIN)/python -m echo_pl.cli.corpus_features --out outputs/features/synthetic $(ARGS)
+	$(BIN)/python -m echo_pl.runs.stored_features --out outputs/features/synthetic $(ARGS)
 
 test: $(DEV) ## run the tests, in WORKERS=2 processes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

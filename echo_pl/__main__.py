@@ -20,9 +20,9 @@ COMMANDS = {
     "prepare": "echo_pl.cli.corpus_prepare",
     "view": "echo_pl.cli.corpus_view",
     "collect": "echo_pl.distill.collect_trajectories",
-    "gap": "echo_pl.cli.trajectories_gap",
+    "gap": "echo_pl.distill.gap",
     "evaluate": "echo_pl.cli.evaluate",
-    "compare": "echo_pl.cli.compare",
+    "compare": "echo_pl.sweeps.compare",
     "upload": "echo_pl.cli.mlflow_upload",
 }
 """First words of a command line that are no override: each is a tool with options of its own, and nothing is composed."""

@@ -17,10 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from echo_pl.cli.command_line import command_line
 from echo_pl.cli.evaluate_inputs import Inputs, read_inputs
 from echo_pl.cli.evaluate_options import LABELLER, parser, refuse_bad_options, refuse_with_upload
-from echo_pl.cli.evaluation_upload import upload
 from echo_pl.config.errors import reported
 from echo_pl.data.synthetic import make_judge
 from echo_pl.evaluation.cases import Case, check_language, formatted
@@ -32,7 +30,9 @@ from echo_pl.evaluation.score_page import score_page
 from echo_pl.evaluation.score_report import ScoreReport, number, probability, shown_cases, span
 from echo_pl.evaluation.scoring import Compared, Counted, Resampling, Scored, against, count, given, summarize
 from echo_pl.evaluation.training_words import training_vocabulary
+from echo_pl.evaluation.upload import upload
 from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.command_line import command_line
 from echo_pl.metrics.counted import PairMetric
 from echo_pl.metrics.words import words_of
 from echo_pl.reports.labeller import Labeller

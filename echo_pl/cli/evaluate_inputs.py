@@ -82,7 +82,7 @@ def _from_files(args: argparse.Namespace) -> Inputs:
 
 
 def _decoded(args: argparse.Namespace) -> Inputs:
-    from echo_pl.cli.evaluate_checkpoint import decode_checkpoint  # training's libraries take seconds to import
+    from echo_pl.distill.decode_checkpoint import decode_checkpoint  # training's libraries take seconds to import
 
     args.out.mkdir(parents=True, exist_ok=True)  # now, and not after the decode, which would be lost
     size = BATCH_SIZE if args.batch_size is None else args.batch_size

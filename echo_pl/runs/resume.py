@@ -81,7 +81,7 @@ def of_this_trainer(config: DictConfig, path: Path) -> Path:
     if is_sharded_checkpoint(path) and not shards(config):
         raise ValueError(
             f"{path} is sharded, and this trainer does not shard: resume it with trainer=fsdp2, or make one file of it: "
-            f"python -m echo_pl.cli.checkpoint merge {path} {path.with_suffix('.merged.ckpt')}"
+            f"python -m echo_pl.runs.checkpoint_files merge {path} {path.with_suffix('.merged.ckpt')}"
         )
     if shards(config) and config.task == "fit" and path.is_file() and is_numbered_by_groups(path):
         raise ValueError(

@@ -15,10 +15,10 @@ from omegaconf.errors import MissingMandatoryValue
 
 from echo_pl.backbone.factory import PretrainedBackbone, TinyBackbone
 from echo_pl.backbone.lora import LoraSettings
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import EXPERIMENTS, compose_config
 from echo_pl.config.keys import check_keys
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.distributed.fsdp2 import FSDP2Strategy
 from echo_pl.runs.assemble import make_stage, make_trainer

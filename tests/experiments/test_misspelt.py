@@ -11,10 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import EXPERIMENTS
 from echo_pl.config.errors import TRACEBACK, reported
 from echo_pl.config.keys import target
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.run import run
 
 

@@ -11,8 +11,8 @@ import torch
 from ranks import SIZES, SMALL, pretrained_checkpoint
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import EXPERIMENTS, compose_config
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.distill.collect_trajectories import collect_trajectories
 from echo_pl.runs.run import run
 

@@ -19,8 +19,8 @@ from forked import begin_child
 from ranks import SIZES
 from stage_parts import BACKBONE, lively, record, write_checkpoint
 
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.distill.collect_trajectories import main
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.sampling.trajectory_writer import TrajectoryWriter

@@ -25,13 +25,13 @@ import echo_pl.__main__
 from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.sharded_files import stored_shapes
-from echo_pl.cli.checkpoint import merge, to_hf
-from echo_pl.cli.corpus_features import store_features
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.io.run_folders import left_behind, read_info
+from echo_pl.runs.checkpoint_files import merge, to_hf
 from echo_pl.runs.resume import whole_or_previous
+from echo_pl.runs.stored_features import store_features
 
 TWO = ["stage.batch_size=2", "trainer.devices=2"]
 PATIENCE = 300
@@ -341,7 +341,7 @@ def test_a_sharded_run_goes_on_without_sharding_once_merged(data_root, outputs, 
     own = ["stage=rad", f"start={pretrained}", "stage.batch_size=4"]
     refused = command(data_root, outputs / "merged", *own, f"resume={last}")
     assert refused.returncode == 2
-    assert f"python -m echo_pl.cli.checkpoint merge {last}" in refused.stderr
+    assert f"python -m echo_pl.runs.checkpoint_files merge {last}" in refused.stderr
     whole = last.with_name("merged.ckpt")
     merge(last, whole)
     done = command(data_root, outputs / "merged", *own, f"resume={whole}")

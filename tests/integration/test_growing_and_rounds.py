@@ -10,8 +10,8 @@ import torch
 from ranks import SIZES, SMALL, pretrained_checkpoint
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import compose_config
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.baseline import ancestor
 from echo_pl.runs.run import RunOutcome, run
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
-from echo_pl.cli.checkpoint import describe, to_hf
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.distill.collect_trajectories import collect_trajectories
+from echo_pl.runs.checkpoint_files import describe, to_hf
 from echo_pl.runs.run import RunOutcome, run
 
 LORA = ["lora=all_linear", "stage.module.lora.rank=4"]

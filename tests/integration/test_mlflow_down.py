@@ -12,9 +12,9 @@ from mlflow_server import Server, mlflow_server
 from ranks import SIZES, SMALL
 
 from echo_pl.backbone.checkpoint import read_checkpoint
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.cli.mlflow_upload import upload
 from echo_pl.config.compose import compose_config
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.run import RunOutcome, run
 
 OWN = [

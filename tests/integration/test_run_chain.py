@@ -17,15 +17,15 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 
 from echo_pl.backbone.checkpoint import read_checkpoint
-from echo_pl.cli.checkpoint import from_hf, to_hf
-from echo_pl.cli.corpus_features import store_features
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import compose_config
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.io.checkpoints import WholeFileIO
 from echo_pl.io.run_folders import left_behind, read_info
+from echo_pl.runs.checkpoint_files import from_hf, to_hf
 from echo_pl.runs.checkpointing import StoppedError
 from echo_pl.runs.finite_loss import NonFiniteLossError
 from echo_pl.runs.run import RunOutcome, run
+from echo_pl.runs.stored_features import store_features
 
 SMALL = [
     "threads=1",

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from callbacks.trajectory_logger import TrajectoryLogger
 from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.backbone.fingerprint import weights_fingerprint
-from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.diffusion.objectives import SequenceLevel
 from echo_pl.runs.assemble import text_tools

@@ -21,7 +21,7 @@ from cluster import Cluster, cluster
 from ranks import SIZES, SMALL, assert_same_steps, assert_trained_alike, pretrained_checkpoint, probe, weights
 
 from echo_pl.backbone.checkpoint import read_checkpoint
-from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.io.run_folders import read_info
 
 REPOSITORY = Path(__file__).resolve().parents[2]

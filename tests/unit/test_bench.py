@@ -9,13 +9,13 @@ import mlflow
 import pytest
 import torch
 
+from echo_pl.bench import decode_report as bench
 from echo_pl.bench.costs import costs
 from echo_pl.bench.decode import Grid, Timing
+from echo_pl.bench.decode_report import load_config, main
 from echo_pl.bench.machine import Limits
 from echo_pl.bench.models import NEVER_ENDS, BenchModel, text_prompts
 from echo_pl.bench.roofline import Forward, ModelShape, calculation, least_autoregressive, least_one_step, least_seconds
-from echo_pl.cli import bench_decode as bench
-from echo_pl.cli.bench_decode import load_config, main
 from echo_pl.structs import DecodeResult
 
 RESULT = DecodeResult(

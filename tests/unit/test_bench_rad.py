@@ -11,8 +11,8 @@ from models import SPECIAL, exact_norms, make_batch, small_vlm
 
 from echo_pl.bench.full_duplication import full_duplication, full_duplication_positions
 from echo_pl.bench.rad import TrainingGrid, arithmetic, variants
+from echo_pl.bench.rad_report import main
 from echo_pl.bench.roofline import QWEN2_5_VL_7B, ModelShape
-from echo_pl.cli.bench_train import main
 from echo_pl.diffusion.sequence import BlockLayout, block_context, block_response, rad_sequence
 
 SIZES = {"width": 32, "layers": 2, "heads": 2, "key_heads": 1, "mlp_width": 48, "vocabulary": 64}

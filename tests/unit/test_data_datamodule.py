@@ -17,11 +17,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.data.loading import stream
 from echo_pl.data.loading.collator import ReportCollator
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.loading.processor import ReportProcessor
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.data.store.shard_writer import encode_study, write_corpus
 from echo_pl.data.store.webdataset_secure import TarWriter
@@ -391,7 +391,7 @@ def test_loaders_leave_torch_s_own_generator_alone(root):
 
 
 def test_a_missing_corpus_says_how_to_make_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no index.json in .*python -m echo_pl.cli.corpus_make synthetic --out"):
+    with pytest.raises(FileNotFoundError, match=r"no index.json in .*python -m echo_pl.data.pipeline.make_corpus synthetic --out"):
         module(tmp_path / "none").setup()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from echo_pl.cli.corpus_make import main, make_synthetic
 from echo_pl.data.loading.tokenizer import load_tokenizer
+from echo_pl.data.pipeline.make_corpus import main, make_synthetic
 
 SMALL = ["synthetic", "--train", "12", "--val", "2", "--test", "2", "--shard-size", "5"]
 

@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from echo_pl.cli import bench_duplicates
 from echo_pl.reports import embeddings
 from echo_pl.reports.embeddings import MINILM_PACKAGE, MiniLMEmbedder, NgramEmbedder, default_embedder, minilm_folder, unit_rows
 from echo_pl.reports.near_duplicates import Duplicate, critical_words, find_near_duplicates
@@ -159,18 +158,6 @@ def test_without_minilm_the_fallback_says_so(monkeypatch, caplog):
     assert "MiniLM is not installed" in caplog.text
     with pytest.raises(FileNotFoundError, match="no sentence model in"):
         MiniLMEmbedder("/no/such/folder")
-
-
-def test_what_the_benchmark_makes_up_holds_duplicates_to_find(monkeypatch, capsys):
-    reports = list(bench_duplicates.made_up_reports(300, seed=1))
-    assert reports == list(bench_duplicates.made_up_reports(300, seed=1))
-    repeated = [key for key, text in reports if text.endswith("Thank you.")]
-    found = list(find_near_duplicates(reports, [], NgramEmbedder(), threshold=0.9))
-    assert len(repeated) > 30
-    assert {one.key for one in found} >= set(repeated) - {key for key, text in reports if len(text) < 150}
-    monkeypatch.setattr("sys.argv", ["bench_duplicates", "--reports", "300", "--seed", "1"])
-    bench_duplicates.main()
-    assert "300 reports, ngrams-1-512: " in capsys.readouterr().out
 
 
 @pytest.mark.skipif(importlib.util.find_spec(MINILM_PACKAGE) is None, reason=f"{MINILM_PACKAGE} is not installed")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echo_pl.cli.corpus_make import main, make_nih
+from echo_pl.data.pipeline.make_corpus import main, make_nih
 from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.data.store.study import VERSIONS
 from echo_pl.data.synthetic.nih import NIHCorpus, nih_judge

@@ -16,8 +16,8 @@ import pytest
 import torch
 from http_folder import HTTPFolder, serving
 
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.data.store import remote_folder
 from echo_pl.data.store.corpus_folder import LocalCorpus, RemoteCorpus, open_folder
 from echo_pl.data.store.corpus_index import AttachedFile, CorpusIndex

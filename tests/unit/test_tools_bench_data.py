@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from echo_pl.cli.bench_data import main, ratios, timed
+from echo_pl.bench.data import main, ratios, timed
 
 
 def test_a_row_for_every_way(tmp_path, capsys):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from echo_pl.cli import corpus_check as check_normalizer
+from echo_pl.reports import normalizer_check as check_normalizer
 from echo_pl.reports.mesh_labels import JUDGED, tagged
 
 ROWS = [

@@ -14,10 +14,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
 from echo_pl.backbone.factory import PretrainedBackbone
-from echo_pl.cli.checkpoint import describe, from_hf, main, merge, to_hf
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.block_mask import CLEAN, AttentionRule, response_coords
+from echo_pl.runs.checkpoint_files import describe, from_hf, main, merge, to_hf
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import torch
 from omegaconf import DictConfig, open_dict
 from stage_parts import BACKBONE, DECODE, dcd, lively, record, report_data, write_checkpoint
 
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.losses import DistillationConfig
 from echo_pl.diffusion.objectives import DirectConditional, SequenceLevel
 from echo_pl.distill.check_kept import KeptLoss, check_kept, smallest, table

@@ -1,4 +1,4 @@
-"""``echo_pl.cli.compare`` on runs in MLflow that are made by hand."""
+"""``echo_pl.sweeps.compare`` on runs in MLflow that are made by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from echo_pl.cli.compare import main
+from echo_pl.sweeps.compare import main
 from echo_pl.sweeps.contrasts import contrasts
 from echo_pl.sweeps.pareto import Measured
 from echo_pl.sweeps.study_counts import COUNTS, JUDGED, StudyCounts

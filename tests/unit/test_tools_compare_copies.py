@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ranks import SIZES, SMALL, pretrained_checkpoint
 
-from echo_pl.cli.bench_copies import compare
-from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.bench.copies import compare
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 
 
 def test_every_k_gets_the_steps_that_fit(tmp_path: Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_pl.cli.demo import Demo
+from echo_pl.sweeps.demo import Demo
 
 
 @pytest.fixture

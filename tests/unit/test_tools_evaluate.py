@@ -16,10 +16,11 @@ from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_che
 
 from echo_pl.__main__ import main as echo_pl_main
 from echo_pl.cli import evaluate as tool
-from echo_pl.cli import evaluate_checkpoint, evaluate_options
-from echo_pl.cli.corpus_make import make_synthetic
-from echo_pl.cli.evaluate_checkpoint import Decoded, EosConfidence, decode_checkpoint
+from echo_pl.cli import evaluate_options
 from echo_pl.config.compose import compose_config
+from echo_pl.data.pipeline.make_corpus import make_synthetic
+from echo_pl.distill import decode_checkpoint as evaluate_checkpoint
+from echo_pl.distill.decode_checkpoint import Decoded, EosConfidence, decode_checkpoint
 from echo_pl.distill.student_sampler import student_sampler
 from echo_pl.evaluation.cases import Case, Prediction, formatted
 from echo_pl.evaluation.metric_choice import judge_reader

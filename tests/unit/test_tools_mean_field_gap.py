@@ -12,9 +12,9 @@ from ranks import SIZES
 from stage_parts import BACKBONE, lively, record, report_data, write_checkpoint
 
 from echo_pl.backbone.vlm import VLM
-from echo_pl.cli.corpus_make import make_synthetic
-from echo_pl.cli.trajectories_gap import last_steps, measure, students_by_block_size, table
 from echo_pl.config.compose import compose_config
+from echo_pl.data.pipeline.make_corpus import make_synthetic
+from echo_pl.distill.gap import last_steps, measure, students_by_block_size, table
 from echo_pl.io.run_folders import RunInfo, now_text, write_info
 
 STUDIES = 6

@@ -17,13 +17,13 @@ from omegaconf import DictConfig
 from stage_parts import BACKBONE, dcd, lively, pretrain, rad, record, report_data, warmup, write_checkpoint
 
 from echo_pl.backbone.vlm import VLM
-from echo_pl.cli import corpus_features as tool
-from echo_pl.cli.corpus_features import store_features
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import compose_config
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.data.store import shard_reader
 from echo_pl.data.store.feature_store import INDEX_NAME, FeatureIndex
+from echo_pl.runs import stored_features as tool
 from echo_pl.runs.assemble import text_tools
+from echo_pl.runs.stored_features import store_features
 from echo_pl.sampling import AutoregressiveSampler
 from echo_pl.structs import Batch
 

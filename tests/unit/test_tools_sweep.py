@@ -21,8 +21,8 @@ from omegaconf.errors import ConfigKeyError
 from ranks import SIZES
 
 from echo_pl.__main__ import main
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import compose_config
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.io.run_folders import RunInfo, now_text, write_info
 from echo_pl.runs.checkpointing import StoppedError
 from echo_pl.sweeps import job as sweep_job

@@ -128,7 +128,7 @@ class CorpusIndex:
         path = check_local(folder) / INDEX_NAME
         if not path.is_file():
             raise FileNotFoundError(
-                f"no {INDEX_NAME} in {folder}; run `python -m echo_pl.cli.corpus_make synthetic --out {folder}`"
+                f"no {INDEX_NAME} in {folder}; run `python -m echo_pl.data.pipeline.make_corpus synthetic --out {folder}`"
             )
         return cls.parse(path.read_bytes(), path)
 

@@ -28,7 +28,7 @@ INDEX_NAME = "features.json"
 _UNFINISHED = "unfinished.json"
 SUFFIX = "safetensors"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_AGAIN = "make them anew with python -m echo_pl.cli.corpus_features"
+_AGAIN = "make them anew with python -m echo_pl.runs.stored_features"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Runs the rule engine over raw reports and says how well it does: completeness, regions, unassigned clauses, labels, speed.
 
-    python -m echo_pl.cli.corpus_check reports.jsonl --out figures.json
+    python -m echo_pl.reports.normalizer_check reports.jsonl --out figures.json
 
 One report a line, with ``id``, ``findings`` and ``impression``; ``mesh_major`` and ``mesh_auto``, where they are there, judge the
 labeller. Reports that fail go to a file of their own only if one is asked for: it holds report text, which is patient data.

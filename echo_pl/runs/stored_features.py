@@ -1,6 +1,6 @@
 """Run the frozen vision tower over a corpus once, for stages 2 and 3 to read its output in the place of images.
 
-    python -m echo_pl.cli.corpus_features --out outputs/features/synthetic
+    python -m echo_pl.runs.stored_features --out outputs/features/synthetic
     echo-pl stage=rad data.stored_features=outputs/features/synthetic
 
 The tower is that of the newest stage-1 run, unless start=<checkpoint> says otherwise; stages 2 and 3 do not train it. An

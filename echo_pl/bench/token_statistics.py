@@ -1,4 +1,4 @@
-"""How long a corpus's contexts and responses are, in tokens, as training would see them. Used by :mod:`echo_pl.cli.plan`."""
+"""How long a corpus's contexts and responses are, in tokens, as training would see them. Used by :mod:`echo_pl.bench.plan`."""
 
 from __future__ import annotations
 

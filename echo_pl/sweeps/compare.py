@@ -23,9 +23,9 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from echo_pl.cli.command_line import command_line
 from echo_pl.config.errors import reported
 from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.command_line import command_line
 from echo_pl.runs.run import quieten
 from echo_pl.sweeps.contrasts import Contrast, Drop, contrasts, drops
 from echo_pl.sweeps.pareto import Group, Key, Measured, group

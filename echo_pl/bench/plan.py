@@ -1,9 +1,9 @@
 """What training needs on a cluster, by counting: memory of a GPU, operations, traffic and days for stages 1 to 3.
 
-    python -m echo_pl.cli.plan                                   # 7B, 8, 32 and 128 GPUs
-    python -m echo_pl.cli.plan --gpus 16 --batch-size 2 --no-checkpointing --noise-copies 4
-    python -m echo_pl.cli.plan --data data=synthetic             # lengths of a corpus in the place of --context and --response
-    python -m echo_pl.cli.plan --check                           # the count against steps that are carried out here
+    python -m echo_pl.bench.plan                                   # 7B, 8, 32 and 128 GPUs
+    python -m echo_pl.bench.plan --gpus 16 --batch-size 2 --no-checkpointing --noise-copies 4
+    python -m echo_pl.bench.plan --data data=synthetic             # lengths of a corpus in the place of --context and --response
+    python -m echo_pl.bench.plan --check                           # the count against steps that are carried out here
 
 The model is Qwen2.5-VL-7B unless --width and the others say otherwise. Writes scale.md and scale.json to outputs/scale.
 """
@@ -27,7 +27,7 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.bench.scale import Machine, decoding_memory, memory_per_gpu, parts_of, traffic_per_step
 from echo_pl.bench.scale_check import CHECK_COLUMNS, CHECK_LINE, CHECKED, TOLERANCE, check
 from echo_pl.bench.step_trace import Stage, StepTokens, trace_step, trace_tower
-from echo_pl.cli.token_statistics import TokenStatistics, token_statistics
+from echo_pl.bench.token_statistics import TokenStatistics, token_statistics
 from echo_pl.config.errors import reported
 from echo_pl.io.atomic import write_text_atomic
 from echo_pl.structs import SpecialTokens

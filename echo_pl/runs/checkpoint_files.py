@@ -1,10 +1,10 @@
 """Look at a checkpoint, make one file of a sharded one, and go to a Hugging Face folder and back.
 
-    python -m echo_pl.cli.checkpoint show outputs/runs/RUN/checkpoints/final.ckpt
-    python -m echo_pl.cli.checkpoint merge outputs/runs/RUN/checkpoints/last.ckpt outputs/runs/RUN/checkpoints/merged.ckpt
-    python -m echo_pl.cli.checkpoint to-hf outputs/runs/RUN/checkpoints/final.ckpt exported --dtype bfloat16
-    python -m echo_pl.cli.checkpoint from-hf exported imported.ckpt
-    python -m echo_pl.cli.checkpoint from-hf FOREIGN imported.ckpt --stage dcd --block-size 8 --grid absolute
+    python -m echo_pl.runs.checkpoint_files show outputs/runs/RUN/checkpoints/final.ckpt
+    python -m echo_pl.runs.checkpoint_files merge outputs/runs/RUN/checkpoints/last.ckpt outputs/runs/RUN/checkpoints/merged.ckpt
+    python -m echo_pl.runs.checkpoint_files to-hf outputs/runs/RUN/checkpoints/final.ckpt exported --dtype bfloat16
+    python -m echo_pl.runs.checkpoint_files from-hf exported imported.ckpt
+    python -m echo_pl.runs.checkpoint_files from-hf FOREIGN imported.ckpt --stage dcd --block-size 8 --grid absolute
 
 A merged checkpoint goes on under any trainer (resume=), one from a Hugging Face folder is one to start from (start=), to validate
 or to decode. Everything is written under a temporary name and renamed.

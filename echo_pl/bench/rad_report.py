@@ -13,10 +13,10 @@ import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from echo_pl.bench import machine
+from echo_pl.bench.benchmark import benchmark_command, load_benchmark, log_benchmark, say
 from echo_pl.bench.models import BenchModel
 from echo_pl.bench.rad import TrainingGrid, arithmetic, time_training
 from echo_pl.bench.rad_table import ARITHMETIC_LEGEND, LEGEND, arithmetic_table, markdown_table, text_table
-from echo_pl.cli.benchmarks import benchmark_command, load_benchmark, log_benchmark, say
 from echo_pl.config.compose import EXPERIMENTS
 from echo_pl.io.atomic import write_text_atomic
 

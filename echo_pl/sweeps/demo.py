@@ -1,8 +1,8 @@
 """The whole story in one command: a corpus, three stages, and the table that shows why the method exists.
 
-    python -m echo_pl.cli.demo                         # synthetic chest X-rays, block size 8
-    python -m echo_pl.cli.demo block_size=4
-    python -m echo_pl.cli.demo --data nih --source <folder of nih_64>
+    python -m echo_pl.sweeps.demo                         # synthetic chest X-rays, block size 8
+    python -m echo_pl.sweeps.demo block_size=4
+    python -m echo_pl.sweeps.demo --data nih --source <folder of nih_64>
 
 corpus -> shards -> vision warm-up -> stage 1 (AR) -> stage 2 (RAD) -> trajectories -> stage 3 (dcd, ce) -> held-out studies.
 Each step is a process of its own, as it would be by hand: one that has trained before is larger, and slower for it.
@@ -27,9 +27,9 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from echo_pl.cli.corpus_make import make_nih, make_synthetic
 from echo_pl.config.compose import compose_config
 from echo_pl.config.errors import reported
+from echo_pl.data.pipeline.make_corpus import make_nih, make_synthetic
 from echo_pl.distill.collect_trajectories import collect_trajectories
 from echo_pl.evaluation.demo import Checkpoints, evaluate_demo
 from echo_pl.io.atomic import write_text_atomic

@@ -1,7 +1,7 @@
 """Makes a corpus folder: shards, index and a tokenizer trained on its reports.
 
-python -m echo_pl.cli.corpus_make synthetic --out outputs/data/synthetic
-python -m echo_pl.cli.corpus_make nih --source path/to/nih_64 --out outputs/data/nih
+python -m echo_pl.data.pipeline.make_corpus synthetic --out outputs/data/synthetic
+python -m echo_pl.data.pipeline.make_corpus nih --source path/to/nih_64 --out outputs/data/nih
 """
 
 from __future__ import annotations

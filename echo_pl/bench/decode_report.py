@@ -14,12 +14,12 @@ import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from echo_pl.bench import machine
+from echo_pl.bench.benchmark import benchmark_command, load_benchmark, log_benchmark, say
 from echo_pl.bench.breakdown import breakdown
 from echo_pl.bench.costs import costs
 from echo_pl.bench.decode import Grid, Row, runs_for_breakdown, time_model
 from echo_pl.bench.models import BenchModel
 from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, cost_table, markdown_table, text_table
-from echo_pl.cli.benchmarks import benchmark_command, load_benchmark, log_benchmark, say
 from echo_pl.config.compose import EXPERIMENTS
 from echo_pl.evaluation.speed_plot import speed_figure
 from echo_pl.io.atomic import write_bytes_atomic, write_text_atomic

@@ -1,6 +1,6 @@
 """What K noisy copies of a response per context do to quality in equal time: stage 2, once for every K, for about the same time.
 
-    python -m echo_pl.cli.bench_copies --set start=outputs/demo/runs/stage1/checkpoints/final.ckpt
+    python -m echo_pl.bench.copies --set start=outputs/demo/runs/stage1/checkpoints/final.ckpt
 
 The time of a step is measured first, for all K in one process and in turns, on studies whose images are decoded already; each K
 is then trained for as many steps as fit into the minutes, with its own complete schedule, and decoded on the same held-out
@@ -40,7 +40,7 @@ _SETTLING = 12
 """Steps before the first one that is timed, and a whole epoch of the timing run: it decodes images, and allocators grow."""
 _TIMED = 24
 _TURNS = 3
-CLOCK = "echo_pl.cli.bench_copies.StepClock"
+CLOCK = "echo_pl.bench.copies.StepClock"
 COLUMNS = ("copies", "seconds_per_step", "steps", "training_seconds", "val_loss", "finding_f1", "valid_sentences",
            "one_step_finding_f1", "one_step_valid_sentences")  # fmt: skip
 

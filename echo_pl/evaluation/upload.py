@@ -11,9 +11,9 @@ from pathlib import Path
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from echo_pl.cli.command_line import command_line
 from echo_pl.evaluation.predictions import RECORDS
 from echo_pl.evaluation.score_files import AGGREGATE, PAGES, read_aggregate
+from echo_pl.io.command_line import command_line
 from echo_pl.tracking.upload import be_patient
 
 WITH_TEXTS = (RECORDS, *PAGES)

@@ -30,9 +30,9 @@ from typing import Any
 from PIL import Image
 from PIL import __version__ as pillow_version
 
-from echo_pl.cli.benchmarks import say
-from echo_pl.cli.corpus_make import make_synthetic
+from echo_pl.bench.benchmark import say
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.data.store.corpus_index import CorpusIndex, Shard
 from echo_pl.data.store.shard_reader import RawSample, decode_study, read_samples
 from echo_pl.data.store.webdataset_secure import TarWriter
