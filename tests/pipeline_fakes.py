@@ -135,7 +135,7 @@ class EqualTexts:
 
 def count_words(texts: Iterable[str], folder: Path) -> None:
     """In the place of a tokenizer: one file that depends on every text."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps({"texts": list(texts)}), encoding="utf-8")
 
 

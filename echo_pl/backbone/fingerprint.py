@@ -22,5 +22,5 @@ def refuse_other_tower(stored: str, own: str) -> None:
     if stored != own:
         raise ValueError(
             f"the stored vision features are of tower {stored}, this model has {own}: make them anew with "
-            "python -m echo_pl.runs.stored_features, or set data.stored_features=null"
+            "echo-pl corpus features, or set data.stored_features=null"
         )

@@ -31,7 +31,7 @@ from echo_pl.config.errors import reported
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.evaluation.harness import Method, evaluate_methods
 from echo_pl.evaluation.rows import Setting
-from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.runs.run import run
 from echo_pl.runs.start import resolve_start
 from echo_pl.sampling import BlockSampler, DecodeConfig
@@ -162,7 +162,7 @@ def compare(copies: Sequence[int], minutes: float, studies: int, out: Path, over
         "overrides": list(overrides),
         "rows": rows,
     }
-    write_text_atomic(out / "copies.json", json.dumps(record, indent=1) + "\n")
+    write_json(out / "copies.json", record)
     write_text_atomic(out / "copies.md", table(rows))
     return record
 

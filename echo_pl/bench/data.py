@@ -12,7 +12,6 @@ import functools
 import hashlib
 import http.server
 import io
-import json
 import os
 import platform
 import shutil
@@ -36,7 +35,7 @@ from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.data.store.corpus_index import CorpusIndex, Shard
 from echo_pl.data.store.shard_reader import RawSample, decode_study, read_samples
 from echo_pl.data.store.webdataset_secure import TarWriter
-from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.atomic import write_json
 
 ROOM = 10**12
 KINDS = ("png", "jpeg")
@@ -234,7 +233,7 @@ def run_bench(out: Path, *, studies: int, side: int, rounds: int, workers: Seque
         "rows": rows,
         "ratios": ratios(rows),
     }
-    write_text_atomic(out / "data.json", json.dumps(record, indent=1) + "\n")
+    write_json(out / "data.json", record)
     return record
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from echo_pl.bench.models import BenchModel
 from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, cost_table, markdown_table, text_table
 from echo_pl.config.compose import EXPERIMENTS
 from echo_pl.evaluation.speed_plot import speed_figure
-from echo_pl.io.atomic import write_bytes_atomic, write_text_atomic
+from echo_pl.io.atomic import write_bytes_atomic, write_json, write_text_atomic
 
 _LOGGED = ("tps_median", "tps_spread", "tpf", "tpf_published", "speedup_over_ar", "efficiency", "prefill_seconds", "peak_memory_mb")
 CONFIG = EXPERIMENTS / "bench" / "decode.yaml"
@@ -95,7 +94,7 @@ def run_bench(config: DictConfig) -> dict[str, Any]:
         for rows in time_model(name, model, grid, limits[model.dtype], device, config.attention, say):
             record["rows"] += rows
             print(text_table(rows), flush=True)
-            write_text_atomic(out / "decode.json", json.dumps(record, indent=1) + "\n")
+            write_json(out / "decode.json", record)
         if config.breakdowns and (device.type != "cpu" or config.compile):
             say(f"{name}: no breakdown, which is made on a CPU without compile")
         elif config.breakdowns:
@@ -103,7 +102,7 @@ def run_bench(config: DictConfig) -> dict[str, Any]:
             found = _breakdowns(name, model, grid, config, record["rows"])
             record["breakdowns"] += found
             print(breakdown_table(found), flush=True)
-    write_text_atomic(out / "decode.json", json.dumps(record, indent=1) + "\n")
+    write_json(out / "decode.json", record)
     return record
 
 

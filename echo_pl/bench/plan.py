@@ -11,7 +11,6 @@ The model is Qwen2.5-VL-7B unless --width and the others say otherwise. Writes s
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from echo_pl.bench.scale_check import CHECK_COLUMNS, CHECK_LINE, CHECKED, TOLERA
 from echo_pl.bench.step_trace import Stage, StepTokens, trace_step, trace_tower
 from echo_pl.bench.token_statistics import TokenStatistics, token_statistics
 from echo_pl.config.errors import reported
-from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.structs import SpecialTokens
 
 GB = 1e9
@@ -231,7 +230,7 @@ def main() -> None:
             facts |= {} if statistics is None else {"statistics": asdict(statistics)}
             table, name = markdown(rows, COLUMNS), "scale"
         print("\n" + table)
-        write_text_atomic(args.out / f"{name}.json", json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        write_json(args.out / f"{name}.json", {**facts, "rows": rows})
         write_text_atomic(args.out / f"{name}.md", table)
     if failed:
         print(f"counted and measured are more than {TOLERANCE:.0%} apart", file=sys.stderr)

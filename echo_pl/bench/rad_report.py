@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from echo_pl.bench.models import BenchModel
 from echo_pl.bench.rad import TrainingGrid, arithmetic, time_training
 from echo_pl.bench.rad_table import ARITHMETIC_LEGEND, LEGEND, arithmetic_table, markdown_table, text_table
 from echo_pl.config.compose import EXPERIMENTS
-from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.atomic import write_json, write_text_atomic
 
 CONFIG = EXPERIMENTS / "bench" / "rad.yaml"
 _LOGGED = ("seconds", "supervised_tokens_per_second", "peak_memory_mb", "speedup_over_full_duplication")
@@ -63,7 +62,7 @@ def run_bench(config: DictConfig) -> dict[str, Any]:
         for rows in time_training(name, model, grid, device, say):
             record["rows"] += rows
             print(text_table(rows), flush=True)
-            write_text_atomic(out / "rad.json", json.dumps(record, indent=1) + "\n")
+            write_json(out / "rad.json", record)
     print(f"\n{ARITHMETIC_LEGEND}\n\n{arithmetic_table(record['arithmetic'])}", flush=True)
     return record
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from echo_pl.data.pipeline.files import whole_file
 from echo_pl.data.pipeline.page import study_fragment
 from echo_pl.data.store.corpus_index import CorpusIndex, Shard
 from echo_pl.data.store.shard_reader import decode_study, read_samples
 from echo_pl.data.store.study import Study
 from echo_pl.evaluation.document import html_document
+from echo_pl.io.atomic import atomic_file
 
 
 def view_shard(path: Path, out: Path, *, studies: int = 20, keys: Sequence[str] = ()) -> int:
@@ -42,7 +42,7 @@ def view_shard(path: Path, out: Path, *, studies: int = 20, keys: Sequence[str] 
     title = f"{index.corpus}, {path.name}"
     told = "Sentences in small italics were imputed: the original does not mention their region."
     head = f"<h1>{html.escape(title)}</h1><p class='soft'>Fingerprint {html.escape(index.fingerprint)}. {told}</p>"
-    with whole_file(out, private=True) as file:
+    with atomic_file(out, private=True) as file:
         file.write(html_document(title, head + "".join(map(study_fragment, found))).encode())
     return len(found)
 

@@ -6,7 +6,6 @@ Pairs by id and refuses what does not fit; knows no score.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from echo_pl.evaluation.cases import (
 from echo_pl.evaluation.predictions import first_images, read_predictions, read_references, references_beside
 from echo_pl.evaluation.score_files import write_records
 from echo_pl.evaluation.shown_images import Images, images_in_files
-from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.atomic import write_json
 
 UNMATCHED = "unmatched_ids.json"
 BATCH_SIZE = 16
@@ -100,5 +99,5 @@ def _decoded(args: argparse.Namespace) -> Inputs:
 
 def _with_lists(folder: Path, error: UnmatchedIdsError, first: str, second: str) -> ValueError:
     content = {f"only_in_{first}": error.only_first, f"only_in_{second}": error.only_second}
-    path = write_text_atomic(folder / UNMATCHED, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    path = write_json(folder / UNMATCHED, content)
     return ValueError(f"{error}; both lists are in {path}")

@@ -294,7 +294,7 @@ def _tokenizer(args: argparse.Namespace) -> TrainTokenizer:
         from echo_pl.data.loading.tokenizer import load_tokenizer
 
         load_tokenizer(args.tokenizer)  # refuses one that will not do
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for path in sorted(path for path in args.tokenizer.iterdir() if path.is_file()):
             shutil.copyfile(path, folder / path.name)
 

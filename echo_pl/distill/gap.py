@@ -11,7 +11,6 @@ Written to mean_field_gap.json and mean_field_gap.md.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from torch import Tensor
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
 from echo_pl.config.compose import compose_config
 from echo_pl.config.errors import reported
-from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.io.run_folders import FINAL, newest
 from echo_pl.runs.assemble import make_stage
 from echo_pl.runs.lineage import backbone_name, data_name, make_lineage, refuse_other_data
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure(compose_config(["stage=dcd", f"block_size={L}", *args.overrides]), args.studies, students.get(L)) for L in sizes
         ]
         args.out.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(args.out / "mean_field_gap.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_json(args.out / "mean_field_gap.json", [asdict(row) for row in rows])
         write_text_atomic(args.out / "mean_field_gap.md", table(rows))
         print("\n" + table(rows))
 

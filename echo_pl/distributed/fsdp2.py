@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
 from echo_pl.backbone.sharding import ShardPolicy
+from echo_pl.io.atomic import partial_path, replace_path
 from echo_pl.io.checkpoints import full_disk
-from echo_pl.io.run_folders import replace_path
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -41,7 +41,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write under a temporary name, then rename: a run that dies while it writes leaves the checkpoint before."""
         path = Path(self.broadcast(str(filepath)))
-        partial = path.with_name(path.name + ".partial")
+        partial = partial_path(path)
         if self.is_global_zero and partial.is_dir():
             shutil.rmtree(partial)
         self.barrier()

@@ -12,7 +12,7 @@ from typing import Any
 from echo_pl.evaluation.cases import Case
 from echo_pl.evaluation.predictions import RECORDS, case_record
 from echo_pl.evaluation.scoring import Compared, Scored
-from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.atomic import write_json, write_text_atomic
 
 AGGREGATE = "aggregate.json"
 PAGES = ("report.md", "index.html")
@@ -62,7 +62,7 @@ def write_aggregate(folder: Path, scored: Scored, compared: Sequence[Compared], 
             one.name: {"other": one.other, **asdict(one.result), "p_holm": one.p_holm, "verdict": one.verdict} for one in compared
         },
     }
-    return write_text_atomic(folder / AGGREGATE, json.dumps(_plain(content), ensure_ascii=False, indent=1) + "\n")
+    return write_json(folder / AGGREGATE, _plain(content))
 
 
 def read_aggregate(folder: Path | str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from echo_pl.io.run_folders import replace_path
+from echo_pl.io.atomic import atomic_path, replace_path, sync
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -24,20 +23,16 @@ class WholeFileIO(TorchCheckpointIO):
             OSError: the disk is full; the checkpoint before stays.
         """
         place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(place.name + ".partial")
-        try:
-            with partial.open("wb") as file:  # torch's own writer would not say that there is no room, only that it failed
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:
-            full = full_disk(place, error)
-            partial.unlink(missing_ok=True)
-            if full is None:
+        with atomic_path(place, replace_path) as partial:
+            try:
+                # A file object, as torch's own writer does not report that the disk is full.
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+                sync(partial)
+            except (OSError, RuntimeError) as error:
+                if full := full_disk(place, error):
+                    raise full from error
                 raise
-            raise full from error
-        replace_path(partial, place)
 
 
 _ROOM = 10**8

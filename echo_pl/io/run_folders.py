@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
+
+from echo_pl.io.atomic import write_json
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +47,7 @@ def now_text() -> str:
 
 def write_info(folder: Path, info: RunInfo) -> None:
     """Write ``run.json`` whole or not at all."""
-    temporary = folder / "run.json.part"
-    temporary.write_text(json.dumps(asdict(info), indent=1), encoding="utf-8")
-    os.replace(temporary, folder / "run.json")
+    write_json(folder / "run.json", asdict(info))
 
 
 def read_info(folder: Path) -> RunInfo | None:
@@ -116,23 +115,6 @@ def left_behind(folder: Path) -> Path | None:
     """The last checkpoint of a run folder, or the one before it where a run died between the two; None without any."""
     paths = (folder / "checkpoints" / name for name in (LAST, PREVIOUS))
     return next((path for path in paths if path.exists()), None)
-
-
-def replace_path(new: Path, place: Path) -> None:
-    """Put a file or folder in the place of another. A folder cannot be replaced in one step: the old one is moved aside first."""
-    old = place.with_name(place.name + ".old")
-    _remove(old)  # of a process that was killed while it removed it
-    if place.exists() and (place.is_dir() or new.is_dir()):
-        place.replace(old)
-    new.replace(place)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def check_free_disk(folder: Path, least_gb: float) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from echo_pl.io.atomic import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +76,8 @@ class AnswerCache:
         path = self.path(key)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         record = {"schema_version": SCHEMA_VERSION, "key": key, "sha256": _digest(text), "text": text}
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        partial = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(record, file, ensure_ascii=False)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with atomic_file(path, private=True) as file:
+            file.write(json.dumps(record, ensure_ascii=False).encode())
 
     def __len__(self) -> int:
         """How many answers there are."""

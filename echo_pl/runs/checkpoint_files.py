@@ -15,9 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -36,8 +33,8 @@ from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.loading.tokenizer import load_tokenizer, vocabulary_fingerprint
 from echo_pl.diffusion.block_mask import ContextAttention
 from echo_pl.diffusion.sequence import Grid
+from echo_pl.io.atomic import atomic_folder
 from echo_pl.io.checkpoints import WholeFileIO
-from echo_pl.io.run_folders import replace_path
 from echo_pl.runs.lineage import backbone_name
 from echo_pl.runs.start import BEFORE
 
@@ -104,7 +101,7 @@ def to_hf(checkpoint: Path, out: Path, dtype: str | None = None, overrides: tupl
             f"{data.vocabulary_fingerprint}: give data.tokenizer_path=<its tokenizer>"
         )
     factory = instantiate(config.backbone.factory, _convert_="all")
-    with made_whole(out) as folder:
+    with atomic_folder(out) as folder:
         lora = None if record.lora is None else LoraSettings(**record.lora)
         write_network(weights, factory, data.special, folder, dtype, lora, record.geometry)
         data.processor.save(folder)
@@ -176,20 +173,6 @@ def refuse_existing(out: Path) -> None:
     """Raise FileExistsError for a place that is taken."""
     if out.exists():
         raise FileExistsError(f"{out} exists; give another place, or remove it")
-
-
-@contextmanager
-def made_whole(out: Path) -> Iterator[Path]:
-    """A folder under a temporary name, which takes its own when all is written."""
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    replace_path(partial, out)
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from echo_pl.io.run_folders import LAST, PREVIOUS, replace_path
+from echo_pl.io.atomic import replace_path
+from echo_pl.io.run_folders import LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

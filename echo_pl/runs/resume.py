@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from echo_pl.backbone.checkpoint import StageRecord, is_checkpoint, read_checkpoint
 from echo_pl.backbone.sharded_files import is_sharded_checkpoint
 from echo_pl.config.keys import target
-from echo_pl.io.run_folders import LAST, PREVIOUS, left_behind, newest_unfinished, read_info, replace_path
+from echo_pl.io.atomic import replace_path
+from echo_pl.io.run_folders import LAST, PREVIOUS, left_behind, newest_unfinished, read_info
 from echo_pl.runs.lineage import backbone_name, data_name, lora_record
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ stands there is whole. Who writes which part is not this file's business.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from echo_pl.io.atomic import PARTIAL, atomic_path, write_text_atomic
 from echo_pl.sampling.trajectory_store import INDEX_NAME, SCHEMA_VERSION, CollectionCounts, CollectionPlan, StoreIdentity
 from echo_pl.structs import Trajectory
 
@@ -45,7 +45,7 @@ class TrajectoryWriter:
             self._refuse_other(wanted)
         else:
             self._work.mkdir(parents=True, exist_ok=True)
-            _write_text(self._work / _PLAN, json.dumps(wanted, indent=1))
+            write_text_atomic(self._work / _PLAN, json.dumps(wanted, indent=1))
 
     def _refuse_other(self, wanted: dict[str, object]) -> None:
         had = _plan_of(self._work)
@@ -70,11 +70,8 @@ class TrajectoryWriter:
             counts: of both.
         """
         record = {"keys": [t.key for t in trajectories], "dropped": list(dropped), "counts": asdict(counts)}
-        place = self._work / _name(part)
-        partial = place.with_name(place.name + ".partial")
-        save_file(_tensors(trajectories, self.identity), partial, metadata={_RECORD: json.dumps(record)})
-        _keep(partial)
-        partial.replace(place)
+        with atomic_path(self._work / _name(part)) as partial:
+            save_file(_tensors(trajectories, self.identity), partial, metadata={_RECORD: json.dumps(record)})
 
     def finish(self) -> tuple[Path, CollectionCounts]:
         """Write the index, once all parts are there, and rename the folder.
@@ -97,7 +94,7 @@ class TrajectoryWriter:
             "dropped": [key for record in records for key in record["dropped"]],
             "parts": [{"file": _name(part), "keys": record["keys"]} for part, record in enumerate(records)],
         }
-        _write_text(self._work / INDEX_NAME, json.dumps(index, indent=1))
+        write_text_atomic(self._work / INDEX_NAME, json.dumps(index, indent=1))
         self._work.rename(self.folder)
         (self.folder / _PLAN).unlink()
         return self.folder, counts
@@ -144,7 +141,7 @@ def _work_of(folder: Path) -> Path:
 
 
 def _is_begun(work: Path) -> bool:
-    return work.exists() and any(path.name != f"{_PLAN}.partial" for path in work.iterdir())
+    return work.exists() and any(path.suffix != PARTIAL for path in work.iterdir())
 
 
 def _plan_of(work: Path) -> dict[str, object]:
@@ -194,16 +191,3 @@ def _flat(record: dict[str, object]) -> dict[str, object]:
         for key, value in record.items()
         for name, inner in (value.items() if isinstance(value, dict) else [(key, value)])
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    _keep(partial)
-    partial.replace(path)
-
-
-def _keep(path: Path) -> None:
-    """Have a file on the disk before it gets its name."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

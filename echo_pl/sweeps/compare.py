@@ -24,7 +24,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from echo_pl.config.errors import reported
-from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.io.command_line import command_line
 from echo_pl.runs.run import quieten
 from echo_pl.sweeps.contrasts import Contrast, Drop, contrasts, drops
@@ -215,7 +215,7 @@ def _write(folder: Path, found: SweepComparison) -> None:
         "signatures": dict(found.signatures),
         "missing": list(found.missing),
     }
-    write_text_atomic(folder / "compare.json", json.dumps(content, indent=1) + "\n")
+    write_json(folder / "compare.json", content)
     print(found.text() + f"\n\nlook at {folder / 'index.html'}", flush=True)
 
 

@@ -32,7 +32,7 @@ from echo_pl.config.errors import reported
 from echo_pl.data.pipeline.make_corpus import make_nih, make_synthetic
 from echo_pl.distill.collect_trajectories import collect_trajectories
 from echo_pl.evaluation.demo import Checkpoints, evaluate_demo
-from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.atomic import write_json
 from echo_pl.io.memory import peak_memory_gb
 from echo_pl.runs.run import run
 
@@ -134,7 +134,7 @@ class Demo:
         with self.timed("evaluation"):
             summary = self.apart(self.evaluate, checkpoints)
         summary |= {"seconds": self.seconds, "peak_memory_gb": round(self.peak_memory_gb, 2)}
-        write_text_atomic(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        write_json(self.folder / "summary.json", summary)
         print(f"\nread {self.folder / 'report.md'}, look at {self.folder / 'index.html'}")
 
     def evaluate(self, checkpoints: Checkpoints) -> dict[str, Any]:

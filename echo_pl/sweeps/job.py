@@ -6,7 +6,6 @@ What there is to make is in :mod:`echo_pl.sweeps.plan`. A job that is started ag
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import multiprocessing
 import os
@@ -31,7 +30,7 @@ from echo_pl.distill.student_sampler import student_sampler
 from echo_pl.distributed.agree import together
 from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
-from echo_pl.io.atomic import write_text_atomic
+from echo_pl.io.atomic import write_json
 from echo_pl.runs.run import prepare, run
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig
 from echo_pl.structs import ReportText
@@ -89,7 +88,7 @@ def make(part: Part) -> None:
                     run(part.config)
         if part.writes_reports and part.scores is None and detect().rank == 0:
             content = {"measured": measurement(part.config), "scores": measure(part)}
-            write_text_atomic(part.folder / SCORES, json.dumps(content, indent=1) + "\n")
+            write_json(part.folder / SCORES, content)
 
 
 @contextmanager

@@ -279,7 +279,7 @@ def test_the_tokenizer_is_checked_and_kept(root, server, tmp_path):
 def test_an_index_without_a_tokenizer(root, server, tmp_path):
     server.folder = Path(shutil.copytree(root, tmp_path / "old"))
     replace(CorpusIndex.load(root), files=()).save(server.folder)
-    with pytest.raises(FileNotFoundError, match=r"names no tokenizer: run make_corpus again.*data\.tokenizer_path"):
+    with pytest.raises(FileNotFoundError, match=r"names no tokenizer: run `echo-pl corpus make` again.*data\.tokenizer_path"):
         _ = module(server.url, tmp_path / "cache").tokenizer
     assert module(server.url, tmp_path / "cache", tokenizer_path=root / "tokenizer").vocab_size == module(root).vocab_size
 

@@ -106,7 +106,7 @@ def test_an_interrupted_corpus_is_made_anew(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_corpus(tmp_path, {"train": broken()}, **arguments)
     assert not list(tmp_path.glob("*.tar"))
-    with pytest.raises(FileNotFoundError, match=r"no index.json in .*make_corpus synthetic --out"):
+    with pytest.raises(FileNotFoundError, match=r"no index.json in .*corpus make synthetic --out"):
         CorpusIndex.load(tmp_path)
     assert write_corpus(tmp_path, {"train": CORPUS.studies("train", 9)}, **arguments).count("train") == 9
     assert not (tmp_path / ".partial").exists()

@@ -87,7 +87,7 @@ def test_a_missing_mask_token_is_added_and_said(folder, tmp_path, caplog):
 
 
 def test_bad_tokenizers(folder, texts, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer in .*make_corpus"):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer in .*corpus make"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="vocab_size must be at least 263, got 100"):
         train_tokenizer(texts, tmp_path, vocab_size=100)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from echo_pl.io.atomic import replace_path
 from echo_pl.io.run_folders import (
     FINAL,
     LAST,
@@ -18,7 +19,6 @@ from echo_pl.io.run_folders import (
     newest_unfinished,
     now_text,
     read_info,
-    replace_path,
     write_info,
 )
 

@@ -304,7 +304,7 @@ def test_studies_in_another_order_are_noticed(folder, broken):
 def test_damaged_features_name_their_study(folder, broken, content):
     (name, _), *others = members(broken)
     rewrite(broken, [(name, content), *others])
-    with pytest.raises(ValueError, match=r"vision features of study train-0000000 cannot be read.*store_features"):
+    with pytest.raises(ValueError, match=r"vision features of study train-0000000 cannot be read.*corpus features"):
         batches(folder, str(broken))
 
 

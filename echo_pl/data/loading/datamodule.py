@@ -40,7 +40,7 @@ class ReportDataModule(L.LightningDataModule):
     """Chest X-ray studies as batches.
 
     Args:
-        root: Corpus folder, as made by ``python -m echo_pl.data.pipeline.make_corpus``, or its URL; None with ``corpora``.
+        root: Corpus folder, as made by ``echo-pl corpus make``, or its URL; None with ``corpora``.
         corpora: A mixture: name to ``root``, ``weight`` and ``stored_features``
             (:class:`echo_pl.data.loading.corpus_set.CorpusShare`).
         cache_dir: Folder on a local disk where what comes from URLs is kept; all processes of a node may share it.
@@ -67,7 +67,7 @@ class ReportDataModule(L.LightningDataModule):
         max_response_tokens: Longest response, eos included.
         on_bad_sample: ``error`` or ``skip``, for a sample that cannot be decoded.
         on_long_response: ``error`` or ``skip``, for a response longer than ``max_response_tokens``.
-        stored_features: Folder of stored vision features (``python -m echo_pl.runs.stored_features``), which are read in the
+        stored_features: Folder of stored vision features (``echo-pl corpus features``), which are read in the
             place of images, for stages whose vision tower is frozen; None: the images.
         cache_samples: Training samples kept in memory once decoded (a 64 x 64 one takes 0.1 MB); only with num_workers=0.
         limit_train: Train on the first so many studies (of each corpus) only.
@@ -280,7 +280,7 @@ class ReportDataModule(L.LightningDataModule):
             unknown = [shard.name for shard in corpus.index.splits.get("train", ()) if not shard.characters]
             if self._length_window and unknown:
                 raise ValueError(
-                    f"the index of {corpus} does not say how long the reports of {unknown[0]} are: run make_corpus again, which "
+                    f"the index of {corpus} does not say how long the reports of {unknown[0]} are: run `echo-pl corpus make` again, which "
                     "adds that to a corpus from before, or set stage.length_window=0"
                 )
 

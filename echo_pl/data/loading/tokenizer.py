@@ -75,7 +75,7 @@ def load_tokenizer(path: Path | str) -> tuple[ReportTokenizer, SpecialTokens]:
     if not (folder / "tokenizer_config.json").is_file():
         raise FileNotFoundError(
             f"no tokenizer in {folder}; name a folder with a saved tokenizer, or make a corpus, which trains one: "
-            f"`python -m echo_pl.data.pipeline.make_corpus synthetic --out {folder.parent}`"
+            f"`echo-pl corpus make synthetic --out {folder.parent}`"
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     vocabulary = tokenizer.get_vocab()

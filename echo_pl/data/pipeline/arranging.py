@@ -18,9 +18,10 @@ import numpy as np
 
 from echo_pl.data.loading.order import Places
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
-from echo_pl.data.pipeline.files import json_line, read_json, read_lines, whole_file, write_json
+from echo_pl.data.pipeline.files import json_line, read_json, read_lines
 from echo_pl.data.pipeline.listing import Listing, chunk_path
 from echo_pl.data.pipeline.splits import SPLITS, Splitter
+from echo_pl.io.atomic import atomic_file, write_json
 
 GENERAL_FILE: Final = -1
 """Number of the file of general samples, where studies have that of their work file."""
@@ -79,7 +80,7 @@ def arrange(
     if not (folder / _DONE).is_file():
         splits = {split: _Split() for split in SPLITS}
         with ExitStack() as files:
-            left_out, review = (files.enter_context(whole_file(folder / name)) for name in (LEFT_OUT, REVIEW))
+            left_out, review = (files.enter_context(atomic_file(folder / name)) for name in (LEFT_OUT, REVIEW))
             for number in listing.chunks:
                 count = 0
                 for offset, entry in _kept(chunk_path(entries, number), base, splitter, duplicates):
@@ -126,7 +127,7 @@ def _save(folder: Path, splits: Mapping[str, _Split]) -> None:
     patients = {split: np.unique(np.frombuffer(part.patients, dtype=np.uint64)) for split, part in found.items()}
     for split, part in found.items():
         columns = [np.frombuffer(column, dtype=np.int64) for column in (part.numbers, part.offsets)]
-        with whole_file(folder / f"{split}.npy") as file:
+        with atomic_file(folder / f"{split}.npy") as file:
             np.save(file, np.stack(columns, axis=1))
     distinct = len(np.unique(np.concatenate([*patients.values(), np.zeros(0, np.uint64)])))
     number_of = {split: len(some) for split, some in patients.items()}

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from echo_pl.data.pipeline.entries import Entry, read_entries
-from echo_pl.data.pipeline.files import read_json, write_json
+from echo_pl.data.pipeline.files import read_json
 from echo_pl.data.pipeline.listing import Listing, chunk_path
 from echo_pl.data.pipeline.parts import DuplicateSearch
 from echo_pl.data.pipeline.settings import DuplicateText
 from echo_pl.data.pipeline.splits import Splitter
+from echo_pl.io.atomic import write_json
 
 
 def find_duplicates(

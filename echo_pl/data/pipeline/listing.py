@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from echo_pl.data.pipeline.entries import Entry, LeftOut, encode, read_entries
-from echo_pl.data.pipeline.files import read_json, write_json, write_lines
+from echo_pl.data.pipeline.files import read_json, write_lines
 from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.readers.reader import CorpusReader, Reject, SourceStudy
+from echo_pl.io.atomic import write_json
 
 INCOMPLETE: Final = "incomplete_report"
 """Reason for leaving out a report without findings or without impression."""

@@ -7,7 +7,6 @@ python -m echo_pl.data.pipeline.make_corpus nih --source path/to/nih_64 --out ou
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from echo_pl.data.store.study import Study
 from echo_pl.data.synthetic.grammar import Wording
 from echo_pl.data.synthetic.nih import NIHCorpus
 from echo_pl.data.synthetic.synthetic import SyntheticCorpus
+from echo_pl.io.atomic import atomic_folder
 from echo_pl.reports.response import FORMS, format_response
 
 TOKENIZER_STUDIES = 5_000
@@ -140,13 +140,11 @@ def _advance(bar: tqdm[Never]) -> Callable[[Study], None]:
 
 def _ensure_tokenizer(out: Path, index: CorpusIndex, vocab_size: int) -> None:
     """Train the tokenizer on the reports in the shards, unless it was done before, and put its files on the index."""
-    target, partial = out / "tokenizer", out / "tokenizer.partial"
+    target = out / "tokenizer"
     if not (target / "tokenizer_config.json").is_file():
-        shutil.rmtree(partial, ignore_errors=True)
-        # the instruction counts once for every study, as it stands before every report
-        train_tokenizer(_texts(out, index), partial, vocab_size=vocab_size)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
+        with atomic_folder(target) as folder:
+            # the instruction counts once for every study, as it stands before every report
+            train_tokenizer(_texts(out, index), folder, vocab_size=vocab_size)
     attach_folder(out, target.name, index)
 
 

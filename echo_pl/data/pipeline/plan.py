@@ -19,11 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from echo_pl.data.pipeline.files import read_json, remove_partials, write_json
+from echo_pl.data.pipeline.files import read_json
 from echo_pl.data.pipeline.parts import Parts
 from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.readers.reading import safe_key
 from echo_pl.data.store.corpus_index import INDEX_NAME, CorpusIndex, check_local
+from echo_pl.io.atomic import remove_partials, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,13 @@ from typing import Final
 from echo_pl.data.pipeline.arranging import LEFT_OUT, REVIEW
 from echo_pl.data.pipeline.card import Card
 from echo_pl.data.pipeline.entries import LeftOut
-from echo_pl.data.pipeline.files import read_lines, whole_file, write_json, write_lines
+from echo_pl.data.pipeline.files import read_lines, write_lines
 from echo_pl.data.pipeline.listing import INCOMPLETE
 from echo_pl.data.pipeline.plan import CARD
 from echo_pl.data.pipeline.sharding import WrittenShard
 from echo_pl.data.pipeline.tokenizing import TOKENIZER
 from echo_pl.data.store.corpus_index import CorpusIndex, Options, Shard, attach_folder, corpus_recipe
+from echo_pl.io.atomic import atomic_file, write_json
 
 REJECTS: Final = "rejects.jsonl"
 README: Final = "README.md"
@@ -75,7 +76,7 @@ def write_left_out(out: Path, arranged: Path, left_out: Iterable[LeftOut]) -> No
     """Write the files of rejects and of reports to review, which their owner alone may read."""
     records = ({name: value for name, value in asdict(one).items() if name != "report"} for one in left_out)
     write_lines(out / REJECTS, records)
-    with whole_file(out / REVIEW, private=True) as file, (arranged / REVIEW).open("rb") as found:
+    with atomic_file(out / REVIEW, private=True) as file, (arranged / REVIEW).open("rb") as found:
         shutil.copyfileobj(found, file)
 
 
@@ -87,6 +88,6 @@ def write_index(out: Path, index: CorpusIndex) -> None:
 
 def write_card(out: Path, card: Card) -> None:
     """Write the card in both forms."""
-    with whole_file(out / README) as file:
+    with atomic_file(out / README) as file:
         file.write(card.as_markdown().encode())
     write_json(out / CARD, card.record)

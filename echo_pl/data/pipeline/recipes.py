@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from echo_pl.data.pipeline.files import whole_file
 from echo_pl.data.pipeline.parts import Parts, RefusedError, built
+from echo_pl.io.atomic import atomic_file
 from echo_pl.llm.answer_cache import AnswerCache
 from echo_pl.llm.chat import AnswerError
 from echo_pl.llm.endpoint import ChatEndpoint
@@ -260,7 +260,7 @@ class KeptVectors:
         """Vectors (texts, E)."""
         path = self._folder / f"{hashlib.sha256(json.dumps([self.name, *texts]).encode()).hexdigest()}.npy"
         if not path.is_file():
-            with whole_file(path, private=True) as file:
+            with atomic_file(path, private=True) as file:
                 np.save(file, self._embedder.embed(texts))
         vectors: Vectors = np.load(path, allow_pickle=False)
         return vectors

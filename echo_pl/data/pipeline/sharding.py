@@ -23,13 +23,14 @@ from echo_pl.data.loading.order import Places
 from echo_pl.data.loading.request import GENERAL
 from echo_pl.data.pipeline.arranging import GENERAL_FILE
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
-from echo_pl.data.pipeline.files import read_json, read_lines, whole_file, write_json
+from echo_pl.data.pipeline.files import read_json, read_lines
 from echo_pl.data.pipeline.listing import chunk_path
 from echo_pl.data.readers.reading import tellable
 from echo_pl.data.store.corpus_index import Shard
 from echo_pl.data.store.shard_writer import encode_study
 from echo_pl.data.store.study import Study
 from echo_pl.data.store.webdataset_secure import TarWriter
+from echo_pl.io.atomic import atomic_file, write_json
 from echo_pl.reports.report import SECTIONS, NormalizedReport, RawReport
 from echo_pl.structs import ReportText
 
@@ -118,7 +119,7 @@ class Sharding:
         counts: dict[str, Counter[str]] = {}
         characters: list[int] = []
         path = self.folder / wanted.name
-        with whole_file(path) as file, TarWriter(file, mtime=0) as writer:
+        with atomic_file(path) as file, TarWriter(file, mtime=0) as writer:
             for entry in self._read(wanted):
                 opened = self._open(entry)
                 bad = [one for one in opened if isinstance(one, _BadImage)]

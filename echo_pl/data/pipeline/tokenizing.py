@@ -6,7 +6,6 @@ Reads finished shards; knows nothing of how tokenizers work.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ from echo_pl.data.loading.request import GENERAL, GENERAL_PROMPT
 from echo_pl.data.pipeline.parts import TrainTokenizer
 from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.data.store.shard_reader import IMAGE_SUFFIXES, read_samples
+from echo_pl.io.atomic import atomic_folder
 from echo_pl.reports.response import FORMS, Language, format_response
 from echo_pl.structs import ReportText
 
@@ -31,12 +31,9 @@ def put_tokenizer(make: TrainTokenizer, out: Path, index: CorpusIndex, *, report
         index: of these.
         reports: so many training studies are shown to it at most.
     """
-    target, partial = out / TOKENIZER, out / f"{TOKENIZER}.partial"
-    if target.is_dir():
-        return
-    shutil.rmtree(partial, ignore_errors=True)
-    make(_texts(out, index, reports), partial)
-    partial.replace(target)
+    if not (out / TOKENIZER).is_dir():
+        with atomic_folder(out / TOKENIZER) as folder:
+            make(_texts(out, index, reports), folder)
 
 
 def _texts(out: Path, index: CorpusIndex, most: int) -> Iterator[str]:

@@ -9,8 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,6 +19,7 @@ from typing import Protocol
 from echo_pl.data.store.corpus_index import INDEX_NAME, AttachedFile, CorpusIndex, Shard, check_local, record_checksum
 from echo_pl.data.store.file_cache import ChecksumError, FileCache
 from echo_pl.data.store.remote_folder import RemoteFolder, TooLongError, is_url
+from echo_pl.io.atomic import write_bytes_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +159,7 @@ class RemoteCorpus:
         files = [file for file in index.files if file.name.startswith(f"{TOKENIZER}/")]
         if not files:
             raise FileNotFoundError(
-                f"the index of {self} names no tokenizer: run make_corpus again where it was made, which adds that to a corpus "
+                f"the index of {self} names no tokenizer: run `echo-pl corpus make` again where it was made, which adds that to a corpus "
                 "from before, and copy it there again; or give data.tokenizer_path=<a local folder>"
             )
         identity = hashlib.sha256("\n".join(f"{file.name} {file.sha256}" for file in files).encode()).hexdigest()
@@ -173,14 +172,8 @@ class RemoteCorpus:
         return target
 
     def _copy(self, file: AttachedFile, copy: Path) -> None:
-        """Copy a file from the cache in one step, as another process may read it at the same moment."""
-        with (
-            self._holding(file) as folder,
-            tempfile.TemporaryDirectory(dir=self.cache.folder / "tokenizers", prefix=".partial-") as made,
-        ):
-            partial = Path(made) / copy.name
-            shutil.copyfile(folder / copy.name, partial)
-            partial.replace(copy)
+        with self._holding(file) as folder:
+            write_bytes_atomic(copy, (folder / copy.name).read_bytes())
 
 
 def open_folder(root: Path | str, cache_dir: Path | str | None, cache_bytes: int) -> CorpusFolder:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from echo_pl.io.atomic import write_text_atomic
+
 SCHEMA_VERSION = 1
 INDEX_NAME = "index.json"
 Options = Mapping[str, str | int | float | bool | None]
@@ -111,11 +113,9 @@ class CorpusIndex:
 
     def save(self, folder: Path) -> None:
         """Write the index, in one step."""
-        partial = folder / f"{INDEX_NAME}.partial"
         record = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
         record["checksum"] = record_checksum(record)
-        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-        partial.replace(folder / INDEX_NAME)
+        write_text_atomic(folder / INDEX_NAME, json.dumps(record, indent=1, ensure_ascii=False))
 
     @classmethod
     def load(cls, folder: Path | str) -> CorpusIndex:
@@ -128,7 +128,7 @@ class CorpusIndex:
         path = check_local(folder) / INDEX_NAME
         if not path.is_file():
             raise FileNotFoundError(
-                f"no {INDEX_NAME} in {folder}; run `python -m echo_pl.data.pipeline.make_corpus synthetic --out {folder}`"
+                f"no {INDEX_NAME} in {folder}; run `echo-pl corpus make synthetic --out {folder}`"
             )
         return cls.parse(path.read_bytes(), path)
 

@@ -22,13 +22,14 @@ from echo_pl.data.store.corpus_index import Shard, check_local
 from echo_pl.data.store.shard_reader import RawSample, ShardError, read_samples
 from echo_pl.data.store.study import StoredImages
 from echo_pl.data.store.webdataset_secure import TarWriter
+from echo_pl.io.atomic import atomic_path, write_text_atomic
 
 SCHEMA_VERSION = 1
 INDEX_NAME = "features.json"
 _UNFINISHED = "unfinished.json"
 SUFFIX = "safetensors"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_AGAIN = "make them anew with python -m echo_pl.runs.stored_features"
+_AGAIN = "make them anew with echo-pl corpus features"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,7 @@ class FeatureIndex:
 
     def save(self, folder: Path, name: str = INDEX_NAME) -> None:
         """Write the index, in one step."""
-        partial = folder / f"{name}.partial"
-        partial.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1), encoding="utf-8")
-        partial.replace(folder / name)
+        write_text_atomic(folder / name, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1))
 
     @classmethod
     def load(cls, folder: Path, name: str = INDEX_NAME) -> FeatureIndex:
@@ -123,23 +122,21 @@ class FeatureWriter:
         return any(shard.name == name for shard in self.index.splits.get(split, ()))
 
     def write(self, split: str, name: str, samples: Iterable[tuple[str, StoredImages]]) -> None:
-        """Write one shard, under a temporary name at first.
+        """Write one shard.
 
         Raises:
             OSError: the disk is full; what was finished before stays.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial, path = self.folder / f"{name}.partial", self.folder / name
+        path = self.folder / name
         count = 0
         try:
-            with partial.open("wb") as file, TarWriter(file, mtime=0) as writer:
+            with atomic_path(path) as partial, partial.open("wb") as file, TarWriter(file, mtime=0) as writer:
                 for key, images in samples:
                     content = {"features": images.features.contiguous(), "grid_thw": images.grid_thw.contiguous()}
                     writer.write({"__key__": key, SUFFIX: safetensors.torch.save(content)})
                     count += 1
         except OSError as error:
             raise OSError(error.errno, f"cannot write vision features to {path}: {error.strerror}; free some space") from error
-        partial.replace(path)
         with path.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         shard = Shard(name=name, samples=count, bytes=path.stat().st_size, sha256=digest)

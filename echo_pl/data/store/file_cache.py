@@ -19,12 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from echo_pl.io.atomic import PARTIAL, sync
+
 logger = logging.getLogger(__name__)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LOCK = "lock"
 _FETCHING = "fetching"
-_PARTIAL = ".partial"
 Fetch = Callable[[Path], None]
 """Writes the file to a path, over what is there."""
 
@@ -123,17 +124,18 @@ class FileCache:
         return True
 
     def _bring(self, path: Path, file: Known, fetch: Fetch) -> None:
-        partial = path.with_name(f"{path.name}.{file.bytes}{_PARTIAL}")
+        partial = path.with_name(f"{path.name}.{file.bytes}{PARTIAL}")
         # What is damaged on this disk stays till it is replaced: others may hold it, and it is not counted meanwhile.
         self._make_room(partial, file)
         try:
             found = ""
             for attempt in (1, 2):
                 fetch(partial)
-                found = _sha256(partial, to_disk=True)  # a name must not outlive a power cut that its content does not
+                found = _sha256(partial)
                 if found == file.sha256:
                     fetched = partial.stat()
                     self._checked.add((found, fetched.st_ino, fetched.st_mtime_ns))
+                    sync(partial)
                     partial.replace(path)
                     return
                 logger.warning(
@@ -171,9 +173,9 @@ class FileCache:
             if entry == own or not _SHA256.fullmatch(entry.name):
                 continue
             for path in entry.iterdir():
-                if path.name.endswith(_PARTIAL):
+                if path.name.endswith(PARTIAL):
                     if not _evict(path):
-                        yield path, float("inf"), int(path.name.removesuffix(_PARTIAL).rsplit(".", 1)[1])
+                        yield path, float("inf"), int(path.name.removesuffix(PARTIAL).rsplit(".", 1)[1])
                 elif path.name not in (_LOCK, _FETCHING) and (found := _stat(path)) is not None:
                     yield path, found.st_atime, found.st_size
 
@@ -185,12 +187,9 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _sha256(path: Path, *, to_disk: bool = False) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        if to_disk:
-            os.fsync(file.fileno())
-        return found
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _evict(path: Path) -> bool:

@@ -29,10 +29,9 @@ from echo_pl.data.store.corpus_index import (
 from echo_pl.data.store.shard_reader import read_samples
 from echo_pl.data.store.study import Study
 from echo_pl.data.store.webdataset_secure import TarWriter
+from echo_pl.io.atomic import PARTIAL, remove_partials, staging_folder
 
 logger = logging.getLogger(__name__)
-
-_PARTIAL = ".partial"
 
 
 def write_corpus(
@@ -75,17 +74,15 @@ def write_corpus(
         return _with_lengths(target, found)
     target.mkdir(parents=True, exist_ok=True)
     check_disk(target, sum(counts.values()) * bytes_per_study)
-    partial = target / _PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        shards = {split: _write_split(partial, split, splits[split], counts[split], shard_size, on_study) for split in counts}
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write shards to {target}: {error.strerror}; free some space") from error
-    for split_shards in shards.values():
-        for shard in split_shards:
-            (partial / shard.name).replace(target / shard.name)
-    partial.rmdir()
+    remove_partials(target)
+    with staging_folder(target / PARTIAL) as folder:
+        try:
+            shards = {split: _write_split(folder, split, splits[split], counts[split], shard_size, on_study) for split in counts}
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write shards to {target}: {error.strerror}; free some space") from error
+        for split_shards in shards.values():
+            for shard in split_shards:
+                (folder / shard.name).replace(target / shard.name)
     index = CorpusIndex(corpus=corpus, options=dict(options), labels=tuple(labels), splits=shards, recipe=recipe)
     index.save(target)
     return index
