@@ -135,7 +135,7 @@ def test_grouping_by_length_needs_the_lengths(root, tmp_path):
         del shard["characters"]
     (folder / "index.json").write_text(json.dumps(record))
     assert len(list(module(folder).train_dataloader())) == 7
-    with pytest.raises(ValueError, match=r"does not say how long the reports of train-000000.tar are: run `echo-pl corpus make` again"):
+    with pytest.raises(ValueError, match=r"does not say how long the reports of train-000000.tar are: run `echo-pl corpus"):
         module(folder, length_window=3).setup()
     make_synthetic(folder, train=TRAIN, val=VAL, test=TEST, seed=6, shard_size=25, progress=False)
     assert CorpusIndex.load(folder) == CorpusIndex.load(root)

@@ -280,7 +280,8 @@ class ReportDataModule(L.LightningDataModule):
             unknown = [shard.name for shard in corpus.index.splits.get("train", ()) if not shard.characters]
             if self._length_window and unknown:
                 raise ValueError(
-                    f"the index of {corpus} does not say how long the reports of {unknown[0]} are: run `echo-pl corpus make` again, which "
+                    f"the index of {corpus} does not say how long the reports of {unknown[0]} are: "
+                    "run `echo-pl corpus make` again, which "
                     "adds that to a corpus from before, or set stage.length_window=0"
                 )
 

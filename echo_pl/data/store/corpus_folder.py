@@ -159,8 +159,8 @@ class RemoteCorpus:
         files = [file for file in index.files if file.name.startswith(f"{TOKENIZER}/")]
         if not files:
             raise FileNotFoundError(
-                f"the index of {self} names no tokenizer: run `echo-pl corpus make` again where it was made, which adds that to a corpus "
-                "from before, and copy it there again; or give data.tokenizer_path=<a local folder>"
+                f"the index of {self} names no tokenizer: run `echo-pl corpus make` again where it was made, which adds it to an "
+                "old corpus, and copy it there again; or give data.tokenizer_path=<a local folder>"
             )
         identity = hashlib.sha256("\n".join(f"{file.name} {file.sha256}" for file in files).encode()).hexdigest()
         target = self.cache.folder / "tokenizers" / identity

@@ -127,9 +127,7 @@ class CorpusIndex:
         """
         path = check_local(folder) / INDEX_NAME
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no {INDEX_NAME} in {folder}; run `echo-pl corpus make synthetic --out {folder}`"
-            )
+            raise FileNotFoundError(f"no {INDEX_NAME} in {folder}; run `echo-pl corpus make synthetic --out {folder}`")
         return cls.parse(path.read_bytes(), path)
 
     @classmethod
