@@ -18,7 +18,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import echo_pl
-from callbacks.observing import log_files, mlflow_runs, preserved_rng, report_data
+
+from .observing import log_files, mlflow_runs, preserved_rng, report_data
 
 PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "webdataset", "mlflow")
 

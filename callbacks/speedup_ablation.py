@@ -17,7 +17,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from callbacks.observing import ReportData, ReportModule, frozen, mlflow_runs, observing, report_data
 from echo_pl.evaluation.harness import EvaluatedMethod, Method, Sampler, evaluate_methods
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import SCORES, Row, Setting
@@ -25,6 +24,8 @@ from echo_pl.evaluation.table import text_table
 from echo_pl.io.atomic import write_bytes_atomic, write_text_atomic
 from echo_pl.stages.placement import merged_adapters
 from echo_pl.structs import SpecialTokens
+
+from .observing import ReportData, ReportModule, frozen, mlflow_runs, observing, report_data
 
 STAGES = ("rad", "dcd")
 """Stages that decode blocks."""

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from callbacks.observing import mlflow_runs
 from echo_pl.io.memory import peak_memory_gb
+
+from .observing import mlflow_runs
 
 
 class StageSummary(Callback):

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.observing import ReportData, ReportModule, log_files, observing, report_data
 from echo_pl.evaluation.trajectory_html import trajectory_document, trajectory_record
 from echo_pl.io.atomic import write_text_atomic
 from echo_pl.sampling import TrajectoryRecorder
 from echo_pl.structs import Batch
+
+from .observing import ReportData, ReportModule, log_files, observing, report_data
 
 
 class TrajectoryLogger(Callback):

@@ -10,7 +10,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+_PACKAGE = Path(__file__).resolve().parents[1]
+EXPERIMENTS = next(
+    (folder for folder in (_PACKAGE / "experiments", _PACKAGE.parent / "experiments") if (folder / "config.yaml").is_file()),
+    _PACKAGE / "experiments",
+)
+"""Folder of the configuration: inside the package in a wheel, beside it in a checkout."""
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:

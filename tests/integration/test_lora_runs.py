@@ -132,7 +132,8 @@ def test_it_is_exported_as_their_sum(data_root, adapted, tmp_path):
 def test_the_speed_of_a_deployed_student_is_what_is_compared(data_root, pretrained, tmp_path):
     """Timed as it would be deployed: its adapters are summed for a while, and its checkpoint is none the wiser."""
     speedup = [
-        "+callbacks.speedup={_target_: callbacks.speedup_ablation.SpeedupAblation, block_sizes: [8], studies: 2, progress: false}",
+        "+callbacks.speedup={_target_: echo_pl.callbacks.speedup_ablation.SpeedupAblation, block_sizes: [8], studies: 2, "
+        "progress: false}",
         "stage.max_steps=1",
     ]
     made = start_run(data_root, tmp_path, "stage=rad", f"start={pretrained}", *LORA, *speedup)

@@ -18,11 +18,11 @@ from lightning.pytorch.loggers import MLFlowLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from callbacks.observing import frozen, observing
-from callbacks.run_record import RunRecord, environment, git_revision
-from callbacks.speedup_ablation import SpeedupAblation
-from callbacks.summary import StageSummary, summary_lines
-from callbacks.trajectory_logger import TrajectoryLogger
+from echo_pl.callbacks.observing import frozen, observing
+from echo_pl.callbacks.run_record import RunRecord, environment, git_revision
+from echo_pl.callbacks.speedup_ablation import SpeedupAblation
+from echo_pl.callbacks.summary import StageSummary, summary_lines
+from echo_pl.callbacks.trajectory_logger import TrajectoryLogger
 from echo_pl.structs import Batch, SpecialTokens
 
 

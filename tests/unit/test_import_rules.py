@@ -157,7 +157,11 @@ def imports() -> list[tuple[str, str]]:
                 if isinstance(node, ast.Import):
                     found += [(module, alias.name) for alias in node.names]
                 elif isinstance(node, ast.ImportFrom):
-                    assert node.level == 0, f"{module}: imports are written out, not relative"
+                    if node.level:  # the observers are `callbacks` in a checkout and `echo_pl.callbacks` in a wheel
+                        assert package == "callbacks", f"{module}: imports are written out, not relative"
+                        assert node.level == 1
+                        found.append((module, f"{package}.{node.module}"))
+                        continue
                     assert not any(alias.name == "*" for alias in node.names), f"{module} imports everything"
                     names = [f"{node.module}.{alias.name}" for alias in node.names]
                     # `from echo_pl.data import response` imports a module, `from echo_pl.structs import Batch` a name.
@@ -229,7 +233,7 @@ def test_the_mathematics_needs_torch_alone():
 
 
 def test_the_package_does_not_know_its_observers():
-    assert not [(m, i) for m, i in imports() if inside(m, "echo_pl") and inside(i, "callbacks")]
+    assert not [(m, i) for m, i in imports() if inside(m, "echo_pl") and inside(i.removeprefix("echo_pl."), "callbacks")]
 
 
 def test_no_stage_imports_a_stage():
