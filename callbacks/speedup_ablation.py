@@ -20,7 +20,7 @@ from torch import nn
 from echo_pl.evaluation.harness import EvaluatedMethod, Method, Sampler, evaluate_methods
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import SCORES, Row, Setting
-from echo_pl.evaluation.table import text_table
+from echo_pl.evaluation.table import comparison_table
 from echo_pl.io.atomic import write_bytes_atomic, write_text_atomic
 from echo_pl.stages.placement import merged_adapters
 from echo_pl.structs import SpecialTokens
@@ -178,7 +178,7 @@ class SpeedupAblation(Callback):
     def _write(self, trainer: Trainer, evaluated: Sequence[EvaluatedMethod], trained: int) -> None:
         rows = [item.row for item in evaluated]
         noted = [row | {"note": _note(row, trained)} for row in rows]
-        rank_zero_info(f"\n{text_table(rows)}\n")
+        rank_zero_info(f"\n{comparison_table(rows).text()}\n")
         folder = Path(trainer.default_root_dir) / "speedup"
         figure = quality_speed_figure(rows)
         picture = io.BytesIO()

@@ -18,7 +18,7 @@ from echo_pl.bench.breakdown import breakdown
 from echo_pl.bench.costs import costs
 from echo_pl.bench.decode import Grid, Row, runs_for_breakdown, time_model
 from echo_pl.bench.models import BenchModel
-from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, cost_table, markdown_table, text_table
+from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, cost_table, decoding_table
 from echo_pl.config.compose import EXPERIMENTS
 from echo_pl.evaluation.speed_plot import speed_figure
 from echo_pl.io.atomic import write_bytes_atomic, write_json, write_text_atomic
@@ -93,7 +93,7 @@ def run_bench(config: DictConfig) -> dict[str, Any]:
     for name, model in models.items():
         for rows in time_model(name, model, grid, limits[model.dtype], device, config.attention, say):
             record["rows"] += rows
-            print(text_table(rows), flush=True)
+            print(decoding_table(rows).text(), flush=True)
             write_json(out / "decode.json", record)
         if config.breakdowns and (device.type != "cpu" or config.compile):
             say(f"{name}: no breakdown, which is made on a CPU without compile")
@@ -101,7 +101,7 @@ def run_bench(config: DictConfig) -> dict[str, Any]:
             say(f"{name}: where the time goes")
             found = _breakdowns(name, model, grid, config, record["rows"])
             record["breakdowns"] += found
-            print(breakdown_table(found), flush=True)
+            print(breakdown_table(found).text(), flush=True)
     write_json(out / "decode.json", record)
     return record
 
@@ -131,23 +131,23 @@ def write_report(record: dict[str, Any], out: Path) -> list[Path]:
         "# Decoding speed\n\n"
         f"{facts['processor']}, {facts['threads']} threads of {facts['cores']} cores, device {facts['device']}, "
         f"torch {facts['packages']['torch']}. Limits measured in this run: {limits}.\n\n{LEGEND}\n\n"
-        f"{markdown_table(record['rows'])}\n"
+        f"{decoding_table(record['rows']).markdown()}\n"
     )
     if record["breakdowns"]:
         text += (
             "\n## Milliseconds per forward, batch 1\n\n"
             "One more decode under torch's profiler, which makes it slower (profiled against unprofiled). Python is what is not in "
             "an operator, the profiler's own time included.\n\n"
-            f"{breakdown_table(record['breakdowns'])}\n"
+            f"{breakdown_table(record['breakdowns']).markdown()}\n"
             "\n## What a longer context and a larger vocabulary cost\n\n"
             "The difference between two forwards of the tables above (unprofiled), and that of the parts which should explain it "
             "(profiled). A vocabulary has a row where two models differ in nothing else.\n\n"
-            f"{cost_table(costs(record['breakdowns'], record['config']['sizes']))}\n"
+            f"{cost_table(costs(record['breakdowns'], record['config']['sizes'])).markdown()}\n"
         )
     text += (
         "\n## What data sheets allow the 7B (a calculation, not a measurement)\n\n"
         "The language model of Qwen2.5-VL-7B in bfloat16, 160 tokens: every forward takes as long as reading its weights and keys, "
-        f"or multiplying, whichever is longer.\n\n{calculation_table()}\n"
+        f"or multiplying, whichever is longer.\n\n{calculation_table().markdown()}\n"
     )
     written = [write_text_atomic(out / "decode.md", text)]
     buffer = io.BytesIO()

@@ -29,6 +29,7 @@ from echo_pl.bench.step_trace import Stage, StepTokens, trace_step, trace_tower
 from echo_pl.bench.token_statistics import TokenStatistics, token_statistics
 from echo_pl.config.errors import reported
 from echo_pl.io.atomic import write_json, write_text_atomic
+from echo_pl.pages.tables import Column, Table, number, text
 from echo_pl.structs import SpecialTokens
 
 GB = 1e9
@@ -135,34 +136,27 @@ def steps_of(statistics: TokenStatistics, given: StepTokens) -> tuple[StepTokens
 
 
 COLUMNS = (
-    ("stage", "stage", "{}"),
-    ("gpus", "GPUs", "{}"),
-    ("weights", "weights", "{:.1f}"),
-    ("optimizer", "AdamW", "{:.1f}"),
-    ("teacher", "teacher", "{:.1f}"),
-    ("gathered", "gathered", "{:.1f}"),
-    ("activations", "activations", "{:.1f}"),
-    ("logits", "of these logits", "{:.1f}"),
-    ("vision", "tower", "{:.1f}"),
-    ("reduction", "reduction", "{:.1f}"),
-    ("step", "AdamW's step", "{:.1f}"),
-    ("memory_gb", "GB at most", "**{:.1f}**"),
-    ("decoding_gb", "decoding", "{:.1f}"),
-    ("tflop_per_step", "TFLOP/step", "{:.0f}"),
-    ("traffic_gb_per_step", "GB moved/step", "{:.0f}"),
-    ("compute_seconds", "s compute", "{:.2f}"),
-    ("traffic_seconds", "s traffic", "{:.2f}"),
-    ("steps", "steps", "{}"),
-    ("days_overlapped", "days", "{:.2g}"),
-    ("days_one_after_the_other", "days, no overlap", "{:.2g}"),
+    Column("stage", text("stage"), left=True),
+    Column("GPUs", text("gpus")),
+    Column("weights", number("weights", 1)),
+    Column("AdamW", number("optimizer", 1)),
+    Column("teacher", number("teacher", 1)),
+    Column("gathered", number("gathered", 1)),
+    Column("activations", number("activations", 1)),
+    Column("of these logits", number("logits", 1)),
+    Column("tower", number("vision", 1)),
+    Column("reduction", number("reduction", 1)),
+    Column("AdamW's step", number("step", 1)),
+    Column("GB at most", lambda row: f"**{row['memory_gb']:.1f}**"),
+    Column("decoding", number("decoding_gb", 1)),
+    Column("TFLOP/step", number("tflop_per_step", 0)),
+    Column("GB moved/step", number("traffic_gb_per_step", 0)),
+    Column("s compute", number("compute_seconds", 2)),
+    Column("s traffic", number("traffic_seconds", 2)),
+    Column("steps", text("steps")),
+    Column("days", lambda row: f"{row['days_overlapped']:.2g}"),
+    Column("days, no overlap", lambda row: f"{row['days_one_after_the_other']:.2g}"),
 )
-
-
-def markdown(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, str]]) -> str:
-    """A table."""
-    lines = ["| " + " | ".join(title for _, title, _ in columns) + " |", "|" + "--:|" * len(columns)]
-    lines += ["| " + " | ".join(form.format(row[name]) for name, _, form in columns) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -199,7 +193,7 @@ def main() -> None:
     with reported():
         if args.check:
             rows = check(args.check_models, args.check_contexts, batch_size=2)
-            table, name, facts = markdown(rows, CHECK_COLUMNS), "check", {}
+            table, name, facts = Table.from_records(CHECK_COLUMNS, rows).markdown() + "\n", "check", {}
             worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
             table += f"\nFarthest apart: {CHECK_LINE.format(**worst)}.\n"
             failed = abs(worst["ratio"] - 1) > TOLERANCE
@@ -228,7 +222,7 @@ def main() -> None:
             )  # fmt: skip
             facts = {"tokens": asdict(tokens), "typical_tokens": asdict(typical), "sizes": sizes}
             facts |= {} if statistics is None else {"statistics": asdict(statistics)}
-            table, name = markdown(rows, COLUMNS), "scale"
+            table, name = Table.from_records(COLUMNS, rows).markdown() + "\n", "scale"
         print("\n" + table)
         write_json(args.out / f"{name}.json", {**facts, "rows": rows})
         write_text_atomic(args.out / f"{name}.md", table)

@@ -15,7 +15,7 @@ from echo_pl.bench import machine
 from echo_pl.bench.benchmark import benchmark_command, load_benchmark, log_benchmark, say
 from echo_pl.bench.models import BenchModel
 from echo_pl.bench.rad import TrainingGrid, arithmetic, time_training
-from echo_pl.bench.rad_table import ARITHMETIC_LEGEND, LEGEND, arithmetic_table, markdown_table, text_table
+from echo_pl.bench.rad_table import ARITHMETIC_LEGEND, LEGEND, arithmetic_table, training_table
 from echo_pl.config.compose import EXPERIMENTS
 from echo_pl.io.atomic import write_json, write_text_atomic
 
@@ -61,9 +61,9 @@ def run_bench(config: DictConfig) -> dict[str, Any]:
             record["arithmetic"].append({"model": name, "context": context, **arithmetic(context, grid.response, model.shape)})
         for rows in time_training(name, model, grid, device, say):
             record["rows"] += rows
-            print(text_table(rows), flush=True)
+            print(training_table(rows).text(), flush=True)
             write_json(out / "rad.json", record)
-    print(f"\n{ARITHMETIC_LEGEND}\n\n{arithmetic_table(record['arithmetic'])}", flush=True)
+    print(f"\n{ARITHMETIC_LEGEND}\n\n{arithmetic_table(record['arithmetic']).text()}", flush=True)
     return record
 
 
@@ -76,8 +76,8 @@ def write_report(record: dict[str, Any], out: Path) -> Path:
         f"{facts['processor']}, {facts['threads']} threads of {facts['cores']} cores, device {facts['device']}, "
         f"torch {facts['packages']['torch']}, precision {config['precision']}; batches of {config['batch_size']} studies, "
         f"responses of {config['response']} tokens, block size {config['block_size']}.\n\n{LEGEND}\n\n"
-        f"{markdown_table(record['rows'])}\n\n"
-        f"## By arithmetic\n\n{ARITHMETIC_LEGEND}\n\n{arithmetic_table(record['arithmetic'])}\n",
+        f"{training_table(record['rows']).markdown()}\n\n"
+        f"## By arithmetic\n\n{ARITHMETIC_LEGEND}\n\n{arithmetic_table(record['arithmetic']).markdown()}\n",
     )
 
 

@@ -1,33 +1,29 @@
-"""Rows of a training benchmark as tables, and what they say in words. Knows rows only."""
+"""Tables of the training benchmark, and their legends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from echo_pl.bench.table import aligned, markdown
+from echo_pl.pages.tables import Column, Table, number, text
 
 Row = dict[str, Any]
 
 
-def _number(name: str, digits: int) -> Callable[[Row], str]:
-    return lambda row: "–" if row[name] is None else f"{row[name]:.{digits}f}"
-
-
-_COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
-    ("model", lambda r: r["model"]),
-    ("context", lambda r: str(r["context"])),
-    ("variant", lambda r: r["variant"]),
-    ("tokens", lambda r: str(r["tokens"])),
-    ("ms/step", lambda r: f"{1e3 * r['seconds']:.0f}"),
-    ("spread", lambda r: f"{1e3 * r['seconds_spread']:.0f}"),
-    ("supervised", lambda r: str(r["supervised_tokens"])),
-    ("supervised/s", _number("supervised_tokens_per_second", 0)),
-    ("x full dup., step", _number("speedup_over_full_duplication", 2)),
-    ("x full dup., supervised/s", _number("supervised_speedup_over_full_duplication", 2)),
-    ("peak MB", _number("peak_memory_mb", 0)),
-    ("peak kB/supervised", _number("peak_memory_kb_per_supervised_token", 0)),
-]
+_COLUMNS = (
+    Column("model", text("model"), left=True),
+    Column("context", text("context")),
+    Column("variant", text("variant"), left=True),
+    Column("tokens", text("tokens")),
+    Column("ms/step", number("seconds", 0, scale=1e3)),
+    Column("spread", number("seconds_spread", 0, scale=1e3)),
+    Column("supervised", text("supervised_tokens")),
+    Column("supervised/s", number("supervised_tokens_per_second", 0)),
+    Column("x full dup., step", number("speedup_over_full_duplication", 2)),
+    Column("x full dup., supervised/s", number("supervised_speedup_over_full_duplication", 2)),
+    Column("peak MB", number("peak_memory_mb", 0)),
+    Column("peak kB/supervised", number("peak_memory_kb_per_supervised_token", 0)),
+)
 LEGEND = (
     "A step is forward, backward, clipping and AdamW of one batch, the language model on text alone; rad_pixels has a frozen "
     "vision tower in every step, rad_stored_features has its stored output. tokens: of one study's sequence. supervised: positions "
@@ -49,17 +45,12 @@ _ARITHMETIC = (
 )
 
 
-def text_table(rows: Iterable[Row]) -> str:
-    """For a terminal."""
-    return aligned([[cell(row) for _, cell in _COLUMNS] for row in rows], [name for name, _ in _COLUMNS])
+def training_table(rows: Iterable[Row]) -> Table:
+    """One line for each model, context and variant."""
+    return Table.from_records(_COLUMNS, rows)
 
 
-def markdown_table(rows: Iterable[Row]) -> str:
-    """In Markdown."""
-    return markdown([[cell(row) for _, cell in _COLUMNS] for row in rows], [name for name, _ in _COLUMNS])
-
-
-def arithmetic_table(rows: Iterable[Row]) -> str:
-    """In Markdown."""
+def arithmetic_table(rows: Iterable[Row]) -> Table:
+    """One line for each model and context."""
     body = [[row["model"], str(row["context"]), *(f"{row[name]:.2f}" for name in _ARITHMETIC)] for row in rows]
-    return markdown(body, ["model", "context", *(name.replace("_", " ") for name in _ARITHMETIC)])
+    return Table(["model", "context", *(name.replace("_", " ") for name in _ARITHMETIC)], body)

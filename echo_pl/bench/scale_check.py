@@ -30,6 +30,7 @@ from echo_pl.bench.scale import memory_per_gpu, parts_of
 from echo_pl.bench.step_trace import Stage, StepTokens, gradients_kept, trace_step, trace_tower
 from echo_pl.config.errors import reported
 from echo_pl.io.memory import memory_gb, peak_memory_gb, restart_peak_memory, return_free_memory
+from echo_pl.pages.tables import Column, number, text
 from echo_pl.structs import SpecialTokens
 
 TOLERANCE = 0.15
@@ -77,16 +78,16 @@ CHECK_LINE = (
     "{predicted_mb:.0f} MB counted, {measured_mb:.0f} measured"
 )
 CHECK_COLUMNS = (
-    ("model", "model", "{}"),
-    ("context", "context", "{}"),
-    ("precision", "precision", "{}"),
-    ("layout", "layout", "{}"),
-    ("copies", "K", "{}"),
-    ("checkpointing", "checkpointing", "{}"),
-    ("ranks", "ranks", "{}"),
-    ("predicted_mb", "counted, MB", "{:.0f}"),
-    ("measured_mb", "measured, MB", "{:.0f}"),
-    ("ratio", "ratio", "{:.3f}"),
+    Column("model", text("model"), left=True),
+    Column("context", text("context")),
+    Column("precision", text("precision"), left=True),
+    Column("layout", text("layout"), left=True),
+    Column("K", text("copies")),
+    Column("checkpointing", text("checkpointing")),
+    Column("ranks", text("ranks")),
+    Column("counted, MB", number("predicted_mb", 0)),
+    Column("measured, MB", number("measured_mb", 0)),
+    Column("ratio", number("ratio", 3)),
 )
 
 

@@ -1,37 +1,38 @@
-"""Rows of a decoding benchmark as a table for a terminal or in Markdown, and what they say in words. Knows rows only."""
+"""Tables of the decoding benchmark, and their legend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from echo_pl.bench.breakdown import PARTS
 from echo_pl.bench.costs import Cost
 from echo_pl.bench.roofline import DATA_SHEETS, QWEN2_5_VL_7B, calculation
+from echo_pl.pages.tables import MISSING, Column, Table, number, text
 
 Row = dict[str, Any]
 NAMES = {"ar": "AR", "ar_generate": "AR, transformers generate", "base": "base, 2 tokens a step", "one_step": "one step"}
-_COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
-    ("model", lambda r: r["model"]),
-    ("batch", lambda r: str(r["batch_size"])),
-    ("context", lambda r: str(r["context"])),
-    ("method", lambda r: NAMES[r["method"]]),
-    ("KV cache", lambda r: r["kv_cache"] or "–"),
-    ("L", lambda r: str(r["block_size"])),
-    ("nfe", lambda r: f"{r['nfe']:.0f}"),
-    ("tpf", lambda r: f"{r['tpf']:.2f}"),
-    ("tpf pub.", lambda r: f"{r['tpf_published']:.2f}"),
-    ("tps", lambda r: f"{r['tps_median']:.0f}"),
-    ("spread", lambda r: "–" if r["repetitions"] == 1 else f"{r['tps_spread']:.0f}"),
-    ("ms/forward", lambda r: f"{r['ms_per_forward']:.2f}"),
-    ("x AR", lambda r: f"{r['speedup_over_ar']:.2f}"),
-    ("efficiency", lambda r: f"{r['efficiency']:.2f}"),
-    ("roofline", lambda r: "–" if r["roofline_efficiency"] is None else f"{r['roofline_efficiency']:.2f}"),
-    ("of roofline", lambda r: "–" if r["of_roofline"] is None else f"{r['of_roofline']:.2f}"),
-    ("prefill s", lambda r: f"{r['prefill_seconds']:.3f}"),
-    ("spread", lambda r: f"{r['prefill_spread']:.3f}"),
-    ("peak MB", lambda r: "–" if r["peak_memory_mb"] is None else f"{r['peak_memory_mb']:.0f}"),
-]
+_COLUMNS = (
+    Column("model", text("model"), left=True),
+    Column("batch", text("batch_size")),
+    Column("context", text("context")),
+    Column("method", lambda row: NAMES[row["method"]], left=True),
+    Column("KV cache", lambda row: row["kv_cache"] or MISSING, left=True),
+    Column("L", text("block_size")),
+    Column("nfe", number("nfe", 0)),
+    Column("tpf", number("tpf", 2)),
+    Column("tpf pub.", number("tpf_published", 2)),
+    Column("tps", number("tps_median", 0)),
+    Column("spread", lambda row: MISSING if row["repetitions"] == 1 else f"{row['tps_spread']:.0f}"),
+    Column("ms/forward", number("ms_per_forward", 2)),
+    Column("x AR", number("speedup_over_ar", 2)),
+    Column("efficiency", number("efficiency", 2)),
+    Column("roofline", number("roofline_efficiency", 2)),
+    Column("of roofline", number("of_roofline", 2)),
+    Column("prefill s", number("prefill_seconds", 3)),
+    Column("spread", number("prefill_spread", 3)),
+    Column("peak MB", number("peak_memory_mb", 0)),
+)
 LEGEND = (
     "tps: tokens of the whole batch per second after prefill, median; spread: largest minus smallest repetition. "
     "x AR: tps over our AR decoder at the same batch and context. efficiency: (tps ratio) / (tpf ratio). "
@@ -42,18 +43,13 @@ LEGEND = (
 )
 
 
-def text_table(rows: Iterable[Row]) -> str:
-    """For a terminal."""
-    return aligned([[cell(row) for _, cell in _COLUMNS] for row in rows], [name for name, _ in _COLUMNS])
+def decoding_table(rows: Iterable[Row]) -> Table:
+    """One line for each method, cache and size."""
+    return Table.from_records(_COLUMNS, rows)
 
 
-def markdown_table(rows: Iterable[Row]) -> str:
-    """In Markdown."""
-    return markdown([[cell(row) for _, cell in _COLUMNS] for row in rows], [name for name, _ in _COLUMNS])
-
-
-def breakdown_table(breakdowns: Iterable[Row]) -> str:
-    """Milliseconds per forward by part of the model, in Markdown."""
+def breakdown_table(breakdowns: Iterable[Row]) -> Table:
+    """Milliseconds per forward by part of the model."""
     headings = ["model", "context", "method", "L", *PARTS, "profiled", "unprofiled"]
     body = [
         [
@@ -62,15 +58,15 @@ def breakdown_table(breakdowns: Iterable[Row]) -> str:
             NAMES[row["method"]] + (f", {row['kv_cache']}" if row["kv_cache"] else ""),
             str(row["block_size"]),
             *(f"{row['ms'][part]:.2f}" for part in (*PARTS, "profiled")),
-            "–" if row["ms_per_forward"] is None else f"{row['ms_per_forward']:.2f}",
+            MISSING if row["ms_per_forward"] is None else f"{row['ms_per_forward']:.2f}",
         ]
         for row in breakdowns
     ]
-    return markdown(body, headings)
+    return Table(headings, body, left=(0, 2))
 
 
-def cost_table(found: Iterable[Cost]) -> str:
-    """What context and vocabulary cost a forward, in Markdown."""
+def cost_table(found: Iterable[Cost]) -> Table:
+    """Cost of context and vocabulary for one forward."""
     body = [
         [
             cost.model,
@@ -82,11 +78,12 @@ def cost_table(found: Iterable[Cost]) -> str:
         ]
         for cost in found
     ]
-    return markdown(body, ["model", "method", "L", "from → to", "forward ms", "of which attention, or head and commit"])
+    headings = ["model", "method", "L", "from → to", "forward ms", "of which attention, or head and commit"]
+    return Table(headings, body, left=(0, 1, 3))
 
 
-def calculation_table(tokens: int = 160) -> str:
-    """What data sheets allow a 7B model in bfloat16, in Markdown: arithmetic, nothing was measured."""
+def calculation_table(tokens: int = 160) -> Table:
+    """Limits of a 7B model in bfloat16 by the data sheets: arithmetic, nothing is measured."""
     body = []
     for device, limits in DATA_SHEETS.items():
         for samples, context in ((1, 300), (1, 2900), (16, 2900)):
@@ -95,17 +92,4 @@ def calculation_table(tokens: int = 160) -> str:
                 figures = [f"{row[name]:.0f}" for name in ("ar_tps", "one_step_tps")]
                 figures += [f"{row[name]:.2f}" for name in ("speedup_over_ar", "efficiency")]
                 body.append([device, str(samples), str(context), str(int(row["block_size"])), *figures])
-    return markdown(body, ["device", "batch", "context", "L", "AR tps", "one step tps", "x AR", "efficiency"])
-
-
-def markdown(body: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
-    """Lines of cells under headings, in Markdown."""
-    lines = [headings, ["---"] * len(headings), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def aligned(body: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
-    """Lines of cells under headings, in columns."""
-    lines = [headings, *body]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return Table(["device", "batch", "context", "L", "AR tps", "one step tps", "x AR", "efficiency"], body)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.diffusion.top_targets import top_targets
 from echo_pl.distributed.launch import detect
+from echo_pl.pages.tables import Table
 from echo_pl.runs.assemble import make_stage
 from echo_pl.runs.lineage import make_lineage, refuse_other_data
 from echo_pl.runs.run import prepare
@@ -132,13 +133,17 @@ def smallest(rows: Sequence[KeptLoss], tolerance: float) -> str:
     )
 
 
-def table(rows: Sequence[KeptLoss]) -> str:
-    """The rows in Markdown."""
-    lines = [
-        f"| kept tokens | loss | difference | within {TOLERANCE:.0%} down to a loss of | bytes per position |",
-        "|--:|--:|--:|--:|--:|",
+def table(rows: Sequence[KeptLoss]) -> Table:
+    """One line for each number of kept tokens."""
+    headings = ["kept tokens", "loss", "difference", f"within {TOLERANCE:.0%} down to a loss of", "bytes per position"]
+    body = [
+        [
+            "all" if row.kept is None else str(row.kept),
+            f"{row.loss:.5f}",
+            f"{row.difference:.3%}",
+            f"{row.reach(TOLERANCE):.3f}",
+            str(row.bytes_per_position),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        kept = "all" if row.kept is None else str(row.kept)
-        lines.append(f"| {kept} | {row.loss:.5f} | {row.difference:.3%} | {row.reach(TOLERANCE):.3f} | {row.bytes_per_position} |")
-    return "\n".join(lines)
+    return Table(headings, body, left=())

@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = compose_config(["stage=dcd", *sizes, *args.overrides])
         if args.check_k:
             rows = check_kept(config, checked, KS, args.student)
-            print(table(rows))
+            print(table(rows).text())
             print(smallest(rows, TOLERANCE))
             return
         kept = KEPT if args.keep is None else args.keep

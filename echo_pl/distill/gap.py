@@ -25,6 +25,7 @@ from echo_pl.config.compose import compose_config
 from echo_pl.config.errors import reported
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.io.run_folders import FINAL, newest
+from echo_pl.pages.tables import Table
 from echo_pl.runs.assemble import make_stage
 from echo_pl.runs.lineage import backbone_name, data_name, make_lineage, refuse_other_data
 from echo_pl.runs.run import prepare
@@ -119,20 +120,16 @@ def last_steps(commit_step_R: Tensor, block_size: int) -> Tensor:
     return torch.stack([block.max() for block in commit_step_R.flip(0).split(block_size)])
 
 
-def table(rows: Sequence[GapRow]) -> str:
-    """The rows in Markdown."""
-    lines = [
-        "| block size | blocks | teacher's forwards per block | gap of the teacher | per token | gap of the student | per token "
-        "| teacher | student |",
-        "|--:|--:|--:|--:|--:|--:|--:|:--|:--|",
-    ]
+def table(rows: Sequence[GapRow]) -> Table:
+    """One line for each block size."""
+    headings = ["block size", "blocks", "teacher's forwards per block", "gap of the teacher", "per token",
+                "gap of the student", "per token", "teacher", "student"]  # fmt: skip
+    body = []
     for row in rows:
-        student = "- | -" if row.student_gap is None else f"{row.student_gap:.3f} | {row.per_token(row.student_gap):.3f}"
-        lines.append(
-            f"| {row.block_size} | {row.blocks} | {row.teacher_forwards:.2f} | {row.teacher_gap:.3f} | "
-            f"{row.per_token(row.teacher_gap):.3f} | {student} | {_run_of(row.teacher)} | {_run_of(row.student)} |"
-        )
-    return "\n".join(lines) + "\n"
+        student = ["-", "-"] if row.student_gap is None else [f"{row.student_gap:.3f}", f"{row.per_token(row.student_gap):.3f}"]
+        teacher = [f"{row.teacher_forwards:.2f}", f"{row.teacher_gap:.3f}", f"{row.per_token(row.teacher_gap):.3f}"]
+        body.append([str(row.block_size), str(row.blocks), *teacher, *student, _run_of(row.teacher), _run_of(row.student)])
+    return Table(headings, body, left=(7, 8))
 
 
 def _run_of(checkpoint: str | None) -> str:
@@ -176,8 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / "mean_field_gap.json", [asdict(row) for row in rows])
-        write_text_atomic(args.out / "mean_field_gap.md", table(rows))
-        print("\n" + table(rows))
+        write_text_atomic(args.out / "mean_field_gap.md", table(rows).markdown() + "\n")
+        print(f"\n{table(rows).text()}")
 
 
 if __name__ == "__main__":

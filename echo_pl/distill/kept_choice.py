@@ -73,7 +73,7 @@ def choose_kept(launch: Launch, config: DictConfig, out: Path, studies: int, stu
     limit = config.stage.limit_train
     rows = check_kept(config, studies if limit is None else min(studies, limit), KS, student)
     found = smallest_kept(rows if student is not None else [row for row in rows if (row.kept or 0) >= LEAST], TOLERANCE)
-    log.log(news, "%s\n--keep auto: %s", table(rows), smallest(rows, TOLERANCE))
+    log.log(news, "%s\n--keep auto: %s", table(rows).text(), smallest(rows, TOLERANCE))
     if found is None or found.kept is None:
         log.warning("--keep auto: no K was near enough; whole distributions take %s bytes a position", rows[-1].bytes_per_position)
         return 0

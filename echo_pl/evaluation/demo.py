@@ -18,7 +18,7 @@ from echo_pl.evaluation.harness import EvaluatedMethod, Method, evaluate_methods
 from echo_pl.evaluation.markdown import write_report
 from echo_pl.evaluation.page import render_page, shown_studies, write_page
 from echo_pl.evaluation.rows import KVCache, Setting
-from echo_pl.evaluation.table import text_table
+from echo_pl.evaluation.table import comparison_table
 from echo_pl.evaluation.trajectory_html import trajectory_record
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, TrajectoryRecorder
 
@@ -50,7 +50,7 @@ class DemoResults:
         """Print the table, write report.md and index.html, and return the rows and what belongs to them."""
         rows = [item.row for item in self.evaluated]
         signatures = self.evaluated[0].outcome.signatures
-        print("\n" + text_table(rows))
+        print("\n" + comparison_table(rows).text())
         notes = [
             winner(rows),
             speed_account(rows),

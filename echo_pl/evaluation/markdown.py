@@ -8,8 +8,9 @@ from pathlib import Path
 
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import Row
-from echo_pl.evaluation.table import legend, markdown_table, small_print
+from echo_pl.evaluation.table import comparison_table, legend, score_variants
 from echo_pl.io.atomic import write_bytes_atomic, write_text_atomic
+from echo_pl.pages.tables import Table
 
 
 def write_report(
@@ -40,12 +41,19 @@ def write_report(
     buffer = io.BytesIO()
     quality_speed_figure(rows).savefig(buffer, format="png", dpi=130)
     write_bytes_atomic(plot, buffer.getvalue())
-    variants = f"<sub>{small_print(signatures)}</sub>" if signatures else ""
-    parts = [f"# {title}", introduction, markdown_table(rows), legend(), variants, "\n".join(f"- {note}" for note in notes)]
+    variants = f"<sub>{score_variants(signatures)}</sub>" if signatures else ""
+    parts = [
+        f"# {title}",
+        introduction,
+        comparison_table(rows).markdown(),
+        legend(),
+        variants,
+        "\n".join(f"- {note}" for note in notes),
+    ]
     parts.append(f"![Finding F1 and valid sentences over speed]({plot.name})")
     if seconds:
-        lines = [f"| {step} | {value:.0f} |" for step, value in seconds.items()]
-        parts += ["## Wall time", "\n".join(["| step | seconds |", "| :-- | --: |", *lines])]
+        steps = Table(["step", "seconds"], [[step, f"{value:.0f}"] for step, value in seconds.items()])
+        parts += ["## Wall time", steps.markdown()]
     if reproduce:
         parts += ["## How to reproduce", f"```sh\n{reproduce}\n```"]
     return write_text_atomic(path, "\n\n".join(part for part in parts if part) + "\n")

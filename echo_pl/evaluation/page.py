@@ -21,7 +21,7 @@ from echo_pl.evaluation.document import html_document
 from echo_pl.evaluation.harness import EvaluatedMethod
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import Row
-from echo_pl.evaluation.table import COLUMNS, cells, legend, small_print
+from echo_pl.evaluation.table import comparison_table, legend, score_variants
 from echo_pl.evaluation.trajectory_html import trajectory_fragment
 from echo_pl.io.atomic import write_text_atomic
 from echo_pl.metrics.clinical import Judge
@@ -105,7 +105,7 @@ def render_page(
         parts.append(f"<p>{html.escape(introduction)}</p>")
     parts.append(f'<h2>Figures</h2><div class="wide">{_table(rows)}</div><p class="soft">{html.escape(legend())}</p>')
     if signatures:
-        parts.append(f'<p class="soft">{html.escape(small_print(signatures))}</p>')
+        parts.append(f'<p class="soft">{html.escape(score_variants(signatures))}</p>')
     parts.append(
         f'<h2>Quality against speed</h2><img class="plot" '
         f'alt="Finding F1 and valid sentences over speed" src="{_figure_uri(quality_speed_figure(rows))}">'
@@ -123,15 +123,17 @@ def write_page(path: Path | str, page: str) -> Path:
 
 
 def _table(rows: Sequence[Row]) -> str:
+    table = comparison_table(rows)
+
     def line(tag: str, values: Sequence[str]) -> str:
         marked = (
-            f"<{tag}{' class=left' if column.left else ''}>{html.escape(value)}</{tag}>"
-            for value, column in zip(values, COLUMNS, strict=True)
+            f"<{tag}{' class=left' if place in table.left else ''}>{html.escape(value)}</{tag}>"
+            for place, value in enumerate(values)
         )
         return f"<tr>{''.join(marked)}</tr>"
 
-    body = "".join(line("td", values) for values in cells(rows))
-    return f"<table><thead>{line('th', [column.heading for column in COLUMNS])}</thead><tbody>{body}</tbody></table>"
+    body = "".join(line("td", values) for values in table.rows)
+    return f"<table><thead>{line('th', table.headings)}</thead><tbody>{body}</tbody></table>"
 
 
 def _study(study: ShownStudy, judge: Judge | None) -> str:

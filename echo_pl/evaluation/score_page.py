@@ -13,9 +13,10 @@ import math
 from PIL import Image
 
 from echo_pl.evaluation.document import html_document
-from echo_pl.evaluation.score_report import EMPTY_TEXT, MISSING, ScoreReport, ShownCase, number, probability, span
+from echo_pl.evaluation.score_report import EMPTY_TEXT, ScoreReport, ShownCase, number, probability, span
 from echo_pl.evaluation.scoring import Compared, Figure
 from echo_pl.evaluation.word_marks import Marked, marked
+from echo_pl.pages.tables import MISSING
 
 HEADLINES = ("findings_f1_micro", "hallucinated_findings", "omitted_findings", "rouge_l_google", "cider_d", "stopped")
 """Shown large, where they are there."""

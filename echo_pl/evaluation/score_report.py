@@ -15,10 +15,10 @@ from PIL import Image
 from echo_pl.evaluation.cases import Case, Sections, formatted
 from echo_pl.evaluation.scoring import Compared, Scored, worst
 from echo_pl.evaluation.shown_images import Images
+from echo_pl.pages.tables import MISSING, Table
 
 Difference = Callable[[str, str], dict[str, list[str]]]
 """From prediction and reference to findings by kind (hallucinated, omitted)."""
-MISSING = "–"
 EMPTY_TEXT = "(empty)"
 GROUPS: dict[str, tuple[str, ...]] = {
     "What the report states": ("findings", "hallucinated", "omitted", "region", "ratescore", "radgraph", "chexbert", "semb"),
@@ -69,11 +69,8 @@ class ScoreReport:
 
     def markdown(self) -> str:
         """As Markdown."""
-        head = self._head()
-        rule = [":--", *["--:"] * (len(head) - 1)]
-        body = [line for names in self.groups.values() for line in map(self._line, names)]
-        lines = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (head, rule, *body)]
-        parts = [f"# {self.title}", self.introduction(), "\n".join(f"- {note}" for note in self.notes), "\n".join(lines)]
+        table = Table(self._head(), [line for names in self.groups.values() for line in map(self._line, names)])
+        parts = [f"# {self.title}", self.introduction(), "\n".join(f"- {note}" for note in self.notes), table.markdown()]
         if self.scored.absent:
             parts += ["## Absent", "\n".join(f"- {one.name}: {one.reason}" for one in self.scored.absent)]
         parts += ["## Signatures", "\n".join(f"- `{text}`" for text in self.signatures())]

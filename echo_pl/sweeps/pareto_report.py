@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from echo_pl.evaluation.document import html_document
-from echo_pl.evaluation.table import MISSING, small_print
+from echo_pl.evaluation.table import score_variants
+from echo_pl.pages.tables import MISSING, Table
 from echo_pl.sweeps.contrasts import Contrast, Drop
 from echo_pl.sweeps.pareto import FASTER, Group, Key, Mean, front, label
 from echo_pl.sweeps.pareto_plot import pareto_figure, svg
@@ -38,30 +39,28 @@ class SweepComparison:
 
     def text(self) -> str:
         """For a terminal."""
-        tables = [f"{about}\n\n{_aligned(rows)}" if about else _aligned(rows) for about, rows in self._tables()]
+        tables = [f"{about}\n\n{table.text()}".lstrip() for about, table in self._tables()]
         return "\n\n".join([*tables, "\n".join([*self._fronts(), *self._missing()])])
 
     def markdown(self, picture: str) -> str:
         """With the picture beside it."""
         parts = [f"# {self.title}", self._introduction()]
-        for about, (head, *rows) in self._tables():
-            parts += [about] if about else []
-            lines = [f"| {' | '.join(head)} |", f"| :-- |{' --: |' * (len(head) - 1)}"]
-            parts.append("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]))
+        for about, table in self._tables():
+            parts += [*filter(None, [about]), table.markdown()]
         parts.append("\n".join(f"- {line}" for line in self._fronts()))
         parts += [f"![quality against speed]({picture})", "## What is missing", "\n".join(f"- {line}" for line in self._missing())]
-        parts += [f"<sub>{small_print(self.signatures)}</sub>"] if self.signatures else []
+        parts += [f"<sub>{score_variants(self.signatures)}</sub>"] if self.signatures else []
         return "\n\n".join([*parts, "## How to reproduce", f"```sh\n{self.command}\n```"]) + "\n"
 
     def page(self) -> str:
         """All in one file."""
-        tables = "".join(f"<p>{html.escape(about)}</p>{_html_table(rows)}" for about, rows in self._tables())
+        tables = "".join(f"<p>{html.escape(about)}</p>{_html_table(table)}" for about, table in self._tables())
         return html_document(
             self.title,
             f"<h1>{html.escape(self.title)}</h1><p>{html.escape(self._introduction())}</p>"
             f'{tables}{_list(self._fronts())}<div class="plot wide">{self.picture()}</div>'
             f"<h2>What is missing</h2>{_list(self._missing())}<h2>How to reproduce</h2><pre>{html.escape(self.command)}</pre>"
-            + (f'<p class="soft">{html.escape(small_print(self.signatures))}</p>' if self.signatures else ""),
+            + (f'<p class="soft">{html.escape(score_variants(self.signatures))}</p>' if self.signatures else ""),
         )
 
     def picture(self) -> str:
@@ -74,9 +73,9 @@ class SweepComparison:
             "measured when each cell was made, so compare it only where the machine was as busy; nfe does not depend on that."
         )
 
-    def _tables(self) -> list[tuple[str, list[list[str]]]]:
-        """What stands above each table, and its rows, the first of which is its head."""
-        tables = [("", [self._head(), *self._rows()])]
+    def _tables(self) -> list[tuple[str, Table]]:
+        """Every table with the paragraph above it."""
+        tables = [("", Table(self._head(), self._rows()))]
         if self.drops:
             about = f"How much lower than its own AR model, in per cent of it: means over seeds with {self.level:.0%} intervals."
             tables.append((about, self._drops()))
@@ -90,16 +89,17 @@ class SweepComparison:
             tables.append((about, self._contrasts()))
         return tables
 
-    def _drops(self) -> list[list[str]]:
+    def _drops(self) -> Table:
         names = [*dict.fromkeys(one.name for one in self.drops)]
-        rows = [["model", *(f"{name.replace('_', ' ')}, % lower" for name in names)]]
+        headings = ["model", *(f"{name.replace('_', ' ')}, % lower" for name in names)]
+        rows = []
         for key, of in groupby(self.drops, key=lambda one: one.key):
             found = {one.name: one.mean for one in of}
             rows.append([label(key), *(_cell(found.get(name), 1, 100.0) for name in names)])
-        return rows
+        return Table(headings, rows)
 
-    def _contrasts(self) -> list[list[str]]:
-        rows = [["", "score", "difference", "by seed", "p", "p (Holm)"]]
+    def _contrasts(self) -> Table:
+        rows = []
         for one in self.contrasts:
             c = one.comparison
             rows.append(
@@ -112,7 +112,7 @@ class SweepComparison:
                     f"{one.corrected:.4f}",
                 ]
             )
-        return rows
+        return Table(["objectives", "score", "difference", "by seed", "p", "p (Holm)"], rows)
 
     def _head(self) -> list[str]:
         return ["model", "seeds", *(name.replace("_", " ") for name in self.columns), "front"]
@@ -153,16 +153,10 @@ def _objective(key: Key) -> str:
     return label((key[0], key[1], 0)).partition(",")[0]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th{_left(i)}>{html.escape(cell)}</th>" for i, cell in enumerate(rows[0]))
+def _html_table(table: Table) -> str:
+    head = "".join(f"<th{_left(i)}>{html.escape(cell)}</th>" for i, cell in enumerate(table.headings))
     body = "".join(
-        f"<tr>{''.join(f'<td{_left(i)}>{html.escape(cell)}</td>' for i, cell in enumerate(row))}</tr>" for row in rows[1:]
+        f"<tr>{''.join(f'<td{_left(i)}>{html.escape(cell)}</td>' for i, cell in enumerate(row))}</tr>" for row in table.rows
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

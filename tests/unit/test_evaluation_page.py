@@ -16,7 +16,7 @@ from echo_pl.evaluation.markdown import write_report
 from echo_pl.evaluation.page import render_page, shown_studies, write_page
 from echo_pl.evaluation.plot import quality_speed_figure
 from echo_pl.evaluation.rows import Setting
-from echo_pl.evaluation.table import COLUMNS, legend, markdown_table, text_table
+from echo_pl.evaluation.table import COLUMNS, comparison_table, legend
 from echo_pl.evaluation.trajectory_html import trajectory_record
 from echo_pl.io.atomic import write_text_atomic
 from echo_pl.sampling import TrajectoryRecorder
@@ -42,7 +42,7 @@ def small_plot(monkeypatch) -> None:
 
 
 def test_text_table_is_aligned(evaluated: list[EvaluatedMethod]) -> None:
-    heading, rule, *lines = text_table([item.row for item in evaluated]).splitlines()
+    heading, rule, *lines = comparison_table([item.row for item in evaluated]).text().splitlines()
     assert heading.startswith("method")
     assert len(lines) == 3
     assert all(len(line) == len(rule) for line in lines)
@@ -51,7 +51,7 @@ def test_text_table_is_aligned(evaluated: list[EvaluatedMethod]) -> None:
 
 def test_markdown_table_has_every_column(evaluated: list[EvaluatedMethod]) -> None:
     rows = [item.row | {"finding_f1": None} for item in evaluated]
-    lines = markdown_table(rows).splitlines()
+    lines = comparison_table(rows).markdown().splitlines()
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
     assert "–" in lines[2]
 

@@ -15,6 +15,7 @@ EVERYWHERE = "*"
 FLOORS = (
     "echo_pl.structs",
     "echo_pl.io",
+    "echo_pl.pages",
     "echo_pl.config",
     "echo_pl.diffusion",
     "echo_pl.llm",

@@ -199,7 +199,7 @@ def test_the_k_to_keep_is_measured(folder):
     assert rows[1].reach(0.01) == pytest.approx(100 * (whole - rows[1].loss))
     assert f"--keep {wide}. Down to a loss of " in smallest(rows, 1e-4)
     assert "store whole distributions" in smallest(rows[:1], 0.0)
-    assert table(rows).count("\n") == 5
+    assert table(rows).text().count("\n") == 5
     with pytest.raises(ValueError, match="objective ce trains on tokens alone"):
         check_kept(config(folder, "ablation=ce"), STUDIES)
 

@@ -62,7 +62,7 @@ def test_a_teacher_alone_and_a_student_beside_its_own_teacher(folder):
     assert both.teacher == start
     assert (both.teacher_gap, both.blocks) == (alone.teacher_gap, alone.blocks)
     assert both.student_gap != both.teacher_gap
-    lines = table([alone, both]).splitlines()
+    lines = table([alone, both]).markdown().splitlines()
     assert " | - | - | " in lines[2]
     assert lines[2].endswith(" | - |")
     assert lines[3].endswith("| dcd |")

@@ -15,6 +15,7 @@ from echo_pl.data.pipeline.entries import KINDS, LeftOut
 from echo_pl.data.pipeline.plan import Plan
 from echo_pl.data.pipeline.sharding import WrittenShard
 from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.pages.tables import Table
 from echo_pl.reports.regions import REGION_NAMES
 
 _MEANING = {
@@ -173,5 +174,4 @@ def _listed(counts: Mapping[str, int], most: int | None = None) -> str:
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return Table(head, [[str(cell) for cell in row] for row in rows]).markdown()

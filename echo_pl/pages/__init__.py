@@ -1,0 +1,1 @@
+"""Tables and self-contained HTML pages, for the reports of every room."""
