@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from echo_pl.backbone import text_decoder
 from echo_pl.backbone.text_decoder import TextDecoder
 from echo_pl.backbone.vlm import VLM
-from echo_pl.sampling import autoregressive, sampler
+from echo_pl.sampling import autoregressive, forwards
 from echo_pl.structs import DecodeResult
 
 PARTS = ("projections", "attention", "feed-forward", "head", "commit", "other operators", "Python")
@@ -45,7 +45,7 @@ def _all_marked(vlm: VLM) -> Iterator[None]:
         (text_decoder, "attend_two_blocks", "attention"),
         (TextDecoder, "_add_feed_forward", "feed-forward"),
         (TextDecoder, "head", "head"),
-        (sampler, "commit", "commit"),
+        (forwards, "commit", "commit"),
         (autoregressive, "predict", "commit"),
     ]
     patches = [patch.object(owner, name, _marked(part, getattr(owner, name))) for owner, name, part in places]

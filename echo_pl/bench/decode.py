@@ -128,7 +128,7 @@ def _time_place(vlm: VLM, special: SpecialTokens, batch: Batch, grid: Grid) -> t
     room = grid.tokens + 3 * max(grid.block_sizes)
 
     def start() -> Prefill:
-        return prefill(vlm, batch.context_ids_BP, batch.context_lengths_B, batch, room=room, logits="last")
+        return prefill(vlm, batch.context_ids_BP, batch.context_lengths_B, batch, capacity=room, logits="last")
 
     starts = [start() for _ in range(1 + grid.prefill_repetitions)]
     shared = starts[-1]
@@ -269,7 +269,7 @@ def runs_for_breakdown(vlm: VLM, model: BenchModel, grid: Grid) -> Iterator[tupl
     for context in grid.contexts:
         batch = text_prompts(1, context, model.vocabulary, vlm.device)
         room = grid.tokens + 3 * max(grid.block_sizes)
-        start = prefill(vlm, batch.context_ids_BP, batch.context_lengths_B, batch, room=room, logits="last")
+        start = prefill(vlm, batch.context_ids_BP, batch.context_lengths_B, batch, capacity=room, logits="last")
         for timing in _methods(vlm, model.special, batch, start, grid):
             if timing.method == "ar" or (timing.method, timing.kv_cache) == ("one_step", "fused"):
                 place = {

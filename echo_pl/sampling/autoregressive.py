@@ -1,36 +1,35 @@
-"""Greedy autoregressive decoding over the same cache, with the same result record: the baseline of every speed figure.
+"""Autoregressive decoding over the same cache, with the same result record: the baseline of every speed figure.
 
-nfe is what METHOD.md 4 says: forwards after prefill. The first token comes out of prefill, so a report of n tokens and its eos
-takes n forwards, and tokens per forward are exactly 1.
+Forwards are counted after prefill (docs/explain/method.md, "Decoding"). The first token comes from prefill, so a report of n tokens
+and its eos takes n forwards, and tokens per forward are exactly 1.
 
 Shapes: B batch, A active samples, P context.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
-from echo_pl.backbone.kv_cache import BlockKVCache, compact_row_order
+from echo_pl.backbone.kv_cache import compact_row_order
 from echo_pl.backbone.sharding import whole
-from echo_pl.backbone.static_cache import StaticCache
 from echo_pl.backbone.vlm import VLM
 from echo_pl.io.clock import now
+from echo_pl.sampling.compiled import CompiledTokenStep
 from echo_pl.sampling.config import LoopStop, TokenChoice
 from echo_pl.sampling.forwards import NfeCounter
 from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.remasking import Prediction, predict
 from echo_pl.sampling.repetition import in_loop, is_loop_check_due
-from echo_pl.sampling.step import compiled, fixed_token, static_parts
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
 
 class AutoregressiveSampler:
-    """Decodes reports token by token with an AR model. A RAD model is no AR model any more: give it the stage-1 weights."""
+    """Decodes reports token by token with an AR model. After RAD a model is no longer autoregressive: use the stage-1 weights."""
 
     def __init__(
         self,
@@ -39,20 +38,20 @@ class AutoregressiveSampler:
         max_response_tokens: int,
         token_choice: TokenChoice | None = None,
         loop_stop: LoopStop | None = None,
-        compile: bool = False,  # the name that torch gives it
+        compile: bool = False,  # named as in torch
     ) -> None:
-        """Bind a model to a limit (tokens, eos included).
+        """Bind a model to a limit.
 
         Args:
             vlm: the model.
             special: the tokenizer's special ids.
-            max_response_tokens: the limit.
+            max_response_tokens: most tokens of a report, eos included.
             token_choice: greedy when None.
-            loop_stop: what a repetition loop is.
-            compile: each step as one compiled function, as in :class:`echo_pl.sampling.config.DecodeConfig`.
+            loop_stop: definition of a repetition loop.
+            compile: run each step as one compiled function, see :class:`echo_pl.sampling.config.DecodeConfig`.
 
         Raises:
-            ValueError: no tokens allowed, or ``compile`` with drawn tokens.
+            ValueError: no tokens allowed, or ``compile`` with sampled tokens.
         """
         if max_response_tokens < 1:
             raise ValueError(f"max_response_tokens must be at least 1, got {max_response_tokens}")
@@ -64,71 +63,91 @@ class AutoregressiveSampler:
         self.compile = compile
 
     def prefill(self, batch: Batch) -> Prefill:
-        """Compute the contexts of a batch, for one or several decodings."""
+        """Compute the contexts of a batch, for one or several decodes."""
         return prefill(
             self.vlm,
             batch.context_ids_BP,
             batch.context_lengths_B,
             batch,
-            room=self.max_response_tokens,
+            capacity=self.max_response_tokens,
             logits="last",
         )
 
     @torch.no_grad()
     def generate(self, batch: Batch, recorder: Recorder | None = None, start: Prefill | None = None) -> DecodeResult:
         """Decode the contexts of a batch; see :meth:`echo_pl.sampling.sampler.BlockSampler.generate`."""
-        with whole(self.vlm):
-            return self._generate(batch, recorder, start)
-
-    def _generate(self, batch: Batch, recorder: Recorder | None, start: Prefill | None) -> DecodeResult:
         device = batch.context_ids_BP.device
-        start = start or self.prefill(batch)
-        if start.logits_BV is None:
-            raise ValueError("this prefill has no logits behind its contexts: prefill with the autoregressive sampler")
-        start.check(batch.context_ids_BP.shape[1], "causal", 1)
-        prefilled = now(device)
-        decode = _Decode(self, start)
-        decode.run(start.logits_BV.clone(), recorder)  # a decode marks what is never sampled in its logits
-        finished = now(device)
-        counter = decode.counter
+        with whole(self.vlm):
+            start = start or self.prefill(batch)
+            if start.logits_BV is None:
+                raise ValueError("this prefill has no logits after its contexts: prefill with the autoregressive sampler")
+            start.check(batch.context_ids_BP.shape[1], "causal", 1)
+            started = now(device)
+            decode = _Decode(self, start, recorder)
+            decode.run(start.logits_BV.clone())  # a decode masks the ids that are never sampled in its logits
+            seconds = now(device) - started
         return DecodeResult(
-            **decode.reports(),
-            nfe_B=counter.nfe_B,
-            kv_write_nfe_B=counter.kv_write_nfe_B,
-            forwards=counter.forwards,
+            **decode.fields(),
+            nfe_B=decode.counter.nfe_B,
+            kv_write_nfe_B=decode.counter.kv_write_nfe_B,
+            forwards=decode.counter.forwards,
             prefill_seconds=start.seconds,
-            decode_seconds=finished - prefilled,
+            decode_seconds=seconds,
             block_size=1,
         )
+
+
+class _TokenStep(Protocol):
+    """One forward of one token per active sample."""
+
+    def __call__(self, token_A1: Tensor, position_A: Tensor) -> Prediction: ...
+
+    def keep_rows(self, kept_rows_A: Tensor) -> None: ...
+
+
+class _EagerTokenStep:
+    """The forward over a cache of growing length."""
+
+    def __init__(
+        self, vlm: VLM, start: Prefill, never_sampled: Tensor, choice: TokenChoice, generator: torch.Generator | None
+    ) -> None:
+        self.vlm, self.cache, self.keep_rows = vlm, start.cache, start.cache.keep_rows
+        self._choose = (never_sampled, choice, generator)
+
+    def __call__(self, token_A1: Tensor, position_A: Tensor) -> Prediction:
+        groups = (QueryGroup(1, self.cache.length + 1),)
+        logits_A1V = self.vlm.decode_step(token_A1, position_A, groups, self.cache, select=1)
+        self.cache.keep(1)
+        return predict(logits_A1V, *self._choose)
 
 
 class _Decode:
     """State of one batch while it is decoded."""
 
-    def __init__(self, sampler: AutoregressiveSampler, start: Prefill) -> None:
-        self.s = sampler
-        self.behind_A = start.behind_B
-        self.cache: BlockKVCache | StaticCache = start.rewind(sampler.max_response_tokens)
-        if sampler.compile:
-            self._parts = decoder, _ = static_parts(sampler.vlm)
-            self.cache = StaticCache(start.cache, 1, decoder.heads // decoder.key_heads, sampler.vlm.dtype)
-            decoder.prepare(self.cache.capacity)
-        B, self.device = len(start.behind_B), start.behind_B.device
-        self.counter = NfeCounter(B)
-        self.rows_A = torch.arange(B)
-        self.looped_B = torch.zeros(B, dtype=torch.bool)
+    def __init__(self, sampler: AutoregressiveSampler, start: Prefill, recorder: Recorder | None) -> None:
+        self.special, self.limit, self.loop_stop = sampler.special, sampler.max_response_tokens, sampler.loop_stop
+        self.recorder, self.choice = recorder, sampler.token_choice
+        B, self.device = len(start.next_position_B), start.next_position_B.device
+        self.next_position_A, self.rows_A = start.next_position_B, torch.arange(B)
+        self.counter, self.looped_B = NfeCounter(B), torch.zeros(B, dtype=torch.bool)
         self._written: list[tuple[Tensor, Tensor]] = []
-        self.never = torch.tensor(sampler.special.never_sampled, device=self.device)
-        self.generator = torch.Generator().manual_seed(sampler.token_choice.seed)
+        self.never_sampled = torch.tensor(self.special.never_sampled, device=self.device)
+        self.generator = torch.Generator().manual_seed(self.choice.seed) if self.choice.temperature else None
+        start.rewind(self.limit)
+        self.step: _TokenStep
+        if sampler.compile:
+            self.step = CompiledTokenStep(sampler.vlm, start, self.never_sampled, self.choice)
+        else:
+            self.step = _EagerTokenStep(sampler.vlm, start, self.never_sampled, self.choice, self.generator)
 
-    def run(self, logits_AV: Tensor, recorder: Recorder | None) -> None:
-        """Token by token, until every sample has stopped or the limit is reached."""
+    def run(self, logits_AV: Tensor) -> None:
+        """Decode token by token, until every sample has stopped or the limit is reached."""
         history: list[Tensor] = []
-        prediction = predict(logits_AV[:, None], self.never, self.s.token_choice, self.generator)
-        for place in range(self.s.max_response_tokens):
+        prediction = predict(logits_AV[:, None], self.never_sampled, self.choice, self.generator)
+        for place in range(self.limit):
             token_A1 = prediction.token_AL
-            if recorder is not None:
-                recorder.on_commit(
+            if self.recorder is not None:
+                self.recorder.on_commit(
                     rows_A=self.rows_A,
                     block=place,
                     step=1,
@@ -137,52 +156,37 @@ class _Decode:
                     log_probs_ALV=prediction.log_probs_ALV,
                 )
             history.append(token_A1)
-            going_A = self._take(token_A1, history, place)
-            if place + 1 == self.s.max_response_tokens or not bool(going_A.any()):
+            continues_A = self._append(token_A1, history, place)
+            if place + 1 == self.limit or not bool(continues_A.any()):
                 return
-            if not bool(going_A.all()):
-                going = compact_row_order(going_A).to(self.device)
-                self.rows_A, self.behind_A = self.rows_A[going.cpu()], self.behind_A[going]
-                self.cache.keep_rows(going)
-                token_A1, history = token_A1[going], [past[going] for past in history]
-            prediction = self._step(token_A1, place)
+            if not bool(continues_A.all()):
+                kept_rows = compact_row_order(continues_A).to(self.device)
+                self.rows_A, self.next_position_A = self.rows_A[kept_rows.cpu()], self.next_position_A[kept_rows]
+                self.step.keep_rows(kept_rows)
+                token_A1, history = token_A1[kept_rows], [past[kept_rows] for past in history]
+            self.counter.count(self.rows_A)
+            prediction = self.step(token_A1, self.next_position_A + place)
 
-    def _take(self, token_A1: Tensor, history: list[Tensor], place: int) -> Tensor:
-        """Book one token per active sample; return who goes on (bool (A,), on the CPU)."""
+    def _append(self, token_A1: Tensor, history: list[Tensor], place: int) -> Tensor:
+        """Append one token to each active report; return which samples continue (bool (A,), on the CPU)."""
         token = token_A1[:, 0].cpu()
         self._written.append((self.rows_A, token))
-        going = token != self.s.special.eos
-        if is_loop_check_due(place, place + 1, self.s.max_response_tokens):
-            looped = in_loop(torch.cat(history, dim=1), self.s.loop_stop).cpu() & going
+        continues_A = token != self.special.eos
+        if is_loop_check_due(place, place + 1, self.limit):
+            looped = in_loop(torch.cat(history, dim=1), self.loop_stop).cpu() & continues_A
             self.looped_B[self.rows_A] |= looped
-            going &= ~looped
-        return going
+            continues_A &= ~looped
+        return continues_A
 
-    def reports(self) -> dict[str, Any]:
-        """The fields of the result, put together when it is all there."""
+    def fields(self) -> dict[str, Any]:
+        """Fields of the result that hold the reports and the reasons of their end."""
         B = len(self.looped_B)
         tokens_BR = torch.zeros(B, len(self._written), dtype=torch.long)
         written_B, stopped_B = torch.zeros(B, dtype=torch.long), torch.zeros(B, dtype=torch.bool)
         for place, (rows_A, token_A) in enumerate(self._written):
             tokens_BR[rows_A, place] = token_A
             written_B[rows_A] += 1
-            stopped_B[rows_A] |= token_A == self.s.special.eos
+            stopped_B[rows_A] |= token_A == self.special.eos
         lengths = (written_B - stopped_B.long()).tolist()
         tokens = tuple(tokens_BR[row, :length] for row, length in enumerate(lengths))
         return {"tokens": tokens, "stopped_B": stopped_B, "looped_B": self.looped_B, "written_B": written_B}
-
-    def _step(self, token_A1: Tensor, place: int) -> Prediction:
-        """One forward of one token per active sample, and what it predicts."""
-        self.counter.count(self.rows_A)
-        first_A = self.behind_A + place
-        if isinstance(self.cache, StaticCache):
-            step = compiled(fixed_token)
-            token_A1, logits_A1V = step(
-                *self._parts, self.cache, self.cache.groups(1), token_A1, first_A, self.never, self.s.token_choice
-            )
-            self.cache.keep(1)
-            return Prediction(token_AL=token_A1, logits_ALV=logits_A1V)
-        groups = (QueryGroup(1, self.cache.length + 1),)
-        logits_A1V = self.s.vlm.decode_step(token_A1, first_A, groups, self.cache, select=1)
-        self.cache.keep(1)
-        return predict(logits_A1V, self.never, self.s.token_choice, self.generator)

@@ -142,8 +142,8 @@ class Bigrams:
     def best_path(
         self,
         logits_ALV: Tensor,
-        canvas_AL: Tensor,
-        open_AL: Tensor,
+        block_ids_AL: Tensor,
+        is_masked_AL: Tensor,
         before_A: Tensor | None = None,
         first_A: Tensor | None = None,
     ) -> Tensor:
@@ -151,8 +151,8 @@ class Bigrams:
 
         Args:
             logits_ALV: -inf at ids that are never sampled.
-            canvas_AL: the block; its tokens stay where it is not open.
-            open_AL: bool.
+            block_ids_AL: the block; its tokens stay where it is not open.
+            is_masked_AL: bool.
             before_A: the token before the block; None: there is none that was counted.
             first_A: place of the first token of the response, where a block begins with the end of a prompt: no pair spans both.
         """
@@ -162,19 +162,19 @@ class Bigrams:
         score_ALC, token_ALC = logits_ALV.topk(C, dim=-1)
         score_ALC = score_ALC.to(torch.promote_types(logits_ALV.dtype, torch.float32))
         # A settled position has one candidate, whatever the forward says of it now.
-        token_ALC = torch.where(open_AL[..., None], token_ALC, canvas_AL[..., None])
+        token_ALC = torch.where(is_masked_AL[..., None], token_ALC, block_ids_AL[..., None])
         settled_C = score_ALC.new_full((C,), -torch.inf)
         settled_C[0] = 0.0
-        score_ALC = torch.where(open_AL[..., None], score_ALC, settled_C)
+        score_ALC = torch.where(is_masked_AL[..., None], score_ALC, settled_C)
         link_ALCC = self._link(token_ALC[:, :-1, :, None], token_ALC[:, 1:, None, :])
         if first_A is not None:
-            place_L = torch.arange(1, canvas_AL.shape[1], device=first_A.device)
+            place_L = torch.arange(1, block_ids_AL.shape[1], device=first_A.device)
             link_ALCC = link_ALCC.masked_fill((place_L == first_A[:, None])[..., None, None], 0.0)
         best_AC = score_ALC[:, 0]
         if before_A is not None:
             best_AC = best_AC + self._link(before_A[:, None], token_ALC[:, 0])
         came_from: list[Tensor] = []
-        for place in range(1, canvas_AL.shape[1]):
+        for place in range(1, block_ids_AL.shape[1]):
             reached = (best_AC[:, :, None] + link_ALCC[:, place - 1]).max(dim=1)
             best_AC = reached.values + score_ALC[:, place]
             came_from.append(reached.indices)

@@ -119,7 +119,7 @@ class DecodeConfig:
         return self.block_size if self.denoising_steps is None else self.denoising_steps
 
     @property
-    def by_step(self) -> tuple[DecodeConfig, ...]:
+    def step_configs(self) -> tuple[DecodeConfig, ...]:
         """How each forward of a block commits, as many as there are at most: all alike; behind a gate the second takes the rest."""
         return (self, replace(self, gate=0.0)) if self.gate else (self,) * self.steps
 

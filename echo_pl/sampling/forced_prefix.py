@@ -34,24 +34,24 @@ class ForcedPrefix:
         """From one 1-D tensor of tokens per sample, and its number of blocks."""
         return cls(token_BW=torch.nn.utils.rnn.pad_sequence(list(prefixes), batch_first=True), blocks_B=torch.tensor(list(blocks)))
 
-    def fill(self, canvas_AL: Tensor, open_AL: Tensor, rows_A: Tensor, tail_B: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    def fill(self, block_ids_AL: Tensor, is_masked_AL: Tensor, rows_A: Tensor, tail_B: Tensor, block: int) -> tuple[Tensor, Tensor]:
         """Put the given tokens of a block into it; what is given is no longer open.
 
         Args:
-            canvas_AL: the block.
-            open_AL: bool, which of it are still to be decided.
+            block_ids_AL: the block.
+            is_masked_AL: bool, which of it are still to be decided.
             rows_A: the samples of the batch, on the CPU.
             tail_B: context tokens that stand in each sample's first block, on the CPU.
             block: its number.
         """
         is_given_A = self.blocks_B[rows_A] > block
         if not bool(is_given_A.any()):
-            return canvas_AL, open_AL
-        L, device = canvas_AL.shape[1], canvas_AL.device
+            return block_ids_AL, is_masked_AL
+        L, device = block_ids_AL.shape[1], block_ids_AL.device
         place_AL = block * L + torch.arange(L)[None] - tail_B[rows_A, None]
         token_AL = self.token_BW[rows_A].gather(1, place_AL.clamp(0, self.token_BW.shape[1] - 1)).to(device)
-        take_AL = is_given_A[:, None].to(device) & open_AL
-        return torch.where(take_AL, token_AL, canvas_AL), open_AL & ~take_AL
+        take_AL = is_given_A[:, None].to(device) & is_masked_AL
+        return torch.where(take_AL, token_AL, block_ids_AL), is_masked_AL & ~take_AL
 
 
 def sample_prefix_lengths(

@@ -1,6 +1,4 @@
-"""Prefill: the keys and values of the contexts, computed once. Any number of decodings may start from it, one after the other.
-
-Knows positions, the rule among context tokens and the cache; nothing of blocks to come.
+"""Prefill: the keys and values of the contexts, computed once. Any number of decodes may start from it, one after the other.
 
 Shapes: B batch, P context, V vocabulary.
 """
@@ -22,23 +20,23 @@ from echo_pl.structs import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Prefill:
-    """Contexts in a cache that has room for responses."""
+    """Contexts in a cache with capacity for responses."""
 
     cache: BlockKVCache
-    behind_B: Tensor
+    next_position_B: Tensor
     """Position of each sample's first response token."""
     logits_BV: Tensor | None
-    """Behind each context's last token, where they were asked for."""
+    """Logits after each context's last token; None: not requested."""
     width: int
     """P."""
     context_attention: ContextAttention
     block_size: int
-    """Of the context; it matters to ``block_causal`` alone."""
+    """Block size of the context; only ``block_causal`` depends on it."""
     seconds: float
     """Wall time, vision tower included."""
 
     def check(self, width: int, context_attention: ContextAttention, block_size: int) -> None:
-        """Raise ValueError unless these are the contexts of a decode with this layout."""
+        """Raise ValueError unless a decode with this layout can start from these contexts."""
         same_blocks = context_attention != "block_causal" or block_size == self.block_size
         if (width, context_attention) != (self.width, self.context_attention) or not same_blocks:
             raise ValueError(
@@ -46,22 +44,22 @@ class Prefill:
                 f"decode needs {width} tokens, {context_attention} at block size {block_size}: prefill with its sampler"
             )
 
-    def rewind(self, room: int) -> BlockKVCache:
-        """The cache with the contexts alone.
+    def rewind(self, capacity: int) -> BlockKVCache:
+        """Reset the cache to the contexts alone.
 
         Args:
-            room: tokens that will be decoded, those of a running step included.
+            capacity: tokens to decode, those of a running step included.
 
         Raises:
-            ValueError: the cache has no such room, or an earlier decode has moved its rows.
+            ValueError: the cache is too small, or an earlier decode has moved its rows.
         """
-        if self.width + room > self.cache.capacity:
+        if self.width + capacity > self.cache.capacity:
             raise ValueError(
-                f"this prefill has room for {self.cache.capacity - self.width} tokens behind its context of {self.width}, "
-                f"the decode needs {room}: prefill with the sampler that will decode"
+                f"this prefill has capacity for {self.cache.capacity - self.width} tokens after its context of {self.width}, "
+                f"the decode needs {capacity}: prefill with the sampler that will decode"
             )
-        if self.cache.batch_size != len(self.behind_B):
-            raise ValueError("samples have left this prefill's cache in an earlier decode: prefill the batch anew")
+        if self.cache.batch_size != len(self.next_position_B):
+            raise ValueError("samples have left this prefill's cache in an earlier decode: prefill the batch again")
         self.cache.length = self.width
         return self.cache
 
@@ -73,7 +71,7 @@ def prefill(
     lengths_B: Tensor,
     batch: Batch,
     *,
-    room: int,
+    capacity: int,
     block_size: int = 1,
     context_attention: ContextAttention = "causal",
     logits: Literal["last", "none"],
@@ -83,27 +81,27 @@ def prefill(
     Args:
         vlm: the model.
         context_ids_BP: token ids, padded on the right.
-        lengths_B: of the contexts.
-        batch: with their images.
-        room: tokens to reserve behind the contexts.
-        block_size: of the context, read by ``block_causal``.
-        context_attention: among context tokens.
-        logits: whether those behind each context's last token are wanted.
+        lengths_B: context lengths.
+        batch: the images of the contexts.
+        capacity: tokens to reserve after the contexts.
+        block_size: block size of the context, for ``block_causal``.
+        context_attention: attention among context tokens.
+        logits: ``last`` computes the logits after each context's last token.
 
     Raises:
-        ValueError: context and room exceed the positions that the model knows.
+        ValueError: context and capacity exceed the model's positions.
     """
     device = context_ids_BP.device
     started = now(device)
     B, P = context_ids_BP.shape
-    if P + room > vlm.max_positions:
+    if P + capacity > vlm.max_positions:
         raise ValueError(
-            f"a context of {P} tokens and {room} for the response and the blocks in work are {P + room}, the model has "
+            f"a context of {P} tokens and {capacity} for the response and the blocks in work are {P + capacity}, the model has "
             f"{vlm.max_positions} positions: "
             "shorten the context (smaller images, a shorter prompt) or max_response_tokens"
         )
-    positions, behind_B = vlm.context_positions(context_ids_BP, lengths_B, batch.image_grid_thw)
-    cache = BlockKVCache(vlm.layers, B, P + room)
+    positions, next_position_B = vlm.context_positions(context_ids_BP, lengths_B, batch.image_grid_thw)
+    cache = BlockKVCache(vlm.layers, B, P + capacity)
     coords = context_coords(lengths_B, P, block_size)
     last_BP = torch.arange(P, device=device)[None] == lengths_B[:, None] - 1
     logits_BV = vlm(
@@ -118,7 +116,7 @@ def prefill(
     cache.hide_padding(lengths_B, P, vlm.dtype)
     return Prefill(
         cache=cache,
-        behind_B=behind_B,
+        next_position_B=next_position_B,
         logits_BV=logits_BV if logits == "last" else None,
         width=P,
         context_attention=context_attention,

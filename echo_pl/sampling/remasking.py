@@ -98,49 +98,51 @@ def draw(log_probs_ALV: Tensor, choice: TokenChoice, generator: torch.Generator 
     return flat.view(probs.shape[:-1])
 
 
-def choose_commits(prediction: Prediction, open_AL: Tensor, config: DecodeConfig, random_order_AL: Tensor | None = None) -> Tensor:
+def choose_commits(
+    prediction: Prediction, is_masked_AL: Tensor, config: DecodeConfig, random_order_AL: Tensor | None = None
+) -> Tensor:
     """Which open positions to commit now: bool (A, L). At least ``config.quota`` of them, or all that are open.
 
     Args:
         prediction: of this forward.
-        open_AL: bool, still masked.
+        is_masked_AL: bool, still masked.
         config: rule and thresholds.
         random_order_AL: a score for every position, highest first; ``random`` needs it, nobody else reads it.
     """
     quota = config.quota
     if quota >= config.block_size:
-        return open_AL
+        return is_masked_AL
     if config.gate:
-        return _sure(prediction.confidence_AL, open_AL, config.gate, quota)
+        return _sure(prediction.confidence_AL, is_masked_AL, config.gate, quota)
     if config.remasking == "sequential":
-        place = torch.arange(config.block_size, device=open_AL.device, dtype=torch.float32)
-        return open_AL & (_rank(-place.expand(open_AL.shape), open_AL) < quota)
+        place = torch.arange(config.block_size, device=is_masked_AL.device, dtype=torch.float32)
+        return is_masked_AL & (_rank(-place.expand(is_masked_AL.shape), is_masked_AL) < quota)
     if config.remasking == "random":
         assert random_order_AL is not None, "random remasking needs an order"
-        return open_AL & (_rank(random_order_AL, open_AL) < quota)
+        return is_masked_AL & (_rank(random_order_AL, is_masked_AL) < quota)
     if config.remasking == "entropy_bounded":
-        return _entropy_bounded(prediction.log_probs_ALV, open_AL, config.entropy_bound, quota)
+        return _entropy_bounded(prediction.log_probs_ALV, is_masked_AL, config.entropy_bound, quota)
     confidence = prediction.confidence_AL
     if config.remasking == "low_confidence_dynamic":
-        return _sure(confidence, open_AL, config.confidence_threshold, quota)
-    return open_AL & (_rank(confidence, open_AL) < quota)
+        return _sure(confidence, is_masked_AL, config.confidence_threshold, quota)
+    return is_masked_AL & (_rank(confidence, is_masked_AL) < quota)
 
 
-def _sure(confidence_AL: Tensor, open_AL: Tensor, threshold: float, quota: int) -> Tensor:
+def _sure(confidence_AL: Tensor, is_masked_AL: Tensor, threshold: float, quota: int) -> Tensor:
     """Positions at or above a threshold, and the surest ones up to a quota."""
-    return open_AL & ((_rank(confidence_AL, open_AL) < quota) | (confidence_AL >= threshold))
+    return is_masked_AL & ((_rank(confidence_AL, is_masked_AL) < quota) | (confidence_AL >= threshold))
 
 
-def _rank(score_AL: Tensor, open_AL: Tensor) -> Tensor:
+def _rank(score_AL: Tensor, is_masked_AL: Tensor) -> Tensor:
     """Place of every open position in the order of falling score (ties: leftmost first)."""
-    order = score_AL.masked_fill(~open_AL, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    order = score_AL.masked_fill(~is_masked_AL, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     return order.argsort(dim=-1)
 
 
-def _entropy_bounded(log_probs_ALV: Tensor, open_AL: Tensor, bound: float, quota: int) -> Tensor:
+def _entropy_bounded(log_probs_ALV: Tensor, is_masked_AL: Tensor, bound: float, quota: int) -> Tensor:
     entropy = -(log_probs_ALV.exp() * log_probs_ALV.nan_to_num(neginf=0.0)).sum(-1)
-    rank = _rank(-entropy, open_AL)
-    by_rank = torch.zeros_like(entropy).scatter(-1, rank, entropy.masked_fill(~open_AL, 0.0))
+    rank = _rank(-entropy, is_masked_AL)
+    by_rank = torch.zeros_like(entropy).scatter(-1, rank, entropy.masked_fill(~is_masked_AL, 0.0))
     # The joint error of a set is bounded by its entropies without the largest one, here the last one taken.
     before = (by_rank.cumsum(-1) - by_rank).gather(-1, rank)
-    return open_AL & ((before <= bound) | (rank < quota))
+    return is_masked_AL & ((before <= bound) | (rank < quota))

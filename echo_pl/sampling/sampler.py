@@ -1,7 +1,4 @@
-"""Block-diffusion decoding (METHOD.md 4): blocks left to right, inside a block up to ``denoising_steps`` forwards.
-
-One loop for one step and many, vanilla and fused caches, one sample and a ragged batch. Knows the model only through
-:mod:`echo_pl.sampling.forwards`.
+"""Block-diffusion decoding (docs/explain/method.md, "Decoding"): one loop for one step and many, with every kind of cache.
 
 Shapes: B batch, A active samples, L block size, N blocks, R response positions.
 """
@@ -11,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,46 +20,16 @@ from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.sequence import BlockedContext, block_context
 from echo_pl.io.clock import now
 from echo_pl.sampling.bigrams import Bigrams
-from echo_pl.sampling.compiled import CompiledBlocks
+from echo_pl.sampling.commit import BlockState, CommitRule, TokenPath
+from echo_pl.sampling.compiled import CompiledForwards
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.forced_prefix import ForcedPrefix
-from echo_pl.sampling.forwards import CachedBlocks, NfeCounter, UncachedBlocks, cache_capacity
+from echo_pl.sampling.forwards import BlockForwards, CachedForwards, NfeCounter, UncachedForwards, cache_capacity
 from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.repetition import in_loop, is_loop_check_due
-from echo_pl.sampling.step import TokenPath, commit
-from echo_pl.sampling.tilted import Tilt, TiltedBlocks
+from echo_pl.sampling.tilted import Tilt, TiltedForwards
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
-
-
-class _Progress:
-    """What has been decoded, for the whole batch; put together when it is all there."""
-
-    def __init__(self, tail_B: Tensor, block_size: int) -> None:
-        self.tail_B, self._L = tail_B, block_size
-        self._blocks: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, rows_A: Tensor, known: Tensor) -> None:
-        """The next block of these samples: (A, L + 2) its tokens, whether eos is among them, whether they are a loop."""
-        self._blocks.append((rows_A, known))
-
-    def reports(self, eos: int, limit: int) -> dict[str, Any]:
-        """The fields of the result: tokens behind the context tail and before the first eos, at most ``limit``; why they end."""
-        B, L = len(self.tail_B), self._L
-        tokens_BR = torch.zeros(B, len(self._blocks) * L, dtype=torch.long)
-        written_B, looped_B = -self.tail_B, torch.zeros(B, dtype=torch.bool)
-        for block, (rows_A, known) in enumerate(self._blocks):
-            tokens_BR[rows_A, block * L : (block + 1) * L] = known[:, :L]
-            written_B[rows_A] += L
-            looped_B[rows_A] |= known[:, L + 1].bool()
-        reports = []
-        stopped_B = torch.zeros(B, dtype=torch.bool)
-        for row, (tail, written) in enumerate(zip(self.tail_B.tolist(), written_B.tolist(), strict=True)):
-            tokens = tokens_BR[row, tail : tail + min(written, limit)]
-            at_eos = (tokens == eos).nonzero()
-            stopped_B[row] = len(at_eos) > 0
-            reports.append(tokens[: int(at_eos[0, 0])] if len(at_eos) else tokens)
-        return {"tokens": tuple(reports), "stopped_B": stopped_B, "looped_B": looped_B, "written_B": written_B}
 
 
 class BlockSampler:
@@ -76,17 +43,17 @@ class BlockSampler:
         tilt: Tilt | None = None,
         bigrams: Bigrams | None = None,
     ) -> None:
-        """Bind a model to a way of decoding.
+        """Bind a model to a decode configuration.
 
         Args:
             vlm: decodes.
             special: token ids.
-            config: how.
-            tilt: a student that the model leans to while it decodes.
-            bigrams: chooses the tokens of a one-step decode together. What is committed when is decided without it.
+            config: the decode.
+            tilt: a student that the model is tilted towards while it decodes.
+            bigrams: chooses the tokens of a one-step decode jointly. It does not change when a position is committed.
 
         Raises:
-            ValueError: a tilt without a cache, or under torch.compile; bigrams for another decode than a greedy one of one step.
+            ValueError: a tilt without a cache or with torch.compile; bigrams with anything but a greedy, eager decode of one step.
         """
         if tilt is not None and (config.compile or config.kv_cache == "none"):
             raise ValueError("a tilted decode runs eagerly and with a cache: compile=false, and kv_cache vanilla or fused")
@@ -96,199 +63,245 @@ class BlockSampler:
                 f"got {config.denoising_steps}, {config.compile} and {config.token_choice.temperature}"
             )
         self.vlm, self.special, self.config, self.tilt, self.bigrams = vlm, special, config, tilt, bigrams
-        self._ways = config.by_step
-        self._never = torch.empty(0, dtype=torch.long)
 
     def prefill(self, batch: Batch) -> Prefill:
-        """Compute the contexts of a batch, for one or several decodings with a cache."""
-        return self._prefill(self._prompt(batch), batch)
+        """Compute the contexts of a batch, for one or several decodes with a cache."""
+        return self._prefill(self._prompt(batch), batch, self.vlm)
 
     @torch.no_grad()
     def generate(
         self, batch: Batch, recorder: Recorder | None = None, start: Prefill | None = None, prefix: ForcedPrefix | None = None
     ) -> DecodeResult:
-        """Decode the contexts of a batch; its responses are not looked at.
+        """Decode the contexts of a batch; its responses are not read.
 
         Args:
             batch: contexts, padded on the right, with their images.
-            recorder: sees every commit.
-            start: this batch's prefill by a sampler of the same layout; None: it is made here.
-            prefix: blocks that the reports begin with. A forward is spent on each, in step with the rest of the batch.
+            recorder: receives every commit.
+            start: prefill of this batch by a sampler of the same layout; None: it is computed here.
+            prefix: blocks that the reports begin with. One forward is spent on each, in step with the rest of the batch.
 
         Returns:
             Tokens, counts and times.
 
         Raises:
-            ValueError: the model has too few positions, or ``start`` too little room, fewer samples or another layout.
+            ValueError: the model has too few positions; ``start`` has too little capacity, fewer samples or another layout.
         """
+        device, counter = batch.context_ids_BP.device, NfeCounter(len(batch))
         with whole(self.vlm), nullcontext() if self.tilt is None else whole(self.tilt.student):
-            return self._generate(batch, recorder, start, prefix)
-
-    def _generate(
-        self, batch: Batch, recorder: Recorder | None, start: Prefill | None, prefix: ForcedPrefix | None
-    ) -> DecodeResult:
-        device, config = batch.context_ids_BP.device, self.config
-        self._never = torch.tensor(self.special.never_sampled, device=device)
-        self.bigrams = None if self.bigrams is None else self.bigrams.to(device)
-        counter = NfeCounter(len(batch))
-        prompt = self._prompt(batch)
-        blocks: CachedBlocks | TiltedBlocks | UncachedBlocks
-        if config.kv_cache == "none":
-            if start is not None:
-                raise ValueError("kv_cache=none decodes without a prefill, got one as start")
-            prefill_seconds, prefilled = 0.0, now(device)
-            blocks = UncachedBlocks(self.vlm, prompt, batch, config, counter)
-        else:
-            start = start or self._prefill(prompt, batch)
-            start.check(prompt.context_ids_BP.shape[1], config.context_attention, config.block_size)
-            prefill_seconds, prefilled = start.seconds, now(device)
-            blocks = self._cached(prompt, batch, start, counter)
-        progress = self._decode(prompt, batch.keys, blocks, recorder, prefix)
-        finished = now(device)
+            prompt = self._prompt(batch)
+            start = self._start(prompt, batch, start)
+            started = now(device)
+            decode = _Decode(self, prompt, batch.keys, self._forwards(prompt, batch, start, counter), recorder, prefix)
+            decode.run()
+            seconds = now(device) - started
         return DecodeResult(
-            **progress.reports(self.special.eos, config.max_response_tokens),
+            **decode.reports.fields(self.special.eos, self.config.max_response_tokens),
             nfe_B=counter.nfe_B,
             kv_write_nfe_B=counter.kv_write_nfe_B,
             forwards=counter.forwards,
-            prefill_seconds=prefill_seconds,
-            decode_seconds=finished - prefilled,
-            block_size=config.block_size,
+            prefill_seconds=0.0 if start is None else start.seconds,
+            decode_seconds=seconds,
+            block_size=self.config.block_size,
         )
 
     def _prompt(self, batch: Batch) -> BlockedContext:
         return block_context(batch.context_ids_BP, batch.context_lengths_B, self.config.layout, self.special.image)
 
-    def _cached(self, prompt: BlockedContext, batch: Batch, start: Prefill, counter: NfeCounter) -> CachedBlocks | TiltedBlocks:
-        if self.config.compile:
-            return CompiledBlocks(self.vlm, start, self.config, counter)
-        blocks = CachedBlocks(self.vlm, start, self.config, counter)
-        if self.tilt is None:
-            return blocks
-        student = self.tilt.student
-        theirs = CachedBlocks(student, self._prefill(prompt, batch, student), self.config, NfeCounter(len(batch)))
-        return TiltedBlocks(blocks, theirs, self.tilt.weight)
+    def _start(self, prompt: BlockedContext, batch: Batch, start: Prefill | None) -> Prefill | None:
+        """The prefill to decode from; None without a cache."""
+        if self.config.kv_cache == "none":
+            if start is not None:
+                raise ValueError("kv_cache=none decodes without a prefill, got one as start")
+            return None
+        start = start or self._prefill(prompt, batch, self.vlm)
+        start.check(prompt.context_ids_BP.shape[1], self.config.context_attention, self.config.block_size)
+        return start
 
-    def _prefill(self, prompt: BlockedContext, batch: Batch, vlm: VLM | None = None) -> Prefill:
+    def _forwards(self, prompt: BlockedContext, batch: Batch, start: Prefill | None, counter: NfeCounter) -> BlockForwards:
+        if start is None:
+            return UncachedForwards(self.vlm, prompt, batch, self.config, counter)
+        if self.config.compile:
+            return CompiledForwards(self.vlm, start, self.config, counter)
+        forwards = CachedForwards(self.vlm, start, self.config, counter)
+        if self.tilt is None:
+            return forwards
+        student = self.tilt.student
+        student_start = self._prefill(prompt, batch, student)
+        student_forwards = CachedForwards(student, student_start, self.config, NfeCounter(len(batch)))
+        return TiltedForwards(forwards, student_forwards, self.tilt.weight)
+
+    def _prefill(self, prompt: BlockedContext, batch: Batch, vlm: VLM) -> Prefill:
         return prefill(
-            vlm or self.vlm,
+            vlm,
             prompt.context_ids_BP,
             prompt.context_lengths_B,
             batch,
-            room=cache_capacity(self.config),
+            capacity=cache_capacity(self.config),
             block_size=self.config.block_size,
             context_attention=self.config.context_attention,
             logits="none",
         )
 
-    def _decode(
+
+class _Block(NamedTuple):
+    """A block before its first forward."""
+
+    number: int
+    state: BlockState
+    n_masked_A: Tensor
+    """Masked positions of each sample, on the CPU."""
+
+
+class _Decode:
+    """State of one batch while it is decoded."""
+
+    def __init__(
         self,
+        sampler: BlockSampler,
         prompt: BlockedContext,
         keys: Sequence[str],
-        blocks: CachedBlocks | TiltedBlocks | UncachedBlocks,
+        forwards: BlockForwards,
         recorder: Recorder | None,
         prefix: ForcedPrefix | None,
-    ) -> _Progress:
-        L, limit = self.config.block_size, self.config.max_response_tokens
-        # A tail takes room in the first block, so the absolute grid may need one block more for the same response.
-        N = limit // L + int(bool((prompt.tail_lengths_B > 0).any()))
-        device = prompt.context_ids_BP.device
-        generator = torch.Generator().manual_seed(self.config.token_choice.seed)
-        order_BR = self._random_order(keys, N * L) if self.config.remasking == "random" else None
-        progress = _Progress(prompt.tail_lengths_B.cpu(), L)
-        history: list[Tensor] = []
-        for block in range(N):
-            canvas_AL, open_AL = self._open_block(prompt, blocks.rows_A, block, device)
-            order_AL = None if order_BR is None else order_BR[blocks.rows_A, block * L : (block + 1) * L].to(device)
-            rows_A = blocks.rows_A
-            left_A = torch.full((len(rows_A),), L)
-            if block == 0:
-                left_A -= progress.tail_B
-            if prefix is not None:
-                canvas_AL, open_AL = prefix.fill(canvas_AL, open_AL, rows_A, progress.tail_B, block)
-                left_A = open_AL.sum(-1).cpu()
-            path = None if self.bigrams is None else self._path(history, prompt)
-            final_AL = self._denoise_block(canvas_AL, open_AL, left_A, order_AL, path, block, blocks, recorder, generator)
-            history.append(final_AL)
-            ended_A = ((final_AL == self.special.eos) & open_AL).any(-1)
-            looped_A = torch.zeros_like(ended_A)
-            if is_loop_check_due(block * L, (block + 1) * L, limit):
-                looped_A = in_loop(torch.cat(history, dim=1), self.config.loop_stop) & ~ended_A
-                if prefix is not None:
-                    looped_A &= open_AL.any(-1)  # what was given is not this decode's fault
-            # The one host sync of a block whose number of steps is known: what was written, and who goes on?
-            known = torch.cat([final_AL, ended_A[:, None], looped_A[:, None]], dim=1).cpu()
-            progress.add(rows_A, known)
-            active = known[:, L:].sum(-1) == 0
-            if block + 1 == limit // L:  # only samples with a tail have another block to go
-                active &= progress.tail_B[rows_A] > 0
-            if block + 1 == N or not bool(active.any()):
+    ) -> None:
+        self.config, self.special, self.prompt, self.prefix = sampler.config, sampler.special, prompt, prefix
+        self.forwards, self.recorder = forwards, recorder
+        self.device = prompt.context_ids_BP.device
+        self.bigrams = None if sampler.bigrams is None else sampler.bigrams.to(self.device)
+        self.reports = _Reports(prompt.tail_lengths_B.cpu(), self.config.block_size)
+        self.history: list[Tensor] = []
+        """Final ids (A, L) of the blocks so far, of the active samples."""
+        # The context tail takes part of the first block, so the absolute grid may need one block more for the same response.
+        self.n_response_blocks = self.config.max_response_tokens // self.config.block_size
+        self.n_blocks = self.n_response_blocks + int(bool((prompt.tail_lengths_B > 0).any()))
+        choice = self.config.token_choice
+        never_sampled = torch.tensor(self.special.never_sampled, device=self.device)
+        generator = torch.Generator().manual_seed(choice.seed) if choice.temperature else None
+        self.rules = [CommitRule(config, never_sampled, generator) for config in self.config.step_configs]
+        self.order_BR: Tensor | None = None
+        if self.config.remasking == "random":  # an order belongs to a sample and not to its batch
+            places = self.n_blocks * self.config.block_size
+            self.order_BR = torch.stack([torch.rand(places, generator=sample_generator(choice.seed, key, 0)) for key in keys])
+
+    def run(self) -> None:
+        """Decode, block after block; see docs/explain/method.md, "Decoding"."""
+        # 1. Prepare once: the contexts are in the cache ("Block KV cache"), done by the caller.
+        for number in range(self.n_blocks):
+            # 2. Open: a block of mask tokens ("blocks left to right").
+            block = self.open_block(number)
+            # 3. Denoise: forward, choose tokens, commit positions ("inside a block up to denoising_steps forwards; a commit rule").
+            block_ids_AL = self.denoise(block)
+            # 4. Commit: append the block to the reports ("stop at the block with the first eos, or at a repetition loop").
+            continues_A = self.commit(block, block_ids_AL)
+            if number + 1 == self.n_blocks or not bool(continues_A.any()):
+                return
+            # 5. Finish: keys and values of the block enter the cache, now ("vanilla") or with the next forward ("fused").
+            self.finish(number, block_ids_AL, continues_A)
+
+    def open_block(self, number: int) -> _Block:
+        """A block of mask tokens; the first block may begin with the context tail, and any with forced tokens."""
+        rows_A, L, tail_ids_BL = self.forwards.rows_A, self.config.block_size, self.prompt.tail_ids_BL
+        block_ids_AL = torch.full((len(rows_A), L), self.special.mask, dtype=torch.long, device=self.device)
+        is_masked_AL = torch.ones(len(rows_A), L, dtype=torch.bool, device=self.device)
+        n_masked_A = torch.full((len(rows_A),), L)
+        if number == 0:
+            n_masked_A -= self.reports.tail_B
+            if width := tail_ids_BL.shape[1]:
+                in_tail = torch.arange(L, device=self.device)[None] < self.prompt.tail_lengths_B[:, None]
+                block_ids_AL[:, :width] = torch.where(in_tail[:, :width], tail_ids_BL, block_ids_AL[:, :width])
+                is_masked_AL &= ~in_tail
+        if self.prefix is not None:
+            block_ids_AL, is_masked_AL = self.prefix.fill(block_ids_AL, is_masked_AL, rows_A, self.reports.tail_B, number)
+            n_masked_A = is_masked_AL.sum(-1).cpu()
+        order_AL = None if self.order_BR is None else self.order_BR[rows_A, number * L : (number + 1) * L].to(self.device)
+        return _Block(number, BlockState(block_ids_AL, is_masked_AL, order_AL), n_masked_A)
+
+    def denoise(self, block: _Block) -> Tensor:
+        """Final ids (A, L) of a block."""
+        number, state, n_masked_A = block
+        path = self._path()
+        for step, rule in enumerate(self.rules, start=1):
+            # In the first step every sample takes part, also one whose block is forced and waits for the others.
+            working_rows = self.forwards.rows_A if step == 1 else self.forwards.rows_A[n_masked_A > 0]
+            if not len(working_rows):
                 break
-            if not bool(active.all()):
-                going = compact_row_order(active).to(device)
-                blocks.keep_rows(going)
-                final_AL, history = final_AL[going], [past[going] for past in history]
-            blocks.finish_block(final_AL, block)
-        return progress
-
-    def _path(self, history: Sequence[Tensor], prompt: BlockedContext) -> TokenPath:
-        """How bigrams choose the next block's tokens, behind the blocks so far."""
-        assert self.bigrams is not None
-        if history:
-            return partial(self.bigrams.best_path, before_A=history[-1][:, -1])
-        return partial(self.bigrams.best_path, first_A=prompt.tail_lengths_B)
-
-    def _random_order(self, keys: Sequence[str], positions: int) -> Tensor:
-        """Scores (B, R) that belong to a sample and not to its batch."""
-        seed = self.config.token_choice.seed
-        return torch.stack([torch.rand(positions, generator=sample_generator(seed, key, 0)) for key in keys])
-
-    def _open_block(self, prompt: BlockedContext, rows_A: Tensor, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """A block of mask tokens and which of them are open; the first block may begin with the context tail."""
-        A, L = len(rows_A), self.config.block_size
-        canvas_AL = torch.full((A, L), self.special.mask, dtype=torch.long, device=device)
-        open_AL = torch.ones(A, L, dtype=torch.bool, device=device)
-        if block == 0 and prompt.tail_ids_BL.shape[1]:
-            in_tail = torch.arange(L, device=device)[None] < prompt.tail_lengths_B[:, None]
-            width = prompt.tail_ids_BL.shape[1]
-            canvas_AL[:, :width] = torch.where(in_tail[:, :width], prompt.tail_ids_BL, canvas_AL[:, :width])
-            open_AL &= ~in_tail
-        return canvas_AL, open_AL
-
-    def _denoise_block(
-        self,
-        canvas_AL: Tensor,
-        open_AL: Tensor,
-        left_A: Tensor,
-        order_AL: Tensor | None,
-        path: TokenPath | None,
-        block: int,
-        blocks: CachedBlocks | TiltedBlocks | UncachedBlocks,
-        recorder: Recorder | None,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Fill a block; ``left_A`` (on the CPU) is how many positions of each sample are open."""
-        for step, way in enumerate(self._ways, start=1):
-            # Every sample has open positions when its block begins, or its block is given and waits for the others.
-            working = blocks.rows_A if step == 1 else blocks.rows_A[left_A > 0]
-            if not len(working):
-                break
-            if isinstance(blocks, CompiledBlocks):
-                done = blocks.step(canvas_AL, open_AL, order_AL, self._never, block, working, way)
-            else:
-                logits_ALV = blocks.denoise(canvas_AL, block, working)
-                done = commit(logits_ALV, canvas_AL, open_AL, order_AL, self._never, way, generator, path)
-            canvas_AL, open_AL = done.canvas_AL, done.open_AL
-            if recorder is not None:
-                recorder.on_commit(
-                    rows_A=blocks.rows_A,
-                    block=block,
+            done = self.forwards.step(number, state, working_rows, rule._replace(path=path))
+            state = done.state
+            if self.recorder is not None:
+                self.recorder.on_commit(
+                    rows_A=self.forwards.rows_A,
+                    block=number,
                     step=step,
                     committed_AL=done.committed_AL,
                     token_AL=done.token_AL,
-                    log_probs_ALV=done.prediction.log_probs_ALV,
+                    log_probs_ALV=done.log_probs_ALV,
                 )
-            if way.commits_vary and step < len(self._ways):
-                left_A = open_AL.sum(-1).cpu()  # a host sync: whether there is another forward depends on it
+            if rule.config.commits_vary and step < len(self.rules):
+                n_masked_A = state.is_masked_AL.sum(-1).cpu()  # a host sync: it decides if there is another forward
             else:
-                left_A = left_A - way.quota
-        return canvas_AL
+                n_masked_A = n_masked_A - rule.config.quota
+        return state.block_ids_AL
+
+    def _path(self) -> TokenPath | None:
+        """Joint choice of the next block's tokens by bigrams, given the blocks so far."""
+        if self.bigrams is None:
+            return None
+        if self.history:
+            return partial(self.bigrams.best_path, before_A=self.history[-1][:, -1])
+        return partial(self.bigrams.best_path, first_A=self.prompt.tail_lengths_B)
+
+    def commit(self, block: _Block, block_ids_AL: Tensor) -> Tensor:
+        """Append a block to the reports; return which samples continue (bool (A,), on the CPU)."""
+        L, rows_A, was_masked_AL = self.config.block_size, self.forwards.rows_A, block.state.is_masked_AL
+        self.history.append(block_ids_AL)
+        ended_A = ((block_ids_AL == self.special.eos) & was_masked_AL).any(-1)
+        looped_A = torch.zeros_like(ended_A)
+        if is_loop_check_due(block.number * L, (block.number + 1) * L, self.config.max_response_tokens):
+            looped_A = in_loop(torch.cat(self.history, dim=1), self.config.loop_stop) & ~ended_A
+            if self.prefix is not None:
+                looped_A &= was_masked_AL.any(-1)  # a loop in forced tokens is no failure of this decode
+        # The only host sync of a block whose number of steps is fixed.
+        block_stats = torch.cat([block_ids_AL, ended_A[:, None], looped_A[:, None]], dim=1).cpu()
+        self.reports.add(rows_A, block_stats)
+        continues_A = block_stats[:, L:].sum(-1) == 0
+        if block.number + 1 == self.n_response_blocks:  # only samples with a tail have another block
+            continues_A &= self.reports.tail_B[rows_A] > 0
+        return continues_A
+
+    def finish(self, number: int, block_ids_AL: Tensor, continues_A: Tensor) -> None:
+        """Drop samples that have ended, and make the block visible to the next ones."""
+        if not bool(continues_A.all()):
+            kept_rows = compact_row_order(continues_A).to(self.device)
+            self.forwards.keep_rows(kept_rows)
+            block_ids_AL, self.history = block_ids_AL[kept_rows], [past[kept_rows] for past in self.history]
+        self.forwards.finish_block(number, block_ids_AL)
+
+
+class _Reports:
+    """Decoded blocks of the whole batch."""
+
+    def __init__(self, tail_B: Tensor, block_size: int) -> None:
+        self.tail_B, self._L = tail_B, block_size
+        self._blocks: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, rows_A: Tensor, block_stats: Tensor) -> None:
+        """Append the next block of these samples: (A, L + 2) with its tokens, has it eos, is it a loop."""
+        self._blocks.append((rows_A, block_stats))
+
+    def fields(self, eos: int, limit: int) -> dict[str, Any]:
+        """Fields of the result: tokens after the context tail and before the first eos, at most ``limit``; reasons of their end."""
+        B, L = len(self.tail_B), self._L
+        tokens_BR = torch.zeros(B, len(self._blocks) * L, dtype=torch.long)
+        written_B, looped_B = -self.tail_B, torch.zeros(B, dtype=torch.bool)
+        for number, (rows_A, block_stats) in enumerate(self._blocks):
+            tokens_BR[rows_A, number * L : (number + 1) * L] = block_stats[:, :L]
+            written_B[rows_A] += L
+            looped_B[rows_A] |= block_stats[:, L + 1].bool()
+        reports = []
+        stopped_B = torch.zeros(B, dtype=torch.bool)
+        for row, (tail, written) in enumerate(zip(self.tail_B.tolist(), written_B.tolist(), strict=True)):
+            tokens = tokens_BR[row, tail : tail + min(written, limit)]
+            at_eos = (tokens == eos).nonzero()
+            stopped_B[row] = len(at_eos) > 0
+            reports.append(tokens[: int(at_eos[0, 0])] if len(at_eos) else tokens)
+        return {"tokens": tuple(reports), "stopped_B": stopped_B, "looped_B": looped_B, "written_B": written_B}

@@ -1,9 +1,8 @@
-"""Decoding with a teacher that leans to its student: at every step its distributions p become p q^w / Z.
+"""Decoding with a tilted teacher: at every step its distribution p becomes p q^w / Z.
 
-q is what the student says of the block in one step, from mask tokens alone, so q is a product over positions. Of all r, p q^w / Z
-minimizes KL(r || p) + w E_r[-log q]: close to what the teacher may say, and likely for a student that takes one step. Where the
-teacher finds two wordings about equally good, the report has the one that the student leans to already, and all of it.
-Knows forwards alone; nothing of commit rules.
+q is the student's one-step prediction of the block, a product over positions. Among all r, p q^w / Z minimizes
+KL(r || p) + w E_r[-log q]: it stays close to the teacher and is likely under a student that takes one step. Where the teacher
+finds two wordings about equally good, the report gets the one that the student prefers.
 
 Shapes: A active samples, L block size, V vocabulary.
 """
@@ -15,55 +14,57 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from echo_pl.backbone.vlm import VLM
+from echo_pl.sampling.commit import BlockState, Commit, CommitRule, commit
 from echo_pl.sampling.config import check_weight
-from echo_pl.sampling.forwards import CachedBlocks
+from echo_pl.sampling.forwards import CachedForwards
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tilt:
-    """What a teacher leans to, and how far."""
+    """A student that the teacher is tilted towards."""
 
     student: VLM
     weight: float
-    """w, above 0. At 1 teacher and student count alike."""
+    """w, above 0. At 1 teacher and student count equally."""
 
     def __post_init__(self) -> None:
         check_weight(self.weight, "a tilt")
         if self.weight == 0.0:
-            raise ValueError("a tilt of 0 is none: leave it out")
+            raise ValueError("the weight of a tilt must be above 0, got 0: leave the tilt out")
 
 
-class TiltedBlocks:
-    """The teacher's forwards and one of the student's for every block, as one source of logits.
+class TiltedForwards:
+    """The teacher's forwards, and one forward of the student per block.
 
-    Both see the same canvas and take the same tokens into their caches. Counts of forwards are the teacher's.
+    Both see the same block and write the same tokens to their caches. Forwards are counted for the teacher only.
     """
 
-    def __init__(self, teacher: CachedBlocks, student: CachedBlocks, weight: float) -> None:
-        """Take both behind their own prefill of the same contexts."""
+    def __init__(self, teacher: CachedForwards, student: CachedForwards, weight: float) -> None:
+        """Take both after their own prefill of the same contexts."""
         self.teacher, self.student, self.weight = teacher, student, weight
-        self._block = -1
+        self._number = -1
         self._log_q_ALV: Tensor | None = None
 
     @property
     def rows_A(self) -> Tensor:
-        """Samples of the batch that are still decoded (int64, on the CPU)."""
+        """See :class:`echo_pl.sampling.forwards.BlockForwards`."""
         return self.teacher.rows_A
 
-    def denoise(self, canvas_AL: Tensor, block: int, working: Tensor) -> Tensor:
-        """Log p + w log q, (A, L, V), not normalised; see :meth:`CachedBlocks.denoise`."""
-        if block != self._block:
-            self._block = block
-            self._log_q_ALV = self.student.denoise(canvas_AL, block, self.rows_A).log_softmax(-1)
+    def step(self, number: int, state: BlockState, working_rows: Tensor, rule: CommitRule) -> Commit:
+        """Commit by log p + w log q, not normalised; see :class:`echo_pl.sampling.forwards.BlockForwards`."""
+        if number != self._number:
+            self._number = number
+            self._log_q_ALV = self.student.denoise(number, state.block_ids_AL, self.rows_A).log_softmax(-1)
         assert self._log_q_ALV is not None
-        return self.teacher.denoise(canvas_AL, block, working).log_softmax(-1) + self.weight * self._log_q_ALV
+        log_p_ALV = self.teacher.denoise(number, state.block_ids_AL, working_rows).log_softmax(-1)
+        return commit(log_p_ALV + self.weight * self._log_q_ALV, state, rule)
 
-    def finish_block(self, final_AL: Tensor, block: int) -> None:
-        """See :meth:`CachedBlocks.finish_block`."""
-        self.teacher.finish_block(final_AL, block)
-        self.student.finish_block(final_AL, block)
+    def finish_block(self, number: int, block_ids_AL: Tensor) -> None:
+        """See :class:`echo_pl.sampling.forwards.BlockForwards`."""
+        self.teacher.finish_block(number, block_ids_AL)
+        self.student.finish_block(number, block_ids_AL)
 
-    def keep_rows(self, rows_A: Tensor) -> None:
-        """See :meth:`CachedBlocks.keep_rows`. Between blocks alone: what the student said of the last one is not needed again."""
-        self.teacher.keep_rows(rows_A)
-        self.student.keep_rows(rows_A)
+    def keep_rows(self, kept_rows_A: Tensor) -> None:
+        """See :class:`echo_pl.sampling.forwards.BlockForwards`."""
+        self.teacher.keep_rows(kept_rows_A)
+        self.student.keep_rows(kept_rows_A)

@@ -16,8 +16,8 @@ from torch import Tensor
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
 from echo_pl.sampling.bigrams import Bigrams, stored_bigrams
+from echo_pl.sampling.commit import BlockState, CommitRule, commit
 from echo_pl.sampling.config import TokenChoice
-from echo_pl.sampling.step import commit
 from echo_pl.structs import Batch, DecodeResult
 
 L, LIMIT = 4, 20
@@ -246,9 +246,9 @@ def test_what_a_gate_lets_pass_is_decided_without_them():
     table = Bigrams.count([torch.tensor([0, 1]), torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1, 1])], 2, weight=5.0)
     logits = torch.tensor([[[0.60, 0.40], [0.55, 0.45]]]).log()
     way = DecodeConfig(block_size=2, max_response_tokens=2, denoising_steps=1, gate=0.5)
-    canvas, open_, never = torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool), torch.empty(0, dtype=torch.long)
-    done = commit(logits, canvas, open_, None, never, way, None, table.best_path)
-    assert done.canvas_AL.tolist() == [[0, 1]]
+    state = BlockState(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool))
+    done = commit(logits, state, CommitRule(way, torch.empty(0, dtype=torch.long), path=table.best_path))
+    assert done.state.block_ids_AL.tolist() == [[0, 1]]
     assert done.committed_AL.all()
 
 

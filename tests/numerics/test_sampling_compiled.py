@@ -16,7 +16,6 @@ from models import SPECIAL, decoding_vlm, make_batch, small_vlm
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.static_cache import StaticCache
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, LoopStop, TokenChoice, TrajectoryRecorder
-from echo_pl.sampling import autoregressive as autoregressive_module
 from echo_pl.sampling import compiled as compiled_module
 from echo_pl.structs import Batch, DecodeResult
 
@@ -37,8 +36,7 @@ def batch() -> Batch:
 @pytest.fixture
 def uncompiled(monkeypatch):
     """The functions that would be compiled, as they are."""
-    for module in (compiled_module, autoregressive_module):
-        monkeypatch.setattr(module, "compiled", lambda function: function)
+    monkeypatch.setattr(compiled_module, "compiled", lambda function: function)
 
 
 def config(**changes) -> DecodeConfig:
@@ -99,8 +97,7 @@ def test_the_compiler_takes_every_step_as_one_graph(monkeypatch, vlm, batch):
             made[function] = torch.compile(function, fullgraph=True, backend="eager")
         return made[function]
 
-    for module in (compiled_module, autoregressive_module):
-        monkeypatch.setattr(module, "compiled", whole_graph)
+    monkeypatch.setattr(compiled_module, "compiled", whole_graph)
     for way in ({"denoising_steps": 1}, {"kv_cache": "vanilla"}, {"remasking": "entropy_bounded"}):
         plain = BlockSampler(vlm, SPECIAL, config(**way)).generate(batch)
         assert_same(BlockSampler(vlm, SPECIAL, config(compile=True, **way)).generate(batch), plain)

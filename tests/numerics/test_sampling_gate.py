@@ -102,12 +102,12 @@ def logits_with(confidences: list[float]) -> Tensor:
 )
 def test_the_first_step_commits_who_is_sure(confidences, open_, first):
     config = DecodeConfig(block_size=4, max_response_tokens=4, denoising_steps=1, gate=0.8)
-    now, then = config.by_step
+    now, then = config.step_configs
     prediction = predict(logits_with(confidences), torch.empty(0, dtype=torch.long), TokenChoice(), None)
-    open_AL = torch.tensor([open_]).bool()
-    committed = choose_commits(prediction, open_AL, now)
+    is_masked_AL = torch.tensor([open_]).bool()
+    committed = choose_commits(prediction, is_masked_AL, now)
     assert committed.int().tolist() == [first]
-    left = open_AL & ~committed
+    left = is_masked_AL & ~committed
     assert torch.equal(choose_commits(prediction, left, then), left)
 
 
@@ -117,4 +117,4 @@ def test_a_gate_is_for_one_step():
     with pytest.raises(ValueError, match=r"gate must be in \[0, 1\], got 1.5"):
         DecodeConfig(block_size=4, max_response_tokens=8, denoising_steps=1, gate=1.5)
     off = DecodeConfig(block_size=4, max_response_tokens=8, denoising_steps=1)
-    assert (off.steps, off.quota, off.commits_vary, off.by_step) == (1, 4, False, (off,))
+    assert (off.steps, off.quota, off.commits_vary, off.step_configs) == (1, 4, False, (off,))

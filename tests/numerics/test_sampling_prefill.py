@@ -81,13 +81,13 @@ def test_a_prefill_of_another_layout_is_refused(vlm, batch):
 def test_a_prefill_without_room_or_samples_is_refused(vlm, batch):
     sampler = BlockSampler(vlm, SPECIAL, config())
     small = BlockSampler(vlm, SPECIAL, config(max_response_tokens=L)).prefill(batch)
-    with pytest.raises(ValueError, match=r"room for 16 tokens behind its context of 9, the decode needs 32"):
+    with pytest.raises(ValueError, match=r"capacity for 16 tokens after its context of 9, the decode needs 32"):
         sampler.generate(batch, start=small)
     start = sampler.prefill(batch)
     start.cache.keep_rows(torch.tensor([0]))
     with pytest.raises(ValueError, match="samples have left this prefill's cache in an earlier decode"):
         sampler.generate(batch, start=start)
-    with pytest.raises(ValueError, match="no logits behind its contexts"):
+    with pytest.raises(ValueError, match="no logits after its contexts"):
         AutoregressiveSampler(vlm, SPECIAL, L).generate(batch, start=sampler.prefill(batch))
 
 

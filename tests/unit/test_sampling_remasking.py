@@ -23,7 +23,7 @@ def logits() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def open_AL() -> Tensor:
+def is_masked_AL() -> Tensor:
     is_open = torch.rand(A, L, generator=torch.Generator().manual_seed(1)) < 0.6
     is_open[0] = True
     is_open[1] = False
@@ -34,9 +34,11 @@ def config(**options) -> DecodeConfig:
     return DecodeConfig(**{"block_size": L, "max_response_tokens": L, "confidence_threshold": 0.7, **options})
 
 
-def commits(logits: Tensor, open_AL: Tensor, decode: DecodeConfig) -> list[set[int]]:
+def commits(logits: Tensor, is_masked_AL: Tensor, decode: DecodeConfig) -> list[set[int]]:
     prediction = predict(logits, NEVER, TokenChoice(), None)
-    chosen = choose_commits(prediction, open_AL, decode, torch.rand(open_AL.shape, generator=torch.Generator().manual_seed(0)))
+    chosen = choose_commits(
+        prediction, is_masked_AL, decode, torch.rand(is_masked_AL.shape, generator=torch.Generator().manual_seed(0))
+    )
     return [set(row.nonzero()[:, 0].tolist()) for row in chosen]
 
 
@@ -46,10 +48,10 @@ def probabilities(row: Tensor) -> list[float]:
     return [p / sum(powers) for p in powers]
 
 
-def expected(logits: Tensor, open_AL: Tensor, remasking: str, quota: int, tau: float, bound: float) -> list[set[int]]:
+def expected(logits: Tensor, is_masked_AL: Tensor, remasking: str, quota: int, tau: float, bound: float) -> list[set[int]]:
     """METHOD.md 4, one position at a time."""
     out = []
-    for sample, is_open in zip(logits, open_AL.tolist(), strict=True):
+    for sample, is_open in zip(logits, is_masked_AL.tolist(), strict=True):
         U = [i for i in range(L) if is_open[i]]
         p = {i: probabilities(sample[i]) for i in U}
         sure = sorted(U, key=lambda i: -max(p[i]))
@@ -73,27 +75,27 @@ def expected(logits: Tensor, open_AL: Tensor, remasking: str, quota: int, tau: f
 
 @pytest.mark.parametrize("steps", [2, 3, 4, None])
 @pytest.mark.parametrize("remasking", ["low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded"])
-def test_commit_rules_are_those_of_the_method(logits, open_AL, remasking, steps):
+def test_commit_rules_are_those_of_the_method(logits, is_masked_AL, remasking, steps):
     decode = config(remasking=remasking, denoising_steps=steps, entropy_bound=0.8)
     quota = math.ceil(L / (steps or L))
-    assert commits(logits, open_AL, decode) == expected(logits, open_AL, remasking, quota, 0.7, 0.8)
+    assert commits(logits, is_masked_AL, decode) == expected(logits, is_masked_AL, remasking, quota, 0.7, 0.8)
 
 
-def test_the_random_rule_goes_by_the_given_order(logits, open_AL):
+def test_the_random_rule_goes_by_the_given_order(logits, is_masked_AL):
     order = torch.rand(A, L, generator=torch.Generator().manual_seed(3))
     prediction = predict(logits, NEVER, TokenChoice(), None)
-    chosen = choose_commits(prediction, open_AL, config(remasking="random", denoising_steps=4), order)
+    chosen = choose_commits(prediction, is_masked_AL, config(remasking="random", denoising_steps=4), order)
     for a in range(A):
-        U = [i for i in range(L) if open_AL[a, i]]
+        U = [i for i in range(L) if is_masked_AL[a, i]]
         assert set(chosen[a].nonzero()[:, 0].tolist()) == set(sorted(U, key=lambda i: -float(order[a, i]))[:2])
 
 
 @pytest.mark.parametrize(
     "remasking", ["low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded", "random"]
 )
-def test_one_step_commits_the_whole_block(logits, open_AL, remasking):
-    chosen = commits(logits, open_AL, config(remasking=remasking, denoising_steps=1))
-    assert chosen == [{i for i in range(L) if row[i]} for row in open_AL.tolist()]
+def test_one_step_commits_the_whole_block(logits, is_masked_AL, remasking):
+    chosen = commits(logits, is_masked_AL, config(remasking=remasking, denoising_steps=1))
+    assert chosen == [{i for i in range(L) if row[i]} for row in is_masked_AL.tolist()]
 
 
 def test_equal_confidences_go_left_to_right():
