@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from torch import Tensor, nn
 
 from echo_pl.evaluation.harness import Sampler
-from echo_pl.metrics.clinical import Judge
+from echo_pl.reports.report import ReportJudge
 from echo_pl.structs import Batch, SpecialTokens
 
 
@@ -31,7 +31,7 @@ class ReportData(Protocol):
     fingerprint: str
 
     @property
-    def judge(self) -> Judge | None:
+    def judge(self) -> ReportJudge | None:
         """Parses reports of this corpus, where it has a grammar."""
 
     def detokenize(self, tokens: Tensor) -> str:

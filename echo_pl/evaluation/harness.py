@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from echo_pl.evaluation.cases import formatted, parsed_prediction
 from echo_pl.evaluation.rows import Row, Setting, make_row
-from echo_pl.metrics.clinical import Judge
 from echo_pl.metrics.suite import ReportSuite
+from echo_pl.reports.report import ReportJudge
 from echo_pl.structs import Batch, DecodeResult, ReportText
 
 
@@ -70,7 +70,7 @@ def evaluate(
     sampler: Sampler,
     batches: Sequence[Batch],
     detokenize: Callable[[Tensor], str],
-    judge: Judge | None,
+    judge: ReportJudge | None,
     *,
     warmup: int = 1,
     description: str = "evaluate",
@@ -103,7 +103,7 @@ def evaluate_methods(
     methods: Sequence[Method],
     batches: Mapping[int, Sequence[Batch]],
     detokenize: Callable[[Tensor], str],
-    judge: Judge | None,
+    judge: ReportJudge | None,
     *,
     warmup: int = 1,
     studies_per_round: int = 16,
@@ -147,7 +147,7 @@ class _Run:
     """One sampler on its way through its batches."""
 
     def __init__(
-        self, sampler: Sampler, batches: Sequence[Batch], detokenize: Callable[[Tensor], str], judge: Judge | None
+        self, sampler: Sampler, batches: Sequence[Batch], detokenize: Callable[[Tensor], str], judge: ReportJudge | None
     ) -> None:
         self.sampler = sampler
         self.batches = batches

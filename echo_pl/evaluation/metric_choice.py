@@ -22,7 +22,7 @@ from echo_pl.metrics.models import EmbeddingSimilarity, Perplexity
 from echo_pl.metrics.rouge import rouge_metrics
 from echo_pl.metrics.surface import non_word_rate, surface_metrics
 from echo_pl.metrics.words import Words
-from echo_pl.reports.judge import ParsedReport, ReportJudge
+from echo_pl.reports.report import ParsedReport, ReportJudge
 from echo_pl.structs import ReportText
 
 

@@ -24,7 +24,7 @@ from echo_pl.evaluation.rows import Row
 from echo_pl.evaluation.table import comparison_table, legend, score_variants
 from echo_pl.evaluation.trajectory_html import trajectory_fragment
 from echo_pl.io.atomic import write_text_atomic
-from echo_pl.metrics.clinical import Judge
+from echo_pl.reports.report import ReportJudge
 from echo_pl.structs import ReportText
 
 
@@ -83,7 +83,7 @@ def render_page(
     title: str,
     rows: Sequence[Row],
     studies: Iterable[ShownStudy],
-    judge: Judge | None,
+    judge: ReportJudge | None,
     *,
     introduction: str = "",
     signatures: Mapping[str, str] | None = None,
@@ -136,7 +136,7 @@ def _table(rows: Sequence[Row]) -> str:
     return f"<table><thead>{line('th', table.headings)}</thead><tbody>{body}</tbody></table>"
 
 
-def _study(study: ShownStudy, judge: Judge | None) -> str:
+def _study(study: ShownStudy, judge: ReportJudge | None) -> str:
     picture = "" if study.image is None else f'<img alt="chest X-ray" src="{_image_uri(study.image)}">'
     reports = [_report("Reference", study.reference, judge, None)]
     for shown in study.reports:
@@ -147,7 +147,7 @@ def _study(study: ShownStudy, judge: Judge | None) -> str:
     return f'<h2>{html.escape(study.key)}</h2><div class="study"><aside>{picture}</aside><div>{"".join(reports)}</div></div>'
 
 
-def _report(label: str, report: ReportText, judge: Judge | None, reference: ReportText | None) -> str:
+def _report(label: str, report: ReportText, judge: ReportJudge | None, reference: ReportText | None) -> str:
     """A report; with a judge its invalid sentences are underlined and its findings are held against the reference's."""
     heading = f"<h3>{html.escape(label)}</h3>"
     if judge is None:

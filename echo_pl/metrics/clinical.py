@@ -1,46 +1,18 @@
-"""Clinical scores: which findings a report states, and whether its sentences could have been written at all.
+"""Clinical scores: findings that a report states, and validity of its sentences.
 
-METHOD.md 5 and 7. Knows parsed reports by their attributes only; the judge that parses them lives in the data room.
+Reports are parsed by a :class:`~echo_pl.reports.report.ReportJudge`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from echo_pl.metrics.text import MeanOverReports, paired
-from echo_pl.structs import ReportText
-
-
-class ParsedReport(Protocol):
-    """What a judge says about one report."""
-
-    @property
-    def findings(self) -> frozenset[str]:
-        """Labels of the findings the report states as present."""
-
-    @property
-    def sentences(self) -> tuple[tuple[str, bool], ...]:
-        """Each sentence, and whether the corpus could have held it."""
-
-    @property
-    def well_formed(self) -> bool:
-        """Whether the whole report could have been written."""
-
-
-class Judge(Protocol):
-    """Reads a report back into findings and validity."""
-
-    @property
-    def signature(self) -> str:
-        """Who reads: for the signatures of scores."""
-
-    def parse(self, report: ReportText) -> ParsedReport:
-        """Never raises: what cannot be read is invalid, not an error."""
+from echo_pl.reports.report import ParsedReport
 
 
 class FindingF1(Metric):

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from torch import nn
 from torchmetrics import Metric
 
-from echo_pl.metrics.clinical import FindingF1, Judge, ValidReports, ValidSentences
+from echo_pl.metrics.clinical import FindingF1, ValidReports, ValidSentences
 from echo_pl.metrics.counted import signature
 from echo_pl.metrics.efficiency import Efficiency
 from echo_pl.metrics.text import DuplicateWordRate, RepetitionRate, RougeL, paired
+from echo_pl.reports.report import ReportJudge
 from echo_pl.structs import DecodeResult, ReportText
 
 CLINICAL = ("finding_f1", "valid_sentences", "valid_reports")
@@ -29,7 +30,7 @@ class ReportSuite(nn.Module):
         sync_on_compute: sum over ranks. Off where every rank decodes the same studies.
     """
 
-    def __init__(self, judge: Judge | None = None, *, sync_on_compute: bool = True) -> None:
+    def __init__(self, judge: ReportJudge | None = None, *, sync_on_compute: bool = True) -> None:
         super().__init__()
         self.judge = judge
         self.rouge_l = RougeL(sync_on_compute=sync_on_compute)
@@ -73,7 +74,7 @@ class ReportSuite(nn.Module):
         if self.judge is not None:
             self._update_clinical(self.judge, pairs)
 
-    def _update_clinical(self, judge: Judge, pairs: Sequence[tuple[ReportText, ReportText]]) -> None:
+    def _update_clinical(self, judge: ReportJudge, pairs: Sequence[tuple[ReportText, ReportText]]) -> None:
         parsed = [judge.parse(prediction) for prediction, _ in pairs]
         predicted = [report.findings for report in parsed]
         wanted = [judge.parse(reference).findings for _, reference in pairs]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from echo_pl.metrics.counted import CountedReports, MeanOfPairs, ratio
 from echo_pl.metrics.text import duplicate_share, paired, repeated_share
-from echo_pl.metrics.words import Words, split_sentences
+from echo_pl.metrics.words import Words
+from echo_pl.reports.sentences import split_at_marks
 
 
 class WordRatio(CountedReports):
@@ -95,7 +96,7 @@ def surface_metrics(words: Words) -> list[CountedReports]:
         return MeanOfPairs(name, score, f"{name}|{detail}|words:{words.name}|mean:reports|v{version}", False)
 
     def duplicates(report: str) -> float:
-        return duplicate_share([words.split(sentence) for sentence in split_sentences(report)])
+        return duplicate_share([words.split(sentence) for sentence in split_at_marks(report)])
 
     return [
         of_report("empty", lambda report: float(not words.split(report)), "no word"),

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from echo_pl.metrics.words import cut_words, how_cut, split_sentences
+from echo_pl.metrics.words import cut_words, how_cut
+from echo_pl.reports.sentences import split_at_marks
 
 
 def longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
@@ -59,7 +60,7 @@ def duplicate_word_rate(prediction: str) -> float:
     >>> duplicate_word_rate("Left rib fracture. Fracture of a rib.")
     0.0
     """
-    return duplicate_share([cut_words(sentence) for sentence in split_sentences(prediction)])
+    return duplicate_share([cut_words(sentence) for sentence in split_at_marks(prediction)])
 
 
 def duplicate_share(sentences: Sequence[Sequence[str]]) -> float:

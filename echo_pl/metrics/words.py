@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 _WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+")
-_SENTENCE_END = re.compile(r"[.!?\n。！？]+")
 _RUN = re.compile(r"[\u4e00-\u9fff]+|[^\W_\u4e00-\u9fff]+")
 
 
@@ -23,15 +22,6 @@ def split_words(text: str) -> list[str]:
     ['the', 'heart', 'size', 'is', 'normal']
     """
     return _WORD.findall(text.lower())
-
-
-def split_sentences(text: str) -> list[str]:
-    """The text between full stops, question and exclamation marks, English or Chinese, and ends of lines; nothing empty.
-
-    >>> split_sentences("Lungs are clear. Heart is normal.")
-    ['Lungs are clear', ' Heart is normal']
-    """
-    return [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
 
 
 def cut_words(text: str) -> list[str]:

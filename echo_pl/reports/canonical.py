@@ -1,64 +1,46 @@
-"""The canonical sentences of a normalized report: negatives, normal parts, and what fills a region of which nothing was said.
+"""Canonical sentences of a normalized report, in English and Chinese: negatives, normal parts, fillings.
 
-English and Chinese, side by side. A filling is chosen so that nothing in the report speaks against it.
+A filling is the sentence for a region that the report does not mention; nothing in the report contradicts it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Final
 
-from echo_pl.reports.anatomy import ANATOMY
-from echo_pl.reports.chinese_terms import NORMAL_PARTS_ZH, NOUNS_ZH, PART_NOUNS_ZH, REGION_NORMAL_ZH, REGION_TITLES_ZH
-from echo_pl.reports.concepts import BY_NAME
 from echo_pl.reports.regions import REGIONS
 from echo_pl.reports.response import Language
+from echo_pl.reports.tables import check_names, read_table, words_of
+from echo_pl.reports.vocabulary import CONCEPTS, PARTS
 
 NO_ABNORMALITY: Final[dict[Language, str]] = {
     "en": "No acute cardiopulmonary abnormality.",
     "zh": "心肺未见明显异常。",
 }
 """Impression of a report that has none and no finding."""
-TITLES: Final[dict[Language, dict[str, str]]] = {
-    "en": {region.name: region.title for region in REGIONS},
-    "zh": dict(REGION_TITLES_ZH),
-}
-
 _SINGULAR = frozenset({"thorax", "heart"})
-_SKEWED = frozenset(
-    {"scoliosis", "volume_loss", "lung_resection", "mastectomy", "chest_wall_deformity", "mediastinal_shift", "kyphosis"}
-)
-_FILLINGS: Final[dict[str, tuple[tuple[int, frozenset[str]], ...]]] = {
-    "thorax": (
-        (0, _SKEWED | {"pneumothorax", "breast_implant"}),
-        (1, frozenset({"mastectomy", "chest_wall_deformity", "fracture", "deformity", "subcutaneous_emphysema", "lung_resection"})),
-    ),
-    "mediastinum": (
-        (0, frozenset({"mediastinal_shift", "mediastinal_widening", "volume_loss", "lung_resection", "scoliosis", "goiter"})),
-        (1, frozenset({"mediastinal_widening", "aortic_dilation", "lymphadenopathy", "goiter", "mass"})),
-    ),
-    "lungs": (
-        (0, frozenset(one for one, concept in BY_NAME.items() if concept.region == "lungs") | {"heart_failure", "sarcoidosis"}),
-    ),
-    "heart": ((0, frozenset({"cardiomegaly", "heart_failure", "pericardial_effusion"})),),
-    "hila": (
-        (0, frozenset({"hilar_enlargement", "lymphadenopathy", "sarcoidosis", "pulmonary_hypertension", "granuloma"})),
-        (1, frozenset({"hilar_enlargement", "lymphadenopathy", "sarcoidosis", "pulmonary_hypertension"})),
-    ),
-    "diaphragm": (
-        (0, frozenset({"effusion", "costophrenic_blunting", "pleural_thickening", "eventration"})),
-        (1, frozenset({"effusion"})),
-    ),
-    "bones": (
-        (0, frozenset(one for one, concept in BY_NAME.items() if concept.region == "bones")),
-        (1, frozenset({"fracture", "vertebral_deformity", "dislocation"})),
-    ),
-}
-"""Region -> its sentences in ``regions`` by number, each with the findings that speak against it."""
+_REGIONS: Final = {region.name: region for region in REGIONS}
+_NEGATIVE = re.compile(r"^There is no (.+)\.$")
+
+
+def _contradicting(region: str) -> tuple[tuple[int, frozenset[str]], ...]:
+    """Return the fillings of a region: number of its sentence, findings that contradict it."""
+    fillings = []
+    for one in _REGIONS[region].fillings:
+        names = words_of(one["unless"])
+        check_names(f"regions.yaml, {region}", names, CONCEPTS)
+        whole = {name for name, concept in CONCEPTS.items() if concept.region == one.get("unless_any_of_region")}
+        fillings.append((one["sentence"], names | whole))
+    return tuple(fillings)
+
+
+_FILLINGS: Final = {name: _contradicting(name) for name in _REGIONS}
 
 
 def sentence(text: str) -> str:
-    """With a capital and a full stop.
+    """Return the text with a capital and a full stop.
 
     >>> sentence("there is no fracture")
     'There is no fracture.'
@@ -72,19 +54,19 @@ def sentence(text: str) -> str:
 
 
 def normal_part(part: str, language: Language = "en") -> str:
-    """Canonical sentence that a part is normal; empty where there is none."""
-    return NORMAL_PARTS_ZH.get(part, "") if language == "zh" else ANATOMY[part].normal
+    """Return the sentence that a part is normal; empty if there is none."""
+    return PARTS[part].normal_zh if language == "zh" else PARTS[part].normal
 
 
 def no_abnormality_of(part: str, qualifiers: Sequence[str] = (), language: Language = "en") -> str:
-    """Canonical sentence that a part has no abnormality, of the kind that the qualifiers say ("acute")."""
+    """Return the sentence that a part has no abnormality, narrowed by the qualifiers ("acute")."""
     if language == "zh":
-        return f"{PART_NOUNS_ZH[part]}未见异常。" if part in PART_NOUNS_ZH else ""
-    return sentence(" ".join(("there is no", *qualifiers, ANATOMY[part].noun, "abnormality")))
+        return f"{PARTS[part].noun_zh}未见异常。" if PARTS[part].noun_zh else ""
+    return sentence(" ".join(("there is no", *qualifiers, PARTS[part].noun, "abnormality")))
 
 
 def negatives(nouns: Sequence[str], language: Language = "en") -> str:
-    """One sentence that denies several things; those with the fewest words first, so that a qualifier is of one noun only.
+    """Return one sentence that denies several things; nouns with fewer words first, as a qualifier narrows all after it.
 
     >>> negatives(["large pleural effusion", "free air"])
     'There is no free air or large pleural effusion.'
@@ -97,22 +79,67 @@ def negatives(nouns: Sequence[str], language: Language = "en") -> str:
 
 
 def noun(concept: str, language: Language = "en") -> str:
-    """What is denied in a canonical negative."""
-    return NOUNS_ZH[concept] if language == "zh" else BY_NAME[concept].noun
+    """Return the noun of a canonical negative."""
+    return CONCEPTS[concept].noun_zh if language == "zh" else CONCEPTS[concept].noun
 
 
 def filling(region: str, present: Collection[str], language: Language = "en") -> str:
-    """What is said of a region that the report does not mention.
+    """Return the sentence for a region that the report does not mention.
 
     Args:
         region: its name.
-        present: findings that the report has anywhere, certain or not.
-        language: of the report.
+        present: findings anywhere in the report, certain or not.
+        language: of the sentence.
     """
-    table = next(one for one in REGIONS if one.name == region)
+    table = _REGIONS[region]
     for number, against in _FILLINGS[region]:
         if not against.intersection(present):
-            return sentence(REGION_NORMAL_ZH[region][number] if language == "zh" else table.normal[number])
+            return sentence(table.normal_zh[number] if language == "zh" else table.normal[number])
     if language == "zh":
-        return f"{REGION_TITLES_ZH[region]}无进一步描述。"
+        return f"{table.title_zh}无进一步描述。"
     return f"The {table.title} {'is' if region in _SINGULAR else 'are'} not described further."
+
+
+@cache
+def _translations() -> dict[str, str]:
+    """Return all canonical English sentences but negatives, with their translation."""
+    table = {part.normal: part.normal_zh for part in PARTS.values() if part.normal and part.normal_zh}
+    for region in REGIONS:
+        table.update((sentence(text), chinese) for text, chinese in zip(region.normal, region.normal_zh, strict=False))
+        table[filling(region.name, CONCEPTS)] = filling(region.name, CONCEPTS, "zh")
+    for part in PARTS.values():
+        if part.noun_zh and part.noun:
+            table[no_abnormality_of(part.name)] = no_abnormality_of(part.name, language="zh")
+            table[no_abnormality_of(part.name, ("acute",))] = f"{part.noun_zh}未见急性异常。"
+    table[NO_ABNORMALITY["en"]] = NO_ABNORMALITY["zh"]
+    return table
+
+
+@cache
+def _nouns() -> dict[str, str]:
+    return {concept.noun: concept.noun_zh for concept in CONCEPTS.values()}
+
+
+def _noun_in_chinese(phrase: str) -> str | None:
+    """Translate a noun with its qualifiers."""
+    qualifiers = read_table("cues")["chinese"]["qualifiers"]
+    words, before = phrase.split(), ""
+    while words and words[0] in qualifiers:
+        before += qualifiers[words.pop(0)]
+    found = _nouns().get(" ".join(words))
+    return None if found is None else before + found
+
+
+def canonical_in_chinese(text: str) -> str | None:
+    """Translate a canonical sentence; None for any other sentence.
+
+    >>> canonical_in_chinese("There is no pneumothorax or focal consolidation.")
+    '未见气胸及局灶性实变。'
+    """
+    translation = _translations().get(text)
+    found = _NEGATIVE.match(text)
+    if translation is not None or found is None:
+        return translation
+    nouns = [_noun_in_chinese(phrase) for phrase in re.split(r", | or ", found[1])]
+    translated = [one for one in nouns if one is not None]
+    return negatives(translated, "zh") if len(translated) == len(nouns) else None

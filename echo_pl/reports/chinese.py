@@ -1,8 +1,8 @@
-"""Reads Chinese sentences of a chest report. A smaller table than the English one (:mod:`echo_pl.reports.chinese_terms`).
+"""Analysis of Chinese sentences of a chest report, with the Chinese terms of the tables, which are fewer than the English ones.
 
-Covers: clauses between commas, denial before an enumeration (未见, 无 ...) and after a finding (已吸收), doubt on either
-side of a finding (考虑, 可能, 待排), sides and lobes, parts that are normal, and a change of a part (纵隔 ... 增宽).
-Does not cover: denial across commas, grades, measurements as such, and findings that are not in the table, which a
+Covers: clauses between commas, negation before a list (未见, 无 ...) and after a finding (已吸收), doubt on either
+side of a finding (考虑, 可能, 待排), sides and lobes, normal parts, and a change of a part (纵隔 ... 增宽).
+Does not cover: negation across commas, grades, measurements, and findings outside the tables, which a normalized
 report keeps word for word.
 """
 
@@ -12,66 +12,62 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from echo_pl.reports.anatomy import ANATOMY, PAIRS
-from echo_pl.reports.chinese_terms import (
-    CHANGE_TERMS_ZH,
-    DENIED_ZH,
-    DENY_ZH,
-    DOUBT_ZH,
-    FINDING_TERMS_ZH,
-    NORMAL_ZH,
-    NOUNS_ZH,
-    PART_TERMS_ZH,
-)
-from echo_pl.reports.concepts import BY_NAME
 from echo_pl.reports.cues import Role
 from echo_pl.reports.mention import Analysis, Mention, NormalPart, Status
-from echo_pl.reports.report import OTHER
+from echo_pl.reports.regions import OTHER
+from echo_pl.reports.sentences import split_chinese
+from echo_pl.reports.tables import read_table
+from echo_pl.reports.vocabulary import CHANGES, CONCEPTS, PAIRS, PARTS
 
-_SIDES: Final = {"左": ("left",), "右": ("right",), "双": ("left", "right"), "两": ("left", "right")}
-_ZONES: Final = {"上": "upper", "中": "middle", "下": "lower", "尖": "apex", "底": "base", "舌": "lingula"}
+_CUES: Final = read_table("cues")["chinese"]
+_SIDES: Final = {word: tuple(sides) for word, sides in _CUES["sides"].items()}
+_ZONES: Final[dict[str, str]] = _CUES["zones"]
 _FILLERS = re.compile(r"[，,、及和与的\s。双两侧内均尚各其余影见示大小形态位置轮廓结构明显确切约在范围血管纹理野肺]")
-_SENTENCE = re.compile(r"[。；;!！\n]+")
 _CLAUSE = re.compile(r"[^，,：:]+")
 
 
-def _table() -> dict[str, tuple[Role, str]]:
-    words: dict[str, tuple[Role, str]] = {}
-    for role, terms in ((Role.DENY, DENY_ZH), (Role.DENIED, DENIED_ZH), (Role.DOUBT, DOUBT_ZH), (Role.NORMAL, NORMAL_ZH)):
-        words.update(dict.fromkeys(terms.split("|"), (role, "")))
-    for role, table in ((Role.CHANGE, CHANGE_TERMS_ZH), (Role.PART, PART_TERMS_ZH), (Role.FINDING, FINDING_TERMS_ZH)):
-        for name, terms in table.items():
-            words.update(dict.fromkeys(terms.split("|"), (role, name)))
-    words.update(dict.fromkeys(_SIDES, (Role.NEUTRAL, "side")))
-    return words
+def _terms() -> dict[str, tuple[Role, str]]:
+    """Return the meaning of each term; of two meanings the last one added holds."""
+    terms: dict[str, tuple[Role, str]] = {}
+    for role, name in (
+        (Role.NEGATION, "negation"),
+        (Role.NEGATION_BACKWARD, "negation_backward"),
+        (Role.DOUBT, "doubt"),
+        (Role.NORMALITY, "normality"),
+    ):
+        terms.update(dict.fromkeys(_CUES[name], (role, "")))
+    for role, table in ((Role.CHANGE, CHANGES), (Role.PART, PARTS), (Role.FINDING, CONCEPTS)):
+        for row in table.values():
+            terms.update(dict.fromkeys(row.terms_zh, (role, row.name)))
+    terms.update(dict.fromkeys(_SIDES, (Role.PSEUDO_TRIGGER, "side")))
+    return terms
 
 
-_WORDS: Final = _table()
+_WORDS: Final = _terms()
 _ANY = re.compile("|".join(re.escape(word) for word in sorted(_WORDS, key=len, reverse=True)))
 
 
 class ChineseReader:
-    """Reads sentences of a chest report in Chinese."""
+    """Reader of chest reports in Chinese."""
 
     def split(self, text: str) -> list[str]:
-        """Cut a text into sentences; numbering before them is left out."""
-        pieces = (re.sub(r"^\s*\d{1,2}[.、．)）]\s*", "", one).strip() for one in _SENTENCE.split(text))
-        return [one for one in pieces if one]
+        """Split a text into sentences, without the numbers of list items."""
+        return split_chinese(text)
 
     def read(self, sentence: str) -> Analysis:
-        """Say what a sentence says."""
+        """Analyse a sentence; analyses are cached."""
         return _read(sentence)
 
 
 class _Clause:
-    """What stands between two commas."""
+    """Text between two commas."""
 
     def __init__(self, text: str, offset: int) -> None:
         self.mentions: list[Mention] = []
         self.normals: list[NormalPart] = []
         self.parts: list[str] = []
         self.vague = False
-        """Denies abnormality of no part."""
+        """Denies an abnormality of no part in particular."""
         self._text, self._offset = text, offset
         self._sides: tuple[str, ...] = ()
         self._from = 0
@@ -82,29 +78,29 @@ class _Clause:
     def _take(self, found: re.Match[str]) -> None:
         role, value = _WORDS[found[0]]
         start, end = found.start() + self._offset, found.end() + self._offset
-        for side in found[0] if role in (Role.PART, Role.NEUTRAL) else "":
+        for side in found[0] if role in (Role.PART, Role.PSEUDO_TRIGGER) else "":
             self._sides = _SIDES.get(side, self._sides)
         if role is Role.PART:
             self.parts.append(value)
-        elif role is Role.DENY:
+        elif role is Role.NEGATION:
             self._denied = True
         elif role is Role.DOUBT:
             self._doubted = True
             self.mentions = [
                 one._replace(status=Status.UNCERTAIN) if one.status is Status.POSITIVE else one for one in self.mentions
             ]
-        elif role is Role.DENIED:
-            self.mentions = [one._replace(status=Status.NEGATIVE, denied_as=NOUNS_ZH[one.concept]) for one in self.mentions]
+        elif role is Role.NEGATION_BACKWARD:
+            self.mentions = [one._replace(status=Status.NEGATIVE, denied_as=CONCEPTS[one.concept].noun_zh) for one in self.mentions]
         elif role is Role.FINDING:
             self._add(value, start, end)
         elif role is Role.CHANGE:
             pair = next((PAIRS[part, value] for part in reversed(self.parts) if (part, value) in PAIRS), "")
             if pair:
                 self._add(pair, start, end)
-        elif role is Role.NORMAL:
-            self.vague = all(ANATOMY[part].region == OTHER for part in self.parts)
+        elif role is Role.NORMALITY:
+            self.vague = all(PARTS[part].region == OTHER for part in self.parts)
             for part in self.parts:
-                anatomy = ANATOMY[part]
+                anatomy = PARTS[part]
                 if anatomy.region == OTHER:
                     continue
                 self.normals.append(NormalPart(part, anatomy.region, self._sides, start, end, "异常" in found[0]))
@@ -118,10 +114,10 @@ class _Clause:
             sorted({zone for sign, zone in _ZONES.items() if re.search(rf"{sign}(?:肺|叶|野)|肺{sign}|{sign}段", between)})
         )
         self._from = end - self._offset
-        region = BY_NAME[name].region
-        if BY_NAME[name].moves:
-            region = next((ANATOMY[part].region for part in reversed(self.parts) if part not in ("thorax", "chest")), region)
-        noun = NOUNS_ZH[name] if status is Status.NEGATIVE else ""
+        region = CONCEPTS[name].region
+        if CONCEPTS[name].moves:
+            region = next((PARTS[part].region for part in reversed(self.parts) if part not in ("thorax", "chest")), region)
+        noun = CONCEPTS[name].noun_zh if status is Status.NEGATIVE else ""
         self.mentions.append(Mention(name, status, self._sides, zones, region, start, end, False, noun))
 
 

@@ -1,6 +1,6 @@
-"""Cuts a sentence into clauses of one kind and region: what is there word for word, what is denied as canonical negatives.
+"""Clauses of a sentence, each of one kind and region: positive ones keep their words, denials become canonical negatives.
 
-A cut is made only where the pieces say alone what they say together; otherwise the sentence stays whole. Knows one sentence.
+A sentence is cut only if its pieces, read alone, have the mentions of the whole; otherwise it stays whole.
 """
 
 from __future__ import annotations
@@ -9,34 +9,33 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from echo_pl.reports.anatomy import ANATOMY
 from echo_pl.reports.canonical import no_abnormality_of, normal_part, sentence
-from echo_pl.reports.concepts import is_device
 from echo_pl.reports.mention import Analysis, Mention, NormalPart, Reader, Status
-from echo_pl.reports.report import OTHER
+from echo_pl.reports.regions import OTHER
 from echo_pl.reports.response import Language
+from echo_pl.reports.vocabulary import DEVICES, PARTS, single_parts
 
 _CUT_AT = frozenset({",", "and", "with", "but", "however", "although", "though", "while", ";", "，", "、", "yet"})
-"""Joints where a sentence may be cut; they are left out."""
+"""Joints at which a sentence may be cut; the joint is omitted."""
 _CUT_BEFORE = frozenset({"without", "without evidence of", "no", "there is", "there are", "no evidence of", "negative for"})
-"""Words that begin a clause of their own; they stay with it."""
+"""Joints before which a sentence may be cut; the joint belongs to the clause."""
 _REFERRING = re.compile(
     r"\s*(?:this|these|it|its|which|that|they|those|both of|also|in its|has|have)\b"
     r"|\s*(?:accompanied|associated|consistent|compatible|suggest\w*|represent\w*|most|is|are|was|were|may|could|likely|probably|possibly)\b",
     re.IGNORECASE,
 )
-"""What refers back to the words before a joint is not cut off from them."""
+"""Begin of text that refers to the words before it."""
 _PARTICIPLE = re.compile(r"\b(?:suggest|show|demonstrat|indicat|represent|reflect)ing\s+$")
-"""What ends like this needs the words behind it."""
+"""End of text that needs the words after it."""
 _TAKES_WITH = re.compile(
     r"\b(?:accompanied|associated|combined|filled|together|along|compatible|consistent|contiguous)\s+$", re.IGNORECASE
 )
-"""What ends like this needs its "with" and the words behind it."""
+"""End of text that needs the "with" after it."""
 _ADJECTIVE = re.compile(
     r"\b(?:mediastinal|hilar|pulmonary|pleural|cardiac|aortic|thoracic|lumbar|cervical|left|right|upper|lower|basilar|apical|calcified)\s+$",
     re.IGNORECASE,
 )
-"""What ends like this has its noun behind the conjunction: "calcified mediastinal and hilar nodes"."""
+"""End of text whose noun follows the conjunction: "calcified mediastinal and hilar nodes"."""
 _LEADING = re.compile(r"^(?:[,;:，、\s]|(?:and|with|but|however|although|though|while|also|yet)\b)+", re.IGNORECASE)
 
 _TRAILING = re.compile(r"(?:[,;:，、\s]|\b(?:and|or|with|but|however|although|though|while|yet)\b)+$", re.IGNORECASE)
@@ -44,21 +43,20 @@ _TRAILING = re.compile(r"(?:[,;:，、\s]|\b(?:and|or|with|but|however|although|
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clause:
-    """A piece of a sentence about one thing, or what is denied of one region."""
+    """A piece of a sentence about one thing, or the denials of one region."""
 
     regions: tuple[str, ...]
-    """Where it belongs, the first one foremost."""
+    """Its regions, the main one first."""
     source: str
-    """Words of the original."""
+    """Original words."""
     text: str = ""
-    """The sentence that says it; empty where it is only denials."""
+    """Its sentence; empty for denials."""
     denied: tuple[str, ...] = ()
     """Nouns for a canonical negative."""
-    positive: bool = False
     canonical: bool = False
-    """Made of the tables, not of the words of the report."""
+    """Made from the tables, not from the words of the report."""
     device: bool = False
-    """Says nothing but that devices are there."""
+    """Mentions devices only."""
 
 
 @dataclass(slots=True)
@@ -68,7 +66,7 @@ class _Piece:
     mentions: list[Mention]
     normals: list[NormalPart]
     changed: list[str]
-    """Regions of parts that are abnormal without a name."""
+    """Regions of abnormal parts whose abnormality has no name."""
 
     @property
     def kind(self) -> str:
@@ -105,7 +103,7 @@ def _pieces(text: str, found: Analysis) -> list[_Piece]:
 
 
 def _joined(pieces: Sequence[_Piece], *, by_region: bool) -> list[_Piece]:
-    """Neighbours of one kind (and region) together; a piece that says nothing goes with the one before it."""
+    """Join neighbours of one kind (and region); a piece without content joins the one before it."""
     groups: list[_Piece] = []
     for piece in pieces:
         last = groups[-1] if groups else None
@@ -128,23 +126,13 @@ def _claims(mentions: Sequence[Mention]) -> set[tuple[str, Status, tuple[str, ..
 
 
 class ClauseCutter:
-    """Cuts sentences of one language.
-
-    Args:
-        reader: reads the language.
-        language: of the canonical sentences.
-    """
+    """Cuts sentences of one language into clauses."""
 
     def __init__(self, reader: Reader, language: Language) -> None:
         self._reader, self._language = reader, language
 
     def cut(self, text: str, found: Analysis) -> list[Clause]:
-        """Cut one sentence.
-
-        Args:
-            text: the sentence without its full stop.
-            found: what the reader found in it.
-        """
+        """Cut one sentence, without its full stop, that the reader has analysed."""
         pieces = _pieces(text, found)
         if len(pieces) > 1:
             for by_region in (True, False):
@@ -156,7 +144,7 @@ class ClauseCutter:
         return self._clause(text, whole, found, alone=True) or []
 
     def _clause(self, text: str, piece: _Piece, found: Analysis, *, alone: bool) -> list[Clause] | None:
-        """Clauses of one group, or None where it does not say alone what it says in the sentence."""
+        """Return the clauses of one group; None if the group, read alone, has other mentions than in the sentence."""
         source = _TRAILING.sub("", _LEADING.sub("", text[piece.start : piece.end])) if not alone else text
         if piece.kind == "denied":
             canonical = self._canonical(piece, found, source) or self._one_by_one(text, piece, found)
@@ -176,32 +164,30 @@ class ClauseCutter:
                 regions=regions,
                 source=source,
                 text=sentence(words),
-                positive=bool(mentions),
-                device=bool(mentions) and all(is_device(one.concept) for one in mentions),
+                device=bool(mentions) and all(one.concept in DEVICES for one in mentions),
             )
         ]
 
     def _one_by_one(self, text: str, group: _Piece, found: Analysis) -> list[Clause] | None:
-        """Clauses of a group of denials of which only some can be canonical; None where a piece does not stand alone."""
+        """Return the clauses of a group of denials of which some can be canonical; None if a piece needs the others."""
         pieces = [one for one in _pieces(text, found) if group.start <= one.start < group.end]
         if len(pieces) < 2 or not all(one.kind == "denied" for one in pieces):
             return None
         clauses: list[Clause] = []
         for one in pieces:
-            told = self._clause(text, one, found, alone=False)
-            if told is None:
+            single = self._clause(text, one, found, alone=False)
+            if single is None:
                 return None
-            clauses += told
+            clauses += single
         return clauses
 
     def _named(self, words: str) -> tuple[str, ...]:
-        """Regions of the parts that are named, where nothing else is."""
-        parts = self._reader.read(words).parts
-        single = [one for part in parts for one in (ANATOMY[part].parts or (part,))]
-        return tuple(dict.fromkeys(ANATOMY[one].region for one in single if ANATOMY[one].region != OTHER)) or (OTHER,)
+        """Return the regions of the parts of a text without mentions."""
+        regions = [PARTS[part].region for part in single_parts(self._reader.read(words).parts)]
+        return tuple(dict.fromkeys(region for region in regions if region != OTHER)) or (OTHER,)
 
     def _canonical(self, piece: _Piece, found: Analysis, source: str) -> list[Clause] | None:
-        """Canonical sentences of a group that only denies; None where they would lose something."""
+        """Return the canonical sentences of a group of denials; None if they would lose a word."""
         if any(piece.start <= start < piece.end for start, _ in found.unknown):
             return None
         named = [one for one in piece.mentions if not one.implied]

@@ -1,6 +1,6 @@
-"""Text as it came from a hospital's system, made readable: HTML, encodings, spaces, de-identification marks. Everything is counted.
+"""Cleaning of report text from a hospital's system (HTML, encodings, spaces, de-identification marks) and its language.
 
-Knows nothing of medicine; says in which language a text is written.
+Every change is counted.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from echo_pl.reports.lexicon import word_set
 from echo_pl.reports.response import Language
+from echo_pl.reports.tables import read_table, words_of
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>|<!--.*?-->", re.DOTALL)
 _UNREAD = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
-"""Elements of HTML whose content is no text."""
+"""HTML elements without text."""
 _BLOCK = re.compile(r"<\s*/?\s*(?:br|p|div|li|tr|h[1-6])\b[^<>]*>", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,6}|[A-Za-z]{2,10});")
 _ODD_SPACE = re.compile(r"[^\S\n ]|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]|  +")
 _PARAGRAPH = re.compile(r"\s*\n\s*\n\s*")
 _HEADED_LINE = re.compile(r"\n(?=[ \t]*[A-Z][A-Za-z /]{2,30}:|[ \t]*\d{1,2}[.)]\s|[ \t]*[-*\u2022]\s)")
-"""A line that begins with a heading, a number or a bullet begins a paragraph; other single line ends are wrapped text."""
+"""Start of a paragraph: a line with a heading, a number or a bullet. Other single line ends are wrapped text."""
 _LIST_ITEM = re.compile(r"(?<!\S)\(?(\d{1,2})[.)](?=\s*[^\W\d])")
 _COUNTED = re.compile(
     r"(?:[,&x-]|\b(?:and|or|to|through|of|than|at|is|are|least|about|approximately|level|grade|stage|type|number|ribs?|total))\s*$",
     re.IGNORECASE,
 )
-"""A number behind this ends a sentence ("ribs 1 and 2."); it begins no item of a list."""
+"""A number after this ends a sentence ("ribs 1 and 2.") and begins no list item."""
 _SPACES = re.compile(r"[^\S\n]+|(?<!\n)\n(?!\n)|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]")
 _DOUBLE_MARKS = re.compile(r"([.,;])(?:\s*[.,;])+")
 _MOJIBAKE = re.compile("[\u00c2\u00c3\u00e2][\u0080-\u00bf\u20ac\u2122\u0153\u201c\u201d\u02dc\u2018\u2019\u0161]")
@@ -57,23 +57,14 @@ _MARKS = re.compile(
 _ANY_MARK = re.compile(_MARK, re.IGNORECASE)
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _LETTER = re.compile(r"[^\W\d_]")
-_ENGLISH_WORDS: Final = word_set(
-    """
-    the is are of no and in with there or to normal heart lungs lung chest clear size within limits without pleural effusion
-    acute disease focal not seen right left pneumothorax stable unremarkable pulmonary mild evidence abnormality findings
-    """
-)
-_FOREIGN_WORDS: Final = word_set(
-    """
-    el la los las de del y sin con se en una un les des et le du pas est sont der die das und ist keine kein mit nicht sem com
-    na no_es dos da della delle nella senza il non sono het een geen van w nie jest bez
-    """
-)
+_WORDS: Final = read_table("words")
+_ENGLISH_WORDS: Final = words_of(_WORDS["english"])
+_FOREIGN_WORDS: Final = words_of(_WORDS["foreign"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
-    """A text and what was changed to get it."""
+    """A clean text, and the number of changes."""
 
     text: str
     counts: Counter[str]
@@ -81,21 +72,17 @@ class Cleaned:
 
 
 def is_chinese(text: str) -> bool:
-    """Whether more Chinese characters than words of other writing are in it."""
+    """Return True if the text has at least half as many Chinese characters as Latin words."""
     chinese = len(_CHINESE.findall(text)) if not text.isascii() else 0
     return chinese > 0 and chinese * 2 >= len(re.findall(r"[A-Za-z]+", text))
 
 
 class OtherLanguageError(ValueError):
-    """A report is neither in English nor in Chinese, or too mixed to tell."""
+    """A report is neither in English nor in Chinese, or in both."""
 
 
 def language_of(text: str) -> Language:
-    """English or Chinese.
-
-    Raises:
-        OtherLanguageError: neither.
-    """
+    """Return the language; raise OtherLanguageError if it is neither English nor Chinese."""
     if is_chinese(text):
         return "zh"
     if not text.isascii():
@@ -111,7 +98,7 @@ def language_of(text: str) -> Language:
 
 
 def _decoded(text: str) -> tuple[str, int]:
-    """Undo UTF-8 that was read as Windows-1252; pieces that cannot be are left."""
+    """Undo UTF-8 that was decoded as Windows-1252; return the text and the number of repairs."""
     count = 0
 
     def undo(found: re.Match[str]) -> str:
@@ -129,7 +116,7 @@ def _decoded(text: str) -> tuple[str, int]:
 
 
 def _itemized(text: str) -> str:
-    """Items of a list that is numbered from 1 in running text as paragraphs: the numbers are not the patient's."""
+    """Make paragraphs of the items of a list that is numbered from 1 in running text."""
     places, due = [], 1
     for item in _LIST_ITEM.finditer(text):
         number = int(item[1])
@@ -143,7 +130,7 @@ def _itemized(text: str) -> str:
 
 
 def clean(text: str) -> Cleaned:
-    """Make a text readable.
+    """Clean a text.
 
     >>> clean("The heart is&nbsp;<b>normal</b>.<br>Lungs   clear since XXXX.").text
     'The heart is normal. Lungs clear.'

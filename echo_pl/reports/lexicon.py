@@ -1,51 +1,22 @@
-"""Words of a sentence, and the longest known phrase at each of them.
-
-Knows how English forms plurals and nothing of medicine: what a phrase means is the business of whoever adds it.
-"""
+"""Tokens of an English sentence, and the longest known phrase at each of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from echo_pl.reports.tables import read_table
 
 Entry = TypeVar("Entry")
 
 _TOKEN = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?|[,;:()/]")
-_IRREGULAR = {
-    "hila": "hilum",
-    "apices": "apex",
-    "vertebrae": "vertebra",
-    "pneumothoraces": "pneumothorax",
-    "thoraces": "thorax",
-    "atelectases": "atelectasis",
-    "bullae": "bulla",
-    "metastases": "metastasis",
-    "granulomata": "granuloma",
-    "pleurae": "pleura",
-    "bronchi": "bronchus",
-    "emphysemas": "emphysema",
-    "scolioses": "scoliosis",
-    "diaphragms": "diaphragm",
-    "sulci": "sulcus",
-    "prostheses": "prosthesis",
-    "densities": "density",
-    "osseus": "osseous",
-    "axillae": "axilla",
-    "scapulae": "scapula",
-    "pneumothoracies": "pneumothorax",
-    "sequelae": "sequela",
-}
-
-
-def word_set(text: str) -> frozenset[str]:
-    """A set of words written in a row."""
-    return frozenset(text.split())
+_IRREGULAR: Final[dict[str, str]] = read_table("words")["irregular_plurals"]
 
 
 class Token(NamedTuple):
-    """A word, a number or a mark that divides, with its place in the sentence."""
+    """A word, a number or a dividing mark, with its characters in the sentence."""
 
     stem: str
     start: int
@@ -62,7 +33,7 @@ class Match(NamedTuple, Generic[Entry]):
 
 @lru_cache(maxsize=20_000)
 def stem(word: str) -> str:
-    """Singular of a word in lower case.
+    """Return the singular of a word, in lower case.
 
     >>> stem("Effusions"), stem("opacities"), stem("mass"), stem("pneumothoraces")
     ('effusion', 'opacity', 'mass', 'pneumothorax')
@@ -80,32 +51,32 @@ def stem(word: str) -> str:
 
 
 def tokenize(sentence: str) -> list[Token]:
-    """Cut a sentence into tokens; a hyphen divides words and is not one itself."""
+    """Split a sentence into tokens; a hyphen separates words and is no token."""
     return [Token(stem(found[0]), found.start(), found.end()) for found in _TOKEN.finditer(sentence)]
 
 
 class Lexicon(Generic[Entry]):
-    """Phrases and what they stand for; a phrase is found in singular and plural."""
+    """Phrases and their meanings; a phrase is found in singular and plural."""
 
     def __init__(self) -> None:
         self._entries: dict[tuple[str, ...], Entry] = {}
         self._sizes: dict[str, tuple[int, ...]] = {}
-        """First word -> lengths of the phrases that begin with it, the longest first."""
+        """First word -> lengths of the phrases that begin with it, longest first."""
 
     def add(self, phrases: Iterable[str], entry: Entry) -> None:
-        """Add phrases that stand for one thing.
+        """Add phrases with one meaning.
 
         Raises:
-            ValueError: a phrase is in the lexicon already, and stands for something else.
+            ValueError: a phrase is in the lexicon already, with another meaning.
         """
         for phrase in phrases:
             words = tuple(token.stem for token in tokenize(phrase))
             if self._entries.setdefault(words, entry) != entry:
-                raise ValueError(f"{phrase!r} stands for {self._entries[words]!r} already, and now for {entry!r}")
+                raise ValueError(f"{phrase!r} means {self._entries[words]!r} already and cannot mean {entry!r}")
             self._sizes[words[0]] = tuple(sorted({len(words), *self._sizes.get(words[0], ())}, reverse=True))
 
     def match(self, tokens: Sequence[Token]) -> list[Match[Entry]]:
-        """Find phrases from left to right, the longest first; they do not overlap."""
+        """Find phrases from left to right, the longest at each token; they do not overlap."""
         stems = tuple(token.stem for token in tokens)
         found: list[Match[Entry]] = []
         place, count = 0, len(stems)

@@ -1,7 +1,8 @@
-"""The normalizer that asks a language model (METHOD.md 1). It trusts no answer: form, completeness and language are checked here.
+"""Normalizer that asks a language model (docs/explain/method.md, "Data"). It validates form, coverage and language of each answer.
 
-Knows the answer's form and what a normalized report is. Whether findings, numbers and sides are still there is the completeness
-check's to say, not this file's.
+The report is sent as numbered pieces, and each sentence of the answer names its pieces, so that no piece is lost and no sentence
+invented. The model leaves regions that the report does not mention empty; their canonical sentences are added here. Findings,
+numbers and sides are compared by :mod:`echo_pl.reports.completeness`.
 """
 
 from __future__ import annotations
@@ -15,38 +16,36 @@ from echo_pl.llm.chat import AnswerError, ChatRequest
 from echo_pl.llm.endpoint import ChatEndpoint
 from echo_pl.llm.json_answer import Form, load_json, response_format, take, take_object, wrong
 from echo_pl.llm.usage import Usage
-from echo_pl.reports.llm_prompt import (
-    CANONICAL,
-    DROP_REASONS,
-    DROPPED,
-    IMPRESSION,
-    PROMPT_VERSION,
-    answer_schema,
-    is_impression,
-    pieces_of,
-    system_message,
-    user_message,
-)
-from echo_pl.reports.regions import REGION_NAMES
-from echo_pl.reports.report import OTHER, NormalizedReport, RawReport, Statement
+from echo_pl.reports.regions import OTHER, REGION_NAMES, REGIONS, SECTIONS
+from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 from echo_pl.reports.response import Language
+from echo_pl.reports.sentences import split_lossless
+from echo_pl.reports.tables import check_names, read_table
 
+IMPRESSION: Final = "impression"
+DROPPED: Final = "dropped"
+DROP_REASONS: Final = ("technique", "comparison", "communication", "duplicate", "empty")
+_PROMPT: Final = read_table("prompts")["normalize"]
+PROMPT_VERSION: Final[str] = _PROMPT["version"]
+CANONICAL: Final[Mapping[Language, Mapping[str, str]]] = _PROMPT["fillings"]
+"""Sentences for the regions that the original does not mention."""
+for _language in CANONICAL:
+    check_names(f"prompts.yaml, {_language}", REGION_NAMES, CANONICAL[_language])
 _REMOVED = re.compile(r"X{3,}|_{3,}|\[\*\*.*?\*\*\]")
-"""Marks in the place of names and dates."""
+"""Marks in place of names and dates."""
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _END: Final[Mapping[Language, str]] = {"en": ".", "zh": "。"}
 
 
 class LLMNormalizer:
-    """Normalizes reports by a language model.
+    """Normalizer of reports by a language model.
 
     Args:
-        endpoint: whom to ask.
-        language: to write in.
-        negatives: a sentence for each of the seven regions, for those that a report does not mention; the default is
-            :data:`~echo_pl.reports.llm_prompt.CANONICAL`.
-        form: how the endpoint is told of the answer's form.
-        max_tokens: of one answer; one that is cut off is asked for again with more.
+        endpoint: client of the language model.
+        language: of the normalized reports.
+        negatives: a sentence for each region, for reports that do not mention it; default: :data:`CANONICAL`.
+        form: of the request for JSON; see :func:`~echo_pl.llm.json_answer.response_format`.
+        max_tokens: of one answer; a truncated answer is requested again with more.
 
     Raises:
         ValueError: an unknown language or form, or a region without its sentence.
@@ -72,7 +71,7 @@ class LLMNormalizer:
 
     @property
     def usage(self) -> Usage:
-        """What the endpoint was asked so far, and what it cost."""
+        """Requests, tokens and failures so far."""
         return self._endpoint.usage
 
     @property
@@ -84,8 +83,8 @@ class LLMNormalizer:
         """Normalize one report.
 
         Raises:
-            AnswerError: a ValueError with a ``reason``: there is nothing to normalize, or no answer that can be used.
-            EndpointError: nothing more can be asked.
+            AnswerError: a ValueError with a ``reason``: the report is empty, or no answer is usable.
+            EndpointError: the endpoint is unusable.
         """
         pieces = pieces_of(report)
         if not pieces:
@@ -104,29 +103,25 @@ class LLMNormalizer:
         return self._endpoint.complete(request, reader.read)
 
     def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | AnswerError]:
-        """Normalize reports, several at once; yield them, or why they could not be, in their order.
+        """Normalize reports concurrently; yield each one, or its error, in order.
 
-        With a cache, a run that was ended at any moment asks nothing again when it is repeated.
+        With a cache, a repeated run sends no request for an answered report.
 
         Raises:
-            EndpointError: nothing more can be asked.
+            EndpointError: the endpoint is unusable.
         """
         return self._endpoint.map(self.normalize, reports)
 
 
 def checked_negatives(negatives: Mapping[str, str]) -> dict[str, str]:
-    """The negatives, if every region has one.
-
-    Raises:
-        ValueError: one has none.
-    """
+    """Return the negatives in the order of the regions; raise ValueError if one is missing."""
     if missing := [name for name in REGION_NAMES if not negatives.get(name, "").strip()]:
         raise ValueError(f"there is no negative sentence for {', '.join(missing)}")
     return {name: negatives[name] for name in REGION_NAMES}
 
 
 class _AnswerReader:
-    """Makes a normalized report of one answer, or says what is wrong with it."""
+    """Parser of the answer to one report."""
 
     def __init__(
         self, pieces: Mapping[str, str], language: Language, negatives: Mapping[str, str], left_out: Mapping[str, int]
@@ -154,7 +149,7 @@ class _AnswerReader:
             impression=("" if self._language == "zh" else " ").join(one.text for one in impression),
             language=self._language,
             dropped={name: count for name, count in (dropped + Counter(self._left_out)).items() if count},
-            impression_imputed=not any(is_impression(name) for name in of_impression),
+            impression_imputed=not any(name.startswith("I") for name in of_impression),
         )
 
     def _region(self, name: str, value: Any, used: set[str]) -> list[Statement]:
@@ -203,3 +198,42 @@ class _AnswerReader:
             used.add(self._name(entry["from"], here))
             counts[reason] += 1
         return counts
+
+
+def pieces_of(report: RawReport) -> dict[str, str]:
+    """Split findings and impression into numbered pieces, which hold all of their words.
+
+    >>> pieces_of(RawReport(findings="Clear lungs. No effusion.", impression="Normal."))
+    {'F1': 'Clear lungs.', 'F2': 'No effusion.', 'I1': 'Normal.'}
+    """
+    sections = (("F", report.findings), ("I", report.impression))
+    return {f"{letter}{i}": piece for letter, text in sections for i, piece in enumerate(split_lossless(text), start=1)}
+
+
+def system_message(language: Language) -> str:
+    """Return the system message."""
+    titles = {region.name: region.title for region in REGIONS}
+    regions = "\n".join(f'- "{name}": {titles.get(name, "other")}: {belongs}.' for name, belongs in _PROMPT["belongs"].items())
+    rules: str = _PROMPT["rules"].format(regions=regions, reasons=", ".join(DROP_REASONS), language=_PROMPT["languages"][language])
+    return rules + str(_PROMPT["example"])
+
+
+def user_message(pieces: Mapping[str, str]) -> str:
+    """Return the message with the pieces of one report."""
+    return "Pieces:\n" + "\n".join(f"{name}: {text}" for name, text in pieces.items()) + "\nAnswer:"
+
+
+def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "required": list(properties), "properties": dict(properties)}
+
+
+def answer_schema() -> dict[str, Any]:
+    """Return the JSON schema of an answer, the same for every report."""
+    name = {"type": "string", "pattern": "^[FI][0-9]+$"}
+    sentence = _closed({"text": {"type": "string"}, "from": {"type": "array", "items": name}})
+    sentences = {"type": "array", "items": sentence}
+    region = _closed({"mentioned": {"type": "boolean"}, "sentences": sentences})
+    dropped = {"type": "array", "items": _closed({"from": name, "reason": {"type": "string", "enum": list(DROP_REASONS)}})}
+    slots = {section: sentences if section == OTHER else region for section in SECTIONS}
+    assert list(slots) == [*REGION_NAMES, OTHER]
+    return _closed({**slots, IMPRESSION: sentences, DROPPED: dropped})

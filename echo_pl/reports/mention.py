@@ -1,4 +1,4 @@
-"""What a sentence says of findings and of parts of the body, whatever its language."""
+"""Analysis of a sentence, whatever its language: findings, devices and parts of the body with their status."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple, Protocol
 
 
 class Status(Enum):
-    """What is said of a finding."""
+    """Status of a finding."""
 
     POSITIVE = "positive"
     UNCERTAIN = "uncertain"
     NEGATIVE = "negative"
     ABSENT = "absent"
-    """Nothing is said."""
+    """Not mentioned."""
 
 
 class Mention(NamedTuple):
@@ -22,26 +22,26 @@ class Mention(NamedTuple):
     concept: str
     status: Status
     sides: tuple[str, ...]
-    """``left``, ``right``, both, or none where the sentence does not say."""
+    """``left``, ``right`` or both; empty if the sentence does not state it."""
     zones: tuple[str, ...]
     """``upper``, ``base`` ..., sorted."""
     region: str
     start: int
-    """Place of its first character in the sentence."""
+    """Its first character in the sentence."""
     end: int
     implied: bool = False
-    """Denied by a part that is said to be normal, not by name."""
+    """Negated by a part that is normal, not by its name."""
     denied_as: str = ""
-    """What a canonical negative denies, with the words that narrow it ("large"); empty where only its own words will do."""
+    """Noun for a canonical negative, with its qualifiers ("large"); empty if only the original words will do."""
 
     @property
     def claim(self) -> tuple[str, Status, tuple[str, ...], tuple[str, ...]]:
-        """What it says, wherever it stands."""
+        """Concept, status, sides and zones."""
         return (self.concept, self.status, self.sides, self.zones)
 
 
 class NormalPart(NamedTuple):
-    """A part that is said to be normal."""
+    """A part that is normal."""
 
     part: str
     region: str
@@ -49,40 +49,35 @@ class NormalPart(NamedTuple):
     start: int
     end: int
     generic: bool = False
-    """An abnormality of it is denied, and nothing else said."""
+    """The sentence only denies an abnormality of the part."""
     qualifiers: tuple[str, ...] = ()
     """Words that narrow the denial ("acute")."""
 
 
 class Analysis(NamedTuple):
-    """A sentence, read."""
+    """Content of a sentence."""
 
     mentions: tuple[Mention, ...]
     normals: tuple[NormalPart, ...]
     parts: tuple[str, ...]
-    """Every part that is named, in order."""
+    """All parts, in order."""
     globally_normal: bool
-    """Denies abnormality without naming a part in particular ("no acute cardiopulmonary abnormality")."""
+    """Denies an abnormality of no part in particular ("no acute cardiopulmonary abnormality")."""
     joints: tuple[tuple[int, int], ...]
-    """Where it might be cut: first and last character of commas, conjunctions, prepositions and denials."""
+    """First and last character of commas, conjunctions, prepositions and negations: possible ends of a clause."""
     changed: tuple[tuple[str, int], ...] = ()
-    """Regions of parts that are abnormal in a way that has no name in the table, with the place of the word that says so."""
+    """Regions of parts with an abnormality that has no name in the tables, and the position of its word."""
     unknown: tuple[tuple[int, int], ...] = ()
     """Words that a canonical sentence would lose."""
 
-    @property
-    def positive(self) -> bool:
-        """Whether a finding is there, or in doubt."""
-        return any(one.status in (Status.POSITIVE, Status.UNCERTAIN) for one in self.mentions)
-
 
 class Reader(Protocol):
-    """Reads sentences of one language."""
+    """Analyses sentences of one language."""
 
     def split(self, text: str) -> list[str]:
-        """Cut a text into sentences, each as it stands."""
+        """Split a text into sentences, without their full stops."""
         ...
 
     def read(self, sentence: str) -> Analysis:
-        """Say what a sentence says."""
+        """Analyse a sentence."""
         ...

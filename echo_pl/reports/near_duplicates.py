@@ -1,8 +1,7 @@
-"""Which studies of a training split say what another one says already (METHOD.md 1, step 3).
+"""Near-duplicate reports of a training split (docs/explain/method.md, "Data").
 
-The first in the order stays. A study is left out if a study that stays, or a held-out one, has a vector within the threshold and
-the same signature: negations, sides and numbers, which a cosine hardly sees. Only studies of one signature are compared, in blocks.
-Knows keys, texts and vectors; nothing of files.
+The first of several duplicates stays. A study is a duplicate if a study that stays, or a held-out one, has a vector within the
+threshold and the same signature: negations, sides and numbers, to which a cosine is almost blind.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from echo_pl.reports.embeddings import Embedder, Vectors
 
 _MARGIN: Final = 1e-3
-"""Far above the rounding of a float32 product: what comes nearer to the threshold is computed exactly."""
+"""Far above the rounding of a float32 product; cosines nearer to the threshold are computed exactly."""
 _CHUNK: Final = 8192
 _CRITICAL: Final = re.compile(
     r"(?P<no>\b(?:no|not|non|nor|without|absent|absence|free|negative|never)\b|[无未不否])"
@@ -31,18 +30,18 @@ _CRITICAL: Final = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicate:
-    """A study that is left out."""
+    """A study to omit."""
 
     key: str
     of: str
-    """The first study that it duplicates, held-out ones before those of the training split."""
+    """The first study that it duplicates; held-out studies come before those of the training split."""
     held_out: bool
-    """That one is held out: to keep this one would show it in training."""
+    """``of`` is held out."""
     cosine: float
 
 
 def critical_words(text: str) -> str:
-    """Negations, sides and numbers of a text, sorted: what two reports that say the same must share.
+    """Return negations, sides and numbers of a text, sorted; duplicates share them.
 
     >>> critical_words("No effusion. 4 mm nodule in the left apex, not calcified.")
     '4 left no no'
@@ -60,20 +59,20 @@ def find_near_duplicates(
     signature: Callable[[str], str] = critical_words,
     block: int = 2048,
 ) -> Iterator[Duplicate]:
-    """Yield the studies to leave out of a training split, in their order. Held-out studies are never left out.
+    """Yield the studies to omit from a training split, in their order. Held-out studies are never omitted.
 
-    Texts are read in blocks and not kept. Of a study that stays, E float16 numbers and its key are.
+    Memory: E float16 numbers and the key of each study that stays; texts are read in blocks and not kept.
 
     Args:
-        train: keys and reports, in the order in which the first of several stays.
+        train: keys and reports in order.
         held_out: keys and reports of all other splits.
         embedder: makes the vectors.
-        threshold: smallest cosine of a duplicate; the embedder's own where it is None.
-        signature: what must be equal besides. Findings that a labeller reads out of a report are a sharper one than the default.
-        block: studies that are embedded and compared at once; of the same vectors the result is the same with any.
+        threshold: smallest cosine of a duplicate; None: the embedder's own.
+        signature: must be equal for duplicates. Labels of findings make a sharper one than the default.
+        block: studies that are embedded and compared at once; it does not change the result.
 
     Raises:
-        ValueError: a threshold outside (0, 1], a block below 1, or a key that is there twice.
+        ValueError: a threshold outside (0, 1], a block below 1, or a repeated key.
     """
     limit = embedder.threshold if threshold is None else threshold
     if not 0 < limit <= 1:
@@ -109,13 +108,13 @@ class _Group:
         self._chunks: list[Vectors] = []
 
     def hold_out(self, keys: Sequence[str], vectors: Vectors) -> None:
-        """Take these in as they are."""
+        """Add held-out studies."""
         self._held_out += len(keys)
         self._add(keys, vectors)
 
     def sift(self, keys: Sequence[str], vectors: Vectors) -> list[tuple[int, Duplicate]]:
-        """Take in those that stay; return the others by their place."""
-        earlier = self._first_alike(vectors)
+        """Add the studies that stay; return the duplicates with their rows."""
+        earlier = self._first_within_limit(vectors)
         left_out = [
             (row, Duplicate(key=keys[row], of=self._keys[first], held_out=first < self._held_out, cosine=cosine))
             for row, (first, cosine) in earlier.items()
@@ -144,8 +143,8 @@ class _Group:
         else:
             self._chunks.append(vectors.copy())
 
-    def _first_alike(self, vectors: Vectors) -> dict[int, tuple[int, float]]:
-        """Row -> the first study here that is like it, and the cosine; rows that are like none are not there."""
+    def _first_within_limit(self, vectors: Vectors) -> dict[int, tuple[int, float]]:
+        """Return row -> (first study within the limit, cosine), for the rows that have one."""
         firsts: dict[int, tuple[int, float]] = {}
         start = 0
         for chunk in self._chunks:
@@ -160,16 +159,16 @@ class _Group:
 
 
 def _near(rows_RE: Vectors, others_CE: Vectors, limit: float) -> npt.NDArray[np.bool_]:
-    """Which pairs (R, C) may be within the limit, by float32 arithmetic."""
+    """Return a mask (R, C) of the pairs that may be within the limit, in float32."""
     near: npt.NDArray[np.bool_] = rows_RE.astype(np.float32) @ others_CE.astype(np.float32).T >= limit - _MARGIN
     return near
 
 
 def _first_of(others_CE: Vectors, one_E: npt.NDArray[np.float16], limit: float) -> tuple[int, float] | None:
-    """Place and cosine of the first row within the limit of one vector; the same on every machine and with every block.
+    """Return position and cosine of the first row within the limit of one vector; the same on every machine.
 
-    A float16 is a multiple of 2**-24, so a product of two is one of 2**-48; as the rows are of length 1, float64 adds those without
-    rounding, in whatever order.
+    A float16 is a multiple of 2**-24, so a product of two is one of 2**-48. As the rows have length 1, float64 adds these without
+    rounding, in any order.
     """
     if not len(others_CE):
         return None
@@ -183,14 +182,14 @@ def _first_of(others_CE: Vectors, one_E: npt.NDArray[np.float16], limit: float) 
 def _check_new(keys: Sequence[str], seen: set[str]) -> None:
     for key in keys:
         if key in seen:
-            raise ValueError(f"study {key} is there twice, or in two splits")
+            raise ValueError(f"study {key} is repeated, or in two splits; keys must be unique")
         seen.add(key)
 
 
 def _blocks(
     held_out: Iterable[tuple[str, str]], train: Iterable[tuple[str, str]], size: int
 ) -> Iterator[tuple[list[tuple[str, str]], bool]]:
-    """Blocks of held-out studies, then blocks of the others; whether a block is held out."""
+    """Yield blocks of held-out studies, then blocks of the others, each with True if it is held out."""
     for studies, is_held_out in ((iter(held_out), True), (iter(train), False)):
         while block := list(islice(studies, size)):
             yield block, is_held_out

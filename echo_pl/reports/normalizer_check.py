@@ -21,10 +21,10 @@ from typing import Any, Literal
 from echo_pl.io.atomic import write_text_atomic
 from echo_pl.reports.cleaning import clean
 from echo_pl.reports.completeness import CompletenessCheck, Problem
-from echo_pl.reports.labeller import Labeller
-from echo_pl.reports.mesh_labels import JUDGED, tagged
+from echo_pl.reports.labeller import TAGGED_NAMES, Labeller, tagged
 from echo_pl.reports.plain_comparison import plain_violations
-from echo_pl.reports.report import OTHER, NormalizedReport, RawReport
+from echo_pl.reports.regions import OTHER
+from echo_pl.reports.report import NormalizedReport, RawReport
 from echo_pl.reports.rules import RuleNormalizer
 
 Part = Literal["all", "held_out", "rest"]
@@ -140,7 +140,7 @@ def label_figures(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
             continue
         judged += 1
         labels = labeller.label(text)
-        found = {name for name in JUDGED if labels[name].present}
+        found = {name for name in TAGGED_NAMES if labels[name].present}
         hits.update(found & gold)
         false.update(found - gold)
         missed.update(gold - found)
@@ -159,7 +159,7 @@ def label_figures(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 "recall": hits[name] / max(hits[name] + missed[name], 1),
                 "f1": f1(hits[name], false[name], missed[name]),
             }
-            for name in JUDGED
+            for name in TAGGED_NAMES
         },
     }
 

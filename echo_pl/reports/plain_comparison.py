@@ -1,8 +1,7 @@
-"""What a normalized report lost or invented, told by comparing words as they stand: numbers, sides, words of findings and devices.
+"""Literal comparison of a normalized report with its original: numbers, sides, and words of findings and devices. English.
 
-Shares no table and no rule with the engine or the completeness check, so that it does not misread what they misread. It sees less:
-sentences are cut at full stops, one with a word of denial or normality in it counts as unclear, and no clause is understood.
-English.
+Shares no table and no rule with the labeller, so it does not repeat the labeller's errors. It sees less: a sentence with a word of
+negation or normality is unclear, and clauses are not analysed.
 """
 
 from __future__ import annotations
@@ -44,14 +43,13 @@ _DENIALS: Final = {stem: re.compile(_DENIED + stem) for stem in _STEMS}
 
 
 def plain_violations(raw: RawReport, normalized: NormalizedReport) -> list[tuple[str, str]]:
-    """What is lost or invented: (``number_lost``, the number), (``side_lost``, side and next word), (``word_lost``, its
-    beginning) ..., and ``word_affirmed`` for what the original only denies.
+    """Return the differences: (``number_lost``, number), (``side_lost``, side and next word), (``word_lost``, stem) ...
 
-    What fills a region that the original does not mention is not looked at.
+    ``word_affirmed`` is a word that the original only denies. Imputed statements are not compared.
     """
     before = [*_sentences(raw.findings), *_sentences(raw.impression)]
-    told = [one.text for one in normalized.statements if not one.imputed]
-    after = [sentence for text in (*told, normalized.impression) for sentence in _sentences(text, lists=False)]
+    stated = [one.text for one in normalized.statements if not one.imputed]
+    after = [sentence for text in (*stated, normalized.impression) for sentence in _sentences(text, lists=False)]
     return [*_numbers(before, after), *_sides(before, after), *_words(before, after)]
 
 
@@ -63,20 +61,20 @@ def _sentences(text: str, *, lists: bool = True) -> list[str]:
 def _numbers(before: list[str], after: list[str]) -> Iterable[tuple[str, str]]:
     everything = {number for one in before for number in _NUMBER.findall(one)}
     due = {number for one in before if not _EXAMINATION.search(one) for number in _NUMBER.findall(one)}
-    told = {number for one in after for number in _NUMBER.findall(one)}
-    yield from (("number_lost", number) for number in sorted(due - told))
-    yield from (("number_invented", number) for number in sorted(told - everything))
+    stated = {number for one in after for number in _NUMBER.findall(one)}
+    yield from (("number_lost", number) for number in sorted(due - stated))
+    yield from (("number_invented", number) for number in sorted(stated - everything))
 
 
 def _sides(before: list[str], after: list[str]) -> Iterable[tuple[str, str]]:
     due = {pair for one in before if not _UNCLEAR.search(one) and not _EXAMINATION.search(one) for pair in _pairs(one)}
-    told = {pair for one in after for pair in _pairs(one)}
-    yield from (("side_lost", " ".join(pair)) for pair in sorted(due - told))
-    yield from (("side_invented", " ".join(pair)) for pair in sorted(told - {pair for one in before for pair in _pairs(one)}))
+    stated = {pair for one in after for pair in _pairs(one)}
+    yield from (("side_lost", " ".join(pair)) for pair in sorted(due - stated))
+    yield from (("side_invented", " ".join(pair)) for pair in sorted(stated - {pair for one in before for pair in _pairs(one)}))
 
 
 def _pairs(sentence: str) -> Iterable[tuple[str, str]]:
-    """Sides with the word behind them, up to the next comma."""
+    """Return each side with the word after it, up to the next comma."""
     for part in re.split("[,;]", sentence):
         words = _WORD.findall(part)
         yield from (pair for pair in pairwise(words) if _SIDES.fullmatch(pair[0]))
@@ -87,10 +85,10 @@ def _words(before: list[str], after: list[str]) -> Iterable[tuple[str, str]]:
     plain_after = " . ".join(one for one in after if not _UNCLEAR.search(one))
     everything = " . ".join(before)
     for stem, pattern in _PATTERNS.items():
-        there, told = pattern.search(plain_before), pattern.search(plain_after)
-        if there and not told:
+        there, stated = pattern.search(plain_before), pattern.search(plain_after)
+        if there and not stated:
             yield "word_lost", stem
-        elif told and not there:
+        elif stated and not there:
             if not pattern.search(everything):
                 yield "word_invented", stem
             elif len(_DENIALS[stem].findall(everything)) == len(pattern.findall(everything)):

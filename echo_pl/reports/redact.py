@@ -1,6 +1,6 @@
-"""Removes dates, times, names and identifiers from report text by pattern, and counts them.
+"""Removal of dates, times, names and identifiers from report text, by pattern.
 
-A pattern finds what is written in a usual form; it is no proof that a text has no such words left.
+Patterns find the usual forms only: a redacted text may still hold others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from echo_pl.reports.report import RawReport
 
 MARK: Final = "___"
-"""Stands where something was removed; :func:`echo_pl.reports.cleaning.clean` knows it."""
+"""Replacement, which :func:`echo_pl.reports.cleaning.clean` removes."""
 
 _MONTH = (
     r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
@@ -63,7 +63,7 @@ _PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Redacted:
-    """A text without what was found, and how much of it there was."""
+    """A redacted text and the number of replacements."""
 
     text: str
     counts: Counter[str]
@@ -84,7 +84,7 @@ def redact(text: str, mark: str = MARK) -> Redacted:
 
 
 def redact_report(report: RawReport, mark: str = MARK) -> tuple[RawReport, Counter[str]]:
-    """Every section of a raw report, redacted, and what was removed in all of them."""
+    """Redact every section of a report; return it with the number of replacements by kind."""
     done = {one.name: redact(getattr(report, one.name), mark) for one in fields(report)}
     total: Counter[str] = Counter()
     for one in done.values():

@@ -1,26 +1,19 @@
-"""A normalized report as structured data: one statement after the other, in the order of the seven regions, and the impression.
-
-Knows strings only. Whoever normalizes (rules, a language model) returns this; whoever checks or writes shards reads it.
-"""
+"""Records of a report: raw, normalized, and parsed back by a judge."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Protocol, runtime_checkable
 
-from echo_pl.reports.regions import REGION_NAMES
+from echo_pl.reports.regions import REGION_NAMES, SECTIONS
 from echo_pl.reports.response import Language
 from echo_pl.structs import ReportText
-
-OTHER: Final = "other"
-"""Where statements stand that belong to none of the seven regions: behind them."""
-SECTIONS: Final[tuple[str, ...]] = (*REGION_NAMES, OTHER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawReport:
-    """A report as it was written, by its sections; sections that a report has not are empty."""
+    """A report by its original sections; a missing section is empty."""
 
     findings: str = ""
     impression: str = ""
@@ -34,13 +27,13 @@ class Statement:
     """One sentence about one region."""
 
     section: str
-    """One of :data:`SECTIONS`."""
+    """One of :data:`~echo_pl.reports.regions.SECTIONS`."""
     text: str
     """A whole sentence with its full stop."""
     imputed: bool = False
     """The original does not mention the region: this is the canonical negative."""
     source: str = ""
-    """The words of the original it was made of; empty where imputed."""
+    """Original words; empty if imputed."""
 
     def __post_init__(self) -> None:
         if self.section not in SECTIONS:
@@ -51,19 +44,19 @@ class Statement:
 
 @dataclass(frozen=True, kw_only=True)
 class NormalizedReport:
-    """All that a report says, region by region."""
+    """A report, region by region."""
 
     statements: tuple[Statement, ...]
     impression: str
     language: Language = "en"
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """How many pieces of the original were left out, by reason: technique, comparison, deidentification, duplicate ..."""
+    """Omitted pieces of the original by reason: technique, comparison, deidentification, duplicate ..."""
     impression_imputed: bool = False
-    """The original has no impression: this one was made of its findings."""
+    """The original has no impression: this one was made from its findings."""
 
     @property
     def text(self) -> ReportText:
-        """As text: the statements in the order of the regions, then what belongs to none."""
+        """The statements in the order of the sections, and the impression."""
         space = "" if self.language == "zh" else " "
         ordered = (one.text for section in SECTIONS for one in self.statements if one.section == section)
         return ReportText(findings=space.join(ordered), impression=self.impression)
@@ -74,18 +67,27 @@ class NormalizedReport:
         return tuple(name for name in REGION_NAMES if any(one.imputed and one.section == name for one in self.statements))
 
 
-class Normalizer(Protocol):
-    """Makes a normalized report of a raw one."""
+@dataclass(frozen=True, kw_only=True)
+class ParsedReport:
+    """A report parsed by the judge of a corpus."""
+
+    findings: frozenset[str]
+    """Labels of the findings that valid sentences state as present."""
+    sentences: tuple[tuple[str, bool], ...]
+    """Every sentence of both sections in order, and True if the corpus could contain it."""
+    well_formed: bool
+    """The corpus could contain the whole report."""
+
+
+@runtime_checkable
+class ReportJudge(Protocol):
+    """Parser of a corpus's reports: their findings and their validity."""
 
     @property
-    def name(self) -> str:
-        """What it is, with its version: part of a corpus's identity."""
+    def signature(self) -> str:
+        """Name and version for the signatures of scores."""
         ...
 
-    def normalize(self, report: RawReport) -> NormalizedReport:
-        """Normalize one report.
-
-        Raises:
-            ValueError: it cannot be, with the reason, and none of the report's words (patient data).
-        """
+    def parse(self, report: ReportText) -> ParsedReport:
+        """Parse a report. Never raises, whatever the text."""
         ...

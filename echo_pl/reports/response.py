@@ -1,7 +1,4 @@
-"""The text of a response and of the instruction, in the two languages of METHOD.md 1.
-
-Knows strings only: no tokens, no images. Whatever a model writes can be parsed back without an error.
-"""
+"""Text of the instruction and of a response, in English and Chinese (docs/explain/method.md, "Data")."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ Language = Literal["en", "zh"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReportForm:
-    """How one language asks for a report and writes it."""
+    """Instruction and headings of one language."""
 
     instruction: str
     findings: str
@@ -23,7 +20,7 @@ class ReportForm:
     impression: str
     """Heading of the impression section."""
     space: str
-    """What stands between a heading and its text."""
+    """Separator of a heading and its text."""
 
 
 FORMS: dict[Language, ReportForm] = {
@@ -43,11 +40,7 @@ FORMS: dict[Language, ReportForm] = {
 
 
 def report_form(language: str) -> ReportForm:
-    """Return the form of a language.
-
-    Raises:
-        ValueError: If the language has no form.
-    """
+    """Return the form of a language; raise ValueError if it has none."""
     for name, form in FORMS.items():
         if name == language:
             return form
@@ -55,7 +48,7 @@ def report_form(language: str) -> ReportForm:
 
 
 def format_response(report: ReportText, language: str = "en") -> str:
-    """Write a report as one response text.
+    """Format a report as one response.
 
     >>> format_response(ReportText(findings="the lungs are clear.", impression="normal chest."))
     'Findings: the lungs are clear. Impression: normal chest.'
@@ -65,9 +58,7 @@ def format_response(report: ReportText, language: str = "en") -> str:
 
 
 def parse_response(text: str) -> ReportText:
-    """Split a response, in either language, into its two fields; what cannot be split goes to the findings.
-
-    Never raises, whatever a model wrote.
+    """Split a response, in either language, into its two fields; text without headings is all findings. Never raises.
 
     >>> parse_response("Findings: the lungs are clear. Impression: normal chest.").impression
     'normal chest.'

@@ -1,8 +1,7 @@
-"""The embedded normalizer: rules, no model. A raw report becomes the seven regions in order and an impression (METHOD.md 1).
+"""Rule-based normalizer: a raw report becomes the seven regions in order and an impression (docs/explain/method.md, "Data").
 
-What is there, or in doubt, keeps its words. What is denied becomes a canonical negative where the tables know every word of
-it, and keeps its words otherwise. A region that nobody speaks of is filled and marked. Chinese reports go the same way with a
-smaller table.
+Positive and uncertain statements keep their words. A denial becomes a canonical negative if every word of it is in the tables.
+A region that the report does not mention gets a canonical sentence, marked as imputed.
 """
 
 from __future__ import annotations
@@ -21,25 +20,23 @@ from echo_pl.reports.cleaning import clean, language_of
 from echo_pl.reports.english import EnglishReader
 from echo_pl.reports.kinds import REFERRING, Kind, kind_of
 from echo_pl.reports.mention import Reader, Status
-from echo_pl.reports.regions import REGION_NAMES
-from echo_pl.reports.report import OTHER, SECTIONS, NormalizedReport, RawReport, Statement
+from echo_pl.reports.regions import OTHER, REGION_NAMES, SECTIONS
+from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 from echo_pl.reports.response import Language
 
 _NUMBERING = re.compile(r"^(?:\(?\d{1,2}[.)]\s*)+(?=\D)|^[-*•]\s*")
 _CONJUNCTION = re.compile(r"^(?:and|but|or)\s+", re.IGNORECASE)
 _VERDICTS = frozenset({"normal", "negative", "unremarkable", "正常"})
-"""A whole impression in one word."""
+"""Impressions of one word."""
 _HEADING = re.compile(
     r"^(?:(?:the\s+)?(?:findings?|impressions?|chest(?:\s+x-?ray)?|conclusions?|report|result|narrative|exam(?:ination)?|所见|结论|印象|诊断意见|影像所见)"
     r"\s*[:：]\s*)+",
     re.IGNORECASE,
 )
-
-
 _READERS: Final[dict[Language, Reader]] = {"en": EnglishReader(), "zh": ChineseReader()}
 _CUTTERS: Final = {language: ClauseCutter(reader, language) for language, reader in _READERS.items()}
 _CACHED = 65_536
-"""Sentences kept in memory with their clauses: reports repeat each other."""
+"""Most sentences kept in memory with their clauses: reports repeat each other's sentences."""
 
 
 @lru_cache(maxsize=_CACHED)
@@ -54,14 +51,14 @@ def _cut(words: str, language: Language) -> tuple[Clause, ...]:
 
 @dataclass(slots=True)
 class _Draft:
-    """A report on its way."""
+    """A report in progress."""
 
     clauses: list[Clause] = field(default_factory=list)
     meanings: list[str] = field(default_factory=list)
     """Sentences of the findings that belong to the impression."""
     dropped: Counter[str] = field(default_factory=Counter)
     present: set[str] = field(default_factory=set)
-    """Findings that are there, or in doubt, in findings or impression."""
+    """Positive and uncertain findings of both sections."""
 
 
 def _key(text: str) -> str:
@@ -69,7 +66,7 @@ def _key(text: str) -> str:
 
 
 class RuleNormalizer:
-    """Normalizes reports in English, and in Chinese as far as its smaller table goes, by rules.
+    """Normalizer of reports in English and Chinese, by rules.
 
     >>> raw = RawReport(findings="Heart size is normal. Small left effusion. No pneumothorax.", impression="Small effusion.")
     >>> print(RuleNormalizer().normalize(raw).text.findings)  # doctest: +NORMALIZE_WHITESPACE
@@ -83,7 +80,7 @@ class RuleNormalizer:
         """Normalize one report.
 
         Raises:
-            ValueError: it has neither findings nor impression, or is in a language that has no tables.
+            ValueError: the report has neither findings nor impression, or is in another language; no report text in the message.
         """
         findings, impression = clean(report.findings), clean(report.impression)
         dropped = findings.counts + impression.counts
@@ -97,21 +94,21 @@ class RuleNormalizer:
             self._findings(findings.text, language, draft)
         self._complement(final, language, draft)
         statements = self._statements(draft, language)
-        told = self._conclude(final, draft, language)
-        imputed = not told
+        conclusions = self._conclude(final, draft, language)
+        imputed = not conclusions
         if imputed:
-            found = [one.text for one in statements if not one.imputed and self._tells(one.text, language)]
-            told = list(dict.fromkeys(found)) or [NO_ABNORMALITY[language]]
+            found = [one.text for one in statements if not one.imputed and self._is_positive(one.text, language)]
+            conclusions = list(dict.fromkeys(found)) or [NO_ABNORMALITY[language]]
         return NormalizedReport(
             statements=statements,
-            impression=("" if language == "zh" else " ").join(told),
+            impression=("" if language == "zh" else " ").join(conclusions),
             language=language,
             dropped=dict(+draft.dropped),
             impression_imputed=imputed,
         )
 
     def _sentences(self, text: str, language: Language, draft: _Draft) -> Iterable[tuple[str, Kind]]:
-        """Sentences with what they are; what is only technique, comparison ... is counted and left out."""
+        """Yield sentences with their kind; technique, comparison ... are counted and omitted."""
         reader = _READERS[language]
         for one in reader.split(text):
             words = one if one[0].isalpha() else _NUMBERING.sub("", one)
@@ -129,28 +126,28 @@ class RuleNormalizer:
             else:
                 draft.dropped[kind.value] += 1
 
-    def _note(self, text: str, language: Language, draft: _Draft) -> None:
+    def _note_present(self, text: str, language: Language, draft: _Draft) -> None:
         mentions = _READERS[language].read(text).mentions
         draft.present.update(one.concept for one in mentions if one.status is not Status.NEGATIVE)
 
     def _impression(self, text: str, language: Language, draft: _Draft) -> list[str]:
-        """Sentences of the impression, each once."""
+        """Return the sentences of the impression, each once."""
         kept: dict[str, str] = {}
         for words, _ in self._sentences(text, language, draft):
             draft.dropped["duplicate"] += _key(words) in kept
             kept.setdefault(_key(words), words)
-            self._note(words, language, draft)
+            self._note_present(words, language, draft)
         return list(kept.values())
 
     def _findings(self, text: str, language: Language, draft: _Draft) -> None:
-        """Clauses of the findings; what it all means goes to the impression."""
+        """Add the clauses of the findings; interpretations are kept for the impression."""
         seen: set[str] = set()
         for words, kind in self._sentences(text, language, draft):
             if _key(words) in seen:
                 draft.dropped["duplicate"] += 1
                 continue
             seen.add(_key(words))
-            self._note(words, language, draft)
+            self._note_present(words, language, draft)
             if kind is Kind.INTERPRETATION:
                 draft.meanings.append(words)
             else:
@@ -161,13 +158,13 @@ class RuleNormalizer:
                 draft.clauses += clauses
 
     def _complement(self, impression: Sequence[str], language: Language, draft: _Draft) -> None:
-        """Tell in the findings what only the impression says of a region."""
+        """Add clauses of the impression about regions that the findings do not mention."""
         alone = not draft.clauses  # the report has no findings: the impression is the source
         stated = {region for one in draft.clauses if not one.device for region in one.regions}
-        told = [one for one in impression if _kind(one, language) is not Kind.INTERPRETATION]
-        meant = [one for one in impression if one not in told]
-        for words in (*told, *meant, *draft.meanings):
-            if words in meant or words in draft.meanings:
+        statements = [one for one in impression if _kind(one, language) is not Kind.INTERPRETATION]
+        interpretations = [one for one in impression if one not in statements]
+        for words in (*statements, *interpretations, *draft.meanings):
+            if words in interpretations or words in draft.meanings:
                 stated = {region for one in draft.clauses if not one.device for region in one.regions}
             found = _READERS[language].read(words)
             if _kind(words, language) is Kind.INTERPRETATION and not found.mentions:
@@ -193,34 +190,34 @@ class RuleNormalizer:
             if nouns:
                 source = " ".join(dict.fromkeys(nouns.values()))
                 sections[region].append(Statement(section=region, text=negatives(list(nouns), language), source=source))
-        self._share(draft.clauses, sections)
+        self._repeat_in_regions(draft.clauses, sections)
         for region in REGION_NAMES:
             if region not in stated:
                 sections[region].append(Statement(section=region, text=filling(region, draft.present, language), imputed=True))
         return tuple(one for name in SECTIONS for one in sections[name])
 
-    def _share(self, clauses: Sequence[Clause], sections: dict[str, list[Statement]]) -> None:
-        """What could not be cut and speaks of several regions stands in each that has nothing else but devices."""
-        told = {one.regions[0] for one in clauses if not one.device}
+    def _repeat_in_regions(self, clauses: Sequence[Clause], sections: dict[str, list[Statement]]) -> None:
+        """Repeat a clause about several regions in each region that has nothing else but devices."""
+        stated = {one.regions[0] for one in clauses if not one.device}
         for clause in clauses:
             for region in clause.regions[1:]:
-                if region not in told and clause.text:
-                    told.add(region)
+                if region not in stated and clause.text:
+                    stated.add(region)
                     sections[region].append(Statement(section=region, text=clause.text, source=clause.source))
 
     def _conclude(self, impression: Sequence[str], draft: _Draft, language: Language) -> list[str]:
-        """The impression, with what the findings had of it."""
+        """Return the impression with the interpretations of the findings."""
         reader = _READERS[language]
-        told = {_key(one): sentence(one) for one in impression}
+        kept = {_key(one): sentence(one) for one in impression}
         normal = any(reader.read(one).globally_normal for one in impression)
         for words in draft.meanings:
-            if _key(words) in told or (normal and reader.read(words).globally_normal and not reader.read(words).mentions):
-                draft.dropped["duplicate"] += _key(words) not in told or bool(impression)
+            if _key(words) in kept or (normal and reader.read(words).globally_normal and not reader.read(words).mentions):
+                draft.dropped["duplicate"] += _key(words) not in kept or bool(impression)
                 continue
-            told[_key(words)] = sentence(words)
-        return list(told.values())
+            kept[_key(words)] = sentence(words)
+        return list(kept.values())
 
-    def _tells(self, text: str, language: Language) -> bool:
-        """Whether a finding is there, or in doubt: not a device alone."""
+    def _is_positive(self, text: str, language: Language) -> bool:
+        """Return True if the text has a positive or uncertain mention."""
         mentions = _READERS[language].read(text.rstrip(".。")).mentions
         return any(one.status is not Status.NEGATIVE for one in mentions)

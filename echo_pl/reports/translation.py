@@ -1,6 +1,6 @@
-"""Translation of normalized reports into Chinese by a language model, and which ones are translated (METHOD.md 1, step 4).
+"""Translation of normalized reports into Chinese by a language model (docs/explain/method.md, "Data").
 
-A sentence is accepted only if its numbers and sides are still there. Canonical sentences are not sent: their translation is known.
+A translation is accepted only if numbers and sides survive. Canonical sentences are translated by the tables and not sent.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -16,46 +18,53 @@ from echo_pl.llm.chat import AnswerError, ChatRequest
 from echo_pl.llm.endpoint import ChatEndpoint
 from echo_pl.llm.json_answer import Form, load_json, response_format, take, take_object, wrong
 from echo_pl.llm.usage import Usage
-from echo_pl.reports.llm_prompt import CANONICAL
 from echo_pl.reports.regions import REGION_NAMES
 from echo_pl.reports.report import NormalizedReport
-from echo_pl.reports.survival import lost
+from echo_pl.reports.tables import read_table
 
-PROMPT_VERSION: Final = "1"
-"""To be raised with every change of what a model is sent."""
-
-_CANONICAL: Final = {CANONICAL["en"][name]: CANONICAL["zh"][name] for name in REGION_NAMES}
+_PROMPT: Final = read_table("prompts")["translate"]
+PROMPT_VERSION: Final[str] = _PROMPT["version"]
+_FILLINGS: Final = read_table("prompts")["normalize"]["fillings"]
+_CANONICAL: Final = {_FILLINGS["en"][name]: _FILLINGS["zh"][name] for name in REGION_NAMES}
 _KEY: Final = "translations"
 _HAN = re.compile(r"[\u3400-\u9fff]")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER_WORDS: Final = {
+    word: str(number) for number, words in read_table("words")["number_words"].items() for word in words.split()
+}
+"""Numbers in words: a translation may write them in digits, but need not."""
+_LEFT = re.compile(r"\b(?:(?i:left(?:ward|wards|sided)?|levo\w*)|LUL|LLL|LIJ|LV|LA)\b")
+_RIGHT = re.compile(r"\b(?:(?i:right(?:ward|wards|sided)?|dextro\w*)|RUL|RML|RLL|RIJ|RV|RA)\b")
 
-_SYSTEM: Final = f"""\
-You translate sentences of chest X-ray reports from English into Simplified Chinese, in the words of a Chinese radiologist.
 
-You get a JSON list of sentences. Answer with one JSON object {{"{_KEY}": [...]}} and nothing else: one translation for each
-sentence, in the same order.
+def numbers(text: str) -> Counter[str]:
+    """Return the numbers in digits, full-width digits included.
 
-Rules
-1. Say all that the sentence says and nothing more; a doubtful finding stays doubtful, an absent one absent.
-2. Left is 左 and right is 右, each as often as in the English; bilateral and both are 双侧. Never write 左右.
-3. Numbers in digits stay in the same digits, with their units; numbers in words become Chinese words.
-4. Abbreviations of devices and of vertebrae (PICC, T8) stay as they are.
-5. End each translation with 。
+    >>> sorted(numbers("2 x 3.5 cm at T8").elements())
+    ['2', '3.5', '8']
+    """
+    return Counter(_NUMBER.findall(unicodedata.normalize("NFKC", text)))
 
-Example: ["A 4 mm nodule in the left upper lobe.", "There is no pleural effusion."]
-Answer: {{"{_KEY}": ["左肺上叶4 mm结节。", "未见胸腔积液。"]}}
-"""
-_AGAIN: Final = """
-A translation of these was wrong. Look at numbers and sides (left 左, right 右) of the sentences in these places, from 1: """
+
+def lost(english: str, chinese: str) -> str | None:
+    """Return what a translation lost: ``numbers``, ``laterality`` or None.
+
+    Numbers in digits must be the same; a number word may become digits. 左 and 右 must be as frequent as left and right with
+    their abbreviations, levo- and dextro-.
+
+    >>> lost("A 4 mm nodule in the left lung.", "左肺4毫米结节。"), lost("Left effusion.", "右侧胸腔积液。")
+    (None, 'laterality')
+    """
+    wanted, found = numbers(english), numbers(chinese)
+    words = Counter(_NUMBER_WORDS[word] for word in re.findall(r"[a-z]+", english.lower()) if word in _NUMBER_WORDS)
+    if wanted - found or found - wanted - words:
+        return "numbers"
+    sides = (len(_LEFT.findall(english)), len(_RIGHT.findall(english)))
+    return None if sides == (chinese.count("左"), chinese.count("右")) else "laterality"
 
 
 def chosen(key: str, *, seed: int, share: float = 0.5) -> bool:
-    """Whether a study is among the random share that is translated: a function of seed and key alone.
-
-    Neither order nor number of studies changes it.
-
-    Raises:
-        ValueError: a share that is not between 0 and 1.
-    """
+    """Return True if a study is in the random share to translate: a function of seed and key alone."""
     if not 0 <= share <= 1:
         raise ValueError(f"the share that is translated must be between 0 and 1, got {share}")
     digest = hashlib.sha256(f"translate:{seed}:{key}".encode()).digest()
@@ -63,7 +72,7 @@ def chosen(key: str, *, seed: int, share: float = 0.5) -> bool:
 
 
 def filling_in_chinese(text: str) -> str | None:
-    """The Chinese for a sentence that fills in for a region that was not mentioned; None for any other sentence.
+    """Translate the sentence for a region that was not mentioned; None for any other sentence.
 
     >>> filling_in_chinese("The hila are unremarkable."), filling_in_chinese("The hila are large.")
     ('肺门未见明显异常。', None)
@@ -72,13 +81,13 @@ def filling_in_chinese(text: str) -> str | None:
 
 
 class Translator:
-    """Translates normalized reports from English into Chinese.
+    """Translator of normalized reports from English into Chinese.
 
     Args:
-        endpoint: whom to ask.
-        known: the Chinese for a sentence, or None where it has none; what it knows is not sent, and is not checked.
-        form: how the endpoint is told of the answer's form.
-        max_tokens: of one answer; one that is cut off is asked for again with more.
+        endpoint: client of the language model.
+        known: translates canonical sentences, which are neither sent nor checked; None for any other sentence.
+        form: of the request for JSON; see :func:`~echo_pl.llm.json_answer.response_format`.
+        max_tokens: of one answer; a truncated answer is requested again with more.
 
     Raises:
         ValueError: an unknown form.
@@ -100,7 +109,7 @@ class Translator:
 
     @property
     def usage(self) -> Usage:
-        """What the endpoint was asked so far, and what it cost."""
+        """Requests, tokens and failures so far."""
         return self._endpoint.usage
 
     @property
@@ -109,12 +118,11 @@ class Translator:
         return f"translate-{self._endpoint.model}-prompt{PROMPT_VERSION}"
 
     def translate(self, report: NormalizedReport) -> NormalizedReport:
-        """Translate one report. Where a number or a side got lost it is asked once more, told where to look.
+        """Translate one report. If a number or a side is lost, the model gets one more request that names the sentences.
 
         Raises:
-            AnswerError: a ValueError with a ``reason``: ``numbers`` or ``laterality`` did not survive, or there was no answer that
-                can be used.
-            EndpointError: nothing more can be asked.
+            AnswerError: a ValueError with a ``reason``: ``numbers`` or ``laterality`` was lost, or no answer is usable.
+            EndpointError: the endpoint is unusable.
             ValueError: the report is not in English.
         """
         if report.language != "en":
@@ -135,10 +143,10 @@ class Translator:
         )
 
     def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | AnswerError]:
-        """Translate reports, several at once; yield them, or why they could not be, in their order.
+        """Translate reports concurrently; yield each one, or its error, in order.
 
         Raises:
-            EndpointError: nothing more can be asked.
+            EndpointError: the endpoint is unusable.
         """
         return self._endpoint.map(self.translate, reports)
 
@@ -148,7 +156,7 @@ class Translator:
         if not (faults := _faults(sentences, found)):
             return found
         places = ", ".join(str(place + 1) for place in faults)
-        found = self._ask(f"{question}\n{_AGAIN.strip()} {places}.", len(sentences))
+        found = self._ask(f"{question}\n{_PROMPT['again']} {places}.", len(sentences))
         if faults := _faults(sentences, found):
             reason = next(iter(faults.values()))
             raise AnswerError(reason, f"lost in the translation of {len(faults)} of {len(sentences)} sentences, twice")
@@ -156,7 +164,7 @@ class Translator:
 
     def _ask(self, question: str, count: int) -> list[str]:
         request = ChatRequest(
-            system=_SYSTEM,
+            system=_PROMPT["system"],
             user=question,
             response_format=response_format(self._form, "translations", _schema(count)),
             prompt_version=f"translate-{PROMPT_VERSION}",
@@ -188,6 +196,6 @@ def _checked(value: Any, where: str) -> str:
 
 
 def _faults(sentences: Sequence[str], translations: Sequence[str]) -> dict[int, str]:
-    """Place -> what got lost there."""
+    """Return position -> lost property."""
     pairs = enumerate(zip(sentences, translations, strict=True))
     return {place: what for place, (english, chinese) in pairs if (what := lost(english, chinese)) is not None}

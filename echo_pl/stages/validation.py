@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from echo_pl.metrics.clinical import Judge
 from echo_pl.metrics.suite import ReportSuite
+from echo_pl.reports.report import ReportJudge
 from echo_pl.sampling.autoregressive import AutoregressiveSampler
 from echo_pl.sampling.config import DecodeConfig
 from echo_pl.sampling.sampler import BlockSampler
@@ -34,7 +34,7 @@ class TextTools:
     labels: tuple[str, ...]
     to_report: Callable[[Tensor], ReportText]
     """Token ids before eos -> report."""
-    judge: Judge | None
+    judge: ReportJudge | None
     fingerprint: str
     """Of the data; kept in checkpoints."""
     vision_fingerprint: str | None = None

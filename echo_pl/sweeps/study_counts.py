@@ -19,10 +19,10 @@ from torch import Tensor
 
 from echo_pl.evaluation.harness import MethodScores
 from echo_pl.io.atomic import write_text_atomic
-from echo_pl.metrics.clinical import Judge
 from echo_pl.metrics.counted import ratio
 from echo_pl.metrics.suite import report_words
 from echo_pl.metrics.text import duplicate_word_rate, paired, rouge_l
+from echo_pl.reports.report import ReportJudge
 from echo_pl.structs import ReportText
 
 COUNTS = ("reports", "rouge_l", "duplicate_word_rate", "stopped", "empty", "unparsable")
@@ -82,7 +82,7 @@ class StudyCounts:
         return cls(keys=keys, names=tuple(columns), rows_NK=rows_NK, references=references, signatures=signatures)
 
 
-def study_counts(outcome: MethodScores, references: Sequence[ReportText], judge: Judge | None) -> StudyCounts:
+def study_counts(outcome: MethodScores, references: Sequence[ReportText], judge: ReportJudge | None) -> StudyCounts:
     """What each report of an evaluation counts for.
 
     Args:

@@ -11,10 +11,11 @@ import pytest
 from echo_pl.data.store.study import VERSIONS, Study
 from echo_pl.data.synthetic.chest_findings import CHEST_FINDINGS
 from echo_pl.data.synthetic.grammar import PEAKED, Finding, Observation, ReportGrammar
-from echo_pl.data.synthetic.grammar_judge import GrammarJudge, split_sentences
+from echo_pl.data.synthetic.grammar_judge import GrammarJudge
 from echo_pl.data.synthetic.synthetic import SyntheticCorpus, synthetic_judge
-from echo_pl.reports.judge import ReportJudge
 from echo_pl.reports.regions import REGION_NAMES, REGIONS
+from echo_pl.reports.report import ReportJudge
+from echo_pl.reports.sentences import split_at_marks
 from echo_pl.structs import ReportText
 
 
@@ -62,7 +63,7 @@ def test_detailed_findings_carry_sizes(studies):
 )
 def test_mixed_wordings_are_invalid(sentence):
     report = written(EFFUSION)
-    sentences = split_sentences(report.findings)
+    sentences = split_at_marks(report.findings, ".", keep=True)
     sentences[5] = sentence
     parsed = synthetic_judge().parse(replace(report, findings=" ".join(sentences)))
     assert [text.startswith(sentence) for text, valid in parsed.sentences if not valid] == [True]
@@ -73,7 +74,7 @@ def test_mixed_wordings_are_invalid(sentence):
 def test_well_formed_needs_every_region_in_order():
     report = written(EFFUSION)
     judge = synthetic_judge()
-    sentences = split_sentences(report.findings)
+    sentences = split_at_marks(report.findings, ".", keep=True)
     assert len(sentences) == len(REGIONS)
     assert judge.parse(report).well_formed
     for broken in (
@@ -121,7 +122,7 @@ def test_wording_shares():
     def shares(wording: str) -> list[float]:
         grammar = ReportGrammar(CHEST_FINDINGS, wording=wording)
         rng = np.random.default_rng(0)
-        first = [split_sentences(grammar.normalized([], rng).findings)[0] for _ in range(4000)]
+        first = [split_at_marks(grammar.normalized([], rng).findings, ".", keep=True)[0] for _ in range(4000)]
         counted = Counter(first)
         return [counted[sentence] / len(first) for sentence in REGIONS[0].normal]
 

@@ -120,7 +120,7 @@ def test_wrong_arguments():
     for changed, message in (({"threshold": 0.0}, "threshold"), ({"threshold": 1.1}, "threshold"), ({"block": 0}, "block")):
         with pytest.raises(ValueError, match=message):
             list(find_near_duplicates([], [], NgramEmbedder(), **changed))
-    with pytest.raises(ValueError, match="study a is there twice"):
+    with pytest.raises(ValueError, match="study a is repeated"):
         list(find_near_duplicates([("a", "x")], [("a", "y")], NgramEmbedder()))
     with pytest.raises(ValueError, match="width"):
         NgramEmbedder(0)

@@ -124,6 +124,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "fsspec": ("echo_pl.data.store.remote_folder",),
     "aiohttp": ("echo_pl.data.store.remote_folder",),
     "botocore": ("echo_pl.data.store.remote_folder",),
+    "yaml": ("echo_pl.reports.tables",),
     "numpy": ("echo_pl.data", "echo_pl.reports", "echo_pl.metrics", "callbacks"),
     "tqdm": ("echo_pl.bench", "echo_pl.distill", "echo_pl.evaluation", "echo_pl.data", "echo_pl.runs", "echo_pl.sweeps"),
     "flash_attn": (),

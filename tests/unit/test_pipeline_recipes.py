@@ -9,7 +9,7 @@ import pytest
 from endpoint_stub import EndpointStub, says
 
 from echo_pl.data.pipeline.recipes import EmbeddingSearch, EndpointSpec, TranslatorRecipe
-from echo_pl.reports.llm_prompt import CANONICAL
+from echo_pl.reports.llm_normalizer import CANONICAL
 from echo_pl.reports.near_duplicates import critical_words
 from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 from echo_pl.reports.rules import RuleNormalizer

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from echo_pl.reports.canonical import canonical_in_chinese
 from echo_pl.reports.completeness import CompletenessCheck
-from echo_pl.reports.rendering import in_chinese
 from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 from echo_pl.reports.rules import RuleNormalizer
 
@@ -21,6 +21,14 @@ RAW = RawReport(
     impression="1. Right upper lobe nodule.",
 )
 Fault = Callable[[NormalizedReport], NormalizedReport]
+
+
+def in_chinese(report: NormalizedReport, translate: Callable[[str], str]) -> NormalizedReport:
+    def render(text: str) -> str:
+        return canonical_in_chinese(text) or translate(text)
+
+    statements = tuple(replace(one, text=render(one.text)) for one in report.statements)
+    return replace(report, statements=statements, impression=render(report.impression), language="zh")
 
 
 def test_a_faithful_report_has_no_problem():

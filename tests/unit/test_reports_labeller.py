@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from echo_pl.reports.anatomy import PARTS
 from echo_pl.reports.canonical import filling, negatives, no_abnormality_of, noun
-from echo_pl.reports.concepts import CONCEPT_NAMES, CONCEPTS, DEVICE_NAMES
 from echo_pl.reports.labeller import Labeller
 from echo_pl.reports.lexicon import Lexicon, stem
 from echo_pl.reports.mention import Status
-from echo_pl.reports.regions import REGION_NAMES
-from echo_pl.reports.report import SECTIONS
+from echo_pl.reports.regions import REGION_NAMES, SECTIONS
+from echo_pl.reports.vocabulary import CONCEPTS, DEVICES, PARTS
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +111,17 @@ def test_the_strongest_statement_counts(labeller):
 
 
 def test_every_name_has_a_label(labeller):
-    assert set(labeller.label("Nothing known.")) == set(labeller.names) == set(CONCEPT_NAMES)
-    assert len(CONCEPT_NAMES) >= 20
-    assert len(DEVICE_NAMES) >= 10
+    assert set(labeller.label("Nothing known.")) == set(labeller.names) == set(CONCEPTS)
+    assert len(CONCEPTS) >= 20
+    assert len(DEVICES) >= 10
 
 
 def test_every_concept_and_part_has_a_region():
-    assert {one.region for one in CONCEPTS} == set(REGION_NAMES)
-    assert {one.region for one in PARTS} <= set(SECTIONS)
+    assert {one.region for one in CONCEPTS.values()} == set(REGION_NAMES)
+    assert {one.region for one in PARTS.values()} <= set(SECTIONS)
 
 
-@pytest.mark.parametrize("concept", CONCEPTS, ids=lambda one: one.name)
+@pytest.mark.parametrize("concept", CONCEPTS.values(), ids=lambda one: one.name)
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_a_canonical_negative_denies_its_finding_and_nothing_else(labeller, concept, language):
     text = negatives([noun(concept.name, language)], language)
@@ -132,7 +130,7 @@ def test_a_canonical_negative_denies_its_finding_and_nothing_else(labeller, conc
         assert set(said(labeller, text)) == {concept.name}
 
 
-@pytest.mark.parametrize("part", [one for one in PARTS if one.normal], ids=lambda one: one.name)
+@pytest.mark.parametrize("part", [one for one in PARTS.values() if one.normal], ids=lambda one: one.name)
 def test_a_normal_part_denies_what_the_table_says(labeller, part):
     assert said(labeller, part.normal) == dict.fromkeys(part.denies, "negative")
     if part.noun and part.name != "pulmonary":
@@ -142,9 +140,9 @@ def test_a_normal_part_denies_what_the_table_says(labeller, part):
 @pytest.mark.parametrize("region", REGION_NAMES)
 def test_fillings_claim_nothing_that_is_there(labeller, region):
     assert set(said(labeller, filling(region, ())).values()) <= {"negative"}
-    for name in CONCEPT_NAMES:
+    for name in CONCEPTS:
         assert name not in said(labeller, filling(region, {name})), "a filling speaks against the report"
-    assert said(labeller, filling(region, CONCEPT_NAMES)) == {}
+    assert said(labeller, filling(region, CONCEPTS)) == {}
 
 
 def test_a_phrase_stands_for_one_thing():

@@ -19,10 +19,9 @@ from echo_pl.llm.answer_cache import AnswerCache
 from echo_pl.llm.chat import AnswerError
 from echo_pl.llm.endpoint import ChatEndpoint
 from echo_pl.llm.pacing import Pacing
-from echo_pl.reports.llm_normalizer import LLMNormalizer
-from echo_pl.reports.llm_prompt import CANONICAL, DROP_REASONS, answer_schema, pieces_of, system_message
-from echo_pl.reports.regions import REGION_NAMES
-from echo_pl.reports.report import OTHER, SECTIONS, NormalizedReport, RawReport, Statement
+from echo_pl.reports.llm_normalizer import CANONICAL, DROP_REASONS, LLMNormalizer, answer_schema, pieces_of, system_message
+from echo_pl.reports.regions import OTHER, REGION_NAMES, SECTIONS
+from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 
 REPORT = RawReport(
     findings="Two views of XXXX were taken. Heart is enlarged; 3 mm nodule at the right base. Port-A-Cath tip in the SVC.",

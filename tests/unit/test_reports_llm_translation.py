@@ -11,10 +11,9 @@ from echo_pl.llm.answer_cache import AnswerCache
 from echo_pl.llm.chat import AnswerError
 from echo_pl.llm.endpoint import ChatEndpoint
 from echo_pl.llm.pacing import Pacing
-from echo_pl.reports.llm_prompt import CANONICAL
+from echo_pl.reports.llm_normalizer import CANONICAL
 from echo_pl.reports.report import NormalizedReport, Statement
-from echo_pl.reports.survival import lost
-from echo_pl.reports.translation import Translator, chosen
+from echo_pl.reports.translation import Translator, chosen, lost
 
 REPORT = NormalizedReport(
     statements=(

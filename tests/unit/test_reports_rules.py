@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from echo_pl.reports.regions import REGION_NAMES
-from echo_pl.reports.report import OTHER, NormalizedReport, RawReport
+from echo_pl.reports.regions import OTHER, REGION_NAMES
+from echo_pl.reports.report import NormalizedReport, RawReport
 from echo_pl.reports.rules import RuleNormalizer
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from echo_pl.reports import normalizer_check as check_normalizer
-from echo_pl.reports.mesh_labels import JUDGED, tagged
+from echo_pl.reports.labeller import TAGGED_NAMES, tagged
 
 ROWS = [
     {"id": "a", "findings": "Heart is normal. Small left effusion.", "impression": "Effusion.",
@@ -60,7 +60,7 @@ def test_the_held_out_third_and_the_rest_are_all():
 
 
 def test_tags():
-    assert len(JUDGED) >= 20
+    assert len(TAGGED_NAMES) >= 20
     assert tagged(["No Indexing"]) is None
     assert tagged(["Calcinosis/aorta", "Calcinosis/lung"]) == {"atherosclerosis", "calcification"}
     assert tagged(["Lung/hyperdistention/mild", "normal"]) == {"hyperinflation"}

@@ -22,7 +22,7 @@ from echo_pl.data.store.corpus_index import Shard, check_local
 from echo_pl.data.store.shard_reader import decode_study
 from echo_pl.data.store.study import Version
 from echo_pl.data.synthetic import make_judge
-from echo_pl.reports.judge import ReportJudge
+from echo_pl.reports.report import ReportJudge
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from echo_pl.data.store.corpus import Corpus
 from echo_pl.data.store.corpus_folder import LocalCorpus
 from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.data.store.study import Version
-from echo_pl.reports.judge import ReportJudge
+from echo_pl.reports.report import ReportJudge
 from echo_pl.structs import Batch, SpecialTokens
 
 EvalSplit = Literal["val", "test"]

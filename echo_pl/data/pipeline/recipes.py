@@ -19,13 +19,13 @@ from echo_pl.llm.answer_cache import AnswerCache
 from echo_pl.llm.chat import AnswerError
 from echo_pl.llm.endpoint import ChatEndpoint
 from echo_pl.llm.usage import Usage
+from echo_pl.reports.canonical import canonical_in_chinese
 from echo_pl.reports.cleaning import OtherLanguageError, clean
 from echo_pl.reports.completeness import CompletenessCheck
 from echo_pl.reports.embeddings import Embedder, Vectors
 from echo_pl.reports.labeller import Labeller
 from echo_pl.reports.llm_normalizer import LLMNormalizer
 from echo_pl.reports.near_duplicates import Duplicate, critical_words, find_near_duplicates
-from echo_pl.reports.rendering import canonical_in_chinese
 from echo_pl.reports.report import NormalizedReport, RawReport
 from echo_pl.reports.response import Language
 from echo_pl.reports.rules import RuleNormalizer

@@ -31,7 +31,8 @@ from echo_pl.data.store.shard_writer import encode_study
 from echo_pl.data.store.study import Study
 from echo_pl.data.store.webdataset_secure import TarWriter
 from echo_pl.io.atomic import atomic_file, write_json
-from echo_pl.reports.report import SECTIONS, NormalizedReport, RawReport
+from echo_pl.reports.regions import SECTIONS
+from echo_pl.reports.report import NormalizedReport, RawReport
 from echo_pl.structs import ReportText
 
 STATEMENTS: Final = "statements"

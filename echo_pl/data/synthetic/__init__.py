@@ -5,7 +5,7 @@ from __future__ import annotations
 from echo_pl.data.store.study import Version
 from echo_pl.data.synthetic.nih import nih_judge
 from echo_pl.data.synthetic.synthetic import synthetic_judge
-from echo_pl.reports.judge import ReportJudge
+from echo_pl.reports.report import ReportJudge
 
 
 def make_judge(corpus: str, version: Version) -> ReportJudge | None:

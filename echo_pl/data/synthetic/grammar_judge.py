@@ -19,11 +19,11 @@ from echo_pl.data.synthetic.grammar import (
     Observation,
     ReportGrammar,
 )
-from echo_pl.reports.judge import ParsedReport
 from echo_pl.reports.regions import REGION_NAMES, REGIONS
+from echo_pl.reports.report import ParsedReport
+from echo_pl.reports.sentences import split_at_marks
 from echo_pl.structs import ReportText
 
-_SENTENCE = re.compile(r"[^.]*\.|[^.]+$", re.DOTALL)
 _LIST_SEPARATOR = re.compile(r", | and ")
 
 
@@ -33,17 +33,8 @@ class _Meaning(NamedTuple):
     """None: the region is said to be normal."""
 
 
-def split_sentences(text: str) -> list[str]:
-    """Cut a text after every full stop; a rest without one is a sentence too.
-
-    >>> split_sentences("no nodule. normal heart")
-    ['no nodule.', 'normal heart']
-    """
-    return [sentence.strip() for sentence in _SENTENCE.findall(text) if sentence.strip()]
-
-
 class GrammarJudge:
-    """Implements :class:`echo_pl.reports.judge.ReportJudge` for a :class:`ReportGrammar`.
+    """Implements :class:`echo_pl.reports.report.ReportJudge` for a :class:`ReportGrammar`.
 
     Args:
         grammar: The grammar that wrote the corpus. How often it uses a wording plays no part.
@@ -75,9 +66,9 @@ class GrammarJudge:
 
     def parse(self, report: ReportText) -> ParsedReport:
         """Read a report back. Never raises, whatever the text."""
-        sentences = split_sentences(report.findings)
+        sentences = split_at_marks(report.findings, ".", keep=True)
         meanings = [self._sentences.get(sentence) for sentence in sentences]
-        closing = split_sentences(report.impression)
+        closing = split_at_marks(report.impression, ".", keep=True)
         summaries = [self._read_impression(sentence) for sentence in closing]
         known = [meaning for meaning in meanings if meaning is not None]
         seen = [meaning.observation for meaning in known if meaning.observation is not None]
