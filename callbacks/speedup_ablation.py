@@ -5,7 +5,6 @@ An observer (see :mod:`callbacks.observing`); METHOD.md 4 and 5. Knows neither h
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,9 +17,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from echo_pl.evaluation.harness import EvaluatedMethod, Method, Sampler, evaluate_methods
-from echo_pl.evaluation.plot import quality_speed_figure
-from echo_pl.evaluation.rows import SCORES, Row, Setting
-from echo_pl.evaluation.table import comparison_table
+from echo_pl.evaluation.plot import png, quality_speed_figure
+from echo_pl.evaluation.rows import SCORES, Row, Setting, comparison_table
 from echo_pl.io.atomic import write_bytes_atomic, write_text_atomic
 from echo_pl.stages.placement import merged_adapters
 from echo_pl.structs import SpecialTokens
@@ -181,9 +179,7 @@ class SpeedupAblation(Callback):
         rank_zero_info(f"\n{comparison_table(rows).text()}\n")
         folder = Path(trainer.default_root_dir) / "speedup"
         figure = quality_speed_figure(rows)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=130)
-        write_bytes_atomic(folder / "fit.png", picture.getvalue())
+        write_bytes_atomic(folder / "fit.png", png(figure))
         content = {"rows": noted, "signatures": evaluated[0].outcome.signatures}
         write_text_atomic(folder / "fit.json", json.dumps(content, indent=1))
         for client, run_id in mlflow_runs(trainer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from echo_pl.bench.decode import Grid, Row, runs_for_breakdown, time_model
 from echo_pl.bench.models import BenchModel
 from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, cost_table, decoding_table
 from echo_pl.config.compose import EXPERIMENTS
-from echo_pl.evaluation.speed_plot import speed_figure
+from echo_pl.evaluation.plot import png, speed_figure
 from echo_pl.io.atomic import write_bytes_atomic, write_json, write_text_atomic
 
 _LOGGED = ("tps_median", "tps_spread", "tpf", "tpf_published", "speedup_over_ar", "efficiency", "prefill_seconds", "peak_memory_mb")
@@ -149,11 +148,8 @@ def write_report(record: dict[str, Any], out: Path) -> list[Path]:
         "The language model of Qwen2.5-VL-7B in bfloat16, 160 tokens: every forward takes as long as reading its weights and keys, "
         f"or multiplying, whichever is longer.\n\n{calculation_table().markdown()}\n"
     )
-    written = [write_text_atomic(out / "decode.md", text)]
-    buffer = io.BytesIO()
-    speed_figure(record["rows"]).savefig(buffer, format="png", dpi=130)
-    written.append(write_bytes_atomic(out / "decode.png", buffer.getvalue()))
-    return written
+    picture = png(speed_figure(record["rows"]))
+    return [write_text_atomic(out / "decode.md", text), write_bytes_atomic(out / "decode.png", picture)]
 
 
 def metrics(rows: Sequence[Row]) -> dict[str, float]:

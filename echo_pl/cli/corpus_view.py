@@ -8,17 +8,15 @@ The page holds patients' images and reports, which is why it is written only whe
 from __future__ import annotations
 
 import argparse
-import html
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from echo_pl.data.pipeline.page import study_fragment
+from echo_pl.data.pipeline.page import corpus_page
 from echo_pl.data.store.corpus_index import CorpusIndex, Shard
 from echo_pl.data.store.shard_reader import decode_study, read_samples
 from echo_pl.data.store.study import Study
-from echo_pl.evaluation.document import html_document
 from echo_pl.io.atomic import atomic_file
 
 
@@ -40,10 +38,8 @@ def view_shard(path: Path, out: Path, *, studies: int = 20, keys: Sequence[str] 
     if missing := sorted(set(keys) - {study.key for study in found}):
         raise ValueError(f"{path.name} has no study {missing[0]!r} ({len(missing)} missing in all)")
     title = f"{index.corpus}, {path.name}"
-    told = "Sentences in small italics were imputed: the original does not mention their region."
-    head = f"<h1>{html.escape(title)}</h1><p class='soft'>Fingerprint {html.escape(index.fingerprint)}. {told}</p>"
     with atomic_file(out, private=True) as file:
-        file.write(html_document(title, head + "".join(map(study_fragment, found))).encode())
+        file.write(corpus_page(title, index.fingerprint, found).encode())
     return len(found)
 
 

@@ -26,9 +26,17 @@ from echo_pl.evaluation.cases import shown as named
 from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences, judge_reader
 from echo_pl.evaluation.radeval_backend import BACKENDS, Absent, clinical_scores
 from echo_pl.evaluation.score_files import AGGREGATE, write_aggregate, write_records
-from echo_pl.evaluation.score_page import score_page
 from echo_pl.evaluation.score_report import ScoreReport, number, probability, shown_cases, span
-from echo_pl.evaluation.scoring import Compared, Counted, Resampling, Scored, against, count, given, summarize
+from echo_pl.evaluation.scoring import (
+    MetricRows,
+    Resampling,
+    ScoreComparison,
+    ScoredRun,
+    compare_runs,
+    decoding_rows,
+    metric_rows,
+    summarize,
+)
 from echo_pl.evaluation.training_words import training_vocabulary
 from echo_pl.evaluation.upload import upload
 from echo_pl.io.atomic import write_text_atomic
@@ -75,7 +83,7 @@ def evaluate(args: argparse.Namespace, command: str) -> ScoreReport:
     scored = _score(args, inputs.cases, metrics, absent, resampling)
     compared = []
     if inputs.other is not None:
-        compared = against(scored, _score(args, inputs.other, metrics, absent, resampling), resampling)
+        compared = compare_runs(scored, _score(args, inputs.other, metrics, absent, resampling), resampling)
     about = {**inputs.about, **_settings(args), **strange}
     return _write(args, inputs, scored, compared, about, reader, command)
 
@@ -97,9 +105,9 @@ def _reader(name: str) -> FindingsReader:
 
 def _score(
     args: argparse.Namespace, cases: list[Case], metrics: list[PairMetric], absent: list[Absent], resampling: Resampling
-) -> Scored:
-    counted, missing = given(cases)
-    counted = [*count(cases, metrics, args.sections), *counted]
+) -> ScoredRun:
+    counted, missing = decoding_rows(cases)
+    counted = [*metric_rows(cases, metrics, args.sections), *counted]
     texts = (
         [formatted(one.prediction.report, args.sections) for one in cases],
         [formatted(one.reference, args.sections) for one in cases],
@@ -113,7 +121,7 @@ def _score(
             missing += found
         else:
             pairs = zip(found.metrics, found.rows, strict=True)
-            counted += [Counted(metric=metric, rows_NK=rows) for metric, rows in pairs]
+            counted += [MetricRows(metric=metric, rows_NK=rows) for metric, rows in pairs]
     left = [
         Absent(name=name, reason="not asked for (--clinical)")
         for name in BACKENDS
@@ -131,13 +139,13 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _write(
     args: argparse.Namespace,
     inputs: Inputs,
-    scored: Scored,
-    compared: list[Compared],
+    scored: ScoredRun,
+    compared: list[ScoreComparison],
     about: dict[str, Any],
     reader: FindingsReader,
     command: str,
 ) -> ScoreReport:
-    names = [figure.name for figure in scored.figures]
+    names = [figure.name for figure in scored.scores]
     by = args.worst_by or next(name for name in WORST_BY if name in names)
 
     def difference(prediction: str, reference: str) -> dict[str, list[str]]:
@@ -160,7 +168,7 @@ def _write(
         cases=shown,
         command=command,
     )
-    pages = {"report.md": report.markdown(), "index.html": score_page(report)}
+    pages = {"report.md": report.markdown(), "index.html": report.page()}
     write_records(args.out, scored.cases, scored.of_reports)  # all that can be refused has been: an older evaluation goes now
     for name, page in pages.items():
         write_text_atomic(args.out / name, page)
@@ -183,8 +191,8 @@ def _notes(cases: list[Case], strange: list[str], whose: str) -> list[str]:
 
 
 def _print(report: ScoreReport, folder: Path) -> None:
-    width = max(len(figure.name) for figure in report.scored.figures)
-    for figure in report.scored.figures:
+    width = max(len(figure.name) for figure in report.scored.scores)
+    for figure in report.scored.scores:
         own, compared = figure.interval, report.comparison(figure.name)
         line = f"{figure.name:{width}}  {number(own.value):>8}  {span(own.low, own.high):18}"
         if compared is not None:

@@ -18,9 +18,15 @@ from echo_pl.evaluation.cases import (
     require_same_references,
     require_sections,
 )
-from echo_pl.evaluation.predictions import first_images, read_predictions, read_references, references_beside
+from echo_pl.evaluation.predictions import (
+    Images,
+    first_images,
+    images_in_files,
+    read_predictions,
+    read_references,
+    references_beside,
+)
 from echo_pl.evaluation.score_files import write_records
-from echo_pl.evaluation.shown_images import Images, images_in_files
 from echo_pl.io.atomic import write_json
 
 UNMATCHED = "unmatched_ids.json"

@@ -24,7 +24,7 @@ from echo_pl.data.loading.datamodule import EvalSplit, ReportDataModule
 from echo_pl.distill.student_sampler import student_sampler
 from echo_pl.evaluation.cases import Case, parsed_prediction
 from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
-from echo_pl.evaluation.shown_images import Images
+from echo_pl.evaluation.predictions import Images
 from echo_pl.runs.lineage import refuse_other_data
 from echo_pl.runs.run import fitting, prepare
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, Recorder

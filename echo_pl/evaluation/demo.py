@@ -14,12 +14,11 @@ from omegaconf import DictConfig
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.backbone.vlm import VLM
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.evaluation.comparison_report import render_page, shown_studies, write_report
 from echo_pl.evaluation.harness import EvaluatedMethod, Method, evaluate_methods
-from echo_pl.evaluation.markdown import write_report
-from echo_pl.evaluation.page import render_page, shown_studies, write_page
-from echo_pl.evaluation.rows import KVCache, Setting
-from echo_pl.evaluation.table import comparison_table
+from echo_pl.evaluation.rows import KVCache, Setting, comparison_table
 from echo_pl.evaluation.trajectory_html import trajectory_record
+from echo_pl.io.atomic import write_text_atomic
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, TrajectoryRecorder
 
 BATCH_SIZES = (1, 16)
@@ -73,7 +72,7 @@ class DemoResults:
         page = render_page(
             title, rows, studies, self.data.judge, introduction=" ".join(notes), signatures=signatures, reproduce=command
         )
-        write_page(folder / "index.html", page)
+        write_text_atomic(folder / "index.html", page)
         return {
             "rows": rows,
             "threads": self.threads,

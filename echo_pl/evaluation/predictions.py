@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from echo_pl.data.images.images import ImageError, open_image
 from echo_pl.evaluation.cases import EMPTY, Case, Prediction, parsed_prediction, parsed_reference, shown
 from echo_pl.structs import ReportText
 
@@ -21,6 +24,9 @@ KNOWN = ("stopped", "looped", "eos_confidence", "nfe", "forwards_per_block")
 """What a record may say of how its prediction was decoded."""
 RECORDS = "reports.jsonl"
 """Name of the records in a folder that an evaluation wrote."""
+Images = Callable[[Sequence[str]], Mapping[str, Image.Image]]
+"""From study ids to images; opens the images of these studies only."""
+_PIXELS = 640 * 640
 
 
 def read_records(path: Path | str) -> dict[str, dict[str, Any]]:
@@ -100,6 +106,21 @@ def first_images(path: Path | str) -> dict[str, Path]:
     return {
         key: folder / names[0] for key, names in images.items() if isinstance(names, list) and names and isinstance(names[0], str)
     }
+
+
+def images_in_files(paths: Mapping[str, Path]) -> Images:
+    """Images by the id of their study, from PNG, JPEG or DICOM files; a study whose image cannot be opened is left out."""
+
+    def images(keys: Sequence[str]) -> dict[str, Image.Image]:
+        found = {}
+        for key in keys:
+            try:
+                found[key] = open_image(paths[key], _PIXELS)
+            except (KeyError, ImageError):
+                continue  # the page counts the missing ones
+        return found
+
+    return images
 
 
 def case_record(case: Case) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from echo_pl.evaluation.cases import Case
 from echo_pl.evaluation.predictions import RECORDS, case_record
-from echo_pl.evaluation.scoring import Compared, Scored
+from echo_pl.evaluation.scoring import ScoreComparison, ScoredRun
 from echo_pl.io.atomic import write_json, write_text_atomic
 
 AGGREGATE = "aggregate.json"
@@ -41,7 +41,7 @@ def write_records(folder: Path, cases: Sequence[Case], scores: Mapping[str, Sequ
     return write_text_atomic(folder / RECORDS, "".join(f"{line}\n" for line in lines))
 
 
-def write_aggregate(folder: Path, scored: Scored, compared: Sequence[Compared], about: Mapping[str, Any]) -> Path:
+def write_aggregate(folder: Path, scored: ScoredRun, compared: Sequence[ScoreComparison], about: Mapping[str, Any]) -> Path:
     """Write ``aggregate.json``: no report's words, nan as null.
 
     Args:
@@ -55,7 +55,7 @@ def write_aggregate(folder: Path, scored: Scored, compared: Sequence[Compared], 
         "reports": len(scored.cases),
         **about,
         "figures": {
-            one.name: {**asdict(one.interval), "higher_is_better": one.better, "signature": one.signature} for one in scored.figures
+            one.name: {**asdict(one.interval), "higher_is_better": one.better, "signature": one.signature} for one in scored.scores
         },
         "absent": {one.name: one.reason for one in scored.absent},
         "against": {

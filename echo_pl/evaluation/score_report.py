@@ -1,36 +1,49 @@
-"""A scored run to be read: every figure with its interval, what is absent, and the worst reports; and all of it as Markdown.
-
-Says what it is given; see :mod:`echo_pl.evaluation.scoring` for what is computed, :mod:`echo_pl.evaluation.score_page` for HTML.
-"""
+"""A scored run as Markdown and as one self-contained page: every score with its interval, absent scores, the worst reports."""
 
 from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cached_property
+from itertools import groupby
+from typing import Any
 
 from PIL import Image
 
 from echo_pl.evaluation.cases import Case, Sections, formatted
-from echo_pl.evaluation.scoring import Compared, Scored, worst
-from echo_pl.evaluation.shown_images import Images
+from echo_pl.evaluation.predictions import Images
+from echo_pl.evaluation.scoring import Score, ScoreComparison, ScoredRun, worst
+from echo_pl.pages.document import image_uri, render
 from echo_pl.pages.tables import MISSING, Table
 
 Difference = Callable[[str, str], dict[str, list[str]]]
 """From prediction and reference to findings by kind (hallucinated, omitted)."""
 EMPTY_TEXT = "(empty)"
 GROUPS: dict[str, tuple[str, ...]] = {
-    "What the report states": ("findings", "hallucinated", "omitted", "region", "ratescore", "radgraph", "chexbert", "semb"),
+    "Content of the report": ("findings", "hallucinated", "omitted", "region", "ratescore", "radgraph", "chexbert", "semb"),
     "Words shared with the reference": ("rouge", "meteor", "bleu", "cider"),
-    "Likeness by models": ("cosine", "embedding", "perplexity"),
-    "How the text looks": ("empty", "unparsable", "length", "duplicate", "repetition", "non_word"),
-    "How it was decoded": ("stopped", "looped", "eos", "forwards"),
+    "Similarity by models": ("cosine", "embedding", "perplexity"),
+    "Form of the text": ("empty", "unparsable", "length", "duplicate", "repetition", "non_word"),
+    "Decoding": ("stopped", "looped", "eos", "forwards", "nfe"),
 }
-"""Headings of tables, and how the names of their scores begin."""
+"""Headings of tables, and the prefixes of the names of their scores."""
 OTHERS = "Others"
+HEADLINES = ("findings_f1_micro", "hallucinated_findings", "omitted_findings", "rouge_l_google", "cider_d", "stopped")
+"""Scores that the page shows large, if they were computed."""
+SIDE = 320
+"""Longest side of an image on the page, in pixels."""
 _HEAD = ("score", "value", "interval")
 _HEAD_AGAINST = ("other run", "difference", "interval of it", "p", "p (Holm)", "verdict")
+_STYLES = {"better": "good", "worse": "bad"}
+_BINS = 20
+
+Stretches = tuple[tuple[str, bool], ...]
+"""Stretches of a text in order, white space included, and whether the other text shares them."""
+_PIECE = re.compile(r"([\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,36 +56,64 @@ class ShownCase:
     reference: str
     notes: tuple[str, ...]
     other: str | None = None
-    """What the run that this one is compared with wrote."""
+    """Report of the run that this one is compared with."""
     image: Image.Image | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreReport:
-    """All that a page shows."""
+    """Content of the page and of the Markdown."""
 
     title: str
-    scored: Scored
+    scored: ScoredRun
     level: float
-    compared: Sequence[Compared] = ()
+    compared: Sequence[ScoreComparison] = ()
     other: str = ""
-    """What the run is compared with."""
+    """Name of the run that this one is compared with."""
     notes: Sequence[str] = ()
-    """What a reader must know before the figures: what was empty, what could not be read."""
+    """Warnings above the scores: empty and unreadable reports."""
     worst_by: str = ""
     cases: Sequence[ShownCase] = ()
     command: str = ""
-    _by_name: dict[str, Compared] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_by_name", {one.name: one for one in self.compared})
+    @cached_property
+    def _comparisons(self) -> dict[str, ScoreComparison]:
+        return {one.name: one for one in self.compared}
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Names of the scores by heading, each name once; headings without scores are left out."""
+        names = [score.name for score in self.scored.scores]
+        found = {heading: [name for name in names if name.startswith(prefixes)] for heading, prefixes in GROUPS.items()}
+        grouped = {name for group in found.values() for name in group}
+        found[OTHERS] = [name for name in names if name not in grouped]
+        return {heading: group for heading, group in found.items() if group}
+
+    def comparison(self, name: str) -> ScoreComparison | None:
+        """Comparison of one score; None if it is not compared."""
+        return self._comparisons.get(name)
+
+    def introduction(self) -> str:
+        """Method of the intervals and tests, in one or two sentences."""
+        text = (
+            f"{len(self.scored.cases)} reports; intervals of {self.level:.0%} by bootstrap over reports (not over training seeds)."
+        )
+        if not self.compared:
+            return text
+        how = "exact" if self.compared[0].result.exact else "sampled"
+        return f"{text} Compared with {self.other}: paired randomisation test, two-sided, {how}; Holm over all scores."
+
+    def signatures(self) -> list[str]:
+        """Every signature once."""
+        return list(dict.fromkeys(score.signature for score in self.scored.scores))
 
     def markdown(self) -> str:
-        """As Markdown."""
-        table = Table(self._head(), [line for names in self.groups.values() for line in map(self._line, names)])
+        """Report in Markdown."""
+        head = [*_HEAD, *(_HEAD_AGAINST if self.compared else ())]
+        table = Table(head, [self._line(name) for names in self.groups.values() for name in names])
         parts = [f"# {self.title}", self.introduction(), "\n".join(f"- {note}" for note in self.notes), table.markdown()]
         if self.scored.absent:
-            parts += ["## Absent", "\n".join(f"- {one.name}: {one.reason}" for one in self.scored.absent)]
+            parts += ["## Absent scores", "\n".join(f"- {one.name}: {one.reason}" for one in self.scored.absent)]
         parts += ["## Signatures", "\n".join(f"- `{text}`" for text in self.signatures())]
         if self.cases:
             parts.append(f"## Worst reports by {self.worst_by}")
@@ -85,44 +126,34 @@ class ScoreReport:
             parts += ["## How to reproduce", f"```sh\n{self.command}\n```"]
         return "\n\n".join(part for part in parts if part) + "\n"
 
-    @property
-    def groups(self) -> dict[str, list[str]]:
-        """Names of the figures under their headings, every one once; headings without any are left out."""
-        names = [figure.name for figure in self.scored.figures]
-        found = {heading: [name for name in names if name.startswith(begins)] for heading, begins in GROUPS.items()}
-        known = {name for group in found.values() for name in group}
-        found[OTHERS] = [name for name in names if name not in known]
-        return {heading: group for heading, group in found.items() if group}
-
-    def comparison(self, name: str) -> Compared | None:
-        """Of one figure; None: it is not compared."""
-        return self._by_name.get(name)
-
-    def introduction(self) -> str:
-        """What was done, in a sentence or two."""
-        text = (
-            f"{len(self.scored.cases)} reports; intervals of {self.level:.0%} by bootstrap over reports (not over training seeds)."
+    def page(self) -> str:
+        """Report as HTML text."""
+        views = {score.name: _score_view(score, self.comparison(score.name)) for score in self.scored.scores}
+        against = ("other run", "difference", "interval of it", "", "p", "p (Holm)", "verdict")
+        return render(
+            "scores.html",
+            title=self.title,
+            report=self,
+            tiles=[views[name] for name in HEADLINES if name in views],
+            headings=[*_HEAD, *(against if self.compared else ())],
+            groups={heading: [views[name] for name in names] for heading, names in self.groups.items()},
+            histogram=_histogram(self.scored.of_reports[self.worst_by]) if self.cases else None,
+            cases=map(_case_view, self.cases),
         )
-        if not self.compared:
-            return text
-        how = "exact" if self.compared[0].result.exact else "sampled"
-        return f"{text} Compared with {self.other}: paired randomisation test, two-sided, {how}; Holm over all scores."
-
-    def _head(self) -> list[str]:
-        return [*_HEAD, *(_HEAD_AGAINST if self.compared else ())]
 
     def _line(self, name: str) -> list[str]:
-        own = self.scored.figure(name).interval
+        own, compared = self.scored.score(name).interval, self.comparison(name)
         line = [name, number(own.value), span(own.low, own.high)]
-        return line + _against(self.comparison(name)) if self.compared else line
-
-    def signatures(self) -> list[str]:
-        """Every signature once."""
-        return list(dict.fromkeys(figure.signature for figure in self.scored.figures))
+        if not self.compared:
+            return line
+        if compared is None:
+            return [*line, *[MISSING] * len(_HEAD_AGAINST)]
+        view = _comparison_view(compared)
+        return [*line, *(view[key] for key in ("other", "difference", "difference_interval", "p", "p_holm", "verdict"))]
 
 
 def shown_cases(
-    scored: Scored,
+    scored: ScoredRun,
     by: str,
     count: int,
     sections: Sections,
@@ -131,21 +162,21 @@ def shown_cases(
     others: Sequence[Case] = (),
     images: Images | None = None,
 ) -> list[ShownCase]:
-    """The worst cases of a run, with what is wrong with them.
+    """Collect the worst cases of a run, with notes on their errors.
 
     Args:
         scored: the run.
-        by: the figure that says which are the worst.
-        count: how many.
-        sections: of a report to show.
-        difference: who says which findings differ.
-        others: the cases of the run that this one is compared with, in the same order.
-        images: from keys to images, of those that there are.
+        by: score that orders the cases.
+        count: most cases to show.
+        sections: sections of a report to show.
+        difference: finds the findings in which two reports differ.
+        others: cases of the run that this one is compared with, in the same order.
+        images: from keys to images; keys without an image are left out.
 
     Raises:
-        ValueError: there is no such figure.
+        ValueError: there is no such score.
     """
-    values, found = scored.of_reports[scored.figure(by).name], []
+    values, found = scored.of_reports[scored.score(by).name], []
     places = worst(scored, by, count)
     pictures = {} if images is None else images([scored.cases[place].key for place in places])
     for place in places:
@@ -171,7 +202,7 @@ def shown_cases(
 
 
 def number(value: float) -> str:
-    """Four decimals, fewer where the number is large.
+    """Format a score: four decimals, fewer for a large number.
 
     >>> number(0.61234), number(123.456), number(float("nan"))
     ('0.6123', '123.5', '–')
@@ -182,12 +213,12 @@ def number(value: float) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """An interval."""
+    """Format an interval."""
     return f"{number(low)} to {number(high)}"
 
 
 def probability(p: float) -> str:
-    """A p-value.
+    """Format a p-value.
 
     >>> probability(0.00004), probability(0.0312)
     ('< 0.001', '0.031')
@@ -197,22 +228,85 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _against(one: Compared | None) -> list[str]:
-    if one is None:
-        return [MISSING] * len(_HEAD_AGAINST)
-    result = one.result
-    return [
-        number(one.other),
-        f"{'+' if result.difference > 0 else ''}{number(result.difference)}",
-        span(result.low, result.high),
-        probability(result.p),
-        probability(one.p_holm),
-        one.verdict,
+def marked(first: str, second: str) -> tuple[Stretches, Stretches]:
+    """Align two texts word by word and mark the shared stretches of both; case is ignored, and only words can differ.
+
+    >>> marked("No effusion.", "no pleural effusion.")
+    ((('No effusion.', True),), (('no ', True), ('pleural', False), (' effusion.', True)))
+    """
+    ours, theirs = _PIECE.split(first), _PIECE.split(second)  # words are at odd places, the text between them at even ones
+    own_words, other_words = ([word.lower() for word in pieces[1::2]] for pieces in (ours, theirs))
+    blocks = SequenceMatcher(None, own_words, other_words, autojunk=False).get_matching_blocks()
+    return (
+        _stretches(ours, {block.a + step for block in blocks for step in range(block.size)}),
+        _stretches(theirs, {block.b + step for block in blocks for step in range(block.size)}),
+    )
+
+
+def _stretches(pieces: list[str], shared: set[int]) -> Stretches:
+    flags = [(piece, place % 2 == 0 or place // 2 in shared) for place, piece in enumerate(pieces) if piece]
+    return tuple(("".join(piece for piece, _ in run), common) for common, run in groupby(flags, key=lambda pair: pair[1]))
+
+
+def _score_view(score: Score, compared: ScoreComparison | None) -> dict[str, Any]:
+    own = score.interval
+    view = {
+        "name": score.name,
+        "signature": score.signature,
+        "better": score.better,
+        "value": number(own.value),
+        "interval": span(own.low, own.high),
+    }
+    if compared is not None:
+        return view | _comparison_view(compared) | {"compared": True}
+    names = ("other", "difference", "difference_interval", "p", "p_holm", "verdict")
+    return view | dict.fromkeys(names, MISSING) | {"whisker": None, "style": "", "compared": False}
+
+
+def _comparison_view(compared: ScoreComparison) -> dict[str, Any]:
+    result = compared.result
+    ends = (result.low, result.difference, result.high)
+    reach = max(abs(result.low), abs(result.high)) or 1.0
+    return {
+        "other": number(compared.other),
+        "difference": f"{'+' if result.difference > 0 else ''}{number(result.difference)}",
+        "difference_interval": span(result.low, result.high),
+        "whisker": [f"{60 + 54 * value / reach:.1f}" for value in ends] if all(map(math.isfinite, ends)) else None,
+        "p": probability(result.p),
+        "p_holm": probability(compared.p_holm),
+        "verdict": compared.verdict,
+        "style": _STYLES.get(compared.verdict, "soft"),
+    }
+
+
+def _histogram(scores: Sequence[float]) -> dict[str, Any] | None:
+    """Distribution of a score over reports as bars of an SVG; None if no report has the score."""
+    values = [value for value in scores if math.isfinite(value)]
+    if not values:
+        return None
+    low, high = min(0.0, *values), max(1.0, *values)
+    counts = [0] * _BINS
+    for value in values:
+        counts[min(_BINS - 1, int(_BINS * (value - low) / (high - low)))] += 1
+    heights = [76 * count / max(counts) for count in counts]
+    bars = [
+        {"x": 20 * place + 1, "y": f"{80 - height:.1f}", "height": f"{height:.1f}", "count": count}
+        for place, (height, count) in enumerate(zip(heights, counts, strict=True))
     ]
+    return {"bars": bars, "low": f"{low:g}", "high": f"{high:g}", "reports": len(values)}
+
+
+def _case_view(case: ShownCase) -> dict[str, Any]:
+    ours, theirs = marked(case.prediction, case.reference)
+    texts = [("reference", theirs, "missing"), ("prediction", ours, "extra")]
+    if case.other is not None:
+        texts.append(("other run", marked(case.other, case.reference)[0], "extra"))
+    image = None if case.image is None else image_uri(case.image, side=SIDE)
+    return {"key": case.key, "value": case.value, "image": image, "texts": texts, "notes": case.notes}
 
 
 def _quoted(text: str) -> str:
-    """Markdown that shows the text as it is."""
+    """Markdown that shows the text unchanged."""
     if not text:
         return EMPTY_TEXT
     return "".join(f"\\{character}" if character in "\\`*_[]#|" else character for character in html.escape(text, quote=False))

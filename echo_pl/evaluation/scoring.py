@@ -1,7 +1,4 @@
-"""Score the cases of one run with many metrics, with intervals; and two runs over the same studies against each other.
-
-Knows metrics by their rows and figures only; neither files nor models.
-"""
+"""Scores of one run with intervals, and paired tests of two runs over the same studies."""
 
 from __future__ import annotations
 
@@ -20,12 +17,12 @@ from echo_pl.metrics.statistics import Comparison, Interval, bootstrap, compare,
 
 @dataclass(frozen=True, kw_only=True)
 class Resampling:
-    """How intervals and tests are drawn."""
+    """Sizes and seed of the bootstrap and of the randomisation test."""
 
     resamples: int = 1000
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
     rounds: int = 10_000
-    """Of the randomisation test."""
+    """Random exchanges of the randomisation test."""
     level: float = 0.95
     seed: int = 0
 
@@ -37,56 +34,54 @@ class Resampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
-    """A metric with the rows of a run."""
+class MetricRows:
+    """Metric with its rows for a run: N reports, K counts."""
 
     metric: ReportScore
     rows_NK: Tensor
 
     @property
     def of_reports(self) -> dict[str, list[float]]:
-        """Every figure of every report by itself."""
+        """Every score of every report alone."""
         return {name: values.tolist() for name, values in self.metric.figures(self.rows_NK).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One figure of a run."""
+class Score:
+    """One score of a run."""
 
     name: str
     interval: Interval
     signature: str
     better: bool | None
-    """Whether higher is better; None: neither."""
+    """True if higher is better; None if neither direction is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """A run and what came of it."""
+class ScoredRun:
+    """A run with its scores."""
 
     cases: tuple[Case, ...]
-    counted: tuple[Counted, ...]
-    figures: tuple[Figure, ...]
+    counted: tuple[MetricRows, ...]
+    scores: tuple[Score, ...]
     absent: tuple[Absent, ...] = ()
 
-    def figure(self, name: str) -> Figure:
-        """By name.
-
-        Raises:
-            ValueError: there is none of that name.
-        """
-        for figure in self.figures:
-            if figure.name == name:
-                return figure
-        raise ValueError(f"there is no figure {name!r}; there are {[figure.name for figure in self.figures]}")
+    def score(self, name: str) -> Score:
+        """Score by name; raises ValueError if there is none."""
+        for score in self.scores:
+            if score.name == name:
+                return score
+        raise ValueError(f"there is no score {name!r}; there are {[score.name for score in self.scores]}")
 
     @property
     def of_reports(self) -> dict[str, list[float]]:
-        """Every figure of every report by itself."""
+        """Every score of every report alone."""
         return {name: values for counted in self.counted for name, values in counted.of_reports.items()}
 
 
-def count(cases: Sequence[Case], metrics: Sequence[PairMetric], sections: Sections, *, progress: bool = True) -> list[Counted]:
+def metric_rows(
+    cases: Sequence[Case], metrics: Sequence[PairMetric], sections: Sections, *, progress: bool = True
+) -> list[MetricRows]:
     """Rows of every metric that reads texts."""
     predictions = [formatted(case.prediction.report, sections) for case in cases]
     references = [formatted(case.reference, sections) for case in cases]
@@ -94,12 +89,12 @@ def count(cases: Sequence[Case], metrics: Sequence[PairMetric], sections: Sectio
     with tqdm(metrics, desc="scores", unit="metric", disable=not progress) as bar:
         for metric in bar:
             bar.set_postfix_str(metric.names[0])
-            found.append(Counted(metric=metric, rows_NK=metric.rows(predictions, references)))
+            found.append(MetricRows(metric=metric, rows_NK=metric.rows(predictions, references)))
     return found
 
 
-def given(cases: Sequence[Case]) -> tuple[list[Counted], list[Absent]]:
-    """What decoding knew of its reports, and whether they could be read; a value that no report has is absent."""
+def decoding_rows(cases: Sequence[Case]) -> tuple[list[MetricRows], list[Absent]]:
+    """Rows of the values that come from decoding, and of unreadable reports; a value that no report has is absent."""
     decoded = [case.prediction for case in cases]
     values: dict[str, tuple[Sequence[float | None], str, bool]] = {
         "stopped": ([one.stopped for one in decoded], "stopped|ended with eos", True),
@@ -121,45 +116,41 @@ def given(cases: Sequence[Case]) -> tuple[list[Counted], list[Absent]]:
     for name, (own, variant, better) in values.items():
         if any(value is not None for value in own):
             metric = GivenValues(name, f"{variant}|mean:reports|v1", better)
-            found.append(Counted(metric=metric, rows_NK=metric.rows(own)))
+            found.append(MetricRows(metric=metric, rows_NK=metric.rows(own)))
         else:
-            absent.append(Absent(name=name, reason="the predictions do not say"))
+            absent.append(Absent(name=name, reason="the predictions do not hold it"))
     return found, absent
 
 
 def summarize(
-    cases: Sequence[Case], counted: Sequence[Counted], absent: Sequence[Absent], resampling: Resampling, *, progress: bool = True
-) -> Scored:
-    """Figures with their intervals.
-
-    Raises:
-        ValueError: two metrics have a figure of the same name.
-    """
-    figures = []
+    cases: Sequence[Case], counted: Sequence[MetricRows], absent: Sequence[Absent], resampling: Resampling, *, progress: bool = True
+) -> ScoredRun:
+    """Compute all scores with their intervals; raises ValueError if two metrics share the name of a score."""
+    scores = []
     for one in tqdm(counted, desc="intervals", unit="metric", disable=not progress):
         intervals = bootstrap(
             one.rows_NK, one.metric.figures, resamples=resampling.resamples, level=resampling.level, seed=resampling.seed
         )
         text = signature(one.metric.variant, len(one.rows_NK))
-        figures += [
-            Figure(name=name, interval=interval, signature=text, better=one.metric.better(name))
+        scores += [
+            Score(name=name, interval=interval, signature=text, better=one.metric.better(name))
             for name, interval in intervals.items()
         ]
-    names = [figure.name for figure in figures]
+    names = [score.name for score in scores]
     if len(set(names)) < len(names):
         raise ValueError(f"two metrics share a name: {sorted({name for name in names if names.count(name) > 1})}")
-    return Scored(cases=tuple(cases), counted=tuple(counted), figures=tuple(figures), absent=tuple(absent))
+    return ScoredRun(cases=tuple(cases), counted=tuple(counted), scores=tuple(scores), absent=tuple(absent))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
-    """One figure of this run against the other's."""
+class ScoreComparison:
+    """One score of this run against the same score of the other run."""
 
     name: str
     other: float
     result: Comparison
     p_holm: float
-    """``p`` corrected for the number of figures."""
+    """``p`` corrected for the number of scores (Holm)."""
     better: bool | None
 
     @property
@@ -172,11 +163,11 @@ class Compared:
         return "better" if (self.result.difference > 0) == self.better else "worse"
 
 
-def against(this: Scored, other: Scored, resampling: Resampling, *, progress: bool = True) -> list[Compared]:
-    """Paired tests of every figure that both runs have; the cases are those of the same studies, in the same order.
+def compare_runs(this: ScoredRun, other: ScoredRun, resampling: Resampling, *, progress: bool = True) -> list[ScoreComparison]:
+    """Paired tests of every score that both runs have.
 
     Raises:
-        ValueError: they are not.
+        ValueError: the cases of the runs are not the same studies in the same order.
     """
     if [case.key for case in this.cases] != [case.key for case in other.cases]:
         raise ValueError("two runs can only be compared on the same studies in the same order")
@@ -195,30 +186,30 @@ def against(this: Scored, other: Scored, resampling: Resampling, *, progress: bo
         )
     corrected = holm({name: result.p for name, result in results.items()})
     return [
-        Compared(
+        ScoreComparison(
             name=name,
-            other=other.figure(name).interval.value,
+            other=other.score(name).interval.value,
             result=result,
             p_holm=corrected[name],
-            better=this.figure(name).better,
+            better=this.score(name).better,
         )
         for name, result in results.items()
     ]
 
 
-def worst(scored: Scored, by: str, count: int) -> list[int]:
-    """Places of the ``count`` cases with the worst figure ``by``, the worst first; reports without the figure are left out.
+def worst(scored: ScoredRun, by: str, count: int) -> list[int]:
+    """Places of the ``count`` cases with the worst score ``by``, the worst first; reports without the score are left out.
 
     Of equals the one that shares fewer words with its reference (ROUGE-L) comes first.
 
     Raises:
-        ValueError: no such figure, or one of which neither direction is better.
+        ValueError: there is no such score, or neither direction of it is better.
     """
-    better = scored.figure(by).better
+    better = scored.score(by).better
     if better is None:
-        raise ValueError(f"of {by} neither high nor low is better: choose another figure to sort by")
-    figures = scored.of_reports
-    values = figures[by]
-    second = figures.get("rouge_l_google", values)
+        raise ValueError(f"neither a high nor a low {by} is better: choose another score to sort by")
+    scores = scored.of_reports
+    values = scores[by]
+    second = scores.get("rouge_l_google", values)
     known = [place for place, value in enumerate(values) if not math.isnan(value)]
     return sorted(known, key=lambda place: (values[place] if better else -values[place], second[place]))[:count]

@@ -1,19 +1,17 @@
-"""One decode as a person reads it: tokens in reading order, coloured by the step at which they were committed.
+"""One decode in reading order: every token coloured by the step at which it was committed.
 
-METHOD.md 3, phase 1, made visible. One record (plain JSON) holds everything; the HTML is drawn from it and from nothing
-else. Knows neither models nor files.
+Shows the trajectories of docs/explain/method.md, "Trajectories". A record (plain JSON) holds everything that the page draws.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
-from echo_pl.evaluation.document import html_document
+from echo_pl.pages.document import render
 from echo_pl.reports.response import format_response
 from echo_pl.structs import ReportText, SpecialTokens, Trajectory
 
@@ -24,10 +22,10 @@ _BROKEN = "\ufffd"
 
 
 def token_pieces(tokens: Tensor, detokenize: Callable[[Tensor], str], special: SpecialTokens) -> list[str]:
-    """The text of each token, so that the pieces of ordinary tokens join to the whole text, spaces included.
+    """Text of each token; the pieces of ordinary tokens join to the whole text, spaces included.
 
-    A token is read as what it adds to the text before it, because a token alone may lose its space or be half a
-    character (the piece then goes to the token that completes it). Control tokens are named in angle brackets.
+    A piece is the difference between two decoded prefixes, because a token alone may lose its space. Half a character belongs to
+    the token that completes it. Control tokens are named in angle brackets.
     """
     names = {special.eos: "⟨eos⟩", special.mask: "⟨mask⟩", special.pad: "⟨pad⟩", special.image: "⟨image⟩"}
     control = {*special.never_sampled, *names}
@@ -50,11 +48,11 @@ def token_pieces(tokens: Tensor, detokenize: Callable[[Tensor], str], special: S
 def trajectory_record(
     trajectory: Trajectory, detokenize: Callable[[Tensor], str], special: SpecialTokens, reference: ReportText
 ) -> dict[str, Any]:
-    """Everything there is to see, as plain JSON; blocks and steps are counted from 1."""
+    """Trajectory as plain JSON; blocks and steps are counted from 1."""
     ids = trajectory.token_R.tolist()
     end = ids.index(special.eos) if special.eos in ids else len(ids)
     control = {*special.never_sampled, special.eos, special.mask, special.pad, special.image}
-    # On the absolute grid (METHOD.md 2) the first block is short: the context has the rest of it.
+    # On the absolute grid the first block is short, as the context holds the rest of it.
     before = -len(ids) % trajectory.block_size
     columns = zip(
         ids,
@@ -84,59 +82,42 @@ def trajectory_record(
     }
 
 
-def trajectory_fragment(record: dict[str, Any], *, with_reference: bool = True) -> str:
-    """A record as an HTML fragment; the style is in :mod:`echo_pl.evaluation.document`.
+def trajectory_view(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record for the ``trajectory`` macro: tokens by block, with colour and tip.
 
-    Each token says its block, step and confidence on hover; a confidence under 0.5 is outlined.
+    A confidence below 0.5 is outlined. An autoregressive decode (block size 1) is shown as one run.
     """
     last = max((token["step"] for token in record["tokens"]), default=1)
-    in_blocks = record["block_size"] > 1
-    blocks = [_block(block, last, numbered=in_blocks) for block in _blocks(record)]
-    parts = [f'<div class="tokens">{"".join(blocks)}</div>']
-    if record["tokens"]:
-        parts.append(_legend(last, steps=in_blocks, low=any(map(_is_low, record["tokens"]))))
-    if with_reference:
-        parts.append(f'<div class="reference"><b>Reference.</b> {html.escape(record["reference"])}</div>')
-    return f'<div class="trajectory">{"".join(parts)}</div>'
+    tokens = [_token_view(token, last) for token in record["tokens"]]
+    blocks = [list(block) for _, block in groupby(tokens, key=lambda token: record["block_size"] > 1 and token["block"])]
+    return {
+        "key": record["key"],
+        "reference": record["reference"],
+        "block_size": record["block_size"],
+        "blocks": blocks,
+        "colours": [_colour(step, last) for step in range(1, last + 1)],
+        "low": any(map(_is_low, record["tokens"])),
+        "low_confidence": f"{LOW_CONFIDENCE:g}",
+    }
 
 
-def trajectory_document(title: str, records: Sequence[dict[str, Any]]) -> str:
-    """A page of its own with one section per record."""
-    sections = [f"<h2>{html.escape(record['key'])}</h2>{trajectory_fragment(record)}" for record in records]
-    return html_document(title, f"<h1>{html.escape(title)}</h1>{''.join(sections)}")
+def trajectory_document(title: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Page with one section per record."""
+    return render("trajectories.html", title=title, trajectories=[trajectory_view(record) for record in records])
 
 
-def _blocks(record: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Tokens by block; autoregressive decodes (block size 1) as a single run."""
-    if record["block_size"] == 1:
-        return [record["tokens"]] if record["tokens"] else []
-    return [list(block) for _, block in groupby(record["tokens"], key=lambda token: token["block"])]
-
-
-def _block(tokens: Sequence[dict[str, Any]], last: int, *, numbered: bool) -> str:
-    spans = "".join(_token(token, last) for token in tokens)
-    if not numbered:
-        return f'<span class="block run">{spans}</span>'
-    return f'<span class="block"><span class="number">{tokens[0]["block"]}</span>{spans}</span><wbr>'
-
-
-def _token(token: dict[str, Any], last: int) -> str:
+def _token_view(token: Mapping[str, Any], last: int) -> dict[str, Any]:
     flags = {"low": _is_low(token), "control": token["control"], "after": token["after_eos"]}
-    classes = " ".join(["token", *(name for name, on in flags.items() if on)])
-    tip = f"block {token['block']} · step {token['step']} · confidence {token['confidence']:.2f}"
-    text = html.escape(token["text"]).replace("\n", "⏎")
-    return f'<span class="{classes}" style="background:{_colour(token["step"], last)}" title="{tip}">{text}</span>'
+    return {
+        "block": token["block"],
+        "text": token["text"].replace("\n", "⏎"),
+        "style": " ".join(["token", *(name for name, on in flags.items() if on)]),
+        "colour": _colour(token["step"], last),
+        "tip": f"block {token['block']} · step {token['step']} · confidence {token['confidence']:.2f}",
+    }
 
 
-def _legend(last: int, *, steps: bool, low: bool) -> str:
-    swatches = "".join(f'<span class="token" style="background:{_colour(step, last)}">{step}</span>' for step in range(1, last + 1))
-    lines = [f"committed at step {swatches}"] if steps else []
-    if low:
-        lines.append(f'<span class="token low">dashed</span> confidence under {LOW_CONFIDENCE:g}')
-    return f'<div class="legend">{"&ensp;".join(lines)}</div>'
-
-
-def _is_low(token: dict[str, Any]) -> bool:
+def _is_low(token: Mapping[str, Any]) -> bool:
     return token["confidence"] < LOW_CONFIDENCE and not token["after_eos"]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from echo_pl.evaluation.document import html_document
-from echo_pl.evaluation.table import score_variants
+from markupsafe import Markup
+
+from echo_pl.evaluation.rows import score_variants
+from echo_pl.pages.document import render
 from echo_pl.pages.tables import MISSING, Table
 from echo_pl.sweeps.contrasts import Contrast, Drop
 from echo_pl.sweeps.pareto import FASTER, Group, Key, Mean, front, label
@@ -53,14 +54,17 @@ class SweepComparison:
         return "\n\n".join([*parts, "## How to reproduce", f"```sh\n{self.command}\n```"]) + "\n"
 
     def page(self) -> str:
-        """All in one file."""
-        tables = "".join(f"<p>{html.escape(about)}</p>{_html_table(table)}" for about, table in self._tables())
-        return html_document(
-            self.title,
-            f"<h1>{html.escape(self.title)}</h1><p>{html.escape(self._introduction())}</p>"
-            f'{tables}{_list(self._fronts())}<div class="plot wide">{self.picture()}</div>'
-            f"<h2>What is missing</h2>{_list(self._missing())}<h2>How to reproduce</h2><pre>{html.escape(self.command)}</pre>"
-            + (f'<p class="soft">{html.escape(score_variants(self.signatures))}</p>' if self.signatures else ""),
+        """Comparison as one HTML page."""
+        return render(
+            "sweep.html",
+            title=self.title,
+            introduction=self._introduction(),
+            tables=self._tables(),
+            fronts=self._fronts(),
+            picture=Markup(self.picture()),
+            missing=self._missing(),
+            command=self.command,
+            variants=score_variants(self.signatures) if self.signatures else "",
         )
 
     def picture(self) -> str:
@@ -151,19 +155,3 @@ def _cell(mean: Mean | None, digits: int, scale: float = 1.0) -> str:
 
 def _objective(key: Key) -> str:
     return label((key[0], key[1], 0)).partition(",")[0]
-
-
-def _html_table(table: Table) -> str:
-    head = "".join(f"<th{_left(i)}>{html.escape(cell)}</th>" for i, cell in enumerate(table.headings))
-    body = "".join(
-        f"<tr>{''.join(f'<td{_left(i)}>{html.escape(cell)}</td>' for i, cell in enumerate(row))}</tr>" for row in table.rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _left(column: int) -> str:
-    return ' class="left"' if column == 0 else ""
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"

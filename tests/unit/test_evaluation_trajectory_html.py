@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import torch
 from evaluation_fakes import REPORTS, SPECIAL, FakeSampler, detokenize, make_batch, tokenize
 
-from echo_pl.evaluation.trajectory_html import token_pieces, trajectory_document, trajectory_fragment, trajectory_record
+from echo_pl.evaluation.trajectory_html import token_pieces, trajectory_document, trajectory_record
 from echo_pl.sampling import TrajectoryRecorder
 from echo_pl.structs import ReportText, SpecialTokens, Trajectory
 
@@ -39,6 +39,10 @@ def trajectory(tokens: list[int], block_size: int, confidence: list[float] | Non
         commit_step_R=torch.arange(size) % 3 + 1,
         confidence_R=torch.tensor(confidence or [0.9] * size),
     )
+
+
+def body(page: str) -> str:
+    return page[page.index("<body>") :].replace("</html>", "")
 
 
 def parse(fragment: str) -> Tokens:
@@ -88,12 +92,13 @@ def test_everything_is_escaped() -> None:
     record = trajectory_record(trajectory([7, 8], 2), lambda tokens: hostile * len(tokens), SPECIAL, reference)
     page = trajectory_document(hostile, [record | {"key": hostile}])
     assert "<script" not in page
-    parse(page[page.index("<body>") :].replace("</html>", ""))
+    assert '<script>alert("x")' not in page
+    parse(body(page))
 
 
 def test_tokens_say_step_and_confidence_and_low_ones_are_marked() -> None:
     shown = trajectory([*tokenize("the lungs are"), SPECIAL.eos, SPECIAL.eos, SPECIAL.eos], 3, [0.9, 0.3, 0.8, 0.4, 0.1, 0.9])
-    parser = parse(trajectory_fragment(trajectory_record(shown, detokenize, SPECIAL, REPORTS[0])))
+    parser = parse(body(trajectory_document("t", [trajectory_record(shown, detokenize, SPECIAL, REPORTS[0])])))
     assert parser.tokens[1]["title"] == "block 1 · step 2 · confidence 0.30"
     low = ["low" in token["class"].split() for token in parser.tokens]
     assert low == [False, True, False, True, False, False]  # the fill after eos is not marked
@@ -106,6 +111,6 @@ def test_first_block_of_the_absolute_grid_is_short() -> None:
 
 
 def test_an_autoregressive_decode_has_no_block_numbers() -> None:
-    fragment = trajectory_fragment(trajectory_record(trajectory([7, 8], 1), detokenize, SPECIAL, REPORTS[0]))
+    fragment = body(trajectory_document("t", [trajectory_record(trajectory([7, 8], 1), detokenize, SPECIAL, REPORTS[0])]))
     assert 'class="number"' not in fragment
     assert "committed at step" not in fragment

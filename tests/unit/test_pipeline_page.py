@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline_fakes import make_parts, row, write_dataset
 
 from echo_pl.cli.corpus_view import main
-from echo_pl.data.pipeline.page import marked_findings, study_fragment
+from echo_pl.data.pipeline.page import corpus_page
 from echo_pl.data.pipeline.run import prepare
 from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.store.study import Study
@@ -26,6 +26,17 @@ STUDY = Study(
     labels=("fracture",),
     meta={"statements": json.dumps([["thorax", 21, True], ["bones", 16, False]]), "view": "AP"},
 )
+
+
+def shown_study(study: Study) -> str:
+    """HTML of the one study of a page."""
+    page = corpus_page("title", "abc", [study])
+    return page[page.index("<h2>") :]
+
+
+def marked_findings(study: Study) -> str:
+    """HTML of the normalized findings."""
+    return re.findall(r'<span class="head">Findings</span>(.*?)</p>', shown_study(study), re.DOTALL)[0]
 
 
 def test_imputed_statements_are_marked_and_text_is_escaped():
@@ -51,7 +62,7 @@ def test_chinese_statements_have_no_space_between_them():
 
 
 def test_a_study_is_shown_with_both_reports_small_images_and_labels():
-    shown = study_fragment(STUDY)
+    shown = shown_study(STUDY)
     assert shown.count("data:image/jpeg;base64,") == 1
     assert "rib broken." in shown
     assert "fracture &amp; pain." in shown
@@ -62,9 +73,9 @@ def test_a_study_is_shown_with_both_reports_small_images_and_labels():
 
 def test_a_general_sample_is_shown_with_what_training_asks():
     general = replace(STUDY, raw=None, normalized=ReportText(findings="A dog.", impression=""), meta={"kind": "general"})
-    assert "</span>Describe this image.</p>" in study_fragment(general)
-    assert "</span>What?</p>" in study_fragment(replace(general, meta={"kind": "general", "prompt": "What?"}))
-    assert "Impression" not in study_fragment(general)
+    assert "</span>Describe this image.</p>" in shown_study(general)
+    assert "</span>What?</p>" in shown_study(replace(general, meta={"kind": "general", "prompt": "What?"}))
+    assert "Impression" not in shown_study(general)
 
 
 def test_the_command_writes_a_page_for_its_owner_alone(tmp_path, capsys):
