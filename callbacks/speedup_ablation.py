@@ -20,7 +20,7 @@ from echo_pl.evaluation.harness import EvaluatedMethod, Method, Sampler, evaluat
 from echo_pl.evaluation.plot import png, quality_speed_figure
 from echo_pl.evaluation.rows import SCORES, Row, Setting, comparison_table
 from echo_pl.io.atomic import write_bytes_atomic, write_text_atomic
-from echo_pl.stages.placement import merged_adapters
+from echo_pl.stages.parallel import merged_adapters
 from echo_pl.structs import SpecialTokens
 
 from .observing import ReportData, ReportModule, frozen, mlflow_runs, observing, report_data

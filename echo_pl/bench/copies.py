@@ -16,7 +16,6 @@ import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ from echo_pl.evaluation.rows import Setting
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.runs.run import run
 from echo_pl.runs.start import resolve_start
-from echo_pl.sampling import BlockSampler, DecodeConfig
+from echo_pl.sampling import DecodeConfig
+from echo_pl.sampling.decoder import StageDecoder
 
 _SETTLING = 12
 """Steps before the first one that is timed, and a whole epoch of the timing run: it decodes images, and allocators grow."""
@@ -107,13 +107,14 @@ def decode(checkpoints: dict[int, Path], studies: int, overrides: Sequence[str])
     data.setup()
     factory = instantiate(config.backbone.factory, _convert_="all")
     way: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
+    decoder = StageDecoder(special=data.special, max_response_tokens=way.max_response_tokens, decode=way)
     methods = []
     for copies, path in checkpoints.items():
         vlm = factory.build(data.special, data.vocab_size).eval().requires_grad_(False)
         load_weights(vlm, path, ("rad",))
         for name, steps in (("base", None), ("base_one_step", 1)):
             setting = Setting(method=name, block_size=way.block_size, kv_cache="fused", batch_size=16)  # type: ignore[arg-type]
-            sampler = BlockSampler(vlm, data.special, replace(way, denoising_steps=steps, kv_cache="fused"))
+            sampler = decoder.multi_step(vlm, denoising_steps=steps, kv_cache="fused")
             methods.append((copies, Method(setting=setting, sampler=sampler)))
     batches = {16: data.held_out_batches("test", 16, studies)}
     evaluated = evaluate_methods([method for _, method in methods], batches, data.detokenize, data.judge, description="decode")

@@ -20,7 +20,6 @@ import argparse
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ from echo_pl.runs.run import flat_settings, prepare
 from echo_pl.runs.start import resolve_start, start_layout, start_stages
 from echo_pl.sampling.collect import collect_part, store_identity
 from echo_pl.sampling.config import DecodeConfig, check_weight
+from echo_pl.sampling.decoder import StageDecoder
 from echo_pl.sampling.sampler import BlockSampler
 from echo_pl.sampling.tilted import Tilt
 from echo_pl.sampling.trajectory_store import CollectionCounts, CollectionPlan, StoreIdentity, TrajectoryStore
@@ -155,7 +155,8 @@ def teacher(
     tilt = Tilt(student=leans_to, weight=weight) if weight else None
     decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
     identity = store_identity(decode, fingerprint, data.fingerprint, distributions, kept_tokens, weight, theirs)
-    return BlockSampler(vlm, data.special, replace(decode, kv_cache="fused"), tilt), identity
+    decoder = StageDecoder(special=data.special, max_response_tokens=decode.max_response_tokens, decode=decode)
+    return decoder.multi_step(vlm, tilt, kv_cache="fused"), identity
 
 
 def begin(launch: Launch, out: Path, identity: StoreIdentity, plan: CollectionPlan) -> tuple[TrajectoryWriter, list[int]]:

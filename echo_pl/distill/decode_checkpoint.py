@@ -1,7 +1,7 @@
 """Decode held-out studies with a checkpoint of any stage that writes reports, the way its stage means it to be decoded.
 
 Stage 1 token by token; stage 2 as its ``stage.module.decode`` says; stage 3 in one step per block, with what
-``stage.module.student_gate`` and ``student_bigrams`` add to it. Knows no score.
+``stage.module.student`` adds to it. Knows no score.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torch import Tensor
 
 from echo_pl.backbone.checkpoint import StageRecord, load_weights, read_checkpoint
 from echo_pl.backbone.vlm import VLM
 from echo_pl.config.compose import compose_config
-from echo_pl.data.loading.datamodule import EvalSplit, ReportDataModule
-from echo_pl.distill.student_sampler import student_sampler
+from echo_pl.data.loading.datamodule import EvalSplit
+from echo_pl.distill.decoder import stage_decoder
 from echo_pl.evaluation.cases import Case, parsed_prediction
 from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
 from echo_pl.evaluation.predictions import Images
 from echo_pl.runs.lineage import refuse_other_data
 from echo_pl.runs.run import fitting, prepare
-from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, Recorder
+from echo_pl.sampling import Recorder
 from echo_pl.structs import Batch, DecodeResult, ReportText
 
 STAGES = {
@@ -132,7 +131,9 @@ def decode_checkpoint(
     with fitting(checkpoint):
         layout = () if record.block_size is None else (config.block_size, config.grid, config.context_attention)
         load_weights(vlm, checkpoint, (record.stage,), *layout)
-    sampler = Watched(_sampler(config, record, vlm.to(device).eval().requires_grad_(False), data), data.special.eos, device)
+    sampler = Watched(
+        stage_decoder(config, data).for_stage(record.stage, vlm.to(device).eval().requires_grad_(False)), data.special.eos, device
+    )
     with torch.no_grad():
         batches = data.held_out_batches(split, batch_size, limit)
         outcome = evaluate(sampler, batches, data.detokenize, None, warmup=0, description="decode")
@@ -198,7 +199,7 @@ def _refuse_overrides(record: StageRecord, overrides: Sequence[str]) -> None:
     if record.stage == "dcd" and steps:
         raise ValueError(
             f"{', '.join(steps)}: a student writes each block in one step, and these say how its teacher decodes; for a second "
-            "step where it is unsure give stage.module.student_gate=<confidence>"
+            "step where it is unsure give stage.module.student.gate=<confidence>"
         )
 
 
@@ -206,12 +207,3 @@ def _own_settings(record: StageRecord) -> list[str]:
     """Overrides that make a configuration the checkpoint's own."""
     layout = [] if record.block_size is None else [f"block_size={record.block_size}"]
     return [f"stage={record.stage}", *layout, f"grid={record.grid}", f"context_attention={record.context_attention}"]
-
-
-def _sampler(config: DictConfig, record: StageRecord, vlm: VLM, data: ReportDataModule) -> Sampler:
-    if record.stage == "pretrain":
-        return AutoregressiveSampler(vlm, data.special, config.max_response_tokens)
-    decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
-    if record.stage == "dcd":
-        return student_sampler(config.stage.module, decode, vlm, data)
-    return BlockSampler(vlm, data.special, decode)

@@ -1,6 +1,6 @@
 """FSDP2 through Lightning: one data-parallel mesh over all processes, and checkpoints that are whole or not there.
 
-The stages shard their models in ``configure_model`` (:mod:`echo_pl.stages.placement`), by the policy defined here.
+The stages shard their models in ``configure_model`` (:mod:`echo_pl.stages.parallel`), by the policy defined here.
 """
 
 from __future__ import annotations

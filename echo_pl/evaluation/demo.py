@@ -19,7 +19,8 @@ from echo_pl.evaluation.harness import EvaluatedMethod, Method, evaluate_methods
 from echo_pl.evaluation.rows import KVCache, Setting, comparison_table
 from echo_pl.evaluation.trajectory_html import trajectory_record
 from echo_pl.io.atomic import write_text_atomic
-from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, TrajectoryRecorder
+from echo_pl.sampling import DecodeConfig, TrajectoryRecorder
+from echo_pl.sampling.decoder import StageDecoder
 
 BATCH_SIZES = (1, 16)
 SHOWN = 6
@@ -140,14 +141,15 @@ def evaluate_demo(config: DictConfig, checkpoints: Checkpoints, studies: int) ->
 def _methods(ar: VLM, base: VLM, distilled: Mapping[str, VLM], data: ReportDataModule, decode: DecodeConfig) -> list[Method]:
     def block(vlm: VLM, steps: int | None, setting: Setting) -> Method:
         assert setting.kv_cache is not None
-        way = replace(decode, denoising_steps=steps, kv_cache=setting.kv_cache)
-        return Method(setting=setting, sampler=BlockSampler(vlm, data.special, way))
+        sampler = decoder.multi_step(vlm, denoising_steps=steps, kv_cache=setting.kv_cache)
+        return Method(setting=setting, sampler=sampler)
 
+    decoder = StageDecoder(special=data.special, max_response_tokens=decode.max_response_tokens, decode=decode)
     caches: tuple[KVCache, ...] = ("vanilla", "fused")
     methods = []
     for size in BATCH_SIZES:
-        sampler = AutoregressiveSampler(ar, data.special, decode.max_response_tokens)
-        methods.append(Method(setting=Setting(method="ar", batch_size=size), sampler=sampler))
+        setting = Setting(method="ar", batch_size=size)
+        methods.append(Method(setting=setting, sampler=decoder.autoregressive(ar)))
         multi = Setting(method="base", block_size=decode.block_size, kv_cache="fused", batch_size=size)
         methods += [block(base, None, replace(multi, kv_cache=cache)) for cache in caches]
         native = replace(multi, method="base_one_step")

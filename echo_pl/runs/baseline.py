@@ -10,7 +10,8 @@ from pathlib import Path
 
 from echo_pl.backbone.checkpoint import StageRecord, is_checkpoint, load_weights, read_checkpoint
 from echo_pl.backbone.factory import BackboneFactory
-from echo_pl.sampling.autoregressive import AutoregressiveSampler
+from echo_pl.sampling import AutoregressiveSampler
+from echo_pl.sampling.decoder import StageDecoder
 from echo_pl.structs import SpecialTokens
 
 log = logging.getLogger(__name__)
@@ -54,4 +55,4 @@ def autoregressive_baseline(
         return None
     vlm = backbone.build(special, vocab_size).eval().requires_grad_(False)
     load_weights(vlm, checkpoint, ("pretrain",))
-    return AutoregressiveSampler(vlm, special, max_response_tokens)
+    return StageDecoder(special=special, max_response_tokens=max_response_tokens).autoregressive(vlm)

@@ -1,12 +1,11 @@
-"""One-step decoding as a chain: how often tokens follow each other, beside what one forward says of every position by itself.
+"""Bigrams: joint choice of the tokens of a one-step block, from the forward's marginals and counted pairs of tokens.
 
-The tokens of a block that is filled in one step are chosen as if they were independent. Here they are the best path through
-the block under ``sum_i log p_i(y_i) + w log r(y_i-1, y_i)``. The joint of a Markov chain is the product of its marginals p_i and of
-its neighbours' ratios P_i(a, b) / (p_i-1(a) p_i(b)); r(a, b) = P(b | a) / P(b), counted in the reports that the student was trained
-on, stands for these, wherever they are. For a stationary chain that is exact at w = 1; for reports it is not, hence the weight.
-(Sun et al. 2019, arXiv 1910.11555, learn such a factor for parallel translation; here it is counted.) No forward is spent on it.
-
-Knows tokens and distributions; nothing of models, caches or commit rules.
+One step chooses the tokens of a block independently. With bigrams they are the best path through the block under
+``sum_i log p_i(y_i) + w log r(y_i-1, y_i)``. The joint of a Markov chain is the product of its marginals p_i and of its neighbours'
+ratios P_i(a, b) / (p_i-1(a) p_i(b)). r(a, b) = P(b | a) / P(b), counted in the student's training reports,
+approximates these. For a stationary chain that is exact at w = 1; for reports it is an approximation, hence the weight. No extra
+forward is needed.
+Sun et al. 2019 (arXiv 1910.11555) learn such a factor for parallel translation.
 
 Shapes: A active samples, L block size, C candidates, V vocabulary, N pairs.
 """
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,19 +30,19 @@ CANDIDATES = 8
 """Likeliest tokens of a position that a path may take."""
 _SMALL_VOCABULARY = 2048
 _NEVER = -1.0e4
-"""A score that no path takes which has another way; finite, as settled tokens may leave none."""
+"""Score of a forbidden pair; finite, as committed tokens may leave no other path."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bigrams:
-    """Log-ratios log P(b | a) / P(b) of pairs of tokens, and how far to trust them."""
+    """Log-ratios log P(b | a) / P(b) of pairs of tokens, and their weight."""
 
     pair_N: Tensor
-    """int64, rising: a V + b of the pairs that were seen."""
+    """int64, ascending: a V + b of the pairs that were seen."""
     log_ratio_N: Tensor
-    """float32, of these."""
+    """float32: log-ratios of these pairs."""
     unseen_V: Tensor
-    """float32, by first token: of all pairs that were not."""
+    """float32, by first token: log-ratio of all pairs that were not seen."""
     weight: float
     """w, above 0."""
     candidates: int = CANDIDATES
@@ -53,7 +52,7 @@ class Bigrams:
     def __post_init__(self) -> None:
         check_weight(self.weight, "bigrams")
         if self.weight == 0.0:
-            raise ValueError("bigrams of weight 0 are none: leave them out")
+            raise ValueError("the weight of bigrams must be above 0, got 0: leave them out")
         if self.candidates < 1:
             raise ValueError(f"a path needs at least one candidate, got {self.candidates}")
 
@@ -63,21 +62,22 @@ class Bigrams:
     ) -> Bigrams:
         """Count pairs in token sequences.
 
-        P(b | a) = (c(a, b) + s P(b)) / (c(a) + s), so that pairs which were not seen are unlikely and not impossible, and nothing
-        is said of what follows a token that was never seen.
+        P(b | a) = (c(a, b) + s P(b)) / (c(a) + s). Pairs that were not seen are unlikely, not impossible. A token that was never
+        seen has no influence on the next one.
 
         Args:
             reports: (R,) tokens each; no pair spans two of them.
             vocabulary: V.
             weight: w.
             smoothing: s, in counts.
-            min_count: pairs that were seen less often are as if they were not: slips of whoever wrote the reports.
+            min_count: pairs that were seen less often count as not seen: rare pairs are often errors of the teacher.
 
         Raises:
-            ValueError: there are no pairs, or none as often; a token is none of the vocabulary; the weight, the smoothing or the
-                least count is none.
+            ValueError: there are no pairs, or none is frequent enough; a token is outside the vocabulary; the weight, the smoothing
+                or ``min_count`` is invalid.
         """
-        check_pairs(weight, min_count, repeats=True)
+        if min_count < 1:
+            raise ValueError(f"min_count must be at least 1, got {min_count}")
         if not 0.0 < smoothing < math.inf:
             raise ValueError(f"smoothing must be positive and finite, got {smoothing}")
         longer = [report for report in reports if len(report) > 1]
@@ -86,7 +86,9 @@ class Bigrams:
         every = torch.cat([report.long() for report in reports])
         low, high = int(every.min()), int(every.max())
         if low < 0 or high >= vocabulary:
-            raise ValueError(f"reports hold tokens from {low} to {high}, and the vocabulary has {vocabulary}: it is another one's")
+            raise ValueError(
+                f"reports hold tokens from {low} to {high}, and the vocabulary has {vocabulary}: another tokenizer made them"
+            )
         first, second = (torch.cat([r.long()[s] for r in longer]) for s in (slice(None, -1), slice(1, None)))
         pair_N, count_N = (first * vocabulary + second).unique(return_counts=True)
         followed_V = torch.bincount(first, minlength=vocabulary).double() + smoothing
@@ -95,7 +97,7 @@ class Bigrams:
         if not often_N.any():
             raise ValueError(
                 f"no pair of tokens is seen {min_count} times, the most frequent one {int(count_N.max())} times: lower "
-                "student_bigrams_min_count"
+                "student.min_count"
             )
         pair_N, count_N = pair_N[often_N], count_N[often_N]
         first_N, second_N = pair_N // vocabulary, pair_N % vocabulary
@@ -107,7 +109,7 @@ class Bigrams:
         )
 
     def to(self, device: torch.device) -> Bigrams:
-        """On a device."""
+        """Return the same bigrams on a device."""
         if self.pair_N.device == device:
             return self
         return replace(
@@ -120,7 +122,7 @@ class Bigrams:
 
     @cached_property
     def _every(self) -> Tensor | None:
-        """Of all pairs (V V,), where they are few: looked up in a fifth of the time. None: too many."""
+        """Log-ratios of all pairs (V V,), five times faster to look up; None: the vocabulary is too large."""
         V = len(self.unseen_V)
         if V > _SMALL_VOCABULARY:
             return None
@@ -135,7 +137,7 @@ class Bigrams:
         return torch.where(self.pair_N[place] == pair, self.log_ratio_N[place], self.unseen_V[first])
 
     def _link(self, first: Tensor, second: Tensor) -> Tensor:
-        """What a pair adds to the score of a path."""
+        """Score that a pair adds to a path."""
         link = self.weight * self.log_ratio(first, second)
         return link if self.once_V is None else link.masked_fill((first == second) & self.once_V[first], _NEVER)
 
@@ -151,21 +153,21 @@ class Bigrams:
 
         Args:
             logits_ALV: -inf at ids that are never sampled.
-            block_ids_AL: the block; its tokens stay where it is not open.
-            is_masked_AL: bool.
-            before_A: the token before the block; None: there is none that was counted.
-            first_A: place of the first token of the response, where a block begins with the end of a prompt: no pair spans both.
+            block_ids_AL: the block; its committed tokens stay.
+            is_masked_AL: bool, not committed yet.
+            before_A: the token before the block; None: the block is the first one.
+            first_A: place of the first response token in a block that begins with a context tail: no pair spans both.
         """
-        logits_ALV = logits_ALV[..., : len(self.unseen_V)]  # a model may have rows behind its tokens
+        logits_ALV = logits_ALV[..., : len(self.unseen_V)]  # a model may have more rows than tokens
         C = min(self.candidates, logits_ALV.shape[-1])
-        # Not normalised: at each position that is one number, whatever the path.
+        # Not normalised: the normaliser of a position is the same for every path.
         score_ALC, token_ALC = logits_ALV.topk(C, dim=-1)
         score_ALC = score_ALC.to(torch.promote_types(logits_ALV.dtype, torch.float32))
-        # A settled position has one candidate, whatever the forward says of it now.
+        # A committed position has one candidate, whatever the forward predicts there now.
         token_ALC = torch.where(is_masked_AL[..., None], token_ALC, block_ids_AL[..., None])
-        settled_C = score_ALC.new_full((C,), -torch.inf)
-        settled_C[0] = 0.0
-        score_ALC = torch.where(is_masked_AL[..., None], score_ALC, settled_C)
+        committed_C = score_ALC.new_full((C,), -torch.inf)
+        committed_C[0] = 0.0
+        score_ALC = torch.where(is_masked_AL[..., None], score_ALC, committed_C)
         link_ALCC = self._link(token_ALC[:, :-1, :, None], token_ALC[:, 1:, None, :])
         if first_A is not None:
             place_L = torch.arange(1, block_ids_AL.shape[1], device=first_A.device)
@@ -188,33 +190,28 @@ class Bigrams:
 
 
 def stored_bigrams(
-    folder: str | Path | None,
+    folder: str | Path,
     weight: float,
     vocabulary: int,
     data: str,
     *,
     min_count: int = 1,
-    once: Callable[[], Sequence[int]] | None = None,
-) -> Bigrams | None:
-    """Count the pairs of the reports that a student learnt from.
+    never_repeated: Sequence[int] | None = None,
+) -> Bigrams:
+    """Count the pairs of the reports that a student was trained on.
 
     Args:
         folder: its stored trajectories.
-        weight: w; 0: no bigrams, and nothing is read.
+        weight: w.
         vocabulary: V.
         data: fingerprint of the data that is decoded. Bigrams of other data are used, with a warning.
-        min_count: as of :meth:`Bigrams.count`.
-        once: gives the tokens that never follow themselves; None: all may.
+        min_count: see :meth:`Bigrams.count`.
+        never_repeated: tokens that never follow themselves; None: all may.
 
     Raises:
         FileNotFoundError: there are no trajectories in the folder.
-        ValueError: no folder; damaged trajectories, or of another vocabulary; a weight or a least count that is none; no tokens
-            for ``once``.
+        ValueError: damaged trajectories, or of another vocabulary; an invalid weight or count; ``never_repeated`` is empty.
     """
-    check_source(folder, weight)
-    check_pairs(weight, min_count, repeats=once is None)
-    if folder is None or weight == 0.0:
-        return None
     identity, reports = stored_tokens(folder)
     if identity.data_fingerprint != data:
         log.warning(
@@ -225,56 +222,12 @@ def stored_bigrams(
         bigrams = Bigrams.count(reports, vocabulary, weight, min_count=min_count)
     except ValueError as error:
         raise ValueError(f"no bigrams from {folder}: {error}") from error
-    if once is None:
+    if never_repeated is None:
         return bigrams
-    tokens = once()
-    if not tokens:
+    if not never_repeated:
         raise ValueError(
-            "student_bigrams_repeats=false forbids nothing: no token of this vocabulary begins with a space and a letter; leave "
-            "it out"
+            "student.repeats=false forbids nothing: no token of this vocabulary begins with a space and a letter; leave it out"
         )
     once_V = torch.zeros(vocabulary, dtype=torch.bool)
-    once_V[torch.tensor(tokens, dtype=torch.long)] = True
+    once_V[torch.tensor(never_repeated, dtype=torch.long)] = True
     return replace(bigrams, once_V=once_V)
-
-
-def check_greedy(weight: float, temperature: float) -> None:
-    """Refuse bigrams for tokens that are drawn.
-
-    Raises:
-        ValueError: both are above 0.
-    """
-    if weight and temperature:
-        raise ValueError(
-            f"student_bigrams={weight} needs greedy tokens: stage.module.decode.token_choice.temperature=0, got {temperature}"
-        )
-
-
-def check_source(folder: str | Path | None, weight: float) -> None:
-    """Refuse bigrams that have nothing to be counted in.
-
-    Raises:
-        ValueError: a weight that is none, or one above 0 without a folder of stored trajectories.
-    """
-    check_weight(weight, "bigrams")
-    if weight and folder is None:
-        raise ValueError(
-            f"student_bigrams={weight} counts pairs of tokens in stored trajectories: give stage.module.trajectories=<folder> "
-            "(echo-pl collect makes it)"
-        )
-
-
-def check_pairs(weight: float, min_count: int, repeats: bool) -> None:
-    """Refuse rules for pairs of tokens that are none, or that there are no bigrams for.
-
-    Raises:
-        ValueError: a least count that is no whole number or below 1, ``repeats`` that is no bool; a least count above 1, or
-            ``repeats=False``, without a weight.
-    """
-    if isinstance(min_count, bool) or not isinstance(min_count, int) or min_count < 1:
-        raise ValueError(f"student_bigrams_min_count must be a whole number and at least 1, got {min_count!r}")
-    if not isinstance(repeats, bool):
-        raise ValueError(f"student_bigrams_repeats must be true or false, got {repeats!r}")
-    if not weight and (min_count > 1 or not repeats):
-        rule = "student_bigrams_repeats=false" if min_count == 1 else f"student_bigrams_min_count={min_count}"
-        raise ValueError(f"{rule} is of no use without student_bigrams=<weight>")

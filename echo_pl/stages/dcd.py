@@ -1,7 +1,7 @@
-"""Stage 3: Direct Conditional Distillation of one step per block (METHOD.md 3, Algorithm 1), or another objective.
+"""Stage 3: Direct Conditional Distillation (DCD) of one step per block, or another objective.
 
-Wires a source of trajectories (phase 1) and what an objective makes of them (phase 2), and logs. The frozen teacher is no
-submodule: it is in no checkpoint, and is built anew from the stage-2 checkpoint.
+Implements Algorithm 1 of docs/explain/method.md, "Stage 3, DCDModule". Connects a source of trajectories (phase 1) and the loss of
+an objective (phase 2). The frozen teacher is no submodule: no checkpoint holds it, and it is built from the stage-2 checkpoint.
 """
 
 from __future__ import annotations
@@ -9,39 +9,37 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import lightning as L
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict, refuse_other_geometry
+from echo_pl.backbone.checkpoint import StageRecord, load_weights
 from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.lora import LoraSettings, add_lora
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.objectives import Objective
-from echo_pl.sampling.bigrams import Bigrams, check_greedy, check_pairs, check_source, stored_bigrams
 from echo_pl.sampling.config import DecodeConfig
+from echo_pl.sampling.decoder import StageDecoder
 from echo_pl.sampling.sampler import BlockSampler
+from echo_pl.sampling.student import StudentDecode
+from echo_pl.stages.base import ReportStage
 from echo_pl.stages.distillation import Distillation
 from echo_pl.stages.mean_field import GapCheck
 from echo_pl.stages.optimization import Optimization
-from echo_pl.stages.placement import shard_if_needed
-from echo_pl.stages.sequence_logits import SequenceLogits
-from echo_pl.stages.teacher_decode import Found
-from echo_pl.stages.trajectory_source import TrajectorySource
-from echo_pl.stages.validation import GenerationCheck, TextTools, refuse_compile
+from echo_pl.stages.parallel import shard_if_needed
+from echo_pl.stages.trajectory_source import Found, TrajectorySource
+from echo_pl.stages.validation import TextTools, check_not_compiled
 from echo_pl.structs import Batch
 
 DROPPED_KEY = "dropped_trajectories"
-"""Where a checkpoint keeps the counts of trajectories dropped so far."""
+"""Key of a checkpoint for the counts of trajectories dropped so far."""
 
 
-class DCDModule(L.LightningModule):
+class DCDModule(ReportStage):
     """Distils a frozen block-diffusion teacher into a student that decodes a block in one forward."""
 
     stage_name = "dcd"
     previous_stages = ("rad",)
     teacher: VLM
-    """The frozen stage-2 model, once ``configure_model`` has run; None (and not asked) for a validation without a start."""
+    """The frozen stage-2 model, once ``configure_model`` has run; None (and never used) for a validation without a start."""
 
     def __init__(
         self,
@@ -59,56 +57,44 @@ class DCDModule(L.LightningModule):
         seed: int = 0,
         student_prefix: float = 0.0,
         tilt: float = 0.0,
-        student_gate: float = 0.0,
-        student_bigrams: float = 0.0,
-        student_bigrams_min_count: int = 1,
-        student_bigrams_repeats: bool = True,
+        student: StudentDecode | None = None,
         generation_batches: int = 1,
     ) -> None:
-        """Take everything ready-made; student and teacher are built in ``configure_model``.
+        """Take the ready-made parts; student and teacher are built in ``configure_model``.
 
         Args:
             backbone: builds both models.
             text: ids and texts.
             optimization: optimizer and schedule.
-            lineage: written into every checkpoint.
-            decode: how the teacher decodes its trajectories; the student's validation is the same at one step.
-            objective: what the student is trained on.
-            start: the stage-2 checkpoint, teacher and start of the student; None: a student to validate, which needs none.
+            lineage: record for every checkpoint.
+            decode: decode of the teacher's trajectories; the student's validation is the same at one step.
+            objective: training objective of the student.
+            start: the stage-2 checkpoint of the teacher, and the student's initial weights; None: a student to validate.
             trajectories: a folder of stored trajectories, or None to decode each training batch on the fly.
             lora: train low-rank adapters of the student alone; None: its whole language model.
-            pack_tokens: most tokens of a row of several studies; None: one study a row.
-            seed: of the objective's own masks, where it has any, and of ``student_prefix``.
-            student_prefix: share of the studies whose first blocks the student writes, as it is now, and the teacher completes.
-            tilt: weight of the student that the teacher leans to while it decodes (:mod:`echo_pl.sampling.tilted`); 0: none.
-            student_gate: in validation, the student takes a second step for blocks with a position below this confidence.
-            student_bigrams: in validation, weight of how often tokens follow each other in the stored trajectories
-                (:mod:`echo_pl.sampling.bigrams`); 0: the student alone.
-            student_bigrams_min_count: pairs that are seen less often there count as never seen.
-            student_bigrams_repeats: whether a token that begins a word may follow itself.
+            pack_tokens: most tokens of a row of several studies; None: one study per row.
+            seed: seed of the objective's masks and of ``student_prefix``.
+            student_prefix: share of the studies whose first blocks the student in training writes, and the teacher completes.
+            tilt: weight of the student that the teacher is tilted towards (:mod:`echo_pl.sampling.tilted`); 0: none.
+            student: additions to the student's one step in validation; None: none.
             generation_batches: validation batches that are decoded and scored, and whose mean-field gap is measured.
 
         Raises:
-            ValueError: a share that is none, or one of stored trajectories; a weight or a least count that is none; bigrams
-                without a folder, or for drawn tokens.
+            ValueError: a share or a weight outside its range; a share together with stored trajectories; bigrams without a folder,
+                or for sampled tokens.
         """
-        super().__init__()
-        refuse_compile(decode)
-        check_source(trajectories, student_bigrams)
-        check_pairs(student_bigrams, student_bigrams_min_count, student_bigrams_repeats)
-        check_greedy(student_bigrams, decode.token_choice.temperature)
-        self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
-        self.decode, self.objective, self.start, self.lora = decode, objective, start, lora
-        self.student_gate, self.student_bigrams, self._trajectories = student_gate, student_bigrams, trajectories
-        self._bigrams: Bigrams | None = None
-        self._min_count = student_bigrams_min_count
-        self._once = None if student_bigrams_repeats else text.word_starts
-        self.logits = SequenceLogits(pack_tokens)
-        self.generation = GenerationCheck(text, generation_batches)
+        super().__init__(backbone, text, optimization, lineage, start, pack_tokens, generation_batches)
+        student = student or StudentDecode()
+        check_not_compiled(decode)
+        student.check(decode, trajectories)
+        self.decode, self.objective, self.lora = decode, objective, lora
+        self._trajectories = trajectories
+        self.decoder = StageDecoder(
+            special=text.special, max_response_tokens=decode.max_response_tokens, decode=decode, student=student
+        )
         self.gap = GapCheck(generation_batches)
-        self.special = text.special
         self.phase_1 = TrajectorySource(
-            text.special,
+            self.decoder,
             decode,
             distributions=objective.needs_targets,
             whole=objective.needs_whole_targets,
@@ -118,8 +104,7 @@ class DCDModule(L.LightningModule):
             seed=seed,
         )
         self.phase_2 = Distillation(text.special, decode.layout, objective, self.logits, seed)
-        self.vlm: VLM | None = None
-        # Past nn.Module's registration, so that no checkpoint holds the teacher and no optimizer or DDP hook sees it.
+        # Without nn.Module's registration: no checkpoint holds the teacher, and no optimizer or DDP hook sees it.
         object.__setattr__(self, "teacher", None)
 
     def configure_model(self) -> None:
@@ -130,23 +115,18 @@ class DCDModule(L.LightningModule):
         """
         if self.vlm is not None:
             return
-        self._bigrams = stored_bigrams(
-            self._trajectories,
-            self.student_bigrams,
-            self.text.vocab_size,
-            self.text.fingerprint,
-            min_count=self._min_count,
-            once=self._once,
-        )
+        text = self.text
+        bigrams = self.decoder.student.count_bigrams(self._trajectories, text.vocab_size, text.fingerprint, text.word_starts)
+        self.decoder = replace(self.decoder, bigrams=bigrams)
         if self.start is None:
             self._configure_to_validate()
             return
-        teacher = self._build(self.start)
+        teacher = self._build_from(self.start)
         teacher.requires_grad_(False)
         teacher.eval()
         self.phase_1.open(teacher, self.text.fingerprint)
         object.__setattr__(self, "teacher", shard_if_needed(self, teacher))
-        student = self._build(self.start)
+        student = self._build_from(self.start)
         student.freeze_vision()
         student.check_stored_features(self.text.vision_fingerprint)
         if self.lora is not None:
@@ -156,24 +136,18 @@ class DCDModule(L.LightningModule):
     def _configure_to_validate(self) -> None:
         if self.trainer.training:
             raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
-        student = self.backbone.build(self.text.special, self.text.vocab_size)
+        student = self.build()
         if self.lora is not None:
             add_lora(student, self.lora)
         self.vlm = shard_if_needed(self, student)
 
-    def _build(self, start: str) -> VLM:
-        vlm = self.backbone.build(self.text.special, self.text.vocab_size)
+    def _build_from(self, start: str) -> VLM:
+        vlm = self.build()
         layout, lineage = self.decode.layout, self.lineage
         stages = self.previous_stages if lineage.start_stage is None else (lineage.start_stage,)
         block_size = lineage.start_block_size or layout.block_size
         load_weights(vlm, start, stages, block_size, layout.grid, layout.context_attention)
         return vlm
-
-    @property
-    def model(self) -> VLM:
-        """The student, once it has been built."""
-        assert self.vlm is not None, "configure_model has not run"
-        return self.vlm
 
     @property
     def block_size(self) -> int:
@@ -182,32 +156,31 @@ class DCDModule(L.LightningModule):
 
     @property
     def sampler(self) -> BlockSampler:
-        """The student's: one step per block (and a second one behind a gate), with the fused cache."""
+        """The student's sampler: one step per block (and a second one after a gate), with the fused cache."""
         return self.make_student_sampler()
 
     def make_student_sampler(self, **changes: Any) -> BlockSampler:
-        """The same with some fields of its decode configuration changed."""
-        one = {"denoising_steps": 1, "kv_cache": "fused", "gate": self.student_gate}
-        return BlockSampler(self.model, self.special, replace(self.decode, **{**one, **changes}), bigrams=self._bigrams)
+        """The student's sampler with some fields of its decode configuration changed."""
+        return self.decoder.one_step(self.model, **{"kv_cache": "fused", **changes})
 
     def make_sampler(self, vlm: VLM, **changes: Any) -> BlockSampler:
-        """A sampler like the teacher's, with some fields of its decode configuration changed."""
-        return BlockSampler(vlm, self.special, replace(self.decode, **changes))
+        """A sampler as the teacher's, with some fields of its decode configuration changed."""
+        return self.decoder.multi_step(vlm, **changes)
 
     def on_fit_start(self) -> None:
-        """The teacher follows the student's device; it is no submodule, so nobody else moves it."""
+        """Move the teacher to the student's device; Lightning moves submodules only."""
         self.teacher.to(self.device)
 
     def on_validation_start(self) -> None:
-        """Likewise where there is no fit, and perhaps no teacher."""
+        """See :meth:`on_fit_start`; a validation without a fit may have no teacher."""
         if self.teacher is not None:
             self.teacher.to(self.device)
 
     def collect(self, batch: Batch) -> Found:
-        """Phase 1: the teacher's trajectories of a batch, stored or decoded now; None where there is no usable one.
+        """Phase 1: the teacher's trajectories of a batch, stored or decoded now.
 
         Raises:
-            ValueError: the store has never seen a sample.
+            ValueError: a sample is not in the store.
         """
         tail_B = self.phase_2.prompt(batch).tail_lengths_B
         return self.phase_1.collect(batch, self.teacher, self.model, self.current_epoch, tail_B)
@@ -219,7 +192,7 @@ class DCDModule(L.LightningModule):
     def loss(
         self, batch: Batch, trajectories: Found, epoch: int, progress: float | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Phase 2; ``progress`` runs from 0 to 1, None: where the trainer is."""
+        """Phase 2; ``progress`` runs from 0 to 1, None: the trainer's."""
         progress = self._progress() if progress is None else progress
         return self.phase_2.loss(self.model, self.teacher, batch, trajectories, epoch, progress)
 
@@ -235,9 +208,8 @@ class DCDModule(L.LightningModule):
         """Phase 1, then phase 2."""
         trajectories = self.collect(batch)
         loss, parts = self.loss(batch, trajectories, self.current_epoch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log_training(loss, batch)
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch), sync_dist=True)
-        self.log_dict(self.logits.padding, batch_size=len(batch), sync_dist=True)
         used = sum(t is not None for t in trajectories)
         self.log("train/usable_trajectories", used / len(batch), batch_size=len(batch), sync_dist=True)
         self.log_dict(self.phase_1.scores(), batch_size=len(batch))
@@ -247,15 +219,14 @@ class DCDModule(L.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to collect texts and gaps."""
-        self.generation.start(self.device)
+        """Start to collect texts and gaps."""
+        super().on_validation_epoch_start()
         self.gap.start(self.device)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """One-step loss on the references (cross-entropy of fully masked blocks); generation on the first batches."""
-        self.log("val/loss", self.phase_2.reference_loss(self.model, batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self.generation.update(self.sampler, batch, batch_index)
-        if self.teacher is None:  # a student that is only looked at, far from where it was trained
+        """Log the loss of every batch; decode the first ones, and measure their mean-field gap."""
+        super().validation_step(batch, batch_index)
+        if self.teacher is None:  # a student that is only validated, without its stage-2 checkpoint
             return
         self.gap.update(
             batch,
@@ -265,20 +236,20 @@ class DCDModule(L.LightningModule):
             teacher=lambda trajectories: self.mean_field_gaps(self.teacher, batch, trajectories),
         )
 
+    def validation_loss(self, batch: Batch) -> Tensor:
+        """One-step loss on the references: cross-entropy of fully masked blocks."""
+        return self.phase_2.reference_loss(self.model, batch)
+
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the generated reports, and the gaps."""
         self.log_dict(self.generation.compute() | self.gap.compute(), prog_bar=False)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """See :class:`Optimization`."""
-        return self.optimization.configure(self, self.trainer.estimated_stepping_batches)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say where the checkpoint comes from, and how many trajectories were dropped until now."""
-        checkpoint[RECORD_KEY] = record_dict(self.lineage, self.vlm)
+        """Add the record, and the counts of dropped trajectories."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint[DROPPED_KEY] = dict(self.phase_1.dropped)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of the same shapes and another meaning; go on counting dropped trajectories where the run was."""
-        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model.geometry, "the checkpoint to resume")
+        """Check the weights, and continue the counts of dropped trajectories."""
+        super().on_load_checkpoint(checkpoint)
         self.phase_1.dropped |= checkpoint.get(DROPPED_KEY, {})

@@ -1,6 +1,6 @@
-"""METHOD.md 3, phase 2, in stage 3: from trajectories to the RAD sequence that the objective's masks make of them, and to its loss.
+"""Phase 2 of stage 3: from trajectories to a RAD sequence under the objective's masks, and to its loss.
 
-Used by the stage by composition. Is handed the models; knows nothing of how trajectories came to be, of trainers or of logging.
+Implements docs/explain/method.md, "Stage 3, DCDModule". Used by the stage by composition.
 
 Shapes: B batch, K masked copies, R response in whole blocks, M chosen positions, V vocabulary, G blocks.
 """
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.vlm import VLM
-from echo_pl.diffusion.losses import local_count
+from echo_pl.diffusion.losses import GlobalCount, local_count
 from echo_pl.diffusion.noise import sample_generator
-from echo_pl.diffusion.objectives import Objective, Rows
+from echo_pl.diffusion.objectives import Objective, PseudoLabels, Rows
 from echo_pl.diffusion.sequence import (
     BlockedContext,
     BlockedResponse,
@@ -25,22 +25,21 @@ from echo_pl.diffusion.sequence import (
     rad_sequence,
 )
 from echo_pl.stages.mean_field import gaps_of
-from echo_pl.stages.pseudo_labels import align, pseudo_labels, rows_of
-from echo_pl.stages.reduction import all_reduce_mean, is_distributed
+from echo_pl.stages.parallel import all_reduce_mean, is_distributed
 from echo_pl.stages.sequence_logits import SequenceLogits
-from echo_pl.stages.teacher_decode import Found
-from echo_pl.structs import Batch, SpecialTokens
+from echo_pl.stages.trajectory_source import Found
+from echo_pl.structs import Batch, SpecialTokens, TopTargets
 
 
 class Distillation:
-    """What a student learns from trajectories, and how far one step is from them.
+    """Losses of a student on trajectories, and the gap between them and one step.
 
     Args:
         special: token ids.
         layout: block grid of teacher and student.
-        objective: what the student is trained on.
-        logits: how sequences are run.
-        seed: of the objective's masks.
+        objective: training objective of the student.
+        logits: runs the sequences.
+        seed: seed of the objective's masks.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Distillation:
     def loss(
         self, student: VLM, teacher: VLM, batch: Batch, trajectories: Found, epoch: int, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student sees the pseudo-labels as x0 and the objective's masks as xt; ``progress`` runs from 0 to 1."""
+        """Loss and its parts, with the pseudo-labels as x0 and the objective's masks as xt; ``progress`` runs from 0 to 1."""
         blocked = self.blocked(batch, trajectories)
         labels = align(trajectories, blocked, self.objective.needs_targets)
         maskable_B1R = blocked.maskable_BR[:, None]
@@ -72,7 +71,8 @@ class Distillation:
     def mean_field_gaps(self, vlm: VLM, batch: Batch, trajectories: Found) -> Tensor:
         """Gaps (G,) of all blocks of the teacher's trajectories under one step of a model, in nats.
 
-        See :func:`echo_pl.diffusion.mean_field.mean_field_gaps`. In the weights' own precision: rounding would be a gap, too.
+        See :func:`echo_pl.diffusion.mean_field.mean_field_gaps`. Computed in the weights' own
+        precision, as rounding would add to the gap.
         """
         blocked = self.blocked(batch, trajectories)
         labels = align(trajectories, blocked, with_targets=False)
@@ -110,7 +110,7 @@ class Distillation:
     def _teacher_rows(
         self, rows: Rows, teacher: VLM, batch: Batch, blocked: BlockedResponse, masked_BKR: Tensor, chosen_BKR: Tensor
     ) -> Rows:
-        """Add what the frozen teacher predicts at the same positions, seeing its own masks."""
+        """Add the frozen teacher's predictions at the same positions, under its own masks."""
         with torch.no_grad():
             logits_MV = self._predict(teacher, batch, blocked, masked_BKR, chosen_BKR)
         never = torch.tensor(self.special.never_sampled, device=logits_MV.device)
@@ -119,3 +119,90 @@ class Distillation:
             reference_logits_MV=logits_MV.index_fill(-1, never, -torch.inf),
             reference_masked_M=masked_BKR[chosen_BKR],
         )
+
+
+def pseudo_labels(trajectories: Found, eos: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded pseudo-label tokens (B, R) and their lengths (B,); a sample without a trajectory is one eos."""
+    rows = [torch.tensor([eos]) if t is None else t.token_R for t in trajectories]
+    tokens_BR = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=eos)
+    return tokens_BR.to(device), torch.tensor([len(row) for row in rows], device=device)
+
+
+def align(trajectories: Found, blocked: BlockedResponse, with_targets: bool) -> PseudoLabels:
+    """Align commit steps and targets with the tokens of a blocked response, after its context tail.
+
+    Raises:
+        ValueError: targets are needed and a trajectory has none.
+    """
+    B, R = blocked.clean_ids_BR.shape
+    device = blocked.clean_ids_BR.device
+    tails = blocked.prompt.tail_lengths_B.tolist()
+    commit_step_BR = torch.zeros(B, R, dtype=torch.long)
+    supervised_BR = torch.zeros(B, R, dtype=torch.bool)
+    target_BRV: Tensor | None = None
+    top_BR: TopTargets | None = None
+    for row, trajectory in enumerate(trajectories):
+        if trajectory is None:
+            continue
+        place = slice(tails[row], tails[row] + len(trajectory.token_R))
+        commit_step_BR[row, place] = trajectory.commit_step_R
+        supervised_BR[row, place] = trajectory.commit_step_R > 0
+        if not with_targets:
+            continue
+        if trajectory.top is not None:
+            top_BR = _empty_top(B, R, trajectory.top) if top_BR is None else top_BR
+            _write_top(top_BR, (row, place), trajectory.top)
+        elif trajectory.target_RV is not None:
+            if target_BRV is None:
+                target_BRV = torch.zeros(B, R, trajectory.target_RV.shape[-1])
+            target_BRV[row, place] = trajectory.target_RV.float()
+        else:
+            raise ValueError(f"the trajectory of {trajectory.key} has no distributions, and this objective needs them")
+    return PseudoLabels(
+        token_BR=blocked.clean_ids_BR,
+        commit_step_BR=commit_step_BR.to(device),
+        supervised_BR=supervised_BR.to(device),
+        block_size=blocked.layout.block_size,
+        target_BRV=None if target_BRV is None else target_BRV.to(device),
+        top_BR=None if top_BR is None else top_BR.to(device),
+    )
+
+
+def rows_of(
+    logits_MV: Tensor,
+    labels: PseudoLabels,
+    chosen_BKR: Tensor,
+    eos: int,
+    needs_targets: bool,
+    global_count: GlobalCount = local_count,
+) -> Rows:
+    """Input of an objective: predictions at the chosen positions of the masked copies, with their labels and targets."""
+    sample_M, copy_M, place_M = chosen_BKR.nonzero(as_tuple=True)
+    target_BRV, top_BR = labels.target_BRV, labels.top_BR
+    target_MV = None if target_BRV is None else target_BRV[sample_M, place_M]
+    if target_MV is None and top_BR is None and needs_targets:
+        target_MV = logits_MV.detach()  # no rows here, but another rank has some
+    return Rows(
+        logits_MV=logits_MV,
+        token_M=labels.token_BR[sample_M, place_M],
+        commit_step_M=labels.commit_step_BR[sample_M, place_M],
+        sample_M=sample_M,
+        copy_M=copy_M,
+        block_M=place_M // labels.block_size,
+        eos=eos,
+        target_MV=target_MV,
+        top_M=None if top_BR is None else top_BR.at(sample_M, place_M),
+        global_count=global_count,
+    )
+
+
+def _empty_top(B: int, R: int, like: TopTargets) -> TopTargets:
+    K = like.token_MK.shape[-1]
+    return TopTargets(
+        token_MK=torch.zeros(B, R, K, dtype=torch.long), probability_MK=torch.zeros(B, R, K), tail_M=torch.zeros(B, R)
+    )
+
+
+def _write_top(buffer: TopTargets, place: tuple[int, slice], top: TopTargets) -> None:
+    buffer.token_MK[place], buffer.probability_MK[place] = top.token_MK, top.probability_MK.float()
+    buffer.tail_M[place] = top.tail_M.float()

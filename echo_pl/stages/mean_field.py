@@ -15,7 +15,7 @@ from torch import Tensor
 
 from echo_pl.diffusion.mean_field import mean_field_gaps, one_step_log_probs
 from echo_pl.diffusion.objectives import PseudoLabels
-from echo_pl.stages.reduction import is_distributed
+from echo_pl.stages.parallel import is_distributed
 from echo_pl.structs import Batch, Trajectory
 
 Gaps = Callable[[list[Trajectory | None]], Tensor]

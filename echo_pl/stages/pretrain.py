@@ -1,38 +1,32 @@
-"""Stage 1: autoregressive continued pre-training on normalized reports (METHOD.md 1).
-
-Wires the rooms and logs; the loss is :func:`echo_pl.diffusion.losses.next_token_loss`.
+"""Stage 1: autoregressive continued pre-training on normalized reports (docs/explain/method.md, "Stage 1, NormalizedPretrain").
 
 Shapes: B batch, P context, R response, M supervised positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, load_weights, record_dict, refuse_other_geometry
+from echo_pl.backbone.checkpoint import StageRecord, load_weights
 from echo_pl.backbone.factory import BackboneFactory
-from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.losses import next_token_loss
 from echo_pl.diffusion.sequence import autoregressive_sequence
 from echo_pl.sampling.autoregressive import AutoregressiveSampler
+from echo_pl.sampling.decoder import StageDecoder
+from echo_pl.stages.base import ReportStage
 from echo_pl.stages.optimization import Optimization
-from echo_pl.stages.placement import shard_if_needed
-from echo_pl.stages.reduction import all_reduce_mean, is_distributed
-from echo_pl.stages.sequence_logits import SequenceLogits
-from echo_pl.stages.validation import GenerationCheck, TextTools
+from echo_pl.stages.parallel import all_reduce_mean, is_distributed, shard_if_needed
+from echo_pl.stages.validation import TextTools
 from echo_pl.structs import Batch
 
 
-class NormalizedPretrain(L.LightningModule):
+class NormalizedPretrain(ReportStage):
     """Next-token cross-entropy on the response; the context is masked out of the loss. All parameters are trained."""
 
     stage_name = "pretrain"
     previous_stages = ("warmup", "pretrain")
+    in_blocks = False
 
     def __init__(
         self,
@@ -46,45 +40,34 @@ class NormalizedPretrain(L.LightningModule):
         pack_tokens: int | None = None,
         generation_batches: int = 1,
     ) -> None:
-        """Take everything ready-made; the model is built in ``configure_model``.
+        """Take the ready-made parts; the model is built in ``configure_model``.
 
         Args:
             backbone: builds the model.
             text: ids and texts.
             optimization: optimizer and schedule.
-            lineage: written into every checkpoint.
+            lineage: record for every checkpoint.
             max_response_tokens: limit of validation decodes.
             start: checkpoint of the vision warm-up, or None (a pretrained backbone).
-            pack_tokens: most tokens of a row of several studies; None: one study a row.
+            pack_tokens: most tokens of a row of several studies; None: one study per row.
             generation_batches: validation batches that are decoded and scored.
         """
-        super().__init__()
-        self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
-        self.start, self.max_response_tokens = start, max_response_tokens
-        self.logits = SequenceLogits(pack_tokens)
-        self.generation = GenerationCheck(text, generation_batches, in_blocks=False)
-        self.special = text.special
-        self.vlm: VLM | None = None
+        super().__init__(backbone, text, optimization, lineage, start, pack_tokens, generation_batches)
+        self.decoder = StageDecoder(special=text.special, max_response_tokens=max_response_tokens)
 
     def configure_model(self) -> None:
-        """Build the model and take over the warm-up's weights."""
+        """Build the model with the weights of the warm-up."""
         if self.vlm is None:
-            vlm = self.backbone.build(self.text.special, self.text.vocab_size)
+            vlm = self.build()
             if self.start is not None:
                 load_weights(vlm, self.start, self.previous_stages)
             vlm.check_stored_features(self.text.vision_fingerprint)
             self.vlm = shard_if_needed(self, vlm)
 
     @property
-    def model(self) -> VLM:
-        """The model, once it has been built."""
-        assert self.vlm is not None, "configure_model has not run"
-        return self.vlm
-
-    @property
     def sampler(self) -> AutoregressiveSampler:
-        """What the stage validates with."""
-        return AutoregressiveSampler(self.model, self.special, self.max_response_tokens)
+        """Sampler of validation."""
+        return self.decoder.autoregressive(self.model)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over response tokens, eos included."""
@@ -104,33 +87,8 @@ class NormalizedPretrain(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step."""
-        loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self.log_dict(self.logits.padding, batch_size=len(batch), sync_dist=True)
-        return loss
+        return self.log_training(self.loss(batch), batch)
 
-    def on_validation_epoch_start(self) -> None:
-        """Begin to collect texts."""
-        self.generation.start(self.device)
-
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Loss on every batch, generation on the first ones."""
-        self.log("val/loss", self.loss(batch), prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self.generation.update(self.sampler, batch, batch_index)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the scores of the generated reports."""
-        self.log_dict(self.generation.compute(), prog_bar=False)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """See :class:`Optimization`."""
-        return self.optimization.configure(self, self.trainer.estimated_stepping_batches)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say where the checkpoint comes from."""
-        checkpoint[RECORD_KEY] = record_dict(self.lineage, self.vlm)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of the same shapes and another meaning."""
-        assert self.vlm is not None, "configure_model has not run"
-        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.vlm.geometry, "the checkpoint to resume")
+    def validation_loss(self, batch: Batch) -> Tensor:
+        """See :meth:`loss`."""
+        return self.loss(batch)

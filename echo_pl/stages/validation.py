@@ -43,7 +43,7 @@ class TextTools:
     """The ids that begin a word; none, unless the data room says."""
 
 
-def refuse_compile(decode: DecodeConfig) -> None:
+def check_not_compiled(decode: DecodeConfig) -> None:
     """Raise ValueError for compiled steps: what a stage decodes is in training, and has other weights at every step."""
     if decode.compile:
         raise ValueError(

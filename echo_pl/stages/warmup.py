@@ -1,29 +1,25 @@
-"""Before stage 1, for a vision tower with random weights: multi-label classification of the findings (METHOD.md 7).
+"""Vision warm-up before stage 1, for a vision tower with random weights: multi-label classification of the findings.
 
-Without it the tiny decoder stays blind for hundreds of steps while its loss looks fine. A pretrained tower needs none of this.
+Without it a tiny decoder ignores the image for hundreds of steps while its loss falls. A pretrained tower does not need it.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics.classification import MultilabelF1Score
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, record_dict, refuse_other_geometry
+from echo_pl.backbone.checkpoint import StageRecord
 from echo_pl.backbone.factory import BackboneFactory
-from echo_pl.backbone.vlm import VLM
+from echo_pl.stages.base import Stage
 from echo_pl.stages.optimization import Optimization
 from echo_pl.stages.validation import TextTools
 from echo_pl.structs import Batch
 
 
-class VisionWarmup(L.LightningModule):
-    """Trains the vision tower and its projector to tell the finding labels, by a linear head on the mean image token."""
+class VisionWarmup(Stage):
+    """Trains the vision tower and its projector to predict the finding labels, by a linear head on the mean image token."""
 
     stage_name = "warmup"
     previous_stages: tuple[str, ...] = ()
@@ -37,25 +33,23 @@ class VisionWarmup(L.LightningModule):
         lineage: StageRecord,
         start: str | None = None,
     ) -> None:
-        """Take everything ready-made; the model is built in ``configure_model``.
+        """Take the ready-made parts; the model is built in ``configure_model``.
 
         Raises:
-            ValueError: the corpus has no finding labels, or a start checkpoint was given.
+            ValueError: the corpus has no finding labels, or there is a start checkpoint.
         """
-        super().__init__()
+        super().__init__(backbone, text, optimization, lineage, start=None)
         if not text.labels:
             raise ValueError("the vision warm-up needs a corpus with finding labels; this one has none")
         if start is not None:
             raise ValueError(f"the vision warm-up starts from nothing, got start={start}")
-        self.backbone, self.text, self.optimization, self.lineage = backbone, text, optimization, lineage
-        self.vlm: VLM | None = None
         self.classifier: nn.Linear | None = None
         self.f1 = MultilabelF1Score(num_labels=len(text.labels), average="micro")
 
     def configure_model(self) -> None:
         """Build the model and the head (weights from the backbone's seed)."""
         if self.vlm is None:
-            self.vlm = self.backbone.build(self.text.special, self.text.vocab_size)
+            self.vlm = self.build()
             self.vlm.requires_grad_(False)
             self.vlm.network.model.visual.requires_grad_(True)
             self.vlm.check_stored_features(self.text.vision_fingerprint)
@@ -65,10 +59,9 @@ class VisionWarmup(L.LightningModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, F) of the findings, from the mean over each study's image tokens."""
-        assert self.vlm is not None, "configure_model has not run"
         assert self.classifier is not None, "configure_model has not run"
-        features = self.vlm.vision_features(batch.pixel_values, batch.image_grid_thw)
-        tokens_B = (batch.context_ids_BP == self.text.special.image).sum(-1)
+        features = self.model.vision_features(batch.pixel_values, batch.image_grid_thw)
+        tokens_B = (batch.context_ids_BP == self.special.image).sum(-1)
         row = torch.repeat_interleave(torch.arange(len(batch), device=features.device), tokens_B)
         pooled = features.new_zeros(len(batch), features.shape[-1]).index_add(0, row, features) / tokens_B[:, None]
         return self.classifier(pooled)
@@ -77,31 +70,14 @@ class VisionWarmup(L.LightningModule):
         """Binary cross-entropy over all labels."""
         assert batch.labels_BF is not None
         loss = F.binary_cross_entropy_with_logits(self(batch).float(), batch.labels_BF)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log_loss("train/loss", loss, batch)
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Loss and micro F1 of the labels."""
         assert batch.labels_BF is not None
         logits_BF = self(batch).float()
-        self.log(
-            "val/loss",
-            F.binary_cross_entropy_with_logits(logits_BF, batch.labels_BF),
-            batch_size=len(batch),
-            sync_dist=True,
-        )
+        loss = F.binary_cross_entropy_with_logits(logits_BF, batch.labels_BF)
+        self.log("val/loss", loss, batch_size=len(batch), sync_dist=True)
         self.f1(logits_BF.sigmoid(), batch.labels_BF.int())
         self.log("val/label_f1", self.f1, prog_bar=True, batch_size=len(batch))
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """See :class:`Optimization`."""
-        return self.optimization.configure(self, self.trainer.estimated_stepping_batches)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say where the checkpoint comes from."""
-        checkpoint[RECORD_KEY] = record_dict(self.lineage, self.vlm)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of the same shapes and another meaning."""
-        assert self.vlm is not None, "configure_model has not run"
-        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.vlm.geometry, "the checkpoint to resume")

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,15 +23,13 @@ from omegaconf import DictConfig
 
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.backbone.vlm import VLM
-from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.distill.collect_trajectories import collect_trajectories
-from echo_pl.distill.student_sampler import student_sampler
+from echo_pl.distill.decoder import stage_decoder
 from echo_pl.distributed.agree import together
 from echo_pl.distributed.launch import detect
-from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
+from echo_pl.evaluation.harness import MethodScores, evaluate
 from echo_pl.io.atomic import write_json
 from echo_pl.runs.run import prepare, run
-from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig
 from echo_pl.structs import ReportText
 from echo_pl.sweeps.plan import SCORES, STUDIES, Part, measurement, parts
 from echo_pl.sweeps.study_counts import study_counts
@@ -123,7 +120,8 @@ def measure(part: Part) -> dict[str, float]:
     vlm: VLM = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
     layout = () if part.stage == "pretrain" else (config.block_size, config.grid, config.context_attention)
     load_weights(vlm, part.checkpoint, (part.stage,), *layout)
-    sampler = _sampler(part, vlm.to(device).eval().requires_grad_(False), data)
+    decoder = stage_decoder(config, data, kv_cache="fused")
+    sampler = decoder.for_stage(part.stage, vlm.to(device).eval().requires_grad_(False))
 
     def decoded(studies: int, batch_size: int) -> tuple[MethodScores, list[ReportText]]:
         batches = [batch.to(device) for batch in data.held_out_batches(asked.split, batch_size, studies)]
@@ -136,14 +134,3 @@ def measure(part: Part) -> dict[str, float]:
     study_counts(outcome, references, data.judge).save(part.folder / STUDIES)
     together = outcome.scores
     return together | {"tps": one_by_one["tps"], "tps_together": together["tps"]}
-
-
-def _sampler(part: Part, vlm: VLM, data: ReportDataModule) -> Sampler:
-    """As its stage means it to be decoded."""
-    if part.stage == "pretrain":
-        return AutoregressiveSampler(vlm, data.special, part.config.max_response_tokens)
-    module = part.config.stage.module
-    decode: DecodeConfig = replace(instantiate(module.decode, _convert_="all"), kv_cache="fused")
-    if part.stage != "dcd":
-        return BlockSampler(vlm, data.special, decode)
-    return student_sampler(module, decode, vlm, data)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.distill.decoder import student_decode
 from echo_pl.io.run_folders import FINAL, read_info
 from echo_pl.metrics.words import how_cut
-from echo_pl.sampling.bigrams import check_greedy, check_pairs
+from echo_pl.sampling.student import StudentDecode
 
 PartStage = Literal["warmup", "pretrain", "rad", "trajectories", "dcd"]
 STAGES: tuple[PartStage, ...] = ("warmup", "pretrain", "rad", "trajectories", "dcd")
@@ -45,12 +46,6 @@ _DECIDES_NOTHING = {
     "stage.checkpoint_every", "stage.module.generation_batches", "stage.module.trajectories",
 }  # fmt: skip
 """Settings that change nothing of what is trained; the data itself is in its fingerprint."""
-_NOTHING: dict[str, Any] = {
-    "stage.module.student_bigrams": 0.0,
-    "stage.module.student_bigrams_min_count": 1,
-    "stage.module.student_bigrams_repeats": True,
-}
-"""Settings that are younger than sweeps, switched off: a part has the name that it had before there were any."""
 _OF_BLOCKS = {"block_size", "grid", "context_attention"}
 """Settings that stages before the diffusion stages do not read."""
 _OF_THE_TRAINER = ("precision", "devices", "num_nodes")
@@ -166,8 +161,8 @@ def _student_before(config: DictConfig, ablation: str) -> DictConfig:
     """Of a student that is needed before a job's own: one that learns from what the teacher of stage 2 writes by itself."""
     own = deepcopy(config)
     own.start_stage = None
-    own.stage.module.tilt = own.stage.module.student_gate = own.stage.module.student_bigrams = 0.0
-    own.stage.module.student_bigrams_min_count, own.stage.module.student_bigrams_repeats = 1, True
+    own.stage.module.tilt = 0.0
+    own.stage.module.student = {"_target_": own.stage.module.student._target_, **asdict(StudentDecode())}
     own.stage.module.objective = compose_config(["stage=dcd", f"ablation={ablation}"]).stage.module.objective
     return own
 
@@ -193,13 +188,13 @@ def refuse_unsuited(config: DictConfig) -> None:
     if config.start not in (None, "auto") or config.stage.module.trajectories is not None:
         raise ValueError("a sweep trains the teachers of its jobs itself: leave start and stage.module.trajectories out")
     module = config.stage.module
-    if module.student_bigrams and not _stores(config):
+    student = student_decode(module)
+    if student.bigrams and not _stores(config):
         raise ValueError(
-            f"student_bigrams={module.student_bigrams} counts pairs of tokens in stored trajectories, and there are none with "
+            f"student.bigrams={student.bigrams} counts pairs of tokens in stored trajectories, and there are none with "
             "sweep.store=false or student_prefix"
         )
-    check_pairs(module.student_bigrams, module.student_bigrams_min_count, module.student_bigrams_repeats)
-    check_greedy(module.student_bigrams, module.decode.token_choice.temperature)
+    student.check_greedy(module.decode.token_choice.temperature)
     if list(config.sweep.grow) != sorted(set(config.sweep.grow)):
         raise ValueError(f"sweep.grow must name block sizes from small to large, got {list(config.sweep.grow)}")
     if not isinstance(config.sweep.kept_tokens, int) or config.sweep.kept_tokens < 0:
@@ -248,7 +243,7 @@ def _usual(stage: PartStage) -> DictConfig:
 
 def _name(config: DictConfig, stage: PartStage, before: Sequence[str]) -> str:
     """Readable, and other for everything that trains something else."""
-    flat = {name: value for name, value in _settings(config).items() if _decides(name, stage) and not _is_off(name, value)}
+    flat = {name: value for name, value in _settings(config).items() if _decides(name, stage)}
     flat |= {f"trainer.{name}": config.trainer[name] for name in _OF_THE_TRAINER}
     flat |= {"stage": stage, "before": list(before), "data": _data_fingerprint(_data_text(config))}
     if stage == "trajectories":
@@ -282,10 +277,6 @@ def _decides(name: str, stage: PartStage) -> bool:
     if stage == "trajectories" and node == "stage":  # a teacher decodes alike, whatever its students make of it
         return name in ("stage.batch_size", "stage.limit_train", "stage.module.tilt") or name.startswith("stage.module.decode.")
     return True
-
-
-def _is_off(name: str, value: Any) -> bool:
-    return name in _NOTHING and bool(_NOTHING[name] == value)
 
 
 def _data_text(config: DictConfig) -> str:

@@ -63,7 +63,7 @@ def test_prefixes_of_the_student_and_a_gate_in_a_run(root):
     mixed = start_run(root, "stage=dcd", f"start={start}", steps, *prefixed)
     # What prefixes do: tests/numerics/test_student_prefix.py. Here reports are too short for one.
     assert mixed.metrics["train/student_prefix_tokens"] == 0.0
-    gated = start_run(root, "stage=dcd", f"start={start}", steps, "stage.module.student_gate=1.0")
+    gated = start_run(root, "stage=dcd", f"start={start}", steps, "stage.module.student.gate=1.0")
     assert 1.0 < gated.metrics["speed/forwards_per_block"] <= 2.0
     plain = start_run(root, "stage=dcd", f"start={start}", steps)
     assert plain.metrics["speed/forwards_per_block"] == 1.0

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
-from echo_pl.sampling.bigrams import Bigrams, stored_bigrams
+from echo_pl.sampling.bigrams import Bigrams
 from echo_pl.sampling.commit import BlockState, CommitRule, commit
 from echo_pl.sampling.config import TokenChoice
+from echo_pl.sampling.student import StudentDecode
 from echo_pl.structs import Batch, DecodeResult
 
 L, LIMIT = 4, 20
@@ -71,28 +72,35 @@ def test_pairs_that_are_seen_too_seldom_are_as_if_they_were_not():
 
 
 @pytest.mark.parametrize(
-    ("weight", "rules", "said"),
+    ("values", "message"),
     [
-        (1.0, {"student_bigrams_min_count": 0}, "must be a whole number and at least 1, got 0"),
-        (1.0, {"student_bigrams_min_count": None}, "must be a whole number and at least 1, got None"),
-        (1.0, {"student_bigrams_min_count": 2.5}, "must be a whole number and at least 1, got 2.5"),
-        (1.0, {"student_bigrams_min_count": True}, "must be a whole number and at least 1, got True"),
-        (1.0, {"student_bigrams_repeats": "none"}, "student_bigrams_repeats must be true or false, got 'none'"),
-        (1.0, {"student_bigrams_repeats": None}, "student_bigrams_repeats must be true or false, got None"),
-        (0.0, {"student_bigrams_min_count": 3}, "student_bigrams_min_count=3 is of no use without student_bigrams=<weight>"),
-        (0.0, {"student_bigrams_repeats": False}, "student_bigrams_repeats=false is of no use without student_bigrams=<weight>"),
+        ({"bigrams": 1.0, "min_count": 0}, "must be a whole number and at least 1, got 0"),
+        ({"bigrams": 1.0, "min_count": None}, "must be a whole number and at least 1, got None"),
+        ({"bigrams": 1.0, "min_count": 2.5}, "must be a whole number and at least 1, got 2.5"),
+        ({"bigrams": 1.0, "min_count": True}, "must be a whole number and at least 1, got True"),
+        ({"bigrams": 1.0, "repeats": "none"}, r"student\.repeats must be true or false, got 'none'"),
+        ({"bigrams": 1.0, "repeats": None}, r"student\.repeats must be true or false, got None"),
+        ({"min_count": 3}, r"student\.min_count=3 has no effect without student\.bigrams=<weight>"),
+        ({"repeats": False}, r"student\.repeats=false has no effect without student\.bigrams=<weight>"),
+        ({"bigrams": float("nan")}, "at least 0 and finite, got nan"),
+        ({"gate": 1.5}, r"student\.gate must be in \[0, 1\], got 1.5"),
     ],
 )
-def test_rules_for_pairs_that_are_none_or_of_no_use_are_refused(tmp_path, weight, rules, said):
-    store = write_tokens(tmp_path / "store", [[20, 21, 20, 21]], TEXT.fingerprint)
-    with pytest.raises(ValueError, match=said):
-        dcd(TEXT, None, trajectories=str(store), student_bigrams=weight, **rules)
+def test_invalid_values_of_a_student_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        StudentDecode(**values)
+
+
+def test_bigrams_need_stored_trajectories():
+    with pytest.raises(ValueError, match=r"student\.bigrams=0.5 counts pairs .* give stage.module.trajectories=<folder>"):
+        dcd(TEXT, None, student=StudentDecode(bigrams=0.5))
+    assert StudentDecode().count_bigrams("nowhere", 9, "f00d", tuple) is None, "nothing is read"
 
 
 def test_a_vocabulary_without_word_starts_has_nothing_to_forbid(tmp_path):
     store = write_tokens(tmp_path / "store", [[20, 21, 20, 21]], TEXT.fingerprint)
-    with pytest.raises(ValueError, match="student_bigrams_repeats=false forbids nothing: no token of this vocabulary begins with"):
-        stored_bigrams(store, 1.0, VOCABULARY, TEXT.fingerprint, once=list)
+    with pytest.raises(ValueError, match=r"student\.repeats=false forbids nothing: no token of this vocabulary begins with"):
+        StudentDecode(bigrams=1.0, repeats=False).count_bigrams(store, VOCABULARY, TEXT.fingerprint, tuple)
 
 
 @pytest.mark.parametrize("vocabulary", [5, 3000])
@@ -271,10 +279,10 @@ def test_stage_3_decodes_with_what_its_trajectories_hold(tmp_path, temperature):
     reports = [[20, 21, 20, 21], [21, 20, 22, 20]]
     store = write_tokens(tmp_path / "store", reports, TEXT.fingerprint)
     choice = TokenChoice(temperature=temperature)
-    bigrams = {"student_bigrams": 0.5, "student_bigrams_min_count": 2, "student_bigrams_repeats": False}
-    options = {"trajectories": str(store), **bigrams, "decode": replace(DECODE, token_choice=choice)}
+    student = StudentDecode(bigrams=0.5, min_count=2, repeats=False)
+    options = {"trajectories": str(store), "student": student, "decode": replace(DECODE, token_choice=choice)}
     if temperature:
-        with pytest.raises(ValueError, match=r"student_bigrams=0.5 needs greedy tokens: .*, got 0.5"):
+        with pytest.raises(ValueError, match=r"student\.bigrams=0.5 needs greedy tokens: .*, got 0.5"):
             dcd(TEXT, None, **options)
         return
     module = dcd(replace(TEXT, word_starts=lambda: [20, 22]), None, **options)

@@ -13,7 +13,7 @@ from echo_pl.diffusion.objectives import DirectConditional, NestedConsistency, S
 from echo_pl.sampling import BlockSampler, DecodeConfig, TrajectoryRecorder
 from echo_pl.sampling.forced_prefix import ForcedPrefix
 from echo_pl.stages.dcd import DCDModule
-from echo_pl.stages.pseudo_labels import align
+from echo_pl.stages.distillation import align
 from echo_pl.structs import Batch
 
 L, LIMIT = 4, 20

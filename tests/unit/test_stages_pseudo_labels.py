@@ -7,7 +7,7 @@ import torch
 from models import SPECIAL, make_batch
 
 from echo_pl.diffusion.sequence import BlockedResponse, BlockLayout, block_context, block_response
-from echo_pl.stages.pseudo_labels import align, pseudo_labels
+from echo_pl.stages.distillation import align, pseudo_labels
 from echo_pl.structs import Trajectory
 
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint, write_tokens
 
@@ -21,7 +22,7 @@ from echo_pl.config.compose import compose_config
 from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.distill import decode_checkpoint as evaluate_checkpoint
 from echo_pl.distill.decode_checkpoint import Decoded, EosConfidence, decode_checkpoint
-from echo_pl.distill.student_sampler import student_sampler
+from echo_pl.distill.decoder import stage_decoder
 from echo_pl.evaluation.cases import Case, Prediction, formatted
 from echo_pl.evaluation.metric_choice import judge_reader
 from echo_pl.evaluation.predictions import read_predictions, read_references
@@ -392,7 +393,7 @@ def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
     with pytest.raises(ValueError, match="block_size"):
         decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "block_size=4"], "test", None, 2)
     steps = "stage.module.decode.denoising_steps=4"
-    with pytest.raises(ValueError, match=r"decode\.denoising_steps: a student writes each block in one step.*student_gate"):
+    with pytest.raises(ValueError, match=r"decode\.denoising_steps: a student writes each block in one step.*student.gate"):
         decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), steps], "test", None, 2)
     assert decode_checkpoint(folder / "rad.ckpt", [*settings(folder), steps], "test", 1, 2).cases
     with pytest.raises(ValueError, match="stage: these are the checkpoint's own"):
@@ -403,7 +404,7 @@ def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
 
 
 def test_a_student_behind_a_gate_takes_second_steps_and_says_how_many(folder):
-    gated = decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "stage.module.student_gate=1.0"], "test", None, 2)
+    gated = decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "stage.module.student.gate=1.0"], "test", None, 2)
     found = [case.prediction.forwards_per_block for case in gated.cases]
     assert all(1.0 < forwards <= 2.0 for forwards in found)
     assert min(found) <= gated.about["forwards_per_block"] <= max(found)
@@ -412,27 +413,28 @@ def test_a_student_behind_a_gate_takes_second_steps_and_says_how_many(folder):
 def test_a_student_with_bigrams_is_decoded_with_what_its_trajectories_hold(folder, tmp_path):
     data = report_data(folder / "data" / "synthetic")
     write_tokens(tmp_path / "store", [[20, 21, 20, 21], [21, 20, 22, 20]], data.fingerprint)
-    weight, stored = "stage.module.student_bigrams=2.0", f"stage.module.trajectories={tmp_path / 'store'}"
-    module = compose_config(["stage=dcd", weight, stored, "stage.module.student_gate=0.3"]).stage.module
+    weight, stored = "stage.module.student.bigrams=2.0", f"stage.module.trajectories={tmp_path / 'store'}"
+    config = compose_config(["stage=dcd", weight, stored, "stage.module.student.gate=0.3"])
     vlm = BACKBONE.build(data.special, data.vocab_size)
-    sampler = student_sampler(module, replace(DECODE, kv_cache="vanilla"), vlm, data)
-    assert sampler.config == replace(DECODE, kv_cache="vanilla", denoising_steps=1, gate=0.3)
+    sampler = stage_decoder(config, data, kv_cache="vanilla").one_step(vlm)
+    decode = instantiate(config.stage.module.decode, _convert_="all")
+    assert sampler.config == replace(decode, kv_cache="vanilla", denoising_steps=1, gate=0.3)
     assert sampler.bigrams is not None
     assert sampler.bigrams.weight == 2.0
     followers = sampler.bigrams.log_ratio(torch.tensor([20, 20, 20]), torch.tensor([21, 22, 20]))
     assert followers.argmax() == 1, "22 comes once, and behind 20"
     assert followers.argmin() == 2, "20 never follows itself"
     assert len(decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), weight, stored], "test", 2, 2).cases) == 2
-    often = compose_config(["stage=dcd", weight, stored, "stage.module.student_bigrams_min_count=2"]).stage.module
-    often.student_bigrams_repeats = False
-    bigrams = student_sampler(often, DECODE, vlm, data).bigrams
+    often = compose_config(["stage=dcd", weight, stored, "stage.module.student.min_count=2"])
+    often.stage.module.student.repeats = False
+    bigrams = stage_decoder(often, data).bigrams
     assert bigrams is not None
     assert len(bigrams.pair_N) < len(sampler.bigrams.pair_N)
     assert bigrams.once_V is not None
     assert bigrams.once_V.nonzero().flatten().tolist() == data.word_starts()
-    with pytest.raises(ValueError, match="student_bigrams_min_count=2 is of no use"):
-        decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "stage.module.student_bigrams_min_count=2"], "test", None, 2)
-    with pytest.raises(ValueError, match=r"student_bigrams=2.0 counts pairs of tokens in stored trajectories"):
+    with pytest.raises(ValueError, match=r"student\.min_count=2 has no effect"):
+        decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "stage.module.student.min_count=2"], "test", None, 2)
+    with pytest.raises(ValueError, match=r"student.bigrams=2.0 counts pairs of tokens in stored trajectories"):
         decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), weight], "test", None, 2)
 
 
