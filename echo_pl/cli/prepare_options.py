@@ -21,7 +21,6 @@ from echo_pl.data.pipeline.plan import ANSWERS
 from echo_pl.data.pipeline.recipes import (
     CheckRecipe,
     EmbeddingSearch,
-    EndpointSpec,
     LLMRecipe,
     RuleRecipe,
     TranslatorRecipe,
@@ -31,6 +30,7 @@ from echo_pl.data.pipeline.settings import DuplicateText, Settings, SplitRule
 from echo_pl.data.readers.iu_openi import installed_archive
 from echo_pl.data.readers.reader import CorpusReader
 from echo_pl.data.readers.readers import READERS
+from echo_pl.llm.endpoint import EndpointSpec, request_options
 from echo_pl.reports.redact import redact_report
 from echo_pl.reports.response import FORMS
 
@@ -96,6 +96,15 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--api-key-variable", metavar="NAME", help="environment variable with the endpoint's key")
     group.add_argument("--concurrency", type=int, default=8, help=f"requests at once {SHOWN}")
     group.add_argument("--timeout", type=float, default=300.0, help=f"seconds for one answer {SHOWN}")
+    group.add_argument("--temperature", type=float, help="of the model (default 0)")
+    group.add_argument("--max-tokens", type=int, help="of one answer (default 2048); four times as many if it is cut off")
+    group.add_argument(
+        "--request-option",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="further field of every request, such as chat_template_kwargs='{\"enable_thinking\": false}'; null removes one",
+    )
     group.add_argument("--answers", type=Path, help=f"folder that keeps the model's answers (default: {ANSWERS} in --out)")
     group.add_argument("--chinese-share", type=float, default=0.0, help="share of reports translated by the model (default 0)")
 
@@ -281,6 +290,7 @@ def _endpoint(args: argparse.Namespace) -> EndpointSpec:
         api_key_variable=args.api_key_variable,
         concurrency=args.concurrency,
         timeout=args.timeout,
+        options=request_options(args.request_option, temperature=args.temperature, max_tokens=args.max_tokens),
     )
 
 

@@ -1,1 +1,1 @@
-"""Client of an OpenAI-compatible endpoint."""
+"""Client of an OpenAI-compatible chat endpoint."""

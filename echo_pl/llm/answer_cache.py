@@ -1,7 +1,7 @@
-"""Answers of a language model on disk: one file each, named by what was asked, so that a rerun asks nothing twice.
+"""Answers of a language model on disk, so that a rerun sends no answered request again.
 
-Knows files and strings; nothing of HTTP or of what an answer means. Answers hold report text: folders and files are readable by
-their owner alone.
+One file for each answer: safe with threads, processes and network file systems, where a database is not. Answers hold report
+text, so files and folders are readable by their owner alone.
 """
 
 from __future__ import annotations
@@ -21,26 +21,19 @@ SCHEMA_VERSION: Final = 1
 
 
 def answer_key(model: str, prompt_version: str, body: Mapping[str, Any]) -> str:
-    """What is asked, as 64 hexadecimal digits: model, version of the prompt and the whole request.
+    """Return the key of a request, 64 hexadecimal digits of model, prompt version and body.
 
-    The address of the endpoint is no part of it: another machine serving the same model finds the same answers.
+    The endpoint's address is no part of it: another machine with the same model finds the same answers.
     """
     content = json.dumps([model, prompt_version, body], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 class AnswerCache:
-    """A folder of answers.
-
-    Safe with threads and with several processes, on a network file system too: a file is written under a name of its own and then
-    renamed, and of two who write the same key the last one stays. A file that is damaged is noticed by its checksum and counts as
-    missing.
-
-    Args:
-        folder: made if it is not there.
+    """A folder of answers, created if it is missing. Of two writers of one key the last one stays.
 
     Raises:
-        NotADirectoryError: it is a file.
+        NotADirectoryError: the folder is a file.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -50,39 +43,36 @@ class AnswerCache:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
-        """Where the answer to this key is."""
+        """Return the file of an answer."""
         return self.folder / key[:2] / f"{key}.json"
 
     def get(self, key: str) -> str | None:
-        """The answer, or None where there is none that can be used; a damaged one is warned of."""
-        path = self.path(key)
+        """Return the answer; None if it is missing or, with a warning, damaged."""
         try:
-            content = path.read_bytes()
+            content = self.path(key).read_bytes()
         except FileNotFoundError:
             return None
         try:
             record = json.loads(content)
-            text, sound = record["text"], record["schema_version"] == SCHEMA_VERSION and record["key"] == key
-            sound = sound and record["sha256"] == _digest(text)
+            text = record["text"]
+            if record == _record(key, text):
+                return str(text)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            sound = False
-        if not sound:
-            log.warning("answer %s in the cache %s is damaged; it is asked for again", key[:12], self.folder)
-            return None
-        return str(text)
+            pass
+        log.warning("answer %s in the cache %s is damaged; it is requested again", key[:12], self.folder)
+        return None
 
     def put(self, key: str, text: str) -> None:
-        """Keep an answer: all of it or nothing."""
+        """Store an answer, all of it or nothing."""
         path = self.path(key)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        record = {"schema_version": SCHEMA_VERSION, "key": key, "sha256": _digest(text), "text": text}
         with atomic_file(path, private=True) as file:
-            file.write(json.dumps(record, ensure_ascii=False).encode())
+            file.write(json.dumps(_record(key, text), ensure_ascii=False).encode())
 
     def __len__(self) -> int:
-        """How many answers there are."""
+        """Count the answers."""
         return sum(1 for _ in self.folder.glob("??/*.json"))
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _record(key: str, text: str) -> dict[str, Any]:
+    return {"schema_version": SCHEMA_VERSION, "key": key, "sha256": hashlib.sha256(text.encode()).hexdigest(), "text": text}

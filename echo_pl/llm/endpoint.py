@@ -1,129 +1,175 @@
-"""Client of any OpenAI-compatible chat endpoint: cached answers, tries again, many questions at once, counts of what it cost.
+"""Client of an OpenAI-compatible chat endpoint: cached answers, retries, concurrent questions, counts of the cost.
 
-Knows requests, answers and when to give up. What an answer means is said by the caller's ``parse``. Nothing of a report and nothing
-of the key is in a log or a message.
+Neither logs nor messages hold report text or the API key.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from echo_pl.io.signal_safe_pool import SignalSafePool
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
 from echo_pl.llm.answer_cache import AnswerCache, answer_key
-from echo_pl.llm.chat import (
-    AnswerError,
-    ChatAnswer,
-    ChatRequest,
-    EndpointError,
-    check_finished,
-    exchange,
-    with_more_room,
-)
+from echo_pl.llm.chat import AnswerError, ChatRequest, EndpointError, exchange, new_client, with_more_room
 from echo_pl.llm.pacing import Pacing
 from echo_pl.llm.usage import Usage, UsageMeter
 
 log = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise a line for each request
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_ROOM: Final = 4
-"""An answer that is cut off may become so many times longer before it is given up."""
+"""Largest factor of the allowed length after truncated answers."""
 _WARMER: Final = 0.2
-"""At temperature 0 a model says the same again; by so much it is raised for each answer that was not accepted."""
+"""Increase of the temperature after each rejected answer: at 0 a model repeats itself."""
 _LOOKAHEAD: Final = 8
+_FIXED: Final = ("model", "messages", "response_format", "stream")
+"""Fields of a request that options may not replace."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointSpec:
+    """One model at one endpoint.
+
+    Raises:
+        ValueError: a number or an address out of range, a missing key, or an option that the client sets itself.
+    """
+
+    base_url: str
+    """Address without ``/chat/completions``, such as ``http://localhost:8000/v1``."""
+    model: str
+    """Its name at the endpoint."""
+    answers: Path | None = None
+    """Folder of the answer cache; None requests every answer again."""
+    api_key_variable: str | None = None
+    """Environment variable that holds the key; None sends none."""
+    concurrency: int = 8
+    """Requests at once."""
+    timeout: float = 300.0
+    """Seconds for one answer."""
+    attempts: int = 5
+    """Most requests for one question."""
+    retry_budget: int = 1000
+    """Most retries over the life of a client; then it stops."""
+    failures_in_a_row: int = 25
+    """Questions without an answer, with none answered between them, after which the client stops."""
+    longest_rest: float = 600.0
+    """Longest rest in seconds that the endpoint may ask for; a longer one stops the client."""
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further fields of every request (``{"chat_template_kwargs": {"enable_thinking": False}}``), or other values of
+    ``temperature`` and ``max_tokens``; None removes a field."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("concurrency", 1), ("attempts", 1), ("failures_in_a_row", 1), ("retry_budget", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.timeout <= 0:
+            raise ValueError(f"timeout must be above 0, got {self.timeout}")
+        if not self.model:
+            raise ValueError("model must be the model's name at the endpoint, got none")
+        if fixed := [name for name in self.options if name in _FIXED]:
+            raise ValueError(f"the request option {fixed[0]!r} is set by the client; leave it out")
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"base_url must be http:// or https:// and a host, got {parts.scheme!r} and {parts.hostname!r}")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(f"the base_url of {parts.hostname} must hold no user, password, query or fragment")
+        self.read_key()
+
+    @property
+    def url(self) -> str:
+        """Address of the chat completions."""
+        return f"{self.base_url.rstrip('/')}/chat/completions"
+
+    @property
+    def name(self) -> str:
+        """The model, with a hash of the options if there are any: part of a corpus's identity."""
+        if not self.options:
+            return self.model
+        return f"{self.model}-{hashlib.sha256(json.dumps(self.options, sort_keys=True).encode()).hexdigest()[:8]}"
+
+    def read_key(self) -> str | None:
+        """Return the API key from its environment variable."""
+        if self.api_key_variable is None:
+            return None
+        key = os.environ.get(self.api_key_variable, "")
+        variable = f"the environment variable {self.api_key_variable}"
+        if not key:
+            raise ValueError(f"{variable}, which is to hold the endpoint's API key, is not set")
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError(f"{variable} holds no API key: it has spaces, line ends or other such characters")
+        return key
+
+
+def request_options(given: Iterable[str], *, temperature: float | None = None, max_tokens: int | None = None) -> dict[str, Any]:
+    """Return the options of a command line: NAME=JSON as often as given, temperature and length by name.
+
+    >>> request_options(['chat_template_kwargs={"enable_thinking": false}'], temperature=0.7)
+    {'temperature': 0.7, 'chat_template_kwargs': {'enable_thinking': False}}
+
+    Raises:
+        ValueError: an option that is not NAME=JSON.
+    """
+    named = {"temperature": temperature, "max_tokens": max_tokens}
+    options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    for one in given:
+        name, equals, text = one.partition("=")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            name = ""
+        if not name or not equals:
+            raise ValueError(f"a request option must be NAME=JSON, such as top_p=0.9, got {one!r}")
+    return options
 
 
 class ChatEndpoint:
-    """Asks one model at one endpoint.
+    """Client of one model at one endpoint; threads may share it."""
 
-    Args:
-        base_url: up to and without ``/chat/completions``, such as ``http://localhost:8000/v1``.
-        model: its name there.
-        api_key_variable: environment variable that holds the key; None sends none.
-        cache: of answers; None asks anew each time.
-        concurrency: requests under way at once.
-        timeout: seconds for one answer.
-        attempts: most requests for one question.
-        retry_budget: most second and later tries over the life of this object; then it stops.
-        failures_in_a_row: so many questions given up, with none answered between them, stop it.
-        longest_rest: seconds that the endpoint may ask to wait; if it asks for more, it stops.
-        pacing: of the tries.
-        options: further fields of every request (``{"chat_template_kwargs": {"enable_thinking": False}}``), or other values of
-            those that are sent; None takes one out (``{"temperature": None, "max_tokens": None, "max_completion_tokens": 4096}``).
-
-    Raises:
-        ValueError: an address that is none or holds a password; a variable that is not set or holds no key; numbers below 1.
-    """
-
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        model: str,
-        api_key_variable: str | None = None,
-        cache: AnswerCache | None = None,
-        concurrency: int = 8,
-        timeout: float = 300.0,
-        attempts: int = 5,
-        retry_budget: int = 1000,
-        failures_in_a_row: int = 25,
-        longest_rest: float = 600.0,
-        pacing: Pacing | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        for name, value in (("concurrency", concurrency), ("attempts", attempts), ("failures_in_a_row", failures_in_a_row)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if timeout <= 0 or retry_budget < 0:
-            raise ValueError(f"timeout must be above 0 and retry_budget not below, got {timeout} and {retry_budget}")
-        if not model:
-            raise ValueError("the endpoint's model must be named")
-        self.url = _checked_url(base_url)
-        self.model = model
-        self.concurrency = concurrency
-        self._key = None if api_key_variable is None else _key_of(api_key_variable)
-        self._cache = cache
-        self._timeout = timeout
-        self._attempts = attempts
-        self._retry_budget = retry_budget
-        self._failures_in_a_row = failures_in_a_row
-        self._longest_rest = longest_rest
+    def __init__(self, settings: EndpointSpec, *, pacing: Pacing | None = None) -> None:
+        self.settings = settings
+        self._cache = None if settings.answers is None else AnswerCache(settings.answers)
+        self._client = new_client(settings.read_key(), settings.timeout)
         self._pacing = Pacing() if pacing is None else pacing
-        self._options = dict(options or {})
         self._meter = UsageMeter()
         self._stopped: str | None = None
 
     @property
     def usage(self) -> Usage:
-        """What was asked so far, and what became of it."""
+        """Requests, tokens and failures so far."""
         return self._meter.usage
 
     def complete(self, request: ChatRequest, parse: Callable[[str], Result]) -> Result:
-        """Ask one question, or find its answer in the cache.
+        """Answer one question from the cache or the endpoint.
 
         Args:
-            request: what to ask.
-            parse: makes of the answer's text what the caller wants, or raises :class:`AnswerError`; it is then asked again as the
-                error says. Only answers that it accepts are cached.
+            request: the question.
+            parse: makes the result of the answer's text, or raises :class:`AnswerError`, which tells whether to ask again.
+                Only answers that it accepts are cached.
 
         Raises:
-            AnswerError: no try gave an answer that can be used; the reason is the last one's.
-            EndpointError: nothing more can be asked.
+            AnswerError: no try gave a usable answer; the reason is that of the last try.
+            EndpointError: the endpoint is unusable.
         """
-        body = request.body(self.model, self._options)
-        key = answer_key(self.model, request.prompt_version, body)
+        body = request.body(self.settings.model, self.settings.options)
+        key = answer_key(self.settings.model, request.prompt_version, body)
         if self._cache is not None and (text := self._cache.get(key)) is not None:
             try:
                 found = parse(text)
             except AnswerError as error:
-                log.warning("answer %s in the cache is not accepted (%s); it is asked for again", key[:12], error.reason)
+                log.warning("answer %s in the cache is not accepted (%s); it is requested again", key[:12], error.reason)
             else:
                 self._meter.answered(cached=True)
                 return found
@@ -134,53 +180,66 @@ class ChatEndpoint:
         return found
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result | AnswerError]:
-        """Apply a function that asks this endpoint to many items at once; yield what it gives in the order of the items.
+        """Apply a function that uses this endpoint to many items concurrently; yield the results in order.
 
-        Items are read as they are needed, at most eight for each request that may be under way. An item that fails gives its error
-        in its place. When the caller stops early, requests under way are waited for, so that their answers are cached; no other is
-        sent.
+        An item that fails yields its error. Items are read as needed, at most eight for each concurrent request. If the caller
+        stops early, running requests are completed, so that their answers are cached, and no other is sent.
 
         Raises:
-            EndpointError: nothing more can be asked. Answers that came are in the cache.
+            EndpointError: the endpoint is unusable; received answers are in the cache.
         """
-        waiting: deque[int] = deque()
-        executor = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
-        pool: SignalSafePool[Result | AnswerError] = SignalSafePool(executor)
-        whole = False
+        waiting: deque[Future[Result | AnswerError]] = deque()
+        executor = ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="endpoint")
         try:
-            with pool:
-                for item in items:
-                    waiting.append(pool.submit(_settle, function, item))
-                    if len(waiting) >= _LOOKAHEAD * self.concurrency:
-                        yield pool.result(waiting.popleft())
-                while waiting:
-                    yield pool.result(waiting.popleft())
-                whole = True
+            for item in items:
+                waiting.append(executor.submit(_settle, function, item))
+                if len(waiting) >= _LOOKAHEAD * self.settings.concurrency:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BaseException:
+            self._pacing.interrupt()
+            raise
         finally:
-            if not whole:
-                self._pacing.interrupt()
             executor.shutdown(wait=True, cancel_futures=True)
-            self._pacing.go_on()
+            self._pacing.resume()
 
     def _ask(self, body: Mapping[str, Any], parse: Callable[[str], Result]) -> tuple[str, Result]:
-        """Try until an answer is accepted: its text, and what was made of it."""
+        """Send requests until an answer is accepted; return its text and its result."""
         room, warmth = 1, 0.0
-        for tries in range(1, self._attempts + 1):
+
+        def attempt() -> tuple[str, Result]:
             try:
-                answer = self._send(with_more_room(_warmer(body, warmth), room))
-                return answer.text, parse(answer.text)
+                text = self._send(with_more_room(_warmer(body, warmth), room))
+                return text, parse(text)
             except AnswerError as error:
                 self._meter.error(error.reason)
-                if error.again == "never" or tries == self._attempts:
-                    self._give_up(error, tries)
-                if error.reason == "truncated":
-                    room = min(_MOST_ROOM, 2 * room)
-                elif error.again == "at_once":
-                    warmth += _WARMER
-                self._before_next(error, tries)
-        raise AssertionError("the last try returns or raises")
+                raise
 
-    def _send(self, body: Mapping[str, Any]) -> ChatAnswer:
+        def before_retry(state: RetryCallState) -> None:
+            nonlocal room, warmth
+            error = _error(state)
+            if error.reason == "truncated":
+                room = min(_MOST_ROOM, 2 * room)
+            elif error.again == "at_once":
+                warmth += _WARMER
+            self._check_retry(error)
+
+        retrying = Retrying(
+            stop=stop_after_attempt(self.settings.attempts),
+            retry=retry_if_exception(lambda error: isinstance(error, AnswerError) and error.again != "never"),
+            wait=self._seconds_before_retry,
+            sleep=self._pacing.sleep,
+            before_sleep=before_retry,
+            reraise=True,
+        )
+        try:
+            return retrying(attempt)
+        except AnswerError as error:
+            self._give_up(error, retrying.statistics["attempt_number"])
+
+    def _send(self, body: Mapping[str, Any]) -> str:
+        """Send one request; return the text of a complete answer."""
         self._pacing.before_sending()
         if self._pacing.interrupted:
             raise EndpointError("interrupted")
@@ -188,42 +247,60 @@ class ChatEndpoint:
             raise EndpointError(self._stopped)
         self._meter.sent()
         try:
-            answer = exchange(self.url, body, key=self._key, timeout=self._timeout)
+            answer = exchange(self._client, self.settings.url, body, timeout=self.settings.timeout)
         except EndpointError as error:
             self._stop(str(error))
-        self._meter.received(answer.prompt_tokens, answer.completion_tokens)
-        check_finished(answer)
-        return answer
+        self._meter.received(answer.tokens)
+        answer.check_finished()
+        return answer.text
+
+    def _seconds_before_retry(self, state: RetryCallState) -> float:
+        error = _error(state)
+        return self._pacing.back_off(state) if error.again == "later" and error.retry_after is None else 0.0
+
+    def _check_retry(self, error: AnswerError) -> None:
+        """Count a retry and begin the rest that the endpoint asks for; stop if either is over its limit."""
+        settings = self.settings
+        if not self._meter.retry(settings.retry_budget):
+            self._stop(
+                f"{settings.url}: all {settings.retry_budget} retries for model {settings.model!r} are used up "
+                f"(the last try: {error}); run again later: finished answers are cached"
+            )
+        if error.retry_after is not None:
+            if error.retry_after > settings.longest_rest:
+                self._stop(
+                    f"{settings.url} asks to wait {error.retry_after:.0f} s ({error}), more than "
+                    f"longest_rest={settings.longest_rest:g}; run again later: finished answers are cached"
+                )
+            self._pacing.rest(error.retry_after)
 
     def _give_up(self, error: AnswerError, tries: int) -> NoReturn:
-        if self._meter.failure(error.reason) >= self._failures_in_a_row:
+        settings = self.settings
+        if self._meter.failure(error.reason) >= settings.failures_in_a_row:
             self._stop(
-                f"{self.url}: the last {self._failures_in_a_row} questions to model {self.model!r} got no answer that can be used "
+                f"{settings.url}: the last {settings.failures_in_a_row} questions to model {settings.model!r} got no usable answer "
                 f"(the last: {error}); see that it runs and gives the form asked for, then run again: finished answers are cached"
             )
         detail = f"{error.detail}, " if error.detail else ""
-        raise AnswerError(error.reason, f"{detail}after {tries} of {self._attempts} tries") from error
-
-    def _before_next(self, error: AnswerError, tries: int) -> None:
-        """Wait as the error asks, within what is allowed."""
-        if not self._meter.retry(self._retry_budget):
-            self._stop(
-                f"{self.url}: all {self._retry_budget} retries for model {self.model!r} are used up (the last try: {error}); "
-                "run again later: finished answers are cached"
-            )
-        if error.retry_after is not None:
-            if error.retry_after > self._longest_rest:
-                self._stop(
-                    f"{self.url} asks to wait {error.retry_after:.0f} s ({error}), more than longest_rest={self._longest_rest:g}; "
-                    "run again later: finished answers are cached"
-                )
-            self._pacing.rest(error.retry_after)
-        elif error.again == "later":
-            self._pacing.back_off(tries)
+        raise AnswerError(error.reason, f"{detail}after {tries} of {settings.attempts} tries") from error
 
     def _stop(self, why: str) -> NoReturn:
         self._stopped = why
         raise EndpointError(why) from None
+
+
+def _error(state: RetryCallState) -> AnswerError:
+    """Return the error of a failed try."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    assert isinstance(error, AnswerError)
+    return error
+
+
+def _warmer(body: Mapping[str, Any], warmth: float) -> Mapping[str, Any]:
+    """Return the request with a higher temperature, if it has one."""
+    if not warmth or "temperature" not in body:
+        return body
+    return {**body, "temperature": round(min(1.0, body["temperature"] + warmth), 3)}
 
 
 def _settle(function: Callable[[Item], Result], item: Item) -> Result | AnswerError:
@@ -231,27 +308,3 @@ def _settle(function: Callable[[Item], Result], item: Item) -> Result | AnswerEr
         return function(item)
     except AnswerError as error:
         return error
-
-
-def _warmer(body: Mapping[str, Any], warmth: float) -> Mapping[str, Any]:
-    if not warmth or "temperature" not in body:
-        return body
-    return {**body, "temperature": round(min(1.0, body["temperature"] + warmth), 3)}
-
-
-def _checked_url(base_url: str) -> str:
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url must be http:// or https:// and a host, got {parts.scheme!r} and {parts.hostname!r}")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"the base_url of {parts.hostname} must hold no user, password, query or fragment")
-    return f"{base_url.rstrip('/')}/chat/completions"
-
-
-def _key_of(variable: str) -> str:
-    key = os.environ.get(variable, "")
-    if not key:
-        raise ValueError(f"the environment variable {variable}, which is to hold the endpoint's API key, is not set")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"the environment variable {variable} holds no API key: it has spaces, line ends or other such characters")
-    return key

@@ -1,78 +1,88 @@
-"""Reading a model's answer as JSON, strictly: one value, no duplicate keys, no key too many. Messages hold names of ours only."""
+"""Answers of a model as JSON: their form as a pydantic model, the schema to send, and strict validation.
+
+Messages hold names of the form only, none of the answer's own words.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from echo_pl.llm.chat import AnswerError
 
-Value = TypeVar("Value")
-
 Form = Literal["json_schema", "json_object"]
-"""How the endpoint is told that JSON is wanted: with its schema, or, where it does not know schemas, without."""
+"""Request for JSON: with its schema, or, for endpoints without schemas, without."""
 
 
-def response_format(form: Form, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The field of a request that asks for JSON.
+class Answer(BaseModel):
+    """Base of all forms: strict types, no unknown keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+def response_format(form: Form, name: str, kind: type[Answer]) -> dict[str, Any]:
+    """Return the request's field that asks for JSON of this kind.
 
     Raises:
         ValueError: an unknown form.
     """
     if form == "json_schema":
-        return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": dict(schema)}}
+        return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": answer_schema(kind)}}
     if form == "json_object":
         return {"type": "json_object"}
     raise ValueError(f"the form of answers must be json_schema or json_object, got {form!r}")
 
 
-def load_json(text: str) -> Any:
-    """The value that a text is.
+def answer_schema(kind: type[Answer]) -> dict[str, Any]:
+    """Return the JSON schema of a kind of answer without references, as strict mode wants it."""
+    schema = kind.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, list):
+            return [resolve(one) for one in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return resolve(definitions[node["$ref"].rpartition("/")[2]])
+        return {key: resolve(value) for key, value in node.items() if key not in ("title", "description")}
+
+    found: dict[str, Any] = resolve(schema)
+    return found
+
+
+def parse_answer(text: str, kind: type[AnswerT]) -> AnswerT:
+    """Validate the text of an answer.
 
     Raises:
-        AnswerError: it is no JSON, or has a key twice.
+        AnswerError: the text is not JSON, repeats a key, or has another form.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise wrong("an object has a key twice")
+            raise wrong("an object repeats a key")
         return found
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        value = json.loads(text, object_pairs_hook=unique)
     except AnswerError:
         raise
     except (ValueError, RecursionError):
         raise AnswerError("not_json", "the model's answer is not JSON", again="at_once") from None
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"]  # an unknown key is the answer's word
+        raise wrong(f"{'.'.join(map(str, place)) or 'the answer'}: {first['type']}") from None
 
 
 def wrong(what: str) -> AnswerError:
-    """The error that says what of an answer is not of the form asked for."""
+    """Return the error for an answer that has not the form asked for."""
     return AnswerError("wrong_form", what, again="at_once")
-
-
-def take(value: Any, kind: type[Value], where: str) -> Value:
-    """The value, if it is of this type.
-
-    Raises:
-        AnswerError: it is not.
-    """
-    if type(value) is not kind:
-        raise wrong(f"{where} is no {kind.__name__}")
-    return value
-
-
-def take_object(value: Any, keys: Collection[str], where: str) -> dict[str, Any]:
-    """The object, if it has these keys and no others.
-
-    Raises:
-        AnswerError: it has not.
-    """
-    found = take(value, dict, where)
-    if missing := [key for key in keys if key not in found]:
-        raise wrong(f"{where} lacks {missing[0]!r}")
-    if len(found) != len(keys):
-        raise wrong(f"{where} has {len(found) - len(keys)} unknown keys")
-    return found

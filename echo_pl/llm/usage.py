@@ -1,4 +1,4 @@
-"""What asking a language model cost, and what went wrong: requests, tokens, failures by reason. Knows numbers only."""
+"""Counts of a language model's use: requests, tokens, failures by reason."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from echo_pl.llm.chat import Tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Counts up to one moment."""
+    """Counts so far."""
 
     requests: int = 0
-    """Sent, all tries counted."""
+    """All tries."""
     answered: int = 0
-    """Questions that got an answer from the endpoint."""
+    """Questions that the endpoint answered."""
     cached: int = 0
-    """Questions that were answered from the cache."""
+    """Questions that the cache answered."""
     retries: int = 0
     prompt_tokens: int = 0
-    """As the endpoint counts them, those of answers that could not be used among them."""
+    """As the endpoint counts them, unusable answers included."""
     completion_tokens: int = 0
     unmetered: int = 0
-    """Answers of which the endpoint did not say how many tokens they took."""
+    """Answers whose tokens the endpoint did not count."""
     errors: Mapping[str, int] = field(default_factory=dict)
-    """Tries that went wrong, by reason."""
+    """Failed tries by reason."""
     failures: Mapping[str, int] = field(default_factory=dict)
-    """Questions that were given up, by the reason of the last try."""
+    """Questions without an answer, by the reason of the last try."""
 
     def cost(self, *, prompt_price: float, completion_price: float) -> float:
-        """What was paid, at these prices for a million tokens. Answers in ``unmetered`` are not in it.
+        """Return the cost at these prices for a million tokens, without ``unmetered`` answers.
 
         >>> Usage(prompt_tokens=2_000_000, completion_tokens=500_000).cost(prompt_price=0.5, completion_price=2.0)
         2.0
@@ -38,19 +40,19 @@ class Usage:
         return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1e6
 
     def __str__(self) -> str:
-        """In one line, for a person."""
-        told = (
+        """All counts in one line."""
+        line = (
             f"{self.requests} requests, {self.answered} questions answered and {self.cached} found in the cache, "
             f"{self.prompt_tokens} + {self.completion_tokens} tokens"
         )
         for name, counts in (("errors", self.errors), ("given up", self.failures)):
             if counts:
-                told += f", {name}: {', '.join(f'{reason} {count}' for reason, count in sorted(counts.items()))}"
-        return told
+                line += f", {name}: {', '.join(f'{reason} {count}' for reason, count in sorted(counts.items()))}"
+        return line
 
 
 class UsageMeter:
-    """Counts from several threads."""
+    """Counter that threads share."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -65,33 +67,33 @@ class UsageMeter:
             self._counts["requests"] += 1
 
     def retry(self, budget: int) -> bool:
-        """Count a second or later try of a question, if so many are not used up; returns whether."""
+        """Count a retry if the budget allows it; return True if it does."""
         with self._lock:
             allowed = self._counts["retries"] < budget
             self._counts["retries"] += allowed
             return allowed
 
-    def received(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
-        """Count the tokens of an answer, whether it can be used or not."""
+    def received(self, tokens: Tokens) -> None:
+        """Count the tokens of an answer, usable or not."""
         with self._lock:
-            self._counts["prompt_tokens"] += prompt_tokens or 0
-            self._counts["completion_tokens"] += completion_tokens or 0
-            self._counts["unmetered"] += prompt_tokens is None or completion_tokens is None
+            self._counts["prompt_tokens"] += tokens.prompt_tokens or 0
+            self._counts["completion_tokens"] += tokens.completion_tokens or 0
+            self._counts["unmetered"] += tokens.prompt_tokens is None or tokens.completion_tokens is None
 
     def answered(self, *, cached: bool) -> None:
-        """Count a question that has its answer."""
+        """Count a question with an answer."""
         with self._lock:
             self._counts["cached" if cached else "answered"] += 1
             if not cached:
                 self._in_a_row = 0
 
     def error(self, reason: str) -> None:
-        """Count a try that went wrong."""
+        """Count a failed try."""
         with self._lock:
             self._errors[reason] += 1
 
     def failure(self, reason: str) -> int:
-        """Count a question that is given up; returns how many were since the endpoint last answered one."""
+        """Count a question without an answer; return their number since the last answer."""
         with self._lock:
             self._failures[reason] += 1
             self._in_a_row += 1
@@ -99,6 +101,6 @@ class UsageMeter:
 
     @property
     def usage(self) -> Usage:
-        """The counts as they are now."""
+        """The counts now."""
         with self._lock:
             return Usage(**self._counts, errors=dict(self._errors), failures=dict(self._failures))

@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, create_model
 
 from echo_pl.llm.chat import AnswerError, ChatRequest
 from echo_pl.llm.endpoint import ChatEndpoint
-from echo_pl.llm.json_answer import Form, load_json, response_format, take, take_object, wrong
+from echo_pl.llm.json_answer import Answer, Form, parse_answer, response_format, wrong
 from echo_pl.llm.usage import Usage
-from echo_pl.reports.regions import OTHER, REGION_NAMES, REGIONS, SECTIONS
+from echo_pl.reports.regions import OTHER, REGION_NAMES, REGIONS
 from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 from echo_pl.reports.response import Language
 from echo_pl.reports.sentences import split_lossless
@@ -35,6 +37,33 @@ _REMOVED = re.compile(r"X{3,}|_{3,}|\[\*\*.*?\*\*\]")
 """Marks in place of names and dates."""
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _END: Final[Mapping[Language, str]] = {"en": ".", "zh": "。"}
+
+
+_Piece = Annotated[str, Field(pattern="^[FI][0-9]+$")]
+
+
+class _Sentence(Answer):
+    text: str
+    sources: list[_Piece] = Field(alias="from")
+
+
+class _Region(Answer):
+    mentioned: bool
+    sentences: list[_Sentence]
+
+
+class _Dropped(Answer):
+    source: _Piece = Field(alias="from")
+    reason: Literal[DROP_REASONS]  # type: ignore[valid-type]
+
+
+ReportAnswer: Final[Any] = create_model(
+    "ReportAnswer",
+    __base__=Answer,
+    **dict.fromkeys(REGION_NAMES, (_Region, ...)),  # type: ignore[call-overload]
+    **{OTHER: (list[_Sentence], ...), IMPRESSION: (list[_Sentence], ...), DROPPED: (list[_Dropped], ...)},
+)
+"""Form of an answer: the regions, what belongs to none, the impression, and the pieces left out."""
 
 
 class LLMNormalizer:
@@ -65,7 +94,7 @@ class LLMNormalizer:
         self._endpoint = endpoint
         self._language: Language = language
         self._negatives = checked_negatives(CANONICAL[language] if negatives is None else negatives)
-        self._format = response_format(form, "normalized_report", answer_schema())
+        self._format = response_format(form, "normalized_report", ReportAnswer)
         self._max_tokens = max_tokens
         self._system = system_message(language)
 
@@ -77,7 +106,7 @@ class LLMNormalizer:
     @property
     def name(self) -> str:
         """Model, version of the prompt, language."""
-        return f"llm-{self._endpoint.model}-prompt{PROMPT_VERSION}-{self._language}"
+        return f"llm-{self._endpoint.settings.name}-prompt{PROMPT_VERSION}-{self._language}"
 
     def normalize(self, report: RawReport) -> NormalizedReport:
         """Normalize one report.
@@ -99,8 +128,8 @@ class LLMNormalizer:
         unsent = {"indication": report.indication, "comparison": report.comparison, "technique": report.technique}
         left_out = Counter(section for section, text in unsent.items() if text.strip())
         left_out["deidentification"] = sum(len(_REMOVED.findall(text)) for text in pieces.values())
-        reader = _AnswerReader(pieces, self._language, self._negatives, left_out)
-        return self._endpoint.complete(request, reader.read)
+        parser = _AnswerParser(pieces, self._language, self._negatives, left_out)
+        return self._endpoint.complete(request, parser.parse)
 
     def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | AnswerError]:
         """Normalize reports concurrently; yield each one, or its error, in order.
@@ -120,7 +149,7 @@ def checked_negatives(negatives: Mapping[str, str]) -> dict[str, str]:
     return {name: negatives[name] for name in REGION_NAMES}
 
 
-class _AnswerReader:
+class _AnswerParser:
     """Parser of the answer to one report."""
 
     def __init__(
@@ -131,55 +160,54 @@ class _AnswerReader:
         self._negatives = negatives
         self._left_out = left_out
 
-    def read(self, text: str) -> NormalizedReport:
+    def parse(self, text: str) -> NormalizedReport:
+        answer = parse_answer(text, ReportAnswer)
         used: set[str] = set()
-        answer = take_object(load_json(text), (*REGION_NAMES, OTHER, IMPRESSION, DROPPED), "the answer")
-        statements = [one for name in REGION_NAMES for one in self._region(name, answer[name], used)]
-        statements += self._sentences(answer[OTHER], OTHER, OTHER, used)
+        statements = [one for name in REGION_NAMES for one in self._region(name, getattr(answer, name), used)]
+        statements += self._sentences(answer.other, OTHER, OTHER, used)
         of_impression: set[str] = set()
-        impression = self._sentences(answer[IMPRESSION], OTHER, IMPRESSION, of_impression)
+        impression = self._sentences(answer.impression, OTHER, IMPRESSION, of_impression)
         used |= of_impression
-        dropped = self._dropped(answer[DROPPED], used)
+        for place, one in enumerate(answer.dropped):
+            used.add(self._known(one.source, f"{DROPPED}[{place}]"))
         if not impression:
             raise wrong("there is no impression")
         if unused := [name for name in self._pieces if name not in used]:
             raise AnswerError("piece_lost", f"{len(unused)} pieces of the report are nowhere: {', '.join(unused)}", again="at_once")
+        dropped = Counter(one.reason for one in answer.dropped) + Counter(self._left_out)
         return NormalizedReport(
             statements=tuple(statements),
             impression=("" if self._language == "zh" else " ").join(one.text for one in impression),
             language=self._language,
-            dropped={name: count for name, count in (dropped + Counter(self._left_out)).items() if count},
+            dropped={name: count for name, count in dropped.items() if count},
             impression_imputed=not any(name.startswith("I") for name in of_impression),
         )
 
-    def _region(self, name: str, value: Any, used: set[str]) -> list[Statement]:
-        region = take_object(value, ("mentioned", "sentences"), name)
-        mentioned = take(region["mentioned"], bool, f"{name}.mentioned")
-        found = self._sentences(region["sentences"], name, f"{name}.sentences", used)
-        if mentioned != bool(found):
-            raise wrong(f"{name} is {'mentioned' if mentioned else 'not mentioned'} and has {len(found)} sentences")
+    def _region(self, name: str, region: _Region, used: set[str]) -> list[Statement]:
+        found = self._sentences(region.sentences, name, f"{name}.sentences", used)
+        if region.mentioned != bool(found):
+            raise wrong(f"{name} is {'mentioned' if region.mentioned else 'not mentioned'} and has {len(found)} sentences")
         return found or [Statement(section=name, text=self._negatives[name], imputed=True)]
 
-    def _sentences(self, value: Any, section: str, where: str, used: set[str]) -> list[Statement]:
+    def _sentences(self, sentences: list[_Sentence], section: str, where: str, used: set[str]) -> list[Statement]:
         found = []
-        for place, one in enumerate(take(value, list, where)):
+        for place, one in enumerate(sentences):
             here = f"{where}[{place}]"
-            sentence = take_object(one, ("text", "from"), here)
-            names = [self._name(name, here) for name in take(sentence["from"], list, f"{here}.from")]
-            if not names:
+            if not one.sources:
                 raise wrong(f"{here} comes from no piece")
+            names = [self._known(name, here) for name in one.sources]
             used.update(names)
             source = " ".join(self._pieces[name] for name in dict.fromkeys(names))
-            found.append(Statement(section=section, text=self._text(sentence["text"], here), source=source))
+            found.append(Statement(section=section, text=self._text(one.text, here), source=source))
         return found
 
-    def _name(self, value: Any, where: str) -> str:
-        if (name := take(value, str, f"{where}.from")) not in self._pieces:
-            raise wrong(f"{where} comes from a piece that there is not")
+    def _known(self, name: str, where: str) -> str:
+        if name not in self._pieces:
+            raise wrong(f"{where} comes from an unknown piece")
         return name
 
-    def _text(self, value: Any, where: str) -> str:
-        text = " ".join(take(value, str, f"{where}.text").split())
+    def _text(self, text: str, where: str) -> str:
+        text = " ".join(text.split())
         if not text:
             raise wrong(f"{where} has no words")
         if _REMOVED.search(text):
@@ -187,17 +215,6 @@ class _AnswerReader:
         if bool(_HAN.search(text)) != (self._language == "zh"):
             raise AnswerError("wrong_language", f"{where} is not in {self._language}", again="at_once")
         return text if text[-1] in ".!?。！？" else text + _END[self._language]
-
-    def _dropped(self, value: Any, used: set[str]) -> Counter[str]:
-        counts: Counter[str] = Counter()
-        for place, one in enumerate(take(value, list, DROPPED)):
-            here = f"{DROPPED}[{place}]"
-            entry = take_object(one, ("from", "reason"), here)
-            if (reason := take(entry["reason"], str, f"{here}.reason")) not in DROP_REASONS:
-                raise wrong(f"{here} has an unknown reason")
-            used.add(self._name(entry["from"], here))
-            counts[reason] += 1
-        return counts
 
 
 def pieces_of(report: RawReport) -> dict[str, str]:
@@ -221,19 +238,3 @@ def system_message(language: Language) -> str:
 def user_message(pieces: Mapping[str, str]) -> str:
     """Return the message with the pieces of one report."""
     return "Pieces:\n" + "\n".join(f"{name}: {text}" for name, text in pieces.items()) + "\nAnswer:"
-
-
-def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "additionalProperties": False, "required": list(properties), "properties": dict(properties)}
-
-
-def answer_schema() -> dict[str, Any]:
-    """Return the JSON schema of an answer, the same for every report."""
-    name = {"type": "string", "pattern": "^[FI][0-9]+$"}
-    sentence = _closed({"text": {"type": "string"}, "from": {"type": "array", "items": name}})
-    sentences = {"type": "array", "items": sentence}
-    region = _closed({"mentioned": {"type": "boolean"}, "sentences": sentences})
-    dropped = {"type": "array", "items": _closed({"from": name, "reason": {"type": "string", "enum": list(DROP_REASONS)}})}
-    slots = {section: sentences if section == OTHER else region for section in SECTIONS}
-    assert list(slots) == [*REGION_NAMES, OTHER]
-    return _closed({**slots, IMPRESSION: sentences, DROPPED: dropped})

@@ -12,11 +12,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from functools import cache
+from typing import Annotated, Any, Final
+
+from pydantic import Field, create_model
 
 from echo_pl.llm.chat import AnswerError, ChatRequest
 from echo_pl.llm.endpoint import ChatEndpoint
-from echo_pl.llm.json_answer import Form, load_json, response_format, take, take_object, wrong
+from echo_pl.llm.json_answer import Answer, Form, parse_answer, response_format
 from echo_pl.llm.usage import Usage
 from echo_pl.reports.regions import REGION_NAMES
 from echo_pl.reports.report import NormalizedReport
@@ -104,7 +107,7 @@ class Translator:
         self._endpoint = endpoint
         self._known = known
         self._form: Form = form
-        response_format(form, "", {})
+        response_format(form, "", _answer_of(1))
         self._max_tokens = max_tokens
 
     @property
@@ -115,7 +118,7 @@ class Translator:
     @property
     def name(self) -> str:
         """Model and version of the prompt."""
-        return f"translate-{self._endpoint.model}-prompt{PROMPT_VERSION}"
+        return f"translate-{self._endpoint.settings.name}-prompt{PROMPT_VERSION}"
 
     def translate(self, report: NormalizedReport) -> NormalizedReport:
         """Translate one report. If a number or a side is lost, the model gets one more request that names the sentences.
@@ -163,33 +166,31 @@ class Translator:
         return found
 
     def _ask(self, question: str, count: int) -> list[str]:
+        kind = _answer_of(count)
         request = ChatRequest(
             system=_PROMPT["system"],
             user=question,
-            response_format=response_format(self._form, "translations", _schema(count)),
+            response_format=response_format(self._form, "translations", kind),
             prompt_version=f"translate-{PROMPT_VERSION}",
             max_tokens=self._max_tokens,
         )
-        return self._endpoint.complete(request, _reader(count))
+
+        def parse(text: str) -> list[str]:
+            found = getattr(parse_answer(text, kind), _KEY)
+            return [_checked(one, f"{_KEY}[{place}]") for place, one in enumerate(found)]
+
+        return self._endpoint.complete(request, parse)
 
 
-def _schema(count: int) -> dict[str, Any]:
-    texts = {"type": "array", "items": {"type": "string"}, "minItems": count, "maxItems": count}
-    return {"type": "object", "additionalProperties": False, "required": [_KEY], "properties": {_KEY: texts}}
+@cache
+def _answer_of(count: int) -> Any:
+    """Return the form of an answer with so many translations."""
+    texts = Annotated[list[str], Field(min_length=count, max_length=count)]
+    return create_model("Translations", __base__=Answer, **{_KEY: (texts, ...)})  # type: ignore[call-overload]
 
 
-def _reader(count: int) -> Callable[[str], list[str]]:
-    def read(text: str) -> list[str]:
-        found = take(take_object(load_json(text), (_KEY,), "the answer")[_KEY], list, _KEY)
-        if len(found) != count:
-            raise wrong(f"{len(found)} translations of {count} sentences")
-        return [_checked(one, f"{_KEY}[{place}]") for place, one in enumerate(found)]
-
-    return read
-
-
-def _checked(value: Any, where: str) -> str:
-    text = " ".join(take(value, str, where).split())
+def _checked(text: str, where: str) -> str:
+    text = " ".join(text.split())
     if not _HAN.search(text):
         raise AnswerError("wrong_language", f"{where} is not in Chinese", again="at_once")
     return text if text[-1] in "。！？" else text.rstrip(".!?") + "。"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from endpoint_stub import EndpointStub, says
 
-from echo_pl.data.pipeline.recipes import EmbeddingSearch, EndpointSpec, TranslatorRecipe
+from echo_pl.data.pipeline.recipes import EmbeddingSearch, TranslatorRecipe
+from echo_pl.llm.endpoint import EndpointSpec
 from echo_pl.reports.llm_normalizer import CANONICAL
 from echo_pl.reports.near_duplicates import critical_words
 from echo_pl.reports.report import NormalizedReport, RawReport, Statement

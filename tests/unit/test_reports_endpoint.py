@@ -1,8 +1,9 @@
-"""The client of a chat endpoint against a stub that misbehaves: what is asked again and what is not, counted request by request."""
+"""The client of a chat endpoint against a stub that misbehaves: requests, retries and their limits."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from endpoint_stub import EndpointStub, Reply, says
 
 from echo_pl.llm.answer_cache import AnswerCache, answer_key
 from echo_pl.llm.chat import AnswerError, ChatRequest, EndpointError
-from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.endpoint import ChatEndpoint, EndpointSpec, request_options
 from echo_pl.llm.pacing import Pacing
 from echo_pl.llm.usage import Usage
 
@@ -43,9 +44,9 @@ def no_proxy(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def client(stub: EndpointStub, **changed) -> ChatEndpoint:
-    options = {"base_url": stub.url, "model": "small", "pacing": Pacing(first=0.0), "timeout": 20.0, **changed}
-    return ChatEndpoint(**options)
+def client(stub: EndpointStub, *, pacing: Pacing | None = None, **changed) -> ChatEndpoint:
+    spec = EndpointSpec(**{"base_url": stub.url, "model": "small", "timeout": 20.0, **changed})
+    return ChatEndpoint(spec, pacing=pacing or Pacing(first=0.0))
 
 
 def question(user: str = WORDS) -> ChatRequest:
@@ -114,15 +115,27 @@ def test_what_does_not_pass_is_given_up_by_name(reason):
     assert (usage.answered, usage.retries, usage.errors, usage.failures) == (0, 2, {reason: 3}, {reason: 1})
 
 
-NO_COMPLETION = [Reply(content=b'{"choices": []}'), Reply(content=b"[1]"), Reply(content=says("x").content, half=True)]
+NO_COMPLETION = [
+    (Reply(content=b'{"choices": []}'), "broken_json"),
+    (Reply(content=b"[1]"), "broken_json"),
+    (Reply(content=says("x").content, half=True), "connection"),
+]
 
 
-@pytest.mark.parametrize("reply", NO_COMPLETION)
-def test_what_is_no_completion_is_broken(reply):
+@pytest.mark.parametrize(("reply", "reason"), NO_COMPLETION)
+def test_an_answer_that_is_no_completion_is_requested_again(reply, reason):
     with EndpointStub(script(reply, says("fine"))) as stub:
         endpoint = client(stub)
         assert endpoint.complete(question(), upper) == "FINE"
-        assert endpoint.usage.errors == {"broken_json": 1}
+        assert endpoint.usage.errors == {reason: 1}
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": -1}, {"prompt_tokens": "many", "completion_tokens": 3}, {}])
+def test_an_answer_with_invalid_counts_is_used(usage):
+    with EndpointStub(script(says("fine", usage=usage))) as stub:
+        endpoint = client(stub)
+        assert endpoint.complete(question(), upper) == "FINE"
+        assert (endpoint.usage.unmetered, endpoint.usage.prompt_tokens) == (1, 0)
 
 
 def test_a_byte_now_and_then_does_not_hold_the_time_limit_up():
@@ -135,8 +148,8 @@ def test_a_byte_now_and_then_does_not_hold_the_time_limit_up():
 def test_nobody_at_the_address():
     with EndpointStub(script(says("fine"))) as stub:
         url = stub.url
-    endpoint = ChatEndpoint(base_url=url, model="small", attempts=2, pacing=Pacing(first=0.0))
-    with pytest.raises(AnswerError, match="connection: ConnectionRefusedError, after 2 of 2 tries"):
+    endpoint = ChatEndpoint(EndpointSpec(base_url=url, model="small", attempts=2), pacing=Pacing(first=0.0))
+    with pytest.raises(AnswerError, match="connection: ConnectError, after 2 of 2 tries"):
         endpoint.complete(question(), upper)
 
 
@@ -178,7 +191,7 @@ def test_retry_after_is_kept_by_all_and_back_off_grows():
     clock = Clock()
     busy = Reply(status=429, headers={"Retry-After": "30"})
     with EndpointStub(script(busy, Reply(status=500), Reply(status=500), Reply(status=500), says("fine"))) as stub:
-        pacing = Pacing(first=1.0, longest=3.0, clock=clock, wait=clock.wait, seed=1)
+        pacing = Pacing(first=1.0, longest=3.0, clock=clock, wait=clock.wait)
         client(stub, pacing=pacing).complete(question(), upper)
     assert 30.0 <= clock.waits[0] <= 31.0
     for waited, longest in zip(clock.waits[1:], (2.0, 3.0, 3.0), strict=True):
@@ -203,7 +216,7 @@ def test_too_long_a_rest_too_many_retries_and_too_many_failures_stop_it():
     with EndpointStub(script(Reply(status=400))) as stub:
         endpoint = client(stub, failures_in_a_row=4, concurrency=1)
         found = endpoint.map(lambda user: endpoint.complete(question(user), upper), ["a", "b", "c", "d", "e"])
-        with pytest.raises(EndpointError, match="the last 4 questions to model 'small' got no answer"):
+        with pytest.raises(EndpointError, match="the last 4 questions to model 'small' got no usable answer"):
             list(found)
         assert len(stub.requests) == 4
 
@@ -248,18 +261,18 @@ def test_a_rerun_asks_nothing(tmp_path):
     users = [str(i) for i in range(12)]
     with EndpointStub(lambda request, number: says(request["messages"][1]["content"] + "!")) as stub:
         for run in range(2):
-            endpoint = client(stub, cache=AnswerCache(tmp_path), concurrency=3)
+            endpoint = client(stub, answers=tmp_path, concurrency=3)
             assert list(endpoint.map(lambda user, e=endpoint: e.complete(question(user), upper), users)) == [u + "!" for u in users]
             assert len(stub.requests) == 12
             assert (endpoint.usage.requests, endpoint.usage.cached) == ((12, 0) if run == 0 else (0, 12))
-        other = client(stub, cache=AnswerCache(tmp_path), model="large")
+        other = client(stub, answers=tmp_path, model="large")
         other.complete(question("0"), upper)
         assert len(stub.requests) == 13, "another model's answers are others"
 
 
 def test_only_accepted_answers_are_cached_and_those_no_longer_accepted_are_asked_again(tmp_path, caplog):
     with EndpointStub(script(says("bad"), says("fine"))) as stub:
-        client(stub, cache=AnswerCache(tmp_path)).complete(question(), upper)
+        client(stub, answers=tmp_path).complete(question(), upper)
         assert len(AnswerCache(tmp_path)) == 1
 
         def stricter(text: str) -> str:
@@ -267,7 +280,7 @@ def test_only_accepted_answers_are_cached_and_those_no_longer_accepted_are_asked
                 raise AnswerError("too_short", again="at_once")
             return text
 
-        assert client(stub, cache=AnswerCache(tmp_path)).complete(question(), stricter) == "fine"
+        assert client(stub, answers=tmp_path).complete(question(), stricter) == "fine"
         assert len(stub.requests) == 3
     assert "is not accepted (too_short)" in caplog.text
 
@@ -275,7 +288,7 @@ def test_only_accepted_answers_are_cached_and_those_no_longer_accepted_are_asked
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", None, "text", "key"])
 def test_a_damaged_answer_is_noticed_and_asked_for_again(tmp_path, caplog, damage):
     with EndpointStub(script(says("fine"))) as stub:
-        endpoint = client(stub, cache=AnswerCache(tmp_path))
+        endpoint = client(stub, answers=tmp_path)
         endpoint.complete(question(), upper)
         path = next(tmp_path.glob("*/*.json"))
         record = json.loads(path.read_bytes())
@@ -358,7 +371,7 @@ def test_processes_may_write_and_read_one_answer_at_once(tmp_path, caplog):
 def test_a_key_that_is_none_is_refused_without_being_shown(monkeypatch, key):
     monkeypatch.setenv("TEST_KEY", key)
     with pytest.raises(ValueError, match="environment variable TEST_KEY") as error:
-        ChatEndpoint(base_url="http://localhost/v1", model="m", api_key_variable="TEST_KEY")
+        EndpointSpec(base_url="http://localhost/v1", model="m", api_key_variable="TEST_KEY")
     assert not key or key not in str(error.value)
 
 
@@ -367,13 +380,47 @@ def test_a_key_that_is_none_is_refused_without_being_shown(monkeypatch, key):
 )
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(ValueError, match="base_url") as error:
-        ChatEndpoint(base_url=url, model="m")
+        EndpointSpec(base_url=url, model="m")
     assert "secret" not in str(error.value)
 
 
 def test_numbers_that_make_no_sense_are_refused():
     for changed in ({"concurrency": 0}, {"attempts": 0}, {"timeout": 0}, {"retry_budget": -1}, {"model": ""}):
         with pytest.raises(ValueError, match=next(iter(changed))):
-            ChatEndpoint(**{"base_url": "http://localhost/v1", "model": "m", **changed})
+            EndpointSpec(**{"base_url": "http://localhost/v1", "model": "m", **changed})
     with pytest.raises(ValueError, match="first wait"):
         Pacing(first=2.0, longest=1.0)
+    with pytest.raises(ValueError, match="'messages' is set by the client"):
+        EndpointSpec(base_url="http://localhost/v1", model="m", options={"messages": []})
+
+
+def test_options_reach_the_request_and_the_name():
+    options = request_options(['chat_template_kwargs={"enable_thinking": false}', "max_tokens=null", "seed=7"], temperature=0.5)
+    with EndpointStub(script(says("fine"))) as stub:
+        endpoint = client(stub, options=options)
+        endpoint.complete(question(), upper)
+        assert stub.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
+        assert (stub.requests[0]["temperature"], stub.requests[0]["seed"]) == (0.5, 7)
+        assert "max_tokens" not in stub.requests[0]
+    assert endpoint.settings.name.startswith("small-")
+    assert EndpointSpec(base_url="http://localhost/v1", model="m").name == "m"
+    assert request_options([], max_tokens=9) == {"max_tokens": 9}
+    for wrong in ("top_p", "top_p=", "=1", "top_p=high"):
+        with pytest.raises(ValueError, match="must be NAME=JSON"):
+            request_options([wrong])
+
+
+def test_no_log_holds_report_text_or_the_key(monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("TEST_KEY", SECRET)
+    caplog.set_level("DEBUG")
+    monkeypatch.setattr(logging.getLogger("httpx"), "level", logging.DEBUG)
+    replies = [*MISBEHAVIOUR.values(), says(f"{WORDS} bad"), says(WORDS)]
+    with EndpointStub(script(*(one for one in replies if not one.hang))) as stub:
+        endpoint = client(stub, api_key_variable="TEST_KEY", answers=tmp_path, attempts=20)
+        assert endpoint.complete(question(), lambda text: upper("bad" if text.endswith("bad") else text)) == WORDS.upper()
+    with pytest.raises(AnswerError):
+        client(stub, api_key_variable="TEST_KEY", answers=tmp_path, attempts=1).complete(question("other"), upper)
+    assert caplog.records
+    for record in caplog.records:
+        assert SECRET not in record.getMessage()
+        assert WORDS not in record.getMessage()

@@ -17,9 +17,10 @@ from endpoint_stub import EndpointStub, Reply, normal_answer, pieces_asked, says
 
 from echo_pl.llm.answer_cache import AnswerCache
 from echo_pl.llm.chat import AnswerError
-from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.endpoint import ChatEndpoint, EndpointSpec
+from echo_pl.llm.json_answer import answer_schema
 from echo_pl.llm.pacing import Pacing
-from echo_pl.reports.llm_normalizer import CANONICAL, DROP_REASONS, LLMNormalizer, answer_schema, pieces_of, system_message
+from echo_pl.reports.llm_normalizer import CANONICAL, DROP_REASONS, LLMNormalizer, ReportAnswer, pieces_of, system_message
 from echo_pl.reports.regions import OTHER, REGION_NAMES, SECTIONS
 from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 
@@ -58,14 +59,8 @@ GOOD = {
 
 
 def normalizer(stub: EndpointStub, cache: Path | None = None, **changed) -> LLMNormalizer:
-    endpoint = ChatEndpoint(
-        base_url=stub.url,
-        model="small",
-        cache=None if cache is None else AnswerCache(cache),
-        attempts=2,
-        concurrency=4,
-        pacing=Pacing(first=0.0),
-    )
+    spec = EndpointSpec(base_url=stub.url, model="small", answers=cache, attempts=2, concurrency=4)
+    endpoint = ChatEndpoint(spec, pacing=Pacing(first=0.0))
     return LLMNormalizer(endpoint, **changed)
 
 
@@ -102,7 +97,7 @@ def test_what_is_asked_holds_to_the_schema_of_strict_mode():
             for value in node.values():
                 check(value)
 
-    schema = answer_schema()
+    schema = answer_schema(ReportAnswer)
     check(schema)
     assert list(schema["properties"]) == [*SECTIONS, "impression", "dropped"]
     for language in ("en", "zh"):
@@ -202,7 +197,7 @@ def test_a_report_without_words_is_not_asked_about():
 
 
 def test_wrong_arguments_are_refused():
-    endpoint = ChatEndpoint(base_url="http://localhost/v1", model="m")
+    endpoint = ChatEndpoint(EndpointSpec(base_url="http://localhost/v1", model="m"))
     with pytest.raises(ValueError, match="language"):
         LLMNormalizer(endpoint, language="de")
     with pytest.raises(ValueError, match="form of answers"):
@@ -221,13 +216,12 @@ def test_every_canonical_sentence_is_a_statement():
 PROGRAM = """
 import sys
 from pathlib import Path
-from echo_pl.llm.answer_cache import AnswerCache
-from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.endpoint import ChatEndpoint, EndpointSpec
 from echo_pl.reports.llm_normalizer import LLMNormalizer
 from echo_pl.reports.report import RawReport
 
 url, cache = sys.argv[1:]
-endpoint = ChatEndpoint(base_url=url, model="small", cache=AnswerCache(cache), concurrency=3)
+endpoint = ChatEndpoint(EndpointSpec(base_url=url, model="small", answers=Path(cache), concurrency=3))
 reports = (RawReport(findings=f"Nodule number {i}.") for i in range(24))
 for found in LLMNormalizer(endpoint).normalize_many(reports):
     print(found.text.findings, flush=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from endpoint_stub import EndpointStub, says
 
-from echo_pl.llm.answer_cache import AnswerCache
 from echo_pl.llm.chat import AnswerError
-from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.endpoint import ChatEndpoint, EndpointSpec
 from echo_pl.llm.pacing import Pacing
 from echo_pl.reports.llm_normalizer import CANONICAL
 from echo_pl.reports.report import NormalizedReport, Statement
@@ -31,9 +31,9 @@ def answer(texts: list[str]):
     return says(json.dumps({"translations": texts}, ensure_ascii=False))
 
 
-def translator(stub: EndpointStub, cache: AnswerCache | None = None) -> Translator:
-    pacing = Pacing(first=0.0)
-    return Translator(ChatEndpoint(base_url=stub.url, model="small", attempts=2, concurrency=2, pacing=pacing, cache=cache))
+def translator(stub: EndpointStub, answers: Path | None = None) -> Translator:
+    spec = EndpointSpec(base_url=stub.url, model="small", attempts=2, concurrency=2, answers=answers)
+    return Translator(ChatEndpoint(spec, pacing=Pacing(first=0.0)))
 
 
 def test_a_translated_report():
@@ -57,11 +57,11 @@ def test_a_translated_report():
 )
 def test_what_gets_lost_is_asked_for_once_more_and_then_named(wrong, reason, tmp_path):
     with EndpointStub(lambda request, number: answer(wrong if number == 0 else RIGHT)) as stub:
-        assert translator(stub, AnswerCache(tmp_path)).translate(REPORT).impression == RIGHT[2]
+        assert translator(stub, tmp_path).translate(REPORT).impression == RIGHT[2]
         assert len(stub.requests) == 2
         place = next(i for i in range(3) if wrong[i] != RIGHT[i]) + 1
         assert stub.users()[1].endswith(f"from 1: {place}.")
-        translator(stub, AnswerCache(tmp_path)).translate(REPORT)
+        translator(stub, tmp_path).translate(REPORT)
         assert len(stub.requests) == 2, "both answers are cached"
     with EndpointStub(lambda request, number: answer(wrong)) as stub:
         with pytest.raises(AnswerError, match=f"{reason}: lost in the translation of 1 of 3 sentences, twice") as error:
@@ -102,7 +102,7 @@ def test_what_is_known_already_is_not_sent_and_nothing_is_sent_twice():
     statements = (*REPORT.statements, Statement(section="other", text="Left lung nodule."))
     report = NormalizedReport(statements=statements, impression="Left lung nodule.")
     with EndpointStub(lambda request, number: answer([RIGHT[0], RIGHT[2]])) as stub:
-        endpoint = ChatEndpoint(base_url=stub.url, model="small")
+        endpoint = ChatEndpoint(EndpointSpec(base_url=stub.url, model="small"))
         found = Translator(
             endpoint, known={"The heart is enlarged.": "心大。", "The thorax is unremarkable.": "胸廓正常。"}.get
         ).translate(report)

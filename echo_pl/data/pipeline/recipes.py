@@ -15,9 +15,8 @@ import numpy as np
 
 from echo_pl.data.pipeline.parts import Parts, RefusedError, built
 from echo_pl.io.atomic import atomic_file
-from echo_pl.llm.answer_cache import AnswerCache
 from echo_pl.llm.chat import AnswerError
-from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.endpoint import ChatEndpoint, EndpointSpec
 from echo_pl.llm.usage import Usage
 from echo_pl.reports.canonical import canonical_in_chinese
 from echo_pl.reports.cleaning import OtherLanguageError, clean
@@ -80,31 +79,6 @@ class CheckRecipe:
         return CompletenessCheck(verbatim=self.verbatim)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EndpointSpec:
-    """Which language model, where."""
-
-    base_url: str
-    model: str
-    answers: Path
-    """Folder for its answers, so that nothing is asked twice."""
-    api_key_variable: str | None = None
-    concurrency: int = 8
-    timeout: float = 300.0
-    """Seconds for one answer."""
-
-    def build(self) -> ChatEndpoint:
-        """Make a client."""
-        return ChatEndpoint(
-            base_url=self.base_url,
-            model=self.model,
-            api_key_variable=self.api_key_variable,
-            cache=AnswerCache(self.answers),
-            concurrency=self.concurrency,
-            timeout=self.timeout,
-        )
-
-
 class LLMEngine:
     """A language model that normalizes, several reports at once."""
 
@@ -146,7 +120,7 @@ class LLMRecipe:
 
     def build(self) -> LLMEngine:
         """Make it."""
-        return LLMEngine(LLMNormalizer(self.endpoint.build(), language=self.language))
+        return LLMEngine(LLMNormalizer(ChatEndpoint(self.endpoint), language=self.language))
 
 
 class LLMTranslator:
@@ -188,7 +162,7 @@ class TranslatorRecipe:
 
     def build(self) -> LLMTranslator:
         """Make it; sentences of either engine's tables are not sent."""
-        return LLMTranslator(Translator(self.endpoint.build(), known=_canonical))
+        return LLMTranslator(Translator(ChatEndpoint(self.endpoint), known=_canonical))
 
 
 def _canonical(text: str) -> str | None:
