@@ -63,7 +63,7 @@ LAB := seed=0,1,2 'sweep.grow=[4,8,16]' +sweep.stages.rad.max_steps=1200 +sweep.
 TRIALS ?= dcd,ce,tilted,tilted_bigrams,plain_kl,no_eos,reverse_kl,raw,kl_ce,sharp,dparallel,d3llm,ddo,dscd,sdtt
 
 lab: SWEEP = lab
-lab: $(DATA) ## what docs/lab.md starts with: dcd, ce and tilted by block size, over three seeds (hours; BLOCKS=8; SWEEP=name STEPS=900 beside it) -> outputs/compare
+lab: $(DATA) ## what docs/lab/objectives.md starts with: dcd, ce and tilted by block size, over three seeds (hours; BLOCKS=8; SWEEP=name STEPS=900 beside it) -> outputs/compare
 	$(BIN)/echo-pl -m sweep=lab sweep.name=$(SWEEP) block_size=$(BLOCKS) ablation=dcd,ce,tilted $(LAB) $(ARGS)
 	$(BIN)/echo-pl compare --sweep $(SWEEP)
 

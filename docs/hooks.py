@@ -82,10 +82,22 @@ def cell(text: str, code: bool = False) -> str:
 
 
 def commands_page() -> str:
-    """Return the help of every command, as typer knows it."""
-    from echo_pl.cli.help_pages import command_helps  # needs typer, and none of the heavy imports
+    """Return the help of every command of the tree."""
+    import click
+    from typer.main import get_command
+    from typer.testing import CliRunner
 
-    parts = ["# Commands\n", "Made from the commands' own help at each build. `echo-pl --help` prints the same.\n"]
-    for name, text in command_helps():
-        parts += [f"## {name}\n", "```text", text.rstrip(), "```\n"]
+    from echo_pl.__main__ import app
+
+    def names(command: click.Command, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+        below = getattr(command, "commands", {})
+        shown = [(name, child) for name, child in below.items() if not child.hidden]
+        return [path, *(found for name, child in shown for found in names(child, (*path, name)))]
+
+    parts = ["# Commands\n", "Made from the commands' own help at each build.\n"]
+    for path in names(get_command(app), ()):
+        shown = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, [*path, "--help"], prog_name="echo-pl")
+        if shown.exit_code != 0:
+            raise RuntimeError(f"echo-pl {' '.join(path)} --help ended with {shown.exit_code}: {shown.output}")
+        parts += [f"## echo-pl {' '.join(path)}\n", "```text", shown.output.rstrip(), "```\n"]
     return "\n".join(parts)

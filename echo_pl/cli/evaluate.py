@@ -6,7 +6,7 @@
     echo-pl evaluate --upload outputs/evaluation/ours --mlflow http://server:5000
 
 Writes reports.jsonl (a record a report), aggregate.json (every score with its interval and signature), report.md and index.html
-(with the worst reports), and then logs to MLflow where asked. docs/evaluation.md says what every score is and cannot see.
+(with the worst reports), and then logs to MLflow where asked. docs/how-to/evaluation.md says what every score is and cannot see.
 """
 
 from __future__ import annotations

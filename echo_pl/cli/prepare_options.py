@@ -223,7 +223,7 @@ def reader_options(name: str) -> dict[str, object]:
 
 def readers_manual() -> str:
     """A paragraph for each reader: what it reads, by the first words of its file, and its options."""
-    lines = ["readers (files wanted, where they are from and licences: docs/data.md):"]
+    lines = ["readers (files wanted, where they are from and licences: docs/reference/readers.md):"]
     for name, make in READERS.items():
         of = inspect.getdoc(make if name == WITHOUT_SOURCE else inspect.getmodule(make)) or ""
         told = " ".join(of.split("\n\n")[0].split()).replace("``", "")

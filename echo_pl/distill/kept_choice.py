@@ -22,7 +22,7 @@ from echo_pl.sampling.trajectory_writer import begun_with, refuse_finished
 log = logging.getLogger(__name__)
 LEAST = 32
 """Tokens that ``auto`` keeps at the least where no trained student says how far the loss falls: at 8 or 16 the smaller losses of
-trained students were off by more than 1 % (docs/lab.md)."""
+trained students were off by more than 1 % (docs/lab/objectives.md)."""
 Kept = int | Literal["auto"]
 AUTO: Literal["auto"] = "auto"
 

@@ -187,7 +187,7 @@ def main() -> None:
     if args.data == "nih" and (args.source is None or not (args.source / "manifest.jsonl").is_file()):
         print(
             f"demo-real is skipped: there is no manifest.jsonl in {args.source}. It needs real images: a folder with "
-            "images/ and manifest.jsonl (docs/data.md), given as --source <folder> or make demo-real REAL_DATA=<folder>."
+            "images/ and manifest.jsonl (docs/explain/data.md), given as --source <folder> or make demo-real REAL_DATA=<folder>."
         )
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -186,7 +186,7 @@ def test_help_and_documentation_name_every_reader_with_its_options(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     told = " ".join(capsys.readouterr().out.split())
-    documented = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    documented = (Path(__file__).parents[2] / "docs" / "reference" / "readers.md").read_text(encoding="utf-8")
     for name in READERS:
         assert f" {name}: " in told
         assert f"| `{name}` |" in documented
