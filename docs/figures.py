@@ -5,10 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-matplotlib.rcParams["svg.hashsalt"] = "echo_pl"  # the same bytes at every run
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
@@ -134,6 +130,8 @@ FIGURES = {"rad-mask": rad_mask, "trajectory": trajectory, "fused-cache": fused_
 
 def main() -> int:
     """Write every figure."""
+    plt.switch_backend("Agg")
+    plt.rcParams["svg.hashsalt"] = "echo_pl"  # the same bytes at every run
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         figure = draw()

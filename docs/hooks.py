@@ -96,7 +96,8 @@ def commands_page() -> str:
 
     parts = ["# Commands\n", "Made from the commands' own help at each build.\n"]
     for path in names(get_command(app), ()):
-        shown = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, [*path, "--help"], prog_name="echo-pl")
+        runner = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"})
+        shown = runner.invoke(app, [*path, "--help"], prog_name="echo-pl")
         if shown.exit_code != 0:
             raise RuntimeError(f"echo-pl {' '.join(path)} --help ended with {shown.exit_code}: {shown.output}")
         parts += [f"## echo-pl {' '.join(path)}\n", "```text", shown.output.rstrip(), "```\n"]

@@ -4,7 +4,8 @@
 
 For every block size the newest finished student (stage 3) and the teacher it was distilled from, or the newest stage-2 run alone
 where there is no student yet. The teacher decodes held-out studies as the configuration says; the gap of every block is measured
-under one step of the teacher and of the student (docs/explain/method.md, "Mean-field gap"). --students names others, each with its block size.
+under one step of the teacher and of the student (docs/explain/method.md,
+"Mean-field gap"). --students names others, each with its block size.
 Written to mean_field_gap.json and mean_field_gap.md.
 """
 

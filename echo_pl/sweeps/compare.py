@@ -4,7 +4,8 @@ the Pareto front of quality against speed, and what is missing.
     echo-pl compare --sweep lab
     echo-pl compare --mlflow http://server:5000 --experiment echo_pl --parent 0a1b... --out outputs/compare/lab
 
-Prints the table, and writes compare.md, pareto.svg, index.html and compare.json. Reads runs that a sweep has made (docs/how-to/sweeps.md).
+Prints the table, and writes compare.md, pareto.svg, index.html and compare.json.
+Reads runs that a sweep has made (docs/how-to/sweeps.md).
 """
 
 from __future__ import annotations
