@@ -1,7 +1,8 @@
 """``echo-pl -m sweep=...``: every job of a sweep with what it starts from, each thing made once, and all of it on record in MLflow.
 
 The parts of all jobs (docs/how-to/sweeps.md) are launched stage by stage: bases, teachers, stored trajectories, students.
-What is done is left out, so the same command goes on with a sweep that was interrupted. A part that fails takes along only what starts from it.
+What is done is left out, so the same command goes on with a sweep that was interrupted.
+A part that fails takes along only what starts from it.
 Hydra's launcher decides where jobs run; this file knows neither SLURM nor processes.
 """
 
