@@ -86,7 +86,7 @@ def test_student_and_reference_are_equal_at_the_start_of_ddo(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("grid", ["response", "absolute"])
-def test_the_teacher_is_asked_at_the_students_rows(grid: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_teacher_predicts_at_the_student_s_rows(grid: str, monkeypatch: pytest.MonkeyPatch):
     objective = Watched(kl_positions="student")
     stage = make_stage(objective, monkeypatch, grid)
     tails = (11 % L, 14 % L) if grid == "absolute" else (0, 0)

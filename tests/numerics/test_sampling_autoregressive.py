@@ -116,7 +116,7 @@ def test_tokens_per_forward_are_exactly_one_for_reports_that_end(vlm, batch):
     assert result.forwards == int(result.nfe_B.max())
 
 
-def test_drawn_tokens_differ_from_greedy_ones_and_are_reproducible(vlm, batch):
+def test_sampled_tokens_differ_from_greedy_ones_and_are_reproducible(vlm, batch):
     def drawn(seed: int) -> list[list[int]]:
         choice = TokenChoice(temperature=1.5, seed=seed)
         return [t.tolist() for t in AutoregressiveSampler(vlm, SPECIAL, LIMIT, token_choice=choice).generate(batch).tokens]
@@ -127,6 +127,6 @@ def test_drawn_tokens_differ_from_greedy_ones_and_are_reproducible(vlm, batch):
     assert drawn(0) != greedy
 
 
-def test_a_limit_below_one_is_refused(vlm):
+def test_a_limit_below_one_raises(vlm):
     with pytest.raises(ValueError, match="max_response_tokens must be at least 1, got 0"):
         AutoregressiveSampler(vlm, SPECIAL, 0)

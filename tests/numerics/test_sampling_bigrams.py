@@ -45,7 +45,7 @@ def test_ratios_by_hand():
         assert math.isclose(float(table.log_ratio(torch.tensor(a), torch.tensor(b)).exp()), float(expected), rel_tol=1e-6), (a, b)
 
 
-def test_probabilities_behind_a_token_sum_to_one():
+def test_probabilities_after_a_token_sum_to_one():
     """P(b | a) = r(a, b) P(b) over the tokens that were seen."""
     reports = [torch.tensor([0, 1, 2, 0, 3]), torch.tensor([3, 2, 1])]
     table = Bigrams.count(reports, 4, weight=1.0)
@@ -55,7 +55,7 @@ def test_probabilities_behind_a_token_sum_to_one():
     assert torch.allclose(behind.sum(1), torch.ones(4, dtype=torch.float64), atol=1e-6)
 
 
-def test_pairs_that_are_seen_too_seldom_are_as_if_they_were_not():
+def test_rare_pairs_count_as_not_seen():
     """Two slips among reports: the ratio of what is behind them is that of any pair that never came, all others are as before."""
     reports = [torch.tensor([1, 2, 3])] * 4 + [torch.tensor([1, 1, 2])] * 2
     every = torch.arange(5)
@@ -104,7 +104,7 @@ def test_a_vocabulary_without_word_starts_has_nothing_to_forbid(tmp_path):
 
 
 @pytest.mark.parametrize("vocabulary", [5, 3000])
-def test_rows_of_the_model_behind_its_tokens_are_never_chosen(vocabulary):
+def test_rows_of_the_model_beyond_its_tokens_are_never_chosen(vocabulary):
     table = counted(vocabulary)
     logits = torch.zeros(2, L, vocabulary + 3)
     logits[..., vocabulary:] = 50.0
@@ -113,7 +113,7 @@ def test_rows_of_the_model_behind_its_tokens_are_never_chosen(vocabulary):
     assert torch.equal(table.best_path(logits, canvas, open_), table.best_path(logits[..., :vocabulary], canvas, open_))
 
 
-def test_a_token_that_may_stand_once_does_not_follow_itself():
+def test_a_token_that_is_never_repeated_does_not_follow_itself():
     """The best of all paths without such a pair, with the token before the block and what is settled; others may repeat."""
     V, once = 7, torch.tensor([False, True, True, True, False, True, True])
     table = replace(counted(V), once_V=once, candidates=V)
@@ -195,7 +195,7 @@ def test_the_best_path_is_the_best_of_all(before, candidates, settled):
         assert found.tolist() != logits.argmax(-1).tolist(), "the example must not be trivial"
 
 
-def test_nothing_is_said_of_what_was_never_seen():
+def test_a_token_that_was_never_seen_has_no_influence():
     """Pairs behind an unseen token weigh nothing: the path is each position's own choice."""
     table = Bigrams.count([torch.tensor([5, 5, 5])], 6, weight=3.0)
     logits = torch.randn(3, L, 5, generator=torch.Generator().manual_seed(0))
@@ -249,7 +249,7 @@ def test_the_token_before_a_block_counts(vlm, batch):
             before = tokens[-1:]
 
 
-def test_what_a_gate_lets_pass_is_decided_without_them():
+def test_a_gate_is_decided_without_bigrams():
     """Each position is sure of its own token, the pair of them is not; both are committed, as they would be alone."""
     table = Bigrams.count([torch.tensor([0, 1]), torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1, 1])], 2, weight=5.0)
     logits = torch.tensor([[[0.60, 0.40], [0.55, 0.45]]]).log()
@@ -302,24 +302,24 @@ def test_stage_3_decodes_with_what_its_trajectories_hold(tmp_path, temperature):
     "changes",
     [{"denoising_steps": None}, {"compile": True}, {"token_choice": TokenChoice(temperature=0.5)}],
 )
-def test_ways_that_have_no_use_for_them_are_refused(vlm, batch, changes):
+def test_decodes_without_use_for_bigrams_raise(vlm, batch, changes):
     with pytest.raises(ValueError, match="bigrams are for eager, greedy decoding in one step: denoising_steps=1"):
         decode(vlm, batch, counted(), **changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [({"weight": 0.0}, "leave them out"), ({"weight": -1.0}, "at least 0"), ({"candidates": 0}, "at least one")],
 )
-def test_tables_that_are_none_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_tables_raise(changes, message):
+    with pytest.raises(ValueError, match=message):
         replace(counted(), **changes)
 
 
 @pytest.mark.parametrize(
-    ("reports", "said"),
+    ("reports", "message"),
     [([], "no pairs"), ([torch.tensor([1])], "no pairs"), ([torch.tensor([1, 9])], "tokens from 1 to 9, and the vocabulary has 9")],
 )
-def test_reports_that_cannot_be_counted_are_refused(reports, said):
-    with pytest.raises(ValueError, match=said):
+def test_reports_that_cannot_be_counted_raise(reports, message):
+    with pytest.raises(ValueError, match=message):
         Bigrams.count(reports, 9, 1.0)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import SPECIAL, decoding_vlm, make_batch, small_vlm
+from pairwise import pairwise
 
 from echo_pl.backbone.kv_cache import BlockKVCache
 from echo_pl.backbone.static_cache import StaticCache
@@ -50,11 +51,17 @@ def assert_same(one: DecodeResult, other: DecodeResult) -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("kv_cache", ["vanilla", "fused"])
-@pytest.mark.parametrize(("remasking", "steps"), [("low_confidence_dynamic", 1), *((rule, 2) for rule in RULES)])
-@pytest.mark.parametrize(("grid", "mode"), [("response", "causal"), ("absolute", "block_causal")])
-@pytest.mark.parametrize("contexts", [[9, 9, 9], [9, 12, 11, 14]], ids=["alike", "ragged"])
-def test_fixed_shapes_decode_the_same(vlm, contexts, grid, mode, remasking, steps, kv_cache):
+@pytest.mark.parametrize(
+    ("contexts", "layout", "rule", "kv_cache"),
+    pairwise(
+        ([9, 9, 9], [9, 12, 11, 14]),
+        (("response", "causal"), ("absolute", "block_causal")),
+        (("low_confidence_dynamic", 1), *((rule, 2) for rule in RULES)),
+        ("vanilla", "fused"),
+    ),
+)
+def test_fixed_shapes_decode_the_same(vlm, contexts, layout, rule, kv_cache):
+    (grid, mode), (remasking, steps) = layout, rule
     batch = make_batch(contexts, [10, 7, 5, 6][: len(contexts)], seed=3, dtype=torch.float64)
     way = {"grid": grid, "context_attention": mode, "remasking": remasking, "denoising_steps": steps, "kv_cache": kv_cache}
     found = []
@@ -78,7 +85,7 @@ def test_fixed_shapes_decode_the_same_token_by_token(vlm, batch):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_what_was_in_memory_before_does_not_matter(vlm, batch):
+def test_values_left_in_memory_do_not_matter(vlm, batch):
     """A step reads slots that nothing was written to."""
     sampler = BlockSampler(vlm, SPECIAL, config(compile=True))
     expected = sampler.generate(batch)
@@ -119,7 +126,7 @@ def test_generated_code_decodes_the_same():
     torch._dynamo.reset()
 
 
-def test_what_cannot_be_compiled_is_refused(batch):
+def test_decodes_that_cannot_be_compiled_raise(batch):
     with pytest.raises(ValueError, match=r"compile=true needs a cache .* got kv_cache=none"):
         config(compile=True, kv_cache="none")
     with pytest.raises(ValueError, match=r"greedy tokens .* temperature 0\.7"):

@@ -1,7 +1,7 @@
-"""One decode, many ways: without a cache, with a vanilla and a fused block cache, in a batch and alone.
+"""Equal decodes: without a cache, with a vanilla and a fused block cache, in a batch and alone.
 
-float64 with norms in float64: tokens equal, distributions to 1e-10. What a batch shares is only its forwards, so that a sample's
-counts are those it has alone.
+float64 with norms in float64: tokens are equal, distributions agree to 1e-10. A batch shares forwards only, so a sample has the
+same counts as alone. Parameters are combined pairwise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pytest
 import torch
 from flash_stand_in import flash_on_cpu  # noqa: F401
 from models import SPECIAL, decoding_vlm, make_batch, rows_of
+from pairwise import pairwise
 
 from echo_pl.backbone.attention import AttentionBackend
 from echo_pl.backbone.vlm import VLM
@@ -21,9 +22,9 @@ from echo_pl.structs import Batch, DecodeResult, Trajectory
 
 L, LIMIT = 4, 20
 CONTEXTS = [9, 12, 11, 14]
-LAYOUTS = [(grid, mode) for grid in ("response", "absolute") for mode in ("causal", "block_causal", "full")]
-RULES = ["low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded", "random"]
-WAYS = [("low_confidence_dynamic", 1), *((rule, steps) for rule in RULES for steps in (2, L))]
+MODELS = ("stock", "one_piece")
+GRIDS, MODES = ("response", "absolute"), ("causal", "block_causal", "full")
+RULES = ("low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded", "random")
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Decoded:
     trajectories: list[Trajectory]
 
 
-@pytest.fixture(scope="module", params=["stock", "one_piece"])
+@pytest.fixture(scope="module", params=MODELS)
 def vlm(request) -> VLM:
-    """In training a model decodes through the stock class, frozen through the text decoder."""
+    """A model in training decodes through the stock class, a frozen one through the text decoder."""
     return decoding_vlm().requires_grad_(request.param == "stock")
 
 
@@ -79,15 +80,16 @@ def test_the_example_is_not_trivial(vlm, batch):
     assert len(steps) > 2
 
 
-@pytest.mark.parametrize(("remasking", "steps"), WAYS)
-@pytest.mark.parametrize(("grid", "mode"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("vlm", "grid", "mode", "remasking", "steps"), pairwise(MODELS, GRIDS, MODES, RULES, (1, 2, L)), indirect=["vlm"]
+)
 def test_cached_is_uncached_and_fused_is_vanilla(vlm, batch, grid, mode, remasking, steps):
     way = {"grid": grid, "context_attention": mode, "remasking": remasking, "denoising_steps": steps}
     uncached, vanilla, fused = (decode(vlm, batch, kv_cache=kv, **way) for kv in ("none", "vanilla", "fused"))
     assert_same(vanilla, uncached)
     assert_same(fused, vanilla)
 
-    # METHOD.md 4: the fused cache writes nothing by itself, the vanilla one once for every block but the last.
+    # A fused cache needs no forward for its writes, a vanilla one needs one for each block but the last.
     N = blocks_of(fused.result, grid)
     assert torch.equal(fused.result.nfe_B, uncached.result.nfe_B)
     assert torch.equal(fused.result.nfe_B, vanilla.result.nfe_B - (N - 1))
@@ -104,8 +106,9 @@ def test_cached_is_uncached_and_fused_is_vanilla(vlm, batch, grid, mode, remaski
 
 @pytest.mark.usefixtures("flash_on_cpu")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("attention", get_args(AttentionBackend))
-@pytest.mark.parametrize(("grid", "mode"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("vlm", "grid", "mode", "attention"), pairwise(MODELS, GRIDS, MODES, get_args(AttentionBackend)), indirect=["vlm"]
+)
 def test_every_attention_backend_decodes_the_same(monkeypatch, vlm, batch, grid, mode, attention):
     way = {"grid": grid, "context_attention": mode, "denoising_steps": 2}
     uncached = decode(vlm, batch, kv_cache="none", **way)
@@ -114,9 +117,9 @@ def test_every_attention_backend_decodes_the_same(monkeypatch, vlm, batch, grid,
         assert_same(decode(vlm, batch, kv_cache=kv_cache, **way), uncached)
 
 
-@pytest.mark.parametrize("kv_cache", ["none", "vanilla", "fused"])
-@pytest.mark.parametrize("remasking", RULES)
-@pytest.mark.parametrize("grid", ["response", "absolute"])
+@pytest.mark.parametrize(
+    ("vlm", "grid", "remasking", "kv_cache"), pairwise(MODELS, GRIDS, RULES, ("none", "vanilla", "fused")), indirect=["vlm"]
+)
 def test_a_batch_is_its_samples_one_at_a_time(vlm, batch, grid, remasking, kv_cache):
     way = {"grid": grid, "remasking": remasking, "kv_cache": kv_cache}
     together = decode(vlm, batch, **way)
@@ -133,7 +136,7 @@ def test_a_batch_is_its_samples_one_at_a_time(vlm, batch, grid, remasking, kv_ca
 
 
 @pytest.mark.parametrize("remasking", ["low_confidence_dynamic", "random"])
-def test_drawn_tokens_do_not_depend_on_the_cache(vlm, batch, remasking):
+def test_sampled_tokens_do_not_depend_on_the_cache(vlm, batch, remasking):
     choice = TokenChoice(temperature=1.3, top_k=40, top_p=0.95, seed=7)
     ways = [
         decode(vlm, batch, kv_cache=kv, remasking=remasking, denoising_steps=2, token_choice=choice)
@@ -145,7 +148,7 @@ def test_drawn_tokens_do_not_depend_on_the_cache(vlm, batch, remasking):
     assert any(not torch.equal(a, b) for a, b in zip(ways[0].result.tokens, greedy.result.tokens, strict=True))
 
 
-def test_finished_samples_take_part_in_no_more_forwards(vlm, batch):
+def test_finished_samples_leave_the_forwards(vlm, batch):
     widths = []
     hook = vlm.network.lm_head.register_forward_pre_hook(lambda _, inputs: widths.append(len(inputs[0])))
     try:
@@ -158,7 +161,7 @@ def test_finished_samples_take_part_in_no_more_forwards(vlm, batch):
     assert widths[-1] < len(batch)
 
 
-def test_decoding_leaves_the_random_state_alone(vlm, batch):
+def test_decoding_does_not_change_the_random_state(vlm, batch):
     before = torch.get_rng_state()
     decode(vlm, batch, remasking="random", token_choice=TokenChoice(temperature=1.0))
     assert torch.equal(torch.get_rng_state(), before)

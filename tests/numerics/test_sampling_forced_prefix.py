@@ -1,4 +1,4 @@
-"""A teacher that completes what a student began: against METHOD.md 3, phase 1, done the long way behind the same tokens."""
+"""A teacher that completes a student's prefix, against phase 1 of docs/explain/method.md done the long way."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def prefixes(grid: str, blocks: tuple[int, ...]) -> list[Tensor]:
 
 @pytest.mark.parametrize("kv_cache", ["none", "vanilla", "fused"])
 @pytest.mark.parametrize(("grid", "mode"), [("response", "causal"), ("absolute", "block_causal")])
-def test_the_teacher_goes_on_from_what_is_given(vlm, batch, grid, mode, kv_cache):
+def test_the_teacher_continues_forced_blocks(vlm, batch, grid, mode, kv_cache):
     blocks = (1, 0, 3, 2)
     begun = prefixes(grid, blocks)
     config = DecodeConfig(
@@ -62,7 +62,7 @@ def test_the_teacher_goes_on_from_what_is_given(vlm, batch, grid, mode, kv_cache
         assert result.tokens[row].tolist() == (whole[: whole.index(E)] if E in whole else whole)[:LIMIT]
 
 
-def test_nothing_given_is_a_plain_decode(vlm, batch):
+def test_an_empty_prefix_is_a_plain_decode(vlm, batch):
     config = DecodeConfig(block_size=L, max_response_tokens=LIMIT, confidence_threshold=TAU)
     plain, none = TrajectoryRecorder(True), TrajectoryRecorder(True)
     BlockSampler(vlm, SPECIAL, config).generate(batch, plain)
@@ -98,14 +98,14 @@ def test_a_prefix_ends_before_the_block_with_eos():
         assert given.tokens(row, 0, L).tolist() == tokens[: n * L]
 
 
-def test_a_prefix_behind_a_context_tail_is_shorter_by_it():
+def test_a_prefix_after_a_context_tail_is_shorter_by_it():
     tokens = [*range(10, 19), E]  # with a tail of two: blocks of 2, 4 and 4 tokens, eos at the end of the third
     given = draw(tokens, tail=2)
     assert set(given.blocks_B.tolist()) == {1, 2}
     assert {tuple(given.tokens(row, 2, L).tolist()) for row in range(300)} == {tuple(tokens[:2]), tuple(tokens[:6])}
 
 
-def test_without_eos_the_last_block_is_left_and_in_one_block_nothing_is_given():
+def test_without_eos_the_last_block_is_left_and_one_block_has_no_prefix():
     assert set(draw([*range(10, 22)]).blocks_B.tolist()) == {1, 2}
     assert set(draw([10, E, 12, 13]).blocks_B.tolist()) == {0}
     assert set(draw([10, 11, 12, 13]).blocks_B.tolist()) == {0}
@@ -117,7 +117,7 @@ def test_the_share_is_one_of_the_samples():
     assert int(draw(tokens, share=0.0).blocks_B.sum()) == 0
 
 
-def test_what_was_given_has_no_step_and_no_target():
+def test_forced_tokens_have_no_step_and_no_target():
     one = trajectory([20, 21, 22, E])
     whole = prepend_prefix(one, torch.tensor([10, 11, 12, 13]))
     assert whole.token_R.tolist() == [10, 11, 12, 13, 20, 21, 22, E]

@@ -1,10 +1,11 @@
-"""A confidence-gated second step: which blocks take it, that the fused cache stays exact, and what it costs in forwards."""
+"""A confidence-gated second step: the blocks that take it, its exactness with a fused cache, and its cost in forwards."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from models import SPECIAL, decoding_vlm, make_batch
+from pairwise import pairwise
 from torch import Tensor
 
 from echo_pl.backbone.vlm import VLM
@@ -15,9 +16,11 @@ from echo_pl.sampling.remasking import choose_commits, predict
 from echo_pl.structs import Batch, DecodeResult, Trajectory
 
 L, LIMIT, GATE = 4, 20, 0.5
+MODELS = ("stock", "one_piece")
+LAYOUTS = (("response", "causal"), ("absolute", "block_causal"), ("absolute", "full"))
 
 
-@pytest.fixture(scope="module", params=["stock", "one_piece"])
+@pytest.fixture(scope="module", params=MODELS)
 def vlm(request) -> VLM:
     return decoding_vlm().requires_grad_(request.param == "stock")
 
@@ -34,9 +37,9 @@ def decode(vlm: VLM, batch: Batch, **changes) -> tuple[DecodeResult, list[Trajec
     return result, recorder.trajectories(batch.keys)
 
 
-@pytest.mark.parametrize("gate", [0.2, GATE, 0.9, 1.0])
-@pytest.mark.parametrize(("grid", "mode"), [("response", "causal"), ("absolute", "block_causal"), ("absolute", "full")])
-def test_fused_is_vanilla_is_uncached_behind_a_gate(vlm, batch, grid, mode, gate):
+@pytest.mark.parametrize(("vlm", "layout", "gate"), pairwise(MODELS, LAYOUTS, (0.2, GATE, 0.9, 1.0)), indirect=["vlm"])
+def test_fused_is_vanilla_is_uncached_with_a_gate(vlm, batch, layout, gate):
+    grid, mode = layout
     ways = [decode(vlm, batch, grid=grid, context_attention=mode, gate=gate, kv_cache=kv) for kv in ("none", "vanilla", "fused")]
     (uncached, first), *others = ways
     for result, trajectories in others:
@@ -48,7 +51,7 @@ def test_fused_is_vanilla_is_uncached_behind_a_gate(vlm, batch, grid, mode, gate
     assert ways[2][0].kv_write_nfe_B.tolist() == [0] * len(batch)
 
 
-def test_only_unsure_blocks_take_a_second_step(vlm, batch):
+def test_only_uncertain_blocks_take_a_second_step(vlm, batch):
     """Blocks whose least confidence in one step is below the gate, and no others."""
     result, trajectories = decode(vlm, batch)
     steps = torch.cat([t.commit_step_R.view(-1, L) for t in trajectories])
@@ -58,7 +61,7 @@ def test_only_unsure_blocks_take_a_second_step(vlm, batch):
     assert 0 < int(second.sum()) < len(steps), "the example must have both"
     assert set(steps.flatten().tolist()) == {1, 2}
     assert (first[~second].amin(1) >= GATE).all()
-    # Those who went first were sure, or the surest of a block without a sure one.
+    # Positions of the first step are confident, or the most confident one of a block without any.
     alone = (steps == 1).sum(1) == 1
     assert (first[second & ~alone].amin(1) >= GATE).all()
     # Forwards: one per block, and one more for each unsure one.
@@ -92,19 +95,19 @@ def logits_with(confidences: list[float]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("confidences", "open_", "first"),
+    ("confidences", "masked", "first"),
     [
-        ([0.95, 0.8, 0.99, 0.9], [1, 1, 1, 1], [1, 1, 1, 1]),  # sure: all at once
+        ([0.95, 0.8, 0.99, 0.9], [1, 1, 1, 1], [1, 1, 1, 1]),  # all confident: one step
         ([0.95, 0.6, 0.99, 0.7], [1, 1, 1, 1], [1, 0, 1, 0]),
-        ([0.55, 0.6, 0.65, 0.7], [1, 1, 1, 1], [0, 0, 0, 1]),  # nobody is sure: the surest
-        ([0.95, 0.6, 0.55, 0.7], [0, 1, 1, 1], [0, 0, 0, 1]),  # a context tail is no candidate
+        ([0.55, 0.6, 0.65, 0.7], [1, 1, 1, 1], [0, 0, 0, 1]),  # none is confident: the most confident one
+        ([0.95, 0.6, 0.55, 0.7], [0, 1, 1, 1], [0, 0, 0, 1]),  # a context tail is not masked
     ],
 )
-def test_the_first_step_commits_who_is_sure(confidences, open_, first):
+def test_the_first_step_commits_confident_positions(confidences, masked, first):
     config = DecodeConfig(block_size=4, max_response_tokens=4, denoising_steps=1, gate=0.8)
     now, then = config.step_configs
     prediction = predict(logits_with(confidences), torch.empty(0, dtype=torch.long), TokenChoice(), None)
-    is_masked_AL = torch.tensor([open_]).bool()
+    is_masked_AL = torch.tensor([masked]).bool()
     committed = choose_commits(prediction, is_masked_AL, now)
     assert committed.int().tolist() == [first]
     left = is_masked_AL & ~committed

@@ -66,7 +66,7 @@ def test_one_prefill_serves_every_block_size(monkeypatch, vlm, contexts, compile
             assert shared == [t.tolist() for t in sampler.generate(batch).tokens]
 
 
-def test_a_prefill_of_another_layout_is_refused(vlm, batch):
+def test_a_prefill_of_another_layout_raises(vlm, batch):
     way = {"grid": "absolute", "context_attention": "block_causal"}
     start = BlockSampler(vlm, SPECIAL, config(**way)).prefill(batch)
     for other in (config(), config(**way, block_size=2), config(grid="absolute")):
@@ -78,7 +78,7 @@ def test_a_prefill_of_another_layout_is_refused(vlm, batch):
         BlockSampler(vlm, SPECIAL, config(kv_cache="none")).generate(batch, start=start)
 
 
-def test_a_prefill_without_room_or_samples_is_refused(vlm, batch):
+def test_a_prefill_without_room_or_samples_raises(vlm, batch):
     sampler = BlockSampler(vlm, SPECIAL, config())
     small = BlockSampler(vlm, SPECIAL, config(max_response_tokens=L)).prefill(batch)
     with pytest.raises(ValueError, match=r"capacity for 16 tokens after its context of 9, the decode needs 32"):
@@ -91,7 +91,7 @@ def test_a_prefill_without_room_or_samples_is_refused(vlm, batch):
         AutoregressiveSampler(vlm, SPECIAL, L).generate(batch, start=sampler.prefill(batch))
 
 
-def test_a_context_longer_than_the_model_s_positions_is_refused(vlm, batch):
+def test_a_context_longer_than_the_model_s_positions_raises(vlm, batch):
     vlm.network.model.language_model.config.max_position_embeddings = 40
     BlockSampler(vlm, SPECIAL, config(max_response_tokens=L)).generate(batch)
     with pytest.raises(ValueError, match=r"context of 9 tokens and 32 for .* are 41, the model has 40 positions"):

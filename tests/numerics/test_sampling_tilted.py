@@ -76,7 +76,7 @@ def test_the_distributions_are_those_of_the_long_way(teacher, student, batch, gr
     assert any(one.token_R.tolist() != other.token_R.tolist() for one, other in zip(trajectories, plain, strict=True))
 
 
-def test_a_heavy_student_writes_what_it_writes_alone(teacher, student, batch):
+def test_a_large_weight_gives_the_student_s_own_decode(teacher, student, batch):
     """As w grows, p q^w / Z is all on the student's own token, at every position."""
     tilted = decode(teacher, Tilt(student=student, weight=1e6), batch)
     alone = decode(student, None, batch, denoising_steps=1)
@@ -93,7 +93,7 @@ def test_nfe_is_the_teacher_s(teacher, batch):
     assert tilted.nfe_B.tolist() == plain.nfe_B.tolist()
 
 
-def test_stage_3_leans_to_the_student_as_it_is(teacher, student, batch):
+def test_stage_3_is_tilted_towards_the_student_in_training(teacher, student, batch):
     config = DecodeConfig(block_size=L, max_response_tokens=LIMIT, confidence_threshold=TAU)
     module = dcd(TEXT, Path("teacher.ckpt"), decode=config, tilt=WEIGHT)
     module.vlm = student
@@ -111,18 +111,18 @@ def test_stage_3_leans_to_the_student_as_it_is(teacher, student, batch):
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
-def test_weights_that_are_none_are_refused(student, weight):
+def test_invalid_weights_raise(student, weight):
     with pytest.raises(ValueError, match="tilt"):
         Tilt(student=student, weight=weight)
 
 
 @pytest.mark.parametrize("changes", [{"kv_cache": "none"}, {"compile": True}])
-def test_ways_that_cannot_lean_are_refused(teacher, student, batch, changes):
+def test_decodes_that_cannot_be_tilted_raise(teacher, student, batch, changes):
     with pytest.raises(ValueError, match="a tilted decode runs eagerly and with a cache"):
         decode(teacher, Tilt(student=student, weight=1.0), batch, **changes)
 
 
-def test_a_collection_says_how_far_its_teacher_leant():
+def test_a_collection_records_the_tilt_of_its_teacher():
     config = DecodeConfig(block_size=L, max_response_tokens=LIMIT)
     leant = store_identity(config, "t", "d", True, tilt=1.0, tilt_student="s")
     assert (leant.tilt, leant.tilt_student) == (1.0, "s")

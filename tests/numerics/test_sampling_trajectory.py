@@ -1,4 +1,4 @@
-"""A recorded trajectory against METHOD.md 3, phase 1, done the long way.
+"""A recorded trajectory against docs/explain/method.md, phase 1, done the long way.
 
 See ``tests/long_way.py``. float64 with norms in float64.
 """
@@ -90,6 +90,6 @@ def test_trajectories_cover_whole_blocks_up_to_the_first_eos(vlm, batch):
     assert ends == {True, False}
 
 
-def test_reading_before_recording_is_refused():
+def test_reading_before_recording_raises():
     with pytest.raises(ValueError, match="nothing was recorded for sample study-0"):
         TrajectoryRecorder().trajectories(["study-0"])

@@ -65,7 +65,7 @@ def test_the_student_begins_and_the_teacher_completes(batch, grid):
 
 
 @pytest.mark.parametrize("grid", ["response", "absolute"])
-def test_what_the_student_wrote_is_seen_and_not_learnt(batch, grid):
+def test_the_student_s_prefix_is_context_and_not_supervised(batch, grid):
     module = stage(1.0, grid)
     found = module.collect(batch)
     blocked = module.phase_2.blocked(batch, found)
@@ -94,7 +94,7 @@ def test_every_objective_takes_prefixes(batch, objective):
     assert all(p.grad is None for p in module.teacher.parameters())
 
 
-def test_a_study_has_the_same_prefix_in_any_batch_and_the_random_state_is_left_alone(batch):
+def test_a_study_has_the_same_prefix_in_any_batch_and_the_random_state_is_unchanged(batch):
     module = stage(0.7)
     before = torch.get_rng_state()
     together = module.collect(batch)
@@ -108,7 +108,7 @@ def test_a_study_has_the_same_prefix_in_any_batch_and_the_random_state_is_left_a
             assert torch.equal(one.commit_step_R, alone.commit_step_R)
 
 
-def test_without_it_nothing_changes(batch):
+def test_without_a_prefix_nothing_changes(batch):
     module = stage(0.0)
     recorder = TrajectoryRecorder(distributions=True)
     result = BlockSampler(module.teacher, SPECIAL, module.decode).generate(batch, recorder)
@@ -120,7 +120,7 @@ def test_without_it_nothing_changes(batch):
             assert int(found.commit_step_R.min()) == 1
 
 
-def test_shares_that_are_none_and_stored_trajectories_are_refused():
+def test_invalid_shares_and_stored_trajectories_raise():
     with pytest.raises(ValueError, match=r"student_prefix must be in \[0, 1\], got 1.5"):
         stage(1.5)
     with pytest.raises(ValueError, match=r"student_prefix follows the student as it learns: .* leave trajectories unset"):

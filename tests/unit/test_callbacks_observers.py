@@ -178,7 +178,7 @@ def test_without_the_observers_the_run_is_bit_identical(observed: tuple[Trainer,
     assert all(torch.equal(left, right) for left, right in zip(weights, plain_weights, strict=True))
 
 
-def test_observing_puts_everything_back(observed: tuple[Trainer, Path]) -> None:
+def test_observing_restores_everything(observed: tuple[Trainer, Path]) -> None:
     trainer, stage = observed[0], TinyStage().train()
     stage.frozen.eval()
     before = [part.training for part in stage.modules()]
@@ -268,7 +268,7 @@ def test_the_ar_model_is_moved_to_the_module_s_device(tmp_path: Path) -> None:
     assert [baseline.devices for baseline in made] == [[torch.device("cpu")]]
 
 
-def test_a_chain_without_stage_1_has_no_ar_row_and_says_so(tmp_path: Path) -> None:
+def test_a_chain_without_stage_1_has_no_ar_row_and_a_warning(tmp_path: Path) -> None:
     ablation = SpeedupAblation(block_sizes=[8], studies=2, autoregressive=lambda **_: None, progress=False)
     with pytest.warns(UserWarning, match="no AR row: this chain has no stage-1 checkpoint"):
         fit(tmp_path, [ablation], epochs=1)
@@ -276,7 +276,7 @@ def test_a_chain_without_stage_1_has_no_ar_row_and_says_so(tmp_path: Path) -> No
     assert [row["method"] for row in rows] == ["base", "base", "base_one_step", "distilled"]
 
 
-def test_a_block_size_that_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
+def test_a_block_size_that_does_not_fit_raises_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="block_size 7 does not fit"):
         fit(tmp_path, [SpeedupAblation(block_sizes=[7])])
 
@@ -292,7 +292,7 @@ def test_speedup_of_other_stages(tmp_path: Path) -> None:
         SpeedupAblation(block_sizes=[])
 
 
-def test_summary_says_what_came_out(observed: tuple[Trainer, Path], mlflow_logger: MLFlowLogger) -> None:
+def test_summary_lists_the_results(observed: tuple[Trainer, Path], mlflow_logger: MLFlowLogger) -> None:
     lines = summary_lines(observed[0], 12.34)
     assert lines["steps"] == "8 in 2 epochs"
     assert lines["time"] == "12.3 s"
@@ -327,7 +327,7 @@ def test_revision_outside_git_warns(tmp_path: Path) -> None:
     assert environment()["packages"]["torch"] == torch.__version__
 
 
-def test_bare_loaders_are_refused(tmp_path: Path) -> None:
+def test_bare_loaders_raise(tmp_path: Path) -> None:
     trainer = Trainer(
         default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", logger=False, callbacks=[TrajectoryLogger()],
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,

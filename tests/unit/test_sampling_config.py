@@ -23,7 +23,7 @@ from echo_pl.sampling import DecodeConfig, LoopStop, TokenChoice
         ("context_attention", "diagonal"),
     ],
 )
-def test_decode_config_names_what_is_wrong(name, value):
+def test_decode_config_names_invalid_values(name, value):
     with pytest.raises(ValueError, match=rf"{name}.*got '?{value}"):
         DecodeConfig(**{"block_size": 4, "max_response_tokens": 16, name: value})
 
@@ -34,13 +34,13 @@ def test_a_limit_that_is_no_multiple_of_the_block_size_names_the_block_size():
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5)])
-def test_token_choice_names_what_is_wrong(name, value):
+def test_token_choice_names_invalid_values(name, value):
     with pytest.raises(ValueError, match=f"{name}.*got {value}"):
         TokenChoice(**{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_period", 0), ("min_repeats", 1), ("min_tokens", 1)])
-def test_loop_stop_names_what_is_wrong(name, value):
+def test_loop_stop_names_invalid_values(name, value):
     with pytest.raises(ValueError, match=f"{name}.*got.*{value}"):
         LoopStop(**{name: value})
 

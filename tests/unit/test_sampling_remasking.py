@@ -1,4 +1,4 @@
-"""Commit rules and token choice against plain loops over one block (METHOD.md 4)."""
+"""Commit rules and token choice against plain loops over one block (docs/explain/method.md)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def probabilities(row: Tensor) -> list[float]:
 
 
 def expected(logits: Tensor, is_masked_AL: Tensor, remasking: str, quota: int, tau: float, bound: float) -> list[set[int]]:
-    """METHOD.md 4, one position at a time."""
+    """docs/explain/method.md, one position at a time."""
     out = []
     for sample, is_open in zip(logits, is_masked_AL.tolist(), strict=True):
         U = [i for i in range(L) if is_open[i]]
@@ -81,7 +81,7 @@ def test_commit_rules_are_those_of_the_method(logits, is_masked_AL, remasking, s
     assert commits(logits, is_masked_AL, decode) == expected(logits, is_masked_AL, remasking, quota, 0.7, 0.8)
 
 
-def test_the_random_rule_goes_by_the_given_order(logits, is_masked_AL):
+def test_the_random_rule_follows_the_given_order(logits, is_masked_AL):
     order = torch.rand(A, L, generator=torch.Generator().manual_seed(3))
     prediction = predict(logits, NEVER, TokenChoice(), None)
     chosen = choose_commits(prediction, is_masked_AL, config(remasking="random", denoising_steps=4), order)
@@ -155,7 +155,7 @@ def test_top_p_keeps_the_smallest_set_with_that_mass(logits, top_p):
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 9}, {"top_k": 100}, {"top_p": 0.999}])
-def test_never_sampled_tokens_are_never_drawn_however_likely(options):
+def test_never_sampled_tokens_are_never_chosen(options):
     pushed = torch.zeros(1, 1, V)
     pushed[..., NEVER] = 1e4
     for temperature in (0.0, 0.5, 50.0):

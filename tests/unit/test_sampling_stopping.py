@@ -62,7 +62,7 @@ def test_samples_of_a_batch_stop_on_their_own():
     assert result.forwards == 4
 
 
-def test_a_repetition_loop_is_stopped_and_said():
+def test_a_repetition_loop_is_stopped_and_reported():
     loop = [10, 11, *[12, 13] * 20]
     result = decode([loop, WORDS], limit=40)
     # Sixteen tokens of period two end with the fifth block; loops are looked for after 16, 32 ... tokens.
@@ -76,13 +76,13 @@ def test_a_repetition_loop_is_stopped_and_said():
 
 
 @pytest.mark.parametrize("limit", [20, 28])
-def test_a_loop_at_the_limit_is_said(limit):
+def test_a_loop_at_the_limit_is_reported(limit):
     result = decode([[10, 11, *[12, 13] * 20]], limit=limit)
     assert result.looped_B.tolist() == [True]
     assert len(result.tokens[0]) == limit
 
 
-def test_a_loop_at_the_limit_is_said_whoever_else_is_in_the_batch():
+def test_a_loop_at_the_limit_is_reported_in_any_batch():
     """On the absolute grid a neighbour with a context tail makes one block more for the batch."""
     loop = [10, 11, *[12, 13] * 20]
     config = DecodeConfig(block_size=L, max_response_tokens=20, denoising_steps=1, grid="absolute")
@@ -108,7 +108,7 @@ def test_an_eos_among_the_context_tail_does_not_end_a_report():
     assert result.written_B.tolist() == [6]
 
 
-def test_absolute_grid_keeps_the_limit_however_long_the_tail():
+def test_absolute_grid_keeps_the_limit_for_any_tail():
     config = DecodeConfig(block_size=L, max_response_tokens=8, denoising_steps=1, grid="absolute")
     scripts = [[0, 0, *WORDS], WORDS, [0, 0, 0, *WORDS]]
     result = BlockSampler(ScriptedVLM(scripts), SPECIAL, config).generate(contexts([6, 8, 7]))
@@ -150,7 +150,7 @@ def test_autoregressive_decoding_stops_in_a_loop():
     assert len(result.tokens[0]) == 32
 
 
-def test_static_commits_go_from_sure_to_unsure():
+def test_static_commits_fall_in_confidence():
     """Confidences rise from right to left, so two steps commit the right half first."""
     vlm = ScriptedVLM([[*WORDS[:3], E]], margin=[3.0, 4.0, 5.0, 6.0])
     config = DecodeConfig(block_size=L, max_response_tokens=4, denoising_steps=2, remasking="low_confidence_static")
@@ -161,7 +161,7 @@ def test_static_commits_go_from_sure_to_unsure():
     assert result.nfe_B.tolist() == [2]
 
 
-def test_dynamic_commits_everything_that_is_sure_enough():
+def test_dynamic_commits_every_confident_position():
     margin = [9.0, 1.0, 9.0, 2.0]
     vlm = ScriptedVLM([[*WORDS[:3], E]], margin=margin)
     config = DecodeConfig(block_size=L, max_response_tokens=4, confidence_threshold=0.9)

@@ -63,7 +63,7 @@ def write_part(writer: TrajectoryWriter, part: int, trajectories: list[Trajector
 
 
 @pytest.mark.parametrize("distributions", [True, False])
-def test_what_was_written_is_read_back(tmp_path, distributions):
+def test_written_trajectories_are_read_back(tmp_path, distributions):
     identity = replace(IDENTITY, distributions=distributions)
     written = write(tmp_path / "store", identity)
     store = TrajectoryStore(tmp_path / "store")
@@ -91,7 +91,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_collection_that_was_cut_off_is_not_read_and_is_gone_on_with(tmp_path):
+def test_an_interrupted_collection_is_not_read_and_is_continued(tmp_path):
     trajectories = write(tmp_path / "whole")
     writer = TrajectoryWriter(tmp_path / "store", IDENTITY, PLAN)
     write_part(writer, 2, trajectories)
@@ -108,7 +108,7 @@ def test_a_collection_that_was_cut_off_is_not_read_and_is_gone_on_with(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("identity", "plan", "said"),
+    ("identity", "plan", "message"),
     [
         ({"teacher_fingerprint": "beef"}, {}, "teacher_fingerprint 'cafe', this one is of 'beef'"),
         ({"kept_tokens": 4}, {}, "kept_tokens 0, this one is of 4"),
@@ -117,13 +117,13 @@ def test_a_collection_that_was_cut_off_is_not_read_and_is_gone_on_with(tmp_path)
         ({}, {"batches_per_part": 2}, "batches_per_part 1, this one is of 2"),
     ],
 )
-def test_an_unfinished_collection_of_something_else_is_refused(tmp_path, identity, plan, said):
+def test_an_unfinished_collection_of_something_else_raises(tmp_path, identity, plan, message):
     TrajectoryWriter(tmp_path / "store", IDENTITY, PLAN)
-    with pytest.raises(ValueError, match=f"unfinished collection of {said}; remove .*store.part"):
+    with pytest.raises(ValueError, match=f"unfinished collection of {message}; remove .*store.part"):
         TrajectoryWriter(tmp_path / "store", replace(IDENTITY, **identity), replace(PLAN, **plan))
 
 
-def test_a_folder_that_is_no_collection_is_left_alone(tmp_path):
+def test_a_folder_without_a_collection_is_not_changed(tmp_path):
     (tmp_path / "store.part").mkdir()
     (tmp_path / "store.part" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"store.part is no unfinished collection .*; remove .* or collect into another folder"):
@@ -203,7 +203,7 @@ def test_a_torn_index_is_named(tmp_path):
             TrajectoryStore(tmp_path / "store")
 
 
-def test_another_schema_version_is_refused(tmp_path):
+def test_another_schema_version_raises(tmp_path):
     write(tmp_path / "store")
     index = tmp_path / "store" / "index.json"
     content = json.loads(index.read_text(encoding="utf-8"))
@@ -225,13 +225,13 @@ def test_another_schema_version_is_refused(tmp_path):
         ("context_attention", "full"),
     ],
 )
-def test_a_foreign_collection_is_refused_with_both_values(tmp_path, field, value):
+def test_a_foreign_collection_raises_with_both_values(tmp_path, field, value):
     write(tmp_path / "store")
     with pytest.raises(ValueError, match=rf"{field} .*{getattr(IDENTITY, field)}.* this run needs .*{value}"):
         TrajectoryStore(tmp_path / "store").check(replace(IDENTITY, **{field: value}))
 
 
-def test_distributions_may_be_there_without_being_needed_but_not_the_other_way(tmp_path):
+def test_stored_distributions_need_not_be_used_but_missing_ones_raise(tmp_path):
     write(tmp_path / "with")
     TrajectoryStore(tmp_path / "with").check(replace(IDENTITY, distributions=False))
     write(tmp_path / "without", replace(IDENTITY, distributions=False))
@@ -253,7 +253,7 @@ def test_loops_and_endless_reports_are_dropped_and_counted():
     assert counts == CollectionCounts(kept=1, dropped_loops=1, dropped_endless=1)
 
 
-def test_collecting_writes_what_decoding_on_the_fly_gives(tmp_path):
+def test_collected_trajectories_are_those_decoded_on_the_fly(tmp_path):
     sampler, batch = teacher(), contexts([4, 5, 3])
     other = replace(batch, keys=("a", "b", "c"))
     identity = store_identity(sampler.config, "cafe", "f00d", distributions=True)
@@ -271,7 +271,7 @@ def test_collecting_writes_what_decoding_on_the_fly_gives(tmp_path):
         store.get("study-3")
 
 
-def test_a_response_that_ends_in_the_short_block_behind_a_context_tail_keeps_its_block_size():
+def test_a_response_that_ends_in_the_short_first_block_keeps_its_block_size():
     recorder = TrajectoryRecorder()
     recorder.on_commit(
         rows_A=torch.tensor([0, 1]),
@@ -325,7 +325,7 @@ def test_bigrams_are_counted_in_what_is_stored(tmp_path, caplog):
     assert "is of data f00d; this is beef: their token ids must mean the same" in caplog.text
 
 
-def test_bigrams_that_cannot_be_counted_are_refused(tmp_path):
+def test_bigrams_that_cannot_be_counted_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no trajectories in .*nowhere"):
         stored_bigrams(tmp_path / "nowhere", 0.5, 9, "f00d")
     write(tmp_path / "store")

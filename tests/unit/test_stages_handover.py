@@ -99,20 +99,20 @@ def test_configuring_twice_builds_once(tmp_path, text, trained):
     ("make", "wrong", "wanted"),
     [(pretrain, "rad", "'warmup' or 'pretrain'"), (rad, "dcd", "'pretrain' or 'rad'"), (dcd, "pretrain", "'rad'")],
 )
-def test_a_checkpoint_of_another_stage_is_refused(tmp_path, text, trained, make, wrong, wanted):
+def test_a_checkpoint_of_another_stage_raises(tmp_path, text, trained, make, wrong, wanted):
     module = make(text, checkpoint(tmp_path, trained, wrong))
     with pytest.raises(ValueError, match=rf"{wrong}.ckpt is a checkpoint of stage '{wrong}', needed is one of {wanted}"):
         module.configure_model()
 
 
-def test_dcd_refuses_a_teacher_of_another_block_size(tmp_path, text, trained):
+def test_dcd_rejects_a_teacher_of_another_block_size(tmp_path, text, trained):
     path = checkpoint(tmp_path, trained, "rad")
     module = dcd(text, path, decode=replace(DECODE, block_size=4))
     with pytest.raises(ValueError, match=r"trained with block_size 8, asked for is 4"):
         module.configure_model()
 
 
-def test_dcd_refuses_a_teacher_of_another_grid_or_context_attention(tmp_path, text, trained):
+def test_dcd_rejects_a_teacher_of_another_grid_or_context_attention(tmp_path, text, trained):
     """It would decode blocks that it has never seen."""
     path = checkpoint(tmp_path, trained, "rad")
     for name, value in {"grid": "absolute", "context_attention": "full"}.items():
@@ -121,7 +121,7 @@ def test_dcd_refuses_a_teacher_of_another_grid_or_context_attention(tmp_path, te
             module.configure_model()
 
 
-def test_stages_refuse_a_start_that_makes_no_sense(tmp_path, text):
+def test_stages_reject_an_invalid_start(tmp_path, text):
     with pytest.raises(ValueError, match=r"the vision warm-up starts from nothing, got start=x.ckpt"):
         warmup(text, start="x.ckpt")
     with pytest.raises(ValueError, match="needs a corpus with finding labels"):
@@ -130,7 +130,7 @@ def test_stages_refuse_a_start_that_makes_no_sense(tmp_path, text):
         rad(text, generation_batches=-1)
 
 
-def test_trajectories_of_another_teacher_are_refused_with_both_names(tmp_path, text, trained):
+def test_trajectories_of_another_teacher_raise_with_both_names(tmp_path, text, trained):
     path = checkpoint(tmp_path, trained, "rad")
     identity = store_identity(DECODE, "0123456789abcdef", "f00d", distributions=False)
     TrajectoryWriter(tmp_path / "store", identity, CollectionPlan(studies=0, batches=0, batch_size=1)).finish()
@@ -140,7 +140,7 @@ def test_trajectories_of_another_teacher_are_refused_with_both_names(tmp_path, t
         module.configure_model()
 
 
-def test_checkpoints_say_where_they_come_from(tmp_path, text, trained):
+def test_checkpoints_record_their_origin(tmp_path, text, trained):
     path = checkpoint(tmp_path, trained, "rad")
     for module in (pretrain(text), rad(text), dcd(text, path), warmup(text)):
         content: dict = {"state_dict": {}}

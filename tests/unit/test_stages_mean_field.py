@@ -45,7 +45,7 @@ def validated(module: DCDModule, monkeypatch: pytest.MonkeyPatch) -> dict[str, f
     return logged
 
 
-def test_a_student_has_its_own_gap_and_the_teacher_is_asked_once(monkeypatch):
+def test_the_student_s_gap_is_measured_each_time_and_the_teacher_s_once(monkeypatch):
     module = stage(student_is_teacher=False)
     asked = []
     decode = module.decode_teacher

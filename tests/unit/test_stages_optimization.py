@@ -42,7 +42,7 @@ def test_the_cosine_ends_at_its_final_share_and_stays_there():
     assert optimization.factor(150, 100) == pytest.approx(0.02)
 
 
-def test_an_unknown_number_of_steps_is_refused_for_a_cosine():
+def test_an_unknown_number_of_steps_raises_for_a_cosine():
     """Endless training has no end to anneal to."""
     with pytest.raises(ValueError, match="max_steps"):
         Optimization(learning_rate=1.0).configure(nn.Linear(2, 2), math.inf)
@@ -64,6 +64,6 @@ def test_only_trained_matrices_are_decayed():
     ("name", "value"),
     [("learning_rate", 0.0), ("schedule", "linear"), ("warmup_steps", -1), ("weight_decay", -0.1), ("final_share", 1.5)],
 )
-def test_impossible_values_are_refused(name, value):
+def test_impossible_values_raise(name, value):
     with pytest.raises(ValueError, match=f"{name}.*got.*{value}"):
         Optimization(**{"learning_rate": 1.0, name: value})

@@ -40,7 +40,7 @@ def test_quality_is_logged_under_val_and_cost_under_speed():
     }
 
 
-def test_what_is_decoded_token_by_token_has_no_forwards_per_block():
+def test_autoregressive_decodes_have_no_forwards_per_block():
     check = GenerationCheck(TEXT, batches=1, in_blocks=False)
     check.start(torch.device("cpu"))
     check.update(FakeSampler(block_size=1), batches(2, 2)[0], 0)
