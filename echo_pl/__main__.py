@@ -42,9 +42,9 @@ def _run(config: DictConfig) -> None:
     try:
         with reported(), together():
             run(config)
-    except StoppedError as told:
-        print(f"echo-pl: {told}", file=sys.stderr)
-        raise SystemExit(128 + told.number) from None
+    except StoppedError as stopped:
+        print(f"echo-pl: {stopped}", file=sys.stderr)
+        raise SystemExit(128 + stopped.number) from None
 
 
 def main() -> None:

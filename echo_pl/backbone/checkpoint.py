@@ -158,15 +158,16 @@ def make_fit(vlm: VLM, path: str | Path, record: StageRecord, content: Mapping[s
         )
 
 
-def stored_vision_fingerprint(skeleton: VLM, path: str | Path) -> str:
+def stored_vision_fingerprint(skeleton: VLM, path: str | Path, content: Mapping[str, Any]) -> str:
     """Of the vision tower that ``skeleton`` has with a checkpoint's weights.
 
     Args:
         skeleton: on any device, ``meta`` too; left as it is.
         path: of a checkpoint that fits it.
+        content: of :func:`read_checkpoint`.
     """
     tower = copy.deepcopy(skeleton.network.model.visual).to_empty(device="cpu")
-    tower.load_state_dict(_weights(tower, path, read_checkpoint(path)[1], _TOWER))
+    tower.load_state_dict(_weights(tower, path, content, _TOWER))
     return weights_fingerprint(tower)
 
 

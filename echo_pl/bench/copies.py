@@ -32,7 +32,7 @@ from echo_pl.evaluation.harness import Method, evaluate_methods
 from echo_pl.evaluation.rows import Setting
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.runs.run import run
-from echo_pl.runs.start import resolve_start
+from echo_pl.runs.start import read_start
 from echo_pl.sampling import DecodeConfig
 from echo_pl.sampling.decoder import StageDecoder
 
@@ -135,10 +135,10 @@ def compare(copies: Sequence[int], minutes: float, studies: int, out: Path, over
     if not copies or min(copies) < 1:
         raise ValueError(f"copies must be positive, got {list(copies)}")
     usual = compose_config(["stage=rad", *overrides])  # data and start are those of the user's outputs, runs go elsewhere
-    start, _ = resolve_start(usual, None)
+    start = read_start(usual)
     if start is None:
         raise ValueError("the comparison begins with a stage-1 checkpoint: give start=<path>")
-    overrides = [*overrides, f"data_root={usual.data_root}", f"start={start}"]
+    overrides = [*overrides, f"data_root={usual.data_root}", f"start={start.path}"]
     step = seconds_per_step(copies, out, overrides)
     steps = {k: round(60 * minutes / step[k]) for k in copies}
     if min(steps.values()) < 1:

@@ -17,9 +17,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from echo_pl.config.errors import reported
-from echo_pl.runs.run import quieten
-from echo_pl.tracking.mirror import said
-from echo_pl.tracking.upload import Uploaded, be_patient, upload_run
+from echo_pl.runs.run import silence_noisy_loggers
+from echo_pl.tracking.upload import Uploaded, bound_retries, first_line, upload_run
 
 
 def upload(source: str, target: str, runs: list[str] | None, experiment: str | None) -> dict[str, Uploaded]:
@@ -32,15 +31,17 @@ def upload(source: str, target: str, runs: list[str] | None, experiment: str | N
     """
     if source.startswith("sqlite:///") and not Path(source.removeprefix("sqlite:///")).is_file():
         raise FileNotFoundError(f"there is no database {source}")  # MLflow would make an empty one
-    be_patient()
-    quieten()
+    bound_retries()
+    silence_noisy_loggers()
     done: dict[str, Uploaded] = {}
     here, there = MlflowClient(source), MlflowClient(target)
     try:
         for run in runs or _all(here, experiment):
             done[run] = upload_run(here, run, there)
     except MlflowException as error:
-        raise OSError(f"{len(done)} runs were uploaded to {target}, then: {said(error)}; start it again for the rest") from error
+        raise OSError(
+            f"{len(done)} runs were uploaded to {target}, then: {first_line(error)}; start it again for the rest"
+        ) from error
     if not done:
         raise ValueError(f"there are no runs in {source}" + ("" if experiment is None else f", experiment {experiment}"))
     return done

@@ -5,11 +5,14 @@ Hydra refuses misspelt keys on the command line; these checks do the same for ke
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 ROOT = """stage backbone data trainer callbacks task block_size max_response_tokens grid context_attention seed threads run_name
 outputs data_root start start_stage start_block_size resume min_free_gb mlflow run sweep"""
@@ -34,6 +37,30 @@ def check_keys(config: DictConfig) -> None:
             raise ValueError(f"unknown configuration key {key}; there are {', '.join(sorted(keys.split()))}")
     if config.task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {config.task!r}")
+
+
+def flat_settings(config: DictConfig) -> dict[str, Any]:
+    """Return every value of a configuration by its dotted name, resolved; without the values that exist only in a run."""
+
+    def flat(node: Any, name: str) -> dict[str, Any]:
+        if isinstance(node, dict):
+            return {key: value for child in node for key, value in flat(node[child], f"{name}.{child}" if name else child).items()}
+        try:
+            value = OmegaConf.select(config, name)
+        except OmegaConfBaseException:  # it refers to the run node
+            return {name: node}
+        return {name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value}
+
+    return flat(OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "run"])), "")
+
+
+def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """Return a copy of a configuration with other values at these dotted names."""
+    changed = copy.deepcopy(config)
+    OmegaConf.set_readonly(changed, False)
+    for name, value in values.items():
+        OmegaConf.update(changed, name, value, merge=False)
+    return changed
 
 
 def target(node: DictConfig) -> Any:

@@ -19,9 +19,9 @@ from echo_pl.diffusion.top_targets import top_targets
 from echo_pl.distributed.launch import detect
 from echo_pl.pages.tables import Table
 from echo_pl.runs.assemble import make_stage
-from echo_pl.runs.lineage import make_lineage, refuse_other_data
+from echo_pl.runs.lineage import check_same_data, make_lineage
 from echo_pl.runs.run import prepare
-from echo_pl.runs.start import resolve_start
+from echo_pl.runs.start import read_start
 from echo_pl.stages.dcd import DCDModule
 from echo_pl.structs import Trajectory
 
@@ -73,9 +73,9 @@ def check_kept(config: DictConfig, studies: int, ks: Sequence[int] = KS, student
     config.stage.limit_train = studies
     config.stage.batch_size = min(studies, config.stage.batch_size)
     data = prepare(config)
-    start, before = resolve_start(config, None)
-    refuse_other_data(data, None, start, before)
-    stage = make_stage(config, data, make_lineage(config, data, start, "check", before))
+    start = read_start(config)
+    check_same_data(data, start)
+    stage = make_stage(config, data, make_lineage(config, data, start, "check"))
     assert isinstance(stage, DCDModule)
     if not stage.objective.needs_targets:
         raise ValueError(

@@ -35,14 +35,15 @@ from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.vlm import VLM
 from echo_pl.config.compose import compose_config
 from echo_pl.config.errors import reported
+from echo_pl.config.keys import flat_settings
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.distill.check_kept import KS, TOLERANCE, check_kept, smallest, table
 from echo_pl.distill.kept_choice import AUTO, LEAST, Kept, agreed_kept, choose_kept, kept_argument
-from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings, refuse_together, together
+from echo_pl.distributed.agree import agreed, check_same_settings, open_group, raise_on_all_ranks, together
 from echo_pl.distributed.launch import Launch, detect, warn_of_idle_tasks
-from echo_pl.runs.lineage import refuse_other_data
-from echo_pl.runs.run import flat_settings, prepare
-from echo_pl.runs.start import resolve_start, start_layout, start_stages
+from echo_pl.runs.lineage import check_same_data
+from echo_pl.runs.run import prepare
+from echo_pl.runs.start import read_start, start_layout, start_stages
 from echo_pl.sampling.collect import collect_part, store_identity
 from echo_pl.sampling.config import DecodeConfig, check_weight
 from echo_pl.sampling.decoder import StageDecoder
@@ -97,7 +98,7 @@ def collect_trajectories(
     open_group(launch, config.trainer.accelerator)
     own = {"out": str(out), "distributions": distributions, "kept_tokens": kept_tokens, "batches_per_part": batches_per_part}
     own["student"] = str(student)
-    refuse_other_settings(launch, flat_settings(config) | own)
+    check_same_settings(launch, flat_settings(config) | own)
     kept = agreed_kept(launch, kept)
     data = prepare(config)
     asked, there = config.stage.limit_train, data.training_studies
@@ -132,10 +133,10 @@ def teacher(
     check_weight(weight, "a tilt")
     if student is not None and not weight:
         raise ValueError(f"{student} is a student for the teacher to lean to, but stage.module.tilt is 0: give ablation=tilted too")
-    start, before = resolve_start(config, None)
+    start = read_start(config)
     if start is None:
         raise ValueError("trajectories come from a stage-2 checkpoint: give start=<path>")
-    refuse_other_data(data, None, start, before)
+    check_same_data(data, start)
     factory = instantiate(config.backbone.factory, _convert_="all")
 
     def frozen(path: Path, stages: tuple[str, ...], layout: tuple[int, str, str]) -> VLM:
@@ -143,7 +144,7 @@ def teacher(
         load_weights(vlm, path, stages, *layout)
         return vlm.eval().requires_grad_(False)
 
-    vlm = frozen(start, start_stages(config), start_layout(config))
+    vlm = frozen(start.path, start_stages(config), start_layout(config))
     fingerprint = weights_fingerprint(vlm)
     leans_to, theirs = vlm, fingerprint if weight else ""
     if student is not None:
@@ -171,7 +172,7 @@ def begin(launch: Launch, out: Path, identity: StoreIdentity, plan: CollectionPl
             missing = TrajectoryWriter(out, identity, plan).missing()
         except (ValueError, OSError) as error:
             problem = str(error)
-    refuse_together(launch, problem)
+    raise_on_all_ranks(launch, problem)
     missing = agreed(launch, {"missing": missing})["missing"]
     writer = TrajectoryWriter(out, identity, plan)
     dist.barrier()  # rank 0 may have nothing left to do but to rename the folder

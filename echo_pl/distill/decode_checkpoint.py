@@ -24,8 +24,8 @@ from echo_pl.distill.decoder import stage_decoder
 from echo_pl.evaluation.cases import Case, parsed_prediction
 from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
 from echo_pl.evaluation.predictions import Images
-from echo_pl.runs.lineage import refuse_other_data
-from echo_pl.runs.run import fitting, prepare
+from echo_pl.runs.lineage import SavedCheckpoint, check_same_data
+from echo_pl.runs.run import explained_misfit, prepare
 from echo_pl.sampling import Recorder
 from echo_pl.structs import Batch, DecodeResult, ReportText
 
@@ -117,7 +117,7 @@ def decode_checkpoint(
     _refuse_overrides(record, overrides)
     config = compose_config([*_own_settings(record), *overrides])
     data = prepare(config)
-    refuse_other_data(data, None, checkpoint, record)
+    check_same_data(data, SavedCheckpoint(path=checkpoint, record=record))
     there = data.index.count(split)
     limit = there if studies is None else studies
     if limit < 1 or batch_size < 1:
@@ -128,7 +128,7 @@ def decode_checkpoint(
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=gpu: torch finds no GPU on this machine; leave it out")
     vlm: VLM = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
-    with fitting(checkpoint):
+    with explained_misfit(checkpoint):
         layout = () if record.block_size is None else (config.block_size, config.grid, config.context_attention)
         load_weights(vlm, checkpoint, (record.stage,), *layout)
     sampler = Watched(

@@ -24,13 +24,14 @@ from torch import Tensor
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
 from echo_pl.config.compose import compose_config
 from echo_pl.config.errors import reported
+from echo_pl.config.keys import with_values
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.io.run_folders import FINAL, newest
 from echo_pl.pages.tables import Table
 from echo_pl.runs.assemble import make_stage
-from echo_pl.runs.lineage import backbone_name, data_name, make_lineage, refuse_other_data
+from echo_pl.runs.lineage import backbone_name, check_same_data, data_name, make_lineage
 from echo_pl.runs.run import prepare
-from echo_pl.runs.start import resolve_start
+from echo_pl.runs.start import read_start
 from echo_pl.stages.dcd import DCDModule
 
 _AT_ONCE = 32
@@ -75,10 +76,12 @@ def measure(config: DictConfig, studies: int, student: Path | None = None) -> Ga
     student = student or newest_student(config)
     if student is not None and config.start == "auto":
         record = read_checkpoint(student)[0]
-        config.start, config.start_stage, config.start_block_size = record.start, record.start_stage, record.start_block_size
-    start, before = resolve_start(config, None)
-    refuse_other_data(data, None, start, before)
-    stage = make_stage(config, data, make_lineage(config, data, start, "gap", before))
+        options = ("start", "start_stage", "start_block_size")
+        config = with_values(config, {name: getattr(record, name) for name in options})
+    start = read_start(config)
+    check_same_data(data, start)
+    stage = make_stage(config, data, make_lineage(config, data, start, "gap"))
+    teacher = str(None if start is None else start.path)
     assert isinstance(stage, DCDModule)
     stage.configure_model()
     if student is not None:
@@ -95,11 +98,11 @@ def measure(config: DictConfig, studies: int, student: Path | None = None) -> Ga
             student_gaps.append(stage.mean_field_gaps(stage.model, batch, found))
         steps += [last_steps(t.commit_step_R, config.block_size) for t in found if t is not None]
     if not usable:
-        raise ValueError(f"none of {studies} held-out studies has a trajectory that ends: is {start} trained?")
+        raise ValueError(f"none of {studies} held-out studies has a trajectory that ends: is {teacher} trained?")
     of_teacher = torch.cat(teacher_gaps)
     return GapRow(
         block_size=config.block_size,
-        teacher=str(start),
+        teacher=teacher,
         student=None if student is None else str(student),
         studies=studies,
         usable=usable,

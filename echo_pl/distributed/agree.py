@@ -1,7 +1,7 @@
-"""What all processes of a run must agree on before there is a trainer: its name, its start, where it goes on.
+"""Values that all processes of a run must share before there is a trainer: its name, its start, the checkpoint it resumes.
 
-Processes that a launcher has started ask rank 0 over the process group, which is opened here and which the trainer then finds
-open. Processes that Lightning starts from a running one are told by it in their environment.
+Processes that a launcher has started share them over the process group, which is opened here and which the trainer then finds
+open. Processes that Lightning starts from a running one receive them in their environment.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from lightning.fabric.utilities.distributed import _init_dist_connection
 
 from echo_pl.distributed.launch import Launch
 
-_TOLD = "ECHO_PL_TOLD"
-_OF_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SHARED = "ECHO_PL_SHARED"
+_SET_BY_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _TIMEOUT = timedelta(minutes=30)
 
 
 def open_group(launch: Launch, accelerator: str) -> None:
-    """Open the process group of launched processes; nothing to do for one process, or where it is open."""
+    """Open the process group of launched processes, unless there is only one, or it is open."""
     if launch.world_size == 1 or dist.is_initialized():
         return
     cluster: ClusterEnvironment = slurm_environment() if launch.launcher == "srun" else TorchElasticEnvironment()
@@ -40,7 +40,7 @@ def slurm_environment() -> SLURMEnvironment:
     """Lightning's own without its requeueing, which saves in the middle of a step (:mod:`echo_pl.runs.checkpointing`).
 
     Raises:
-        ValueError: Lightning refuses the job's variables (``--ntasks`` without ``--ntasks-per-node``).
+        ValueError: Lightning rejects the job's variables (``--ntasks`` without ``--ntasks-per-node``).
     """
     try:
         return SLURMEnvironment(auto_requeue=False)
@@ -50,12 +50,12 @@ def slurm_environment() -> SLURMEnvironment:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Around a run: leave the process group as it was found, and the environment.
+    """Around a run: leave the process group and the environment as they were.
 
-    The group is closed by all ranks at once, as a process must not end while others talk to it; unless this one has failed.
-    What Lightning puts into the environment for the processes that it starts is taken away, so that a next run starts its own.
+    All ranks close the group at once, as a process must not end while others send to it; a rank that has failed does not wait.
+    The variables that Lightning sets for the processes it starts are removed, so that a next run starts its own.
     """
-    before = {name: os.environ.get(name) for name in (*_OF_LIGHTNING, _TOLD)}
+    before = {name: os.environ.get(name) for name in (*_SET_BY_LIGHTNING, _SHARED)}
     try:
         yield
         if dist.is_available() and dist.is_initialized():
@@ -70,23 +70,24 @@ def together() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def refuse_other_settings(launch: Launch, settings: dict[str, Any]) -> None:
-    """Refuse to begin where a rank has been given other settings than rank 0. Every rank raises the same.
+def check_same_settings(launch: Launch, settings: dict[str, Any]) -> None:
+    """Check that all ranks have the settings of rank 0; every rank raises the same error.
 
     Args:
         launch: of this process.
-        settings: by name; plain values.
+        settings: plain values by name.
 
     Raises:
         ValueError: naming a setting and the two values.
     """
     if launch.world_size == 1:
         return
-    everyone: list[Any] = [None] * launch.world_size
-    dist.all_gather_object(everyone, settings)
-    first = everyone[0]
-    for rank, own in enumerate(everyone):
-        for name in sorted(first.keys() | own.keys(), key=lambda name: (name.count("."), name)):  # what others refer to first
+    gathered: list[Any] = [None] * launch.world_size
+    dist.all_gather_object(gathered, settings)
+    first = gathered[0]
+    for rank, own in enumerate(gathered):
+        # The root first, as other settings refer to it.
+        for name in sorted(first.keys() | own.keys(), key=lambda name: (name.count("."), name)):
             if first.get(name) != own.get(name):
                 raise ValueError(
                     f"the ranks of this run were given different configurations: {name} is {first.get(name)!r} on rank 0 and "
@@ -94,8 +95,8 @@ def refuse_other_settings(launch: Launch, settings: dict[str, Any]) -> None:
                 )
 
 
-def refuse_together(launch: Launch, problem: str | None) -> None:
-    """Raise on every rank what rank 0 has found, so that no rank waits for one that has given up.
+def raise_on_all_ranks(launch: Launch, problem: str | None) -> None:
+    """Raise rank 0's error on every rank, so that no rank waits for one that has failed.
 
     Raises:
         ValueError: with rank 0's message, if there is one.
@@ -108,12 +109,12 @@ def refuse_together(launch: Launch, problem: str | None) -> None:
 
 
 def agreed(launch: Launch, value: dict[str, Any]) -> dict[str, Any]:
-    """Rank 0's value, on every rank. The values must be plain (they travel as JSON)."""
+    """Return rank 0's value on every rank. The values must be plain (they are sent as JSON)."""
     if launch.world_size > 1:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
     if launch.launcher == "python" and launch.rank > 0:
-        return json.loads(os.environ[_TOLD])
-    os.environ[_TOLD] = json.dumps(value)
+        return json.loads(os.environ[_SHARED])
+    os.environ[_SHARED] = json.dumps(value)
     return value

@@ -1,4 +1,4 @@
-"""FSDP2 through Lightning: one data-parallel mesh over all processes, and checkpoints that are whole or not there.
+"""FSDP2 through Lightning: one data-parallel mesh over all processes, and atomic checkpoints.
 
 The stages shard their models in ``configure_model`` (:mod:`echo_pl.stages.parallel`), by the policy defined here.
 """
@@ -14,14 +14,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from echo_pl.backbone.sharding import ShardPolicy
 from echo_pl.io.atomic import partial_path, replace_path
-from echo_pl.io.checkpoints import full_disk
+from echo_pl.io.checkpoints import disk_full_error
 
 
 class FSDP2Strategy(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy without tensor parallelism; runs on CPUs too (gloo)."""
 
     def __init__(self, *, policy: ShardPolicy | None = None, sharded_checkpoints: bool = True, **options: Any) -> None:
-        """Take the policy.
+        """Initialize.
 
         Args:
             policy: how models are sharded.
@@ -32,14 +32,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.policy = policy or ShardPolicy()
 
     def setup_environment(self) -> None:
-        """Make the mesh over all processes of all nodes."""
-        # Lightning's own defaults are as many data-parallel groups as nodes, and tensor parallelism inside a node.
+        """Create the mesh over all processes of all nodes."""
+        # Lightning's defaults are as many data-parallel groups as nodes, and tensor parallelism inside a node.
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write under a temporary name, then rename: a run that dies while it writes leaves the checkpoint before."""
+        """Write under a temporary name, then rename: a run that dies while it writes keeps the checkpoint before."""
         path = Path(self.broadcast(str(filepath)))
         partial = partial_path(path)
         if self.is_global_zero and partial.is_dir():
@@ -47,8 +47,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.barrier()
         try:
             super().save_checkpoint(checkpoint, partial, storage_options)
-        except (Exception, CheckpointException) as error:  # torch's own is no Exception
-            full = full_disk(path, error)
+        except (Exception, CheckpointException) as error:  # torch's own is not an Exception
+            full = disk_full_error(path, error)
             # Half a checkpoint must not keep a full disk full; the last good one stays.
             shutil.rmtree(partial, ignore_errors=True)
             if full is None:

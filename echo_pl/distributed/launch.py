@@ -1,7 +1,7 @@
-"""Who started this process, and among how many: by ``python``, ``torchrun`` (``fabric run``) or ``srun``.
+"""Launcher of this process (``python``, ``torchrun``, ``fabric run`` or ``srun``) and its rank, from environment variables.
 
-Lightning's trainer believes what its configuration says; a launcher that started another number of processes would get as many
-separate runs, silently. Here both are compared. Knows environment variables only.
+Lightning's trainer does not compare its configuration with the launcher; another number of processes would silently become as many
+separate runs. So both are compared here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 log = logging.getLogger(__name__)
-_FIRST_OF_SLURMS_OWN_STEPS = 0xFFFF_FFF0
+_FIRST_RESERVED_STEP = 0xFFFF_FFF0
+"""SLURM's own steps (batch script, interactive shell) have this number or a higher one."""
 Launcher = Literal["python", "torchrun", "srun"]
 
 
@@ -24,7 +25,7 @@ class Launch:
     launcher: Launcher
     rank: int
     world_size: int
-    """1 for ``python``: Lightning starts the others by itself."""
+    """1 for ``python``: Lightning starts the other processes."""
     processes_per_node: int
     nodes: int
 
@@ -33,12 +34,12 @@ def detect(environment: Mapping[str, str] | None = None) -> Launch:
     """Read the launcher's variables.
 
     Raises:
-        ValueError: they contradict one another.
+        ValueError: they contradict each other.
     """
     env = os.environ if environment is None else environment
     if "TORCHELASTIC_RUN_ID" in env:
         return _launch("torchrun", env, "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
-    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _is_step(env["SLURM_STEP_ID"]) and _in_step(env):
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _is_step_of_tasks(env):
         tasks, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_STEP_NUM_NODES"])
         per_node = env.get("SLURM_STEP_TASKS_PER_NODE", "1")
         if tasks % nodes or "," in per_node:  # "2(x4)", or "3,1" where they differ
@@ -49,18 +50,10 @@ def detect(environment: Mapping[str, str] | None = None) -> Launch:
     return Launch(launcher="python", rank=int(env.get("LOCAL_RANK", 0)), world_size=1, processes_per_node=1, nodes=1)
 
 
-def _in_step(env: Mapping[str, str]) -> bool:
-    """The batch script of a job has SLURM's variables too, but is no step of tasks."""
-    return "SLURM_STEP_NUM_TASKS" in env and "SLURM_STEP_NUM_NODES" in env
-
-
-def _is_number(text: str) -> bool:
-    return text.isdecimal()
-
-
-def _is_step(text: str) -> bool:
-    """Not the batch script, and not the shell of an interactive job, whose steps have the highest numbers there are."""
-    return _is_number(text) and int(text) < _FIRST_OF_SLURMS_OWN_STEPS
+def _is_step_of_tasks(env: Mapping[str, str]) -> bool:
+    """Return False for the batch script and the interactive shell of a job, which have SLURM's variables too."""
+    step = env["SLURM_STEP_ID"]
+    return step.isdecimal() and int(step) < _FIRST_RESERVED_STEP and {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"} <= env.keys()
 
 
 def _launch(launcher: Launcher, env: Mapping[str, str], rank: str, world: str, local: str, nodes: str) -> Launch:
@@ -78,24 +71,24 @@ def _launch(launcher: Launcher, env: Mapping[str, str], rank: str, world: str, l
 
 
 def warn_of_idle_tasks(launch: Launch, environment: Mapping[str, str] | None = None) -> None:
-    """Say so where a SLURM job has tasks and this process is none of them."""
+    """Warn if a SLURM job has tasks and this process is not one of them."""
     env = os.environ if environment is None else environment
     tasks = env.get("SLURM_NTASKS", "1")
-    if launch.launcher == "python" and launch.rank == 0 and _is_number(tasks) and int(tasks) > 1:
+    if launch.launcher == "python" and launch.rank == 0 and tasks.isdecimal() and int(tasks) > 1:
         log.warning(
-            "this SLURM job has %s tasks, and srun started none of them: the processes of this run are started here, on this node "
-            "alone; begin the command with srun to use the tasks",
+            "this SLURM job has %s tasks, and srun started none of them: the processes of this run are started on this node only; "
+            "begin the command with srun to use the tasks",
             tasks,
         )
 
 
-def refuse_other_world(launch: Launch, devices: int, nodes: int) -> None:
-    """Refuse a launcher that started other processes than the trainer is configured for.
+def check_world_size(launch: Launch, devices: int, nodes: int) -> None:
+    """Check that the launcher started as many processes as the trainer is configured for.
 
     Args:
         launch: of this process.
-        devices: processes per node that the trainer asks for.
-        nodes: nodes that it asks for.
+        devices: processes per node of the trainer.
+        nodes: its nodes.
 
     Raises:
         ValueError: naming both.
@@ -106,7 +99,7 @@ def refuse_other_world(launch: Launch, devices: int, nodes: int) -> None:
         return
     if (launch.processes_per_node, launch.nodes) != (devices, nodes):
         raise ValueError(
-            f"{launch.launcher} started {launch.processes_per_node} processes on each of {launch.nodes} nodes, the trainer wants "
+            f"{launch.launcher} started {launch.processes_per_node} processes on each of {launch.nodes} nodes, the trainer has "
             f"trainer.devices={devices} trainer.num_nodes={nodes}: give trainer.devices={launch.processes_per_node} "
-            f"trainer.num_nodes={launch.nodes}, or start as many processes as asked"
+            f"trainer.num_nodes={launch.nodes}, or start as many processes as configured"
         )

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from echo_pl.evaluation.predictions import RECORDS
 from echo_pl.evaluation.score_files import AGGREGATE, PAGES, read_aggregate
 from echo_pl.io.command_line import command_line
-from echo_pl.tracking.upload import be_patient
+from echo_pl.tracking.upload import bound_retries
 
 WITH_TEXTS = (RECORDS, *PAGES)
 
@@ -33,7 +33,7 @@ def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False)
         OSError: MLflow could not be reached; the message says how to upload later.
     """
     aggregate = read_aggregate(folder)
-    be_patient()
+    bound_retries()
     try:
         mlflow.set_tracking_uri(uri)
         _experiment(uri, experiment)

@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or absent."""
+"""Atomic checkpoint files."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from echo_pl.io.atomic import atomic_path, replace_path, sync
 
 
-class WholeFileIO(TorchCheckpointIO):
-    """Writes beside the place, then renames. (Lightning's own writes in the system's folder for temporary files, then copies.)"""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the place, then renames. (Lightning's own writes to the system's temporary folder, then copies.)"""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint, or leave what is there.
+        """Write a checkpoint.
 
         Raises:
-            OSError: the disk is full; the checkpoint before stays.
+            OSError: the disk is full; the checkpoint before is kept.
         """
         place = Path(path)
         with atomic_path(place, replace_path) as partial:
             try:
-                # A file object, as torch's own writer does not report that the disk is full.
+                # A file object, as torch's own writer does not report a full disk as such.
                 with partial.open("wb") as file:
                     torch.save(checkpoint, file)
                 sync(partial)
             except (OSError, RuntimeError) as error:
-                if full := full_disk(place, error):
+                if full := disk_full_error(place, error):
                     raise full from error
                 raise
 
 
-_ROOM = 10**8
+_FULL = 10**8
 """Bytes; a disk with more of them free is not full."""
 
 
-def full_disk(place: Path, error: BaseException) -> OSError | None:
-    """The error of a checkpoint that had no room, if that is what went wrong; ask before what was half written is removed."""
+def disk_full_error(place: Path, error: BaseException) -> OSError | None:
+    """Return the error to raise if a checkpoint failed for lack of space; call it before the partial file is removed."""
     free = shutil.disk_usage(next(folder for folder in place.parents if folder.exists())).free
-    if free > _ROOM and not _no_room(error):  # some of torch's writers say only that they failed
+    if free > _FULL and not _reports_full_disk(error):  # some of torch's writers report only that they failed
         return None
     return OSError(errno.ENOSPC, f"cannot write a checkpoint ({free / 1e6:.0f} MB free): make room, then resume=auto", str(place))
 
 
-def _no_room(error: BaseException) -> bool:
-    """Whether an error, or one that it comes from on any rank, says that a disk or a quota is full."""
+def _reports_full_disk(error: BaseException) -> bool:
+    """Return True if an error, or one of its causes on any rank, reports a full disk or quota."""
     todo: list[BaseException | None] = [error]
     seen: set[int] = set()
     while todo:

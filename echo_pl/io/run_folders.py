@@ -1,7 +1,4 @@
-"""Run folders: their names, what they say of themselves, and how the next stage finds the one before.
-
-Knows files; nothing of models or training.
-"""
+"""Run folders: their names, their record ``run.json``, and the search for the newest one that fits."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ Status = Literal["running", "finished", "stopped", "failed"]
 FINAL = "final.ckpt"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
-"""The one before the last, should that be torn."""
+"""The one before the last, in case that is torn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +38,17 @@ class RunInfo:
 
 
 def now_text() -> str:
-    """The time, to the millisecond, as it sorts."""
+    """Return the time to the millisecond, as text that sorts."""
     return datetime.now().astimezone().isoformat(timespec="milliseconds")
 
 
 def write_info(folder: Path, info: RunInfo) -> None:
-    """Write ``run.json`` whole or not at all."""
+    """Write ``run.json``, atomically."""
     write_json(folder / "run.json", asdict(info))
 
 
 def read_info(folder: Path) -> RunInfo | None:
-    """The run's record, or None for a folder that is no run."""
+    """Read the record of a run folder; None if there is none, or (with a warning) if it cannot be read."""
     path = folder / "run.json"
     if not path.is_file():
         return None
@@ -59,21 +56,21 @@ def read_info(folder: Path) -> RunInfo | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         return RunInfo(**{field.name: content[field.name] for field in fields(RunInfo)})
     except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s is not readable and is left out: %s", path, error)
+        log.warning("%s is not readable and is ignored: %s", path, error)
         return None
 
 
 def newest(
     outputs: Path, stages: tuple[str, ...], backbone: str, data: str, block_size: int | None = None
 ) -> tuple[Path, RunInfo] | None:
-    """The newest finished run of one of these stages that fits, or None.
+    """Find the newest finished run of one of these stages that fits.
 
     Args:
-        outputs: where runs are kept.
+        outputs: folder of ``runs``.
         stages: stages in the order of preference; the first with a fitting run wins.
         backbone: name of the backbone.
         data: name of the data group.
-        block_size: wanted block size; None: any.
+        block_size: block size of the run; None: any.
     """
     found = [(folder, info) for folder in sorted((outputs / "runs").glob("*")) if (info := read_info(folder))]
     for stage in stages:
@@ -90,14 +87,14 @@ def newest(
 
 
 def newest_unfinished(outputs: Path, stage: str, backbone: str, data: str, name: str | None = None) -> Path | None:
-    """Checkpoint of the newest fitting run that has one to resume from and did not finish, or None.
+    """Find the checkpoint of the newest fitting run that did not finish and can be resumed.
 
     Args:
-        outputs: where runs are kept.
-        stage: of the run.
+        outputs: folder of ``runs``.
+        stage: stage of the run.
         backbone: name of the backbone.
         data: name of the data group.
-        name: of the run; None: any.
+        name: name of the run; None: any.
     """
     found = [
         (info.time, path)
@@ -106,19 +103,19 @@ def newest_unfinished(outputs: Path, stage: str, backbone: str, data: str, name:
         and (info := read_info(folder))
         and (info.stage, info.backbone, info.data) == (stage, backbone, data)
         and info.status != "finished"
-        and (path := left_behind(folder)) is not None
+        and (path := resumable_checkpoint(folder)) is not None
     ]
     return max(found)[1] if found else None
 
 
-def left_behind(folder: Path) -> Path | None:
-    """The last checkpoint of a run folder, or the one before it where a run died between the two; None without any."""
+def resumable_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint of a run folder, or the one before it if a run died between the two; None without any."""
     paths = (folder / "checkpoints" / name for name in (LAST, PREVIOUS))
     return next((path for path in paths if path.exists()), None)
 
 
 def check_free_disk(folder: Path, least_gb: float) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Check that the disk of a folder, which is created, has space for a run.
 
     Raises:
         OSError: less than ``least_gb`` (10^9 bytes) is free.
@@ -127,6 +124,6 @@ def check_free_disk(folder: Path, least_gb: float) -> None:
     free = shutil.disk_usage(folder).free / 1e9
     if free < least_gb:
         raise OSError(
-            f"only {free:.2f} GB free on the disk of {folder}, {least_gb:g} GB are asked for: make room, "
+            f"only {free:.2f} GB free on the disk of {folder}, min_free_gb is {least_gb:g}: make room, "
             "choose another outputs=<folder>, or lower min_free_gb"
         )

@@ -1,7 +1,4 @@
-"""From a configuration to the parts of a run: stage, trainer, logger. Builds them; starts nothing and writes nothing.
-
-Callbacks come by ``_target_``; nothing here imports them.
-"""
+"""The parts of a run, built from its configuration: stage, trainer, logger. Nothing is started or written."""
 
 from __future__ import annotations
 
@@ -12,47 +9,30 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
-from lightning.pytorch.loggers import Logger, MLFlowLogger
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig
 
-from echo_pl.backbone.checkpoint import StageRecord, make_fit, read_checkpoint, stored_vision_fingerprint
-from echo_pl.backbone.fingerprint import refuse_other_tower
+from echo_pl.backbone.checkpoint import StageRecord
 from echo_pl.config.keys import build
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.distributed.agree import slurm_environment
 from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.cases import parsed_prediction
-from echo_pl.io.checkpoints import WholeFileIO
+from echo_pl.io.checkpoints import AtomicCheckpointIO
 from echo_pl.io.memory import return_free_memory
 from echo_pl.io.run_folders import FINAL
-from echo_pl.runs.checkpointing import LastCheckpoint, StopWhenTold
+from echo_pl.runs.checkpointing import FinalCheckpoint, GracefulStop, LastCheckpoint
 from echo_pl.runs.finite_loss import NonFiniteLoss
+from echo_pl.runs.plan import RunPlan
 from echo_pl.runs.resume import shards
 from echo_pl.stages.validation import TextTools
-from echo_pl.tracking.logger import ContinuedMLFlowLogger
-from echo_pl.tracking.mirror import MirroredMLFlowLogger
-from echo_pl.tracking.upload import be_patient
-
-
-class FinalCheckpoint(Checkpoint):
-    """Writes ``final.ckpt`` as soon as training ends, before any observer has its say at the end of the fit."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save."""
-        trainer.save_checkpoint(self.path, weights_only=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the checkpoint is or will be, as other checkpoint callbacks say it."""
-        return {"last_model_path": str(self.path)}
+from echo_pl.tracking.logger import CopyAtValidation, RunLogger
 
 
 class FreeMemory(Callback):
-    """Returns freed memory to the system now and then, on a CPU: batches of ever other sizes leave gaps in the heap.
+    """Returns freed memory to the system now and then, on a CPU: batches of changing sizes leave gaps in the heap.
 
     Without it stage 2 of the demo grew to 4.4 GB.
     """
@@ -86,22 +66,8 @@ def make_stage(config: DictConfig, data: ReportDataModule, lineage: StageRecord)
     return stage
 
 
-def refuse_other_model(config: DictConfig, data: ReportDataModule, checkpoint: Path) -> None:
-    """Refuse weights that do not fit the configuration's model, and features of another tower; builds no more than shapes for that.
-
-    Every rank looks for itself, so that none waits for one that has given up.
-
-    Raises:
-        ValueError: naming what differs.
-    """
-    skeleton = instantiate(config.backbone.factory, _convert_="all").skeleton(data.special, data.vocab_size)
-    make_fit(skeleton, checkpoint, *read_checkpoint(checkpoint))
-    if data.vision_fingerprint is not None and config.stage.name in ("rad", "dcd"):  # others train theirs, and say so
-        refuse_other_tower(data.vision_fingerprint, stored_vision_fingerprint(skeleton, checkpoint))
-
-
 def text_tools(data: ReportDataModule) -> TextTools:
-    """What stages need of the data room, ready-made."""
+    """Tools of the data module that stages need."""
     return TextTools(
         special=data.special,
         vocab_size=data.vocab_size,
@@ -114,14 +80,17 @@ def text_tools(data: ReportDataModule) -> TextTools:
     )
 
 
-def make_trainer(config: DictConfig, folder: Path, logger: Logger | None) -> L.Trainer:
-    """Build callbacks and trainer."""
+def make_trainer(config: DictConfig, folder: Path, logger: Logger | None, observed: bool = True) -> L.Trainer:
+    """Build callbacks and trainer; ``observed``: with the callbacks of the configuration."""
     checkpoints = folder / "checkpoints"
     callbacks: list[Callback] = [FinalCheckpoint(checkpoints / FINAL), FreeMemory()]
-    callbacks += [instantiate(entry, _convert_="all") for entry in (config.callbacks or {}).values() if entry]
+    observers = (config.callbacks or {}).values() if observed else ()
+    callbacks += [instantiate(entry, _convert_="all") for entry in observers if entry]
+    if isinstance(logger, RunLogger):
+        callbacks.append(CopyAtValidation(logger))
     callbacks += [NonFiniteLoss(config.stage.on_nonfinite_loss)]
-    told = StopWhenTold(checkpoints)
-    callbacks += [told, LastCheckpoint(checkpoints, config.stage.checkpoint_every, told)]
+    stop = GracefulStop(checkpoints)
+    callbacks += [stop, LastCheckpoint(checkpoints, config.stage.checkpoint_every, stop)]
     if config.trainer.enable_progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     trainer: L.Trainer = build(
@@ -129,60 +98,46 @@ def make_trainer(config: DictConfig, folder: Path, logger: Logger | None) -> L.T
         default_root_dir=str(folder),
         logger=logger if logger is not None else False,
         callbacks=callbacks,
-        plugins=[WholeFileIO(), *cluster_environment()],
+        plugins=[AtomicCheckpointIO(), *cluster_environment()],
     )
     return trainer
 
 
 def cluster_environment() -> list[ClusterEnvironment]:
-    """What Lightning would guess wrong: without srun nobody but itself starts the processes of a SLURM job."""
+    """Environment where Lightning's guess would be wrong: without srun only Lightning starts the processes of a SLURM job."""
     launch = detect()
     if launch.launcher == "srun" and launch.world_size > 1:
         return [slurm_environment()]
     return [LightningEnvironment()] if launch.launcher != "torchrun" and "SLURM_NTASKS" in os.environ else []
 
 
-def make_logger(config: DictConfig, folder: Path, run_id: str | None, rank: int, same_settings: bool = True) -> Logger | None:
-    """MLflow on a local database unless told otherwise; a resumed run goes on in its own MLflow run.
+def make_logger(config: DictConfig, plan: RunPlan, rank: int) -> Logger | None:
+    """Build the MLflow logger: a local database, copied to the configured server.
 
-    Rank 0 alone talks to it: processes that open a new database at the same time would each make its tables.
-
-    Args:
-        config: of the run.
-        folder: of the run.
-        run_id: of the MLflow run to go on in; None: a new one.
-        rank: of this process.
-        same_settings: what is trained again of that run is what was logged of it already.
+    Only rank 0 has one: processes that open a new database at the same time would each create its tables.
     """
     if config.mlflow is None:
         return None
+    if config.mlflow.on_failure not in ("local", "error"):
+        raise ValueError(f"mlflow.on_failure must be local or error, got {config.mlflow.on_failure!r}")
     if rank > 0:
         return DummyLogger()
     uri, artifacts = tracking_place(config)
-    if config.mlflow.on_failure not in ("local", "error"):
-        raise ValueError(f"mlflow.on_failure must be local or error, got {config.mlflow.on_failure!r}")
-    be_patient()
-    if config.mlflow.on_failure == "local" and uri.startswith(("http://", "https://")):
-        return MirroredMLFlowLogger(
-            server=uri,
-            place=local_database(config),
-            artifacts=local_artifacts(config),
-            experiment=config.mlflow.experiment,
-            name=folder.name,
-            run_id=run_id,
-            same_settings=same_settings,
-        )
-    return (ContinuedMLFlowLogger if run_id is not None and same_settings else MLFlowLogger)(
-        experiment_name=config.mlflow.experiment,
-        tracking_uri=uri,
-        run_name=folder.name,
-        run_id=run_id,
-        artifact_location=artifacts,
+    is_database = uri.startswith("sqlite:")
+    return RunLogger(
+        database=uri if is_database else local_database(config),
+        artifacts=artifacts if is_database else local_artifacts(config),
+        experiment=config.mlflow.experiment,
+        name=plan.folder.name,
+        run_id=plan.mlflow_run_id,
+        skip_logged_steps=plan.same_settings,
+        server=None if is_database else uri,
+        require_server=config.mlflow.on_failure == "error",
     )
 
 
 def tracking_place(config: DictConfig) -> tuple[str, str | None]:
-    """MLflow's tracking URI, and where artifacts of a new experiment go (None: the server says)."""
+    """Return MLflow's tracking URI, and the folder for artifacts of a new experiment (None: the server decides)."""
     if config.mlflow.tracking_uri is None:
         return local_database(config), local_artifacts(config)
     return str(config.mlflow.tracking_uri), None
@@ -194,5 +149,5 @@ def local_database(config: DictConfig) -> str:
 
 
 def local_artifacts(config: DictConfig) -> str:
-    """Folder of the artifacts that belong to it."""
+    """Folder of the artifacts of that database."""
     return str(Path(config.outputs).resolve() / "mlartifacts")

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def ancestor(start: str | None, record: StageRecord | None, stage: str) -> str | None:
-    """Follow the ``start`` entries of checkpoints back to one of ``stage``; None (and a warning) where the trail ends."""
+    """Follow the ``start`` entries of checkpoints back to one of ``stage``; None (and a warning) if a checkpoint is missing."""
     while record is not None and start is not None:
         if record.stage == stage:
             return start
@@ -41,14 +41,14 @@ def autoregressive_baseline(
     """Build the sampler from a stage-1 checkpoint; None without one.
 
     Args:
-        checkpoint: of stage ``pretrain``, or None where the chain has none (a backbone that was AR from the start).
+        checkpoint: of stage ``pretrain``, or None if the chain has none (a backbone that was AR from the start).
         backbone: builds the model.
         special: of the run's tokenizer.
         vocab_size: number of its ids.
         max_response_tokens: limit of the decode.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
+        FileNotFoundError: the checkpoint does not exist.
         ValueError: it is of another stage, or does not fit the backbone.
     """
     if checkpoint is None:

@@ -34,7 +34,7 @@ from echo_pl.data.loading.tokenizer import load_tokenizer, vocabulary_fingerprin
 from echo_pl.diffusion.block_mask import ContextAttention
 from echo_pl.diffusion.sequence import Grid
 from echo_pl.io.atomic import atomic_folder
-from echo_pl.io.checkpoints import WholeFileIO
+from echo_pl.io.checkpoints import AtomicCheckpointIO
 from echo_pl.runs.lineage import backbone_name
 from echo_pl.runs.start import BEFORE
 
@@ -72,7 +72,7 @@ def merge(folder: Path, out: Path) -> None:
     read_checkpoint(folder)
     if not is_sharded_checkpoint(folder):
         raise ValueError(f"{folder} is one file already: there is nothing to merge")
-    WholeFileIO().save_checkpoint(read_whole(folder), out)
+    AtomicCheckpointIO().save_checkpoint(read_whole(folder), out)
 
 
 def to_hf(checkpoint: Path, out: Path, dtype: str | None = None, overrides: tuple[str, ...] = ()) -> None:
@@ -165,7 +165,7 @@ def from_hf(folder: Path, out: Path, dtype: str = "float32", **given: Any) -> St
         StageRecord(**values), vocabulary=vocabulary_fingerprint(tokenizer), geometry=folder_geometry(folder), start=None,
         mlflow_run_id=None,
     )  # fmt: skip
-    WholeFileIO().save_checkpoint(as_checkpoint(read_network(folder, dtype), record, lightning.__version__), out)
+    AtomicCheckpointIO().save_checkpoint(as_checkpoint(read_network(folder, dtype), record, lightning.__version__), out)
     return record
 
 

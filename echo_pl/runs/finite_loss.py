@@ -1,7 +1,4 @@
-"""What happens when a loss is not finite: the run ends and names the studies, or the optimizer step is left out and counted.
-
-Knows Lightning's hooks and a batch's keys; nothing of losses.
-"""
+"""Losses that are not finite: the run ends and names the studies, or the optimizer step is skipped and counted."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ OnNonFinite = Literal["error", "skip"]
 
 
 class NonFiniteLossError(ValueError):
-    """A loss is not finite, and the configuration says to stop then."""
+    """A loss is not finite, and the configuration is to stop then."""
 
 
 class NonFiniteLoss(Callback):
-    """Looks at every loss before its backward, on all ranks together, so that no weight is touched by one that is not finite.
+    """Checks every loss before its backward, on all ranks together, so that none that is not finite changes a weight.
 
     Args:
-        action: ``error`` ends the run, ``skip`` leaves out the optimizer step (all batches that it accumulates) and counts it as
+        action: ``error`` ends the run, ``skip`` skips the optimizer step (all batches that it accumulates) and counts it as
             ``train/skipped_steps``.
 
     Raises:
@@ -42,30 +39,30 @@ class NonFiniteLoss(Callback):
         self._keys: tuple[str, ...] = ()
         self._skip = False
         self.skipped = 0
-        """Optimizer steps left out, those before a resume included."""
+        """Optimizer steps skipped, those before a resume included."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note whose loss comes next."""
+        """Note the studies of the next loss."""
         self._keys = tuple(batch.keys)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Look at a loss.
+        """Check a loss.
 
         Raises:
             NonFiniteLossError: it is not finite, here or on another rank.
         """
-        # The loss is that of the optimizer step's share, and it is the last look before gradients mix with those of other ranks.
-        keys = _of_ranks(trainer, () if bool(torch.isfinite(loss.detach()).all()) else self._keys)
+        # Later the gradients mix with those of other ranks.
+        keys = _keys_of_all_ranks(trainer, () if bool(torch.isfinite(loss.detach()).all()) else self._keys)
         if not keys:
             return
         where = f"the loss of optimizer step {trainer.global_step + 1} is not finite; studies of the batch: {', '.join(keys)}"
         if self._action == "error":
             raise NonFiniteLossError(f"{where}. Look at them, lower the learning rate, or set stage.on_nonfinite_loss=skip")
-        log.warning("%s; this step is left out", where)
+        log.warning("%s; this step is skipped", where)
         self._skip = True
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Take the gradients away from a step that is left out; an optimizer leaves parameters without one as they are."""
+        """Remove the gradients of a step that is skipped; an optimizer does not change parameters without one."""
         if not self._skip:
             return
         for group in optimizer.param_groups:
@@ -77,21 +74,21 @@ class NonFiniteLoss(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the count from the first one on, at every step: loggers look at some of them only."""
+        """Log the count at every step from the first one on: loggers write some of the steps only."""
         if self.skipped:
             pl_module.log("train/skipped_steps", float(self.skipped), batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The count."""
+        """Save the count."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the count."""
         self.skipped = int(state_dict["skipped"])
 
 
-def _of_ranks(trainer: L.Trainer, keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Keys of all ranks that have some. The common case costs one number; the names travel when they are needed."""
+def _keys_of_all_ranks(trainer: L.Trainer, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Gather the keys of all ranks. The common case sends one number; names are sent only if there are some."""
     if trainer.world_size == 1:
         return keys
     found = torch.tensor(float(bool(keys)), device=trainer.strategy.root_device)

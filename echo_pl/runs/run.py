@@ -1,13 +1,9 @@
-"""One run from one resolved configuration: fit or validate a stage, and keep the record of it.
-
-The only place, with :mod:`echo_pl.runs.assemble`, where the rooms meet.
-"""
+"""One run from one configuration: read the plan, check it, build the parts, fit or validate, keep the record."""
 
 from __future__ import annotations
 
 import logging
 import time
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,30 +14,30 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger, MLFlowLogger
+from lightning.pytorch.loggers import Logger
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
-from echo_pl.config.keys import check_keys
+from echo_pl.backbone.checkpoint import StageRecord
+from echo_pl.config.keys import check_keys, flat_settings
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.distributed.agree import agreed, open_group, refuse_other_settings, refuse_together
-from echo_pl.distributed.launch import Launch, detect, refuse_other_world, warn_of_idle_tasks
-from echo_pl.io.run_folders import FINAL, RunInfo, check_free_disk, left_behind, now_text, read_info, write_info
-from echo_pl.runs.assemble import make_logger, make_stage, make_trainer, refuse_other_model
-from echo_pl.runs.baseline import ancestor
-from echo_pl.runs.checkpointing import StoppedError, StopWhenTold
-from echo_pl.runs.lineage import adopt_lora, backbone_name, data_name, make_lineage, refuse_other_data
-from echo_pl.runs.resume import resolve_resume, run_folder
-from echo_pl.runs.start import resolve_start
+from echo_pl.distributed.agree import check_same_settings, open_group, raise_on_all_ranks
+from echo_pl.distributed.launch import Launch, check_world_size, detect, warn_of_idle_tasks
+from echo_pl.io.run_folders import FINAL, RunInfo, check_free_disk, now_text, resumable_checkpoint, write_info
+from echo_pl.runs.assemble import make_logger, make_stage, make_trainer
+from echo_pl.runs.checkpointing import GracefulStop, StoppedError
+from echo_pl.runs.lineage import backbone_name, check_same_data, data_name, make_lineage, with_saved_adapters
+from echo_pl.runs.plan import agree_on_plan, check_plan, with_run_node
+from echo_pl.runs.resume import check_same_stage, read_resume
+from echo_pl.runs.start import read_start_of_resumed
+from echo_pl.tracking.logger import RunLogger
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """What a run leaves behind."""
+    """Result of a run."""
 
     folder: Path
     checkpoint: Path
@@ -51,7 +47,7 @@ class RunOutcome:
 
 
 def run(config: DictConfig) -> RunOutcome:
-    """Carry out ``task`` of a configuration.
+    """Carry out ``task`` of a configuration, which is not changed.
 
     Raises:
         ValueError: a bad value, an unknown key, a checkpoint that does not fit.
@@ -60,34 +56,25 @@ def run(config: DictConfig) -> RunOutcome:
     """
     launch = join(config)
     data = prepare(config)
-    refuse_other_settings(launch, {"the data's fingerprint": data.fingerprint})
+    check_same_settings(launch, {"the data's fingerprint": data.fingerprint})
     warn_of_other_precision(config, data)
     if config.task == "validate":
-        return validate(config, data, resolve_resume(config))
-    plan = agreed(launch, plan_of_rank_0(launch, config))
-    resume = None if plan["resume"] is None else Path(plan["resume"])
-    config.start, folder, chain = plan["start"], Path(plan["folder"]), plan["chain"]
-    start, before = resolve_start(config, resume)
-    refuse_other_data(data, resume, start, before)
-    if config.stage.name == "dcd" and start is None:
-        raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
-    lineage = make_lineage(config, data, start, chain, before)
-    fill_run_node(config, folder, lineage, before)
-    # Whatever can be wrong in the configuration shows here, before a folder or an MLflow run is made.
+        return validate(config, data)
+    plan = agree_on_plan(launch, config)
+    check_plan(plan, config, data)
+    plan = plan.without_contents()
+    config = with_run_node(config, plan)
+    lineage = make_lineage(config, data, plan.start, plan.chain)
     stage = make_stage(config, data, lineage)
-    data.refuse_too_few(config.trainer.devices * config.trainer.num_nodes)
-    for checkpoint in dict.fromkeys(path for path in (resume, start) if path is not None):
-        refuse_other_model(config, data, checkpoint)
-    # The first that leaves something behind: a database.
-    logger = make_logger(config, folder, plan["mlflow_run_id"], launch.rank, same_settings=plan["same_settings"])
-    trainer = make_trainer(config, folder, logger)
-    folder.mkdir(parents=True, exist_ok=True)
+    # Errors of the configuration have been raised by now. The logger is the first to leave something behind: a database.
+    logger = make_logger(config, plan, launch.rank)
+    trainer = make_trainer(config, plan.folder, logger)
+    plan.folder.mkdir(parents=True, exist_ok=True)
     if launch.rank == 0:
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
-    run_id, problem = open_mlflow_run(logger)
-    refuse_together(launch, problem)
+        (plan.folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    run_id = open_mlflow_run(launch, logger)
     lineage = stage.lineage = replace(lineage, mlflow_run_id=run_id)  # type: ignore[assignment]
-    return fit(trainer, stage, data, folder, resume, run_info(config, lineage))
+    return fit(trainer, stage, data, plan.folder, None if plan.resume is None else plan.resume.path, run_info(config, lineage))
 
 
 def join(config: DictConfig) -> Launch:
@@ -102,103 +89,24 @@ def join(config: DictConfig) -> Launch:
         value = config.trainer[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"trainer.{name} must be a positive number, got {value!r}; which devices: CUDA_VISIBLE_DEVICES")
-    refuse_other_world(launch, config.trainer.devices, config.trainer.num_nodes)
+    check_world_size(launch, config.trainer.devices, config.trainer.num_nodes)
     open_group(launch, config.trainer.accelerator)
-    refuse_other_settings(launch, flat_settings(config))
+    check_same_settings(launch, flat_settings(config))
     return launch
 
 
-def flat_settings(config: DictConfig) -> dict[str, Any]:
-    """Every value of a configuration by its dotted name, as it is used; what only a running run knows is left out."""
-
-    def flat(node: Any, name: str) -> dict[str, Any]:
-        if isinstance(node, dict):
-            return {key: value for child in node for key, value in flat(node[child], f"{name}.{child}" if name else child).items()}
-        try:
-            value = OmegaConf.select(config, name)
-        except OmegaConfBaseException:  # it refers to what a run fills in
-            return {name: node}
-        return {name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value}
-
-    return flat(OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "run"])), "")
-
-
 def warn_of_other_precision(config: DictConfig, data: ReportDataModule) -> None:
-    """Stored features round as the tower did that made them."""
+    """Warn if stored features were rounded in another precision than the trainer's."""
     stored = data.stored_precision
     if stored is not None and stored != str(config.trainer.precision):
         log.warning("the stored vision features were computed in %s, this run trains in %s", stored, config.trainer.precision)
-
-
-def plan_of_rank_0(launch: Launch, config: DictConfig) -> dict[str, Any]:
-    """The plan, on rank 0; what is wrong with it is said on all ranks, so that none waits for a rank that has given up."""
-    plan: dict[str, Any] = {}
-    problem = None
-    try:
-        plan = make_plan(config) if launch.rank == 0 else {}
-    except (ValueError, OSError) as error:
-        if launch.world_size == 1:
-            raise
-        problem = str(error)
-    refuse_together(launch, problem)
-    return plan
-
-
-def make_plan(config: DictConfig) -> dict[str, Any]:
-    """What all processes of a run must have the same of; each by itself might find another newest run, or another second."""
-    resume = resolve_resume(config)
-    start, before = resolve_start(config, resume)
-    folder = run_folder(config, resume)
-    chain = before.chain if before is not None and before.chain else f"{folder.name}-{uuid.uuid4().hex[:8]}"
-    unfinished = read_info(folder)  # killed before its first checkpoint, perhaps: it is begun anew in its own MLflow run
-    begun = None if unfinished is None else unfinished.mlflow_run_id
-    return {
-        "resume": None if resume is None else str(resume),
-        "start": None if start is None else str(start),
-        "folder": str(folder),
-        "chain": chain,
-        "mlflow_run_id": begun if resume is None else read_checkpoint(resume)[0].mlflow_run_id,
-        "same_settings": not warn_of_other_settings(config, folder),
-    }
-
-
-_MAY_CHANGE = {
-    "resume",
-    "start",
-    "start_stage",
-    "start_block_size",
-    "run_name",
-    "task",
-    "trainer",
-    "callbacks",
-    "mlflow",
-    "threads",
-    "min_free_gb",
-    "outputs",
-    "sweep",
-}
-"""Parts of a configuration that decide nothing of what is trained."""
-
-
-def warn_of_other_settings(config: DictConfig, folder: Path) -> bool:
-    """Say with which settings a run goes on that it did not begin with; True if there are any."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return False
-    had, has = (flat_settings(one) for one in (OmegaConf.load(path), config))  # type: ignore[arg-type]
-    names = [name for name in sorted(had.keys() | has.keys()) if name.partition(".")[0] not in _MAY_CHANGE]
-    changed = [name for name in names if had.get(name) != has.get(name) and name not in ("data_root", "data.root")]
-    if changed:
-        pairs = "; ".join(f"{name} was {had.get(name)!r}, is {has.get(name)!r}" for name in changed)
-        log.warning("%s goes on with other settings than it began with: %s", folder, pairs)
-    return bool(changed)
 
 
 def prepare(config: DictConfig) -> ReportDataModule:
     """Check the configuration, set threads and seeds, open the data."""
     check_keys(config)
     check_free_disk(Path(config.outputs), config.min_free_gb)
-    quieten()
+    silence_noisy_loggers()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -207,47 +115,38 @@ def prepare(config: DictConfig) -> ReportDataModule:
     return data
 
 
-def quieten() -> None:
-    """Silence what a user can do nothing about."""
+def silence_noisy_loggers() -> None:
+    """Silence messages of libraries that a user cannot act on."""
     for noisy in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_relevant)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of a deprecated torch name
     warnings.filterwarnings("ignore", message=".*Your `IterableDataset` has `__len__` defined.*")  # ours is exact
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Drop Lightning's advertisement and its list of devices that are not there."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Drop Lightning's advertisement and its list of absent devices."""
     return not record.getMessage().startswith(("💡 Tip", "GPU available", "TPU available"))
 
 
-def open_mlflow_run(logger: Logger | None) -> tuple[str | None, str | None]:
-    """Create the MLflow run, or find the one that is continued.
+def open_mlflow_run(launch: Launch, logger: Logger | None) -> str | None:
+    """Create the MLflow run, or find the one that is continued; only rank 0 has its id.
 
-    Returns:
-        Its id, which rank 0 alone has, and what is wrong: the server cannot be reached, or does not know the run.
+    Raises:
+        ValueError: on all ranks; the server or the run cannot be reached.
     """
+    run_id = problem = None
     try:
-        return (logger.run_id if isinstance(logger, MLFlowLogger) else None), None
+        run_id = logger.open() if isinstance(logger, RunLogger) else None
     except (MlflowException, OSError) as error:
-        return None, f"MLflow: {error}; check mlflow.tracking_uri, give mlflow.on_failure=local, or switch it off with mlflow=null"
-
-
-def fill_run_node(config: DictConfig, folder: Path, lineage: StageRecord, before: StageRecord | None) -> None:
-    """Give callbacks what is known only now."""
-    config.run = {
-        "name": folder.name,
-        "folder": str(folder),
-        "config_path": str(folder / "config.yaml"),
-        "chain": lineage.chain,
-        "parent_run_id": None if before is None else before.mlflow_run_id,
-        "ar_checkpoint": ancestor(lineage.start, before, "pretrain"),
-    }
+        problem = f"MLflow: {error}; check mlflow.tracking_uri, give mlflow.on_failure=local, or switch it off with mlflow=null"
+    raise_on_all_ranks(launch, problem)
+    return run_id
 
 
 def run_info(config: DictConfig, lineage: StageRecord) -> RunInfo:
-    """The record of the run folder, before it starts."""
+    """Record of the run folder before the run starts."""
     return RunInfo(
         stage=lineage.stage,
         backbone=backbone_name(config),
@@ -272,44 +171,45 @@ def fit(
     """Train to the end; the final checkpoint is written by its callback."""
     began = time.monotonic()
     log.info("stage %s writes to %s", info.stage, folder)
-    told = next(callback for callback in trainer.callbacks if isinstance(callback, StopWhenTold))  # type: ignore[attr-defined]
-    with recorded(folder, info, trainer), fitting(resume), told.listening():
+    stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
+    with recorded(folder, info, trainer), explained_misfit(resume), stop.listening():
         trainer.fit(stage, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
         final = folder / "checkpoints" / FINAL
-        if not final.exists():  # resumed behind its last step, there was no training left that would end
+        if not final.exists():  # resumed after its last step: no training was left that would end
             trainer.save_checkpoint(final)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     seconds = time.monotonic() - began
     return RunOutcome(folder=folder, checkpoint=folder / "checkpoints" / FINAL, metrics=metrics, seconds=seconds)
 
 
-def validate(config: DictConfig, data: ReportDataModule, checkpoint: Path | None) -> RunOutcome:
-    """Validate a checkpoint of this stage, given as ``resume``; nothing of its run is touched.
+def validate(config: DictConfig, data: ReportDataModule) -> RunOutcome:
+    """Validate a checkpoint of this stage, given as ``resume``; its run is not changed.
 
     Raises:
         ValueError: none was given, or one of another stage.
     """
-    if checkpoint is None:
+    resume = read_resume(config)
+    if resume is None:
         raise ValueError("task=validate needs the checkpoint to validate: give resume=<checkpoint>")
-    adopt_lora(config, checkpoint)
-    start, before = resolve_start(config, checkpoint)
-    refuse_other_data(data, checkpoint, start, before)
+    config = with_saved_adapters(config, resume.record)
+    check_same_stage(config, resume)
+    start = read_start_of_resumed(config, resume)
+    check_same_data(data, start, resume)
     began = time.monotonic()
-    config.callbacks = None
-    stage = make_stage(config, data, make_lineage(config, data, start, "", before))
-    trainer = make_trainer(config, Path(config.outputs), logger=None)
-    with fitting(checkpoint):
-        (metrics,) = trainer.validate(stage, datamodule=data, ckpt_path=str(checkpoint), weights_only=True)
+    stage = make_stage(config, data, make_lineage(config, data, start, ""))
+    trainer = make_trainer(config, Path(config.outputs), logger=None, observed=False)
+    with explained_misfit(resume.path):
+        (metrics,) = trainer.validate(stage, datamodule=data, ckpt_path=str(resume.path), weights_only=True)
     return RunOutcome(
-        folder=checkpoint.parent.parent, checkpoint=checkpoint, metrics=dict(metrics), seconds=time.monotonic() - began
+        folder=resume.path.parent.parent, checkpoint=resume.path, metrics=dict(metrics), seconds=time.monotonic() - began
     )
 
 
 @contextmanager
-def fitting(checkpoint: Path | None) -> Iterator[None]:
-    """Say which checkpoint it is whose weights have other shapes than the model."""
+def explained_misfit(checkpoint: Path | None) -> Iterator[None]:
+    """Name the checkpoint if its weights have other shapes than the model."""
     try:
         yield
     except RuntimeError as error:
@@ -320,7 +220,7 @@ def fitting(checkpoint: Path | None) -> Iterator[None]:
 
 @contextmanager
 def recorded(folder: Path, info: RunInfo, trainer: L.Trainer) -> Iterator[None]:
-    """Keep ``run.json`` true to what happens."""
+    """Keep the status in ``run.json`` up to date."""
 
     def note(**changes: Any) -> None:
         if trainer.is_global_zero:
@@ -331,7 +231,7 @@ def recorded(folder: Path, info: RunInfo, trainer: L.Trainer) -> Iterator[None]:
         yield
     except BaseException as error:
         note(status="stopped" if isinstance(error, StoppedError) else "failed")
-        last = left_behind(folder)
+        last = resumable_checkpoint(folder)
         if last is not None:
             log.error("the run did not finish; continue it with resume=%s", last)
         raise

@@ -30,9 +30,9 @@ from echo_pl.data.store.corpus_index import Shard
 from echo_pl.data.store.feature_store import DTYPES, FeatureIndex, FeatureWriter, nothing_of
 from echo_pl.data.store.shard_reader import RawSample, decode_study, read_samples
 from echo_pl.data.store.study import StoredImages
-from echo_pl.runs.lineage import refuse_other_data
+from echo_pl.runs.lineage import check_same_data
 from echo_pl.runs.run import prepare
-from echo_pl.runs.start import resolve_start
+from echo_pl.runs.start import read_start
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +54,11 @@ def store_features(config: DictConfig, out: Path, dtype: str, batch_size: int) -
     if precision not in ("32-true", "bf16-mixed"):
         raise ValueError(f"vision features are stored in precision 32-true or bf16-mixed, got trainer.precision={precision}")
     data = prepare(config)
-    start, before = resolve_start(config, None)
-    refuse_other_data(data, None, start, before)
+    start = read_start(config)
+    check_same_data(data, start)
     vlm = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
     if start is not None:
-        load_weights(vlm, start, ("pretrain", "rad"))
+        load_weights(vlm, start.path, ("pretrain", "rad"))
     vlm = vlm.to("cuda" if config.trainer.accelerator == "gpu" else "cpu").eval().requires_grad_(False)
     writer = FeatureWriter(
         out,

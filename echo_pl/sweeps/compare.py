@@ -27,14 +27,14 @@ from mlflow.exceptions import MlflowException
 from echo_pl.config.errors import reported
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.io.command_line import command_line
-from echo_pl.runs.run import quieten
+from echo_pl.runs.run import silence_noisy_loggers
 from echo_pl.sweeps.contrasts import Contrast, Drop, contrasts, drops
 from echo_pl.sweeps.pareto import Group, Key, Measured, group
 from echo_pl.sweeps.pareto_report import SweepComparison
 from echo_pl.sweeps.plan import STUDIES
 from echo_pl.sweeps.record import BASE, CELL, ERROR, SWEEP, children
 from echo_pl.sweeps.study_counts import StudyCounts
-from echo_pl.tracking.upload import be_patient
+from echo_pl.tracking.upload import bound_retries
 
 QUALITIES = ("finding_f1", "rouge_l")
 SMALLER_IS_BETTER = ("duplicate_word_rate", "repetition_rate", "looped", "nfe", "forwards_per_block", "seconds_per_report")
@@ -159,8 +159,8 @@ def compare(args: argparse.Namespace, command: str) -> SweepComparison:
     smaller = [name for name in args.quality if name in SMALLER_IS_BETTER]
     if smaller:
         raise ValueError(f"--quality draws fronts where larger is better, which {', '.join(smaller)} is not")
-    be_patient()
-    quieten()
+    bound_retries()
+    silence_noisy_loggers()
     client = MlflowClient(args.mlflow)
     try:
         parent = find_parent(client, args.experiment, args.sweep, args.parent)

@@ -21,7 +21,7 @@ from echo_pl.runs.assemble import tracking_place
 from echo_pl.sweeps.cells import Cell
 from echo_pl.sweeps.plan import SCORES as SCORES_FILE
 from echo_pl.sweeps.plan import STUDIES, measurement
-from echo_pl.tracking.upload import be_patient
+from echo_pl.tracking.upload import bound_retries
 
 PARENT, CELL, ERROR, SCORES, RUN_NAME = "mlflow.parentRunId", "echo_pl.cell", "echo_pl.error", "echo_pl.scores", "mlflow.runName"
 _TOLD = 2
@@ -64,7 +64,7 @@ class SweepRecord:
         Raises:
             OSError: MLflow cannot be reached, and ``mlflow.on_failure`` is ``error``.
         """
-        be_patient()
+        bound_retries()
         self._planned = cells
         self._try(self._open)
         if self._trouble is not None and not self.patient:

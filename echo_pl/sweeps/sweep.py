@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from echo_pl.config.errors import explain, reported
 from echo_pl.runs.checkpointing import StoppedError
-from echo_pl.runs.run import quieten
+from echo_pl.runs.run import silence_noisy_loggers
 from echo_pl.sweeps.cells import Cell, Job, make_cells, make_job
 from echo_pl.sweeps.plan import STAGES, Part
 from echo_pl.sweeps.record import SweepRecord
@@ -79,7 +79,7 @@ def sweep(overrides: Sequence[Sequence[str]], swept: Sequence[str], compose: Com
     Raises:
         SystemExit: something failed (status 1), or a signal ended it (128 + its number); said on stderr.
     """
-    quieten()
+    silence_noisy_loggers()
     with reported():
         jobs = [make_job(one, swept, compose(one)) for one in overrides]
         config = jobs[0].chain[-1].config

@@ -28,9 +28,9 @@ from echo_pl.backbone.sharded_files import stored_shapes
 from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.pipeline.make_corpus import make_synthetic
-from echo_pl.io.run_folders import left_behind, read_info
+from echo_pl.io.run_folders import read_info, resumable_checkpoint
 from echo_pl.runs.checkpoint_files import merge, to_hf
-from echo_pl.runs.resume import whole_or_previous
+from echo_pl.runs.resume import last_readable_checkpoint
 from echo_pl.runs.stored_features import store_features
 
 TWO = ["stage.batch_size=2", "trainer.devices=2"]
@@ -229,10 +229,10 @@ def test_a_torn_sharded_checkpoint_is_noticed(outputs, sharded, caplog):
     folder = shutil.copytree(sharded.parent, outputs / "torn" / "checkpoints")
     last, previous = folder / "last.ckpt", folder / "previous.ckpt"
     shutil.copytree(last, previous)
-    assert whole_or_previous(last) == last
+    assert last_readable_checkpoint(last).path == last
     (piece, *_) = sorted(last.glob("*.distcp"))
     piece.write_bytes(piece.read_bytes()[:100])
-    assert whole_or_previous(last) == previous
+    assert last_readable_checkpoint(last).path == previous
     assert "is missing or shorter than" in caplog.text
     assert not last.exists()
     assert (folder / "last.ckpt.torn").is_dir()
@@ -317,7 +317,7 @@ def test_shards_killed_while_they_write_go_on(data_root, outputs, pretrained, sh
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     last = outputs / "runs" / "killed" / "checkpoints" / "last.ckpt"
     assert last.with_name("last.ckpt.partial").exists()
-    kept = left_behind(last.parent.parent)
+    kept = resumable_checkpoint(last.parent.parent)
     assert read_checkpoint(kept)[1]["global_step"] == 2
     done = command(data_root, outputs, *own, *TWO, "resume=auto", launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -73,9 +73,9 @@ def test_a_run_with_adapters_goes_on_bit_by_bit(data_root, pretrained, adapted, 
     own = ["stage=rad", f"start={pretrained}", *LORA]
     with pytest.raises(ConnectionError):
         start_run(data_root, tmp_path, *own, "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}")
-    with pytest.raises(ValueError, match=r"was trained with lora \{'rank': 4, .*, asked for is None; give lora=all_linear"):
+    with pytest.raises(ValueError, match=r"was trained with lora \{'rank': 4, .*, this run has None; give lora=all_linear"):
         start_run(data_root, tmp_path, "stage=rad", "resume=auto")
-    with pytest.raises(ValueError, match=r"was trained with lora \{'rank': 4, .*, asked for is \{'rank': 8, "):
+    with pytest.raises(ValueError, match=r"was trained with lora \{'rank': 4, .*, this run has \{'rank': 8, "):
         start_run(data_root, tmp_path, *own, "stage.module.lora.rank=8", "resume=auto")
     rest = start_run(data_root, tmp_path, *own, "resume=auto")
     one, other = stored(rest.checkpoint), stored(adapted.checkpoint)

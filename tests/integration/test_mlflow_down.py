@@ -1,4 +1,4 @@
-"""A whole run whose MLflow server is not there, or dies in the middle: it trains to its end, and nothing of it is lost."""
+"""A whole run whose MLflow server is down, or dies in the middle: it trains to its end, and nothing of it is lost."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from echo_pl.cli.mlflow_upload import upload
 from echo_pl.config.compose import compose_config
 from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.run import RunOutcome, run
+from echo_pl.tracking.upload import SERVER_RUN
 
 OWN = [
     *(one for one in SMALL if one not in ("mlflow=null", "callbacks=none")), *SIZES, "stage=pretrain", "start=null",
-    "stage.batch_size=4", "trainer.log_every_n_steps=1", "+trainer.limit_val_batches=0", "callbacks.trajectories=null",
-    "callbacks.summary=null",
+    "stage.batch_size=4", "trainer.log_every_n_steps=1", "stage.validate_every=2", "data.limit_val=2",
+    "callbacks.trajectories=null", "callbacks.summary=null",
 ]  # fmt: skip
 
 
@@ -38,14 +39,14 @@ def server(root) -> Iterator[Server]:
 
 
 class Dies(L.Callback):
-    """Takes the server away behind this step."""
+    """Takes the server away at the start of this step."""
 
     server: Server
 
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step == self.at:
             self.server.stop()
 
@@ -59,12 +60,14 @@ def test_a_server_that_dies_in_the_middle_of_a_run(root, server, tmp_path, caplo
     Dies.server = server
     made = start_run(root, tmp_path, server, f"+callbacks.dies={{_target_: {__name__}.Dies, at: 2}}")
     place = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    run_id = read_checkpoint(made.checkpoint)[0].mlflow_run_id
-    assert caplog.text.count("the run goes on, and all of it is kept in " + place) == 1
+    local_id = read_checkpoint(made.checkpoint)[0].mlflow_run_id
+    assert caplog.text.count("The run continues, and all of it is kept in " + place) == 1
     assert f"echo-pl upload --from {place} --to {server.uri} --run " in caplog.text
     server.start()
-    there = MlflowClient(server.uri)
-    assert len(there.get_metric_history(run_id, "train/loss")) < 3
+    here, there = MlflowClient(place), MlflowClient(server.uri)
+    run_id = here.get_run(local_id).data.tags[SERVER_RUN]
+    assert [metric.step for metric in there.get_metric_history(run_id, "train/loss")] == [0, 1], "as of the validation"
+    assert len(there.get_metric_history(run_id, "val/loss")) == 1
     assert {"config.yaml", "environment.json"} <= {item.path for item in there.list_artifacts(run_id)}
     (done,) = upload(place, server.uri, None, "echo_pl").values()
     assert done.run_id == run_id
@@ -72,7 +75,7 @@ def test_a_server_that_dies_in_the_middle_of_a_run(root, server, tmp_path, caplo
     assert there.get_run(run_id).info.status == "FINISHED"
 
 
-def test_without_a_server_a_run_is_refused_where_that_is_asked_for(root, server, tmp_path):
+def test_a_run_that_requires_its_server_does_not_start_without_it(root, server, tmp_path):
     server.stop()
     with pytest.raises(ValueError, match=r"check mlflow.tracking_uri, give mlflow.on_failure=local"):
         start_run(root, tmp_path, server, "mlflow.on_failure=error")

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.config.compose import compose_config
 from echo_pl.data.pipeline.make_corpus import make_synthetic
-from echo_pl.io.checkpoints import WholeFileIO
-from echo_pl.io.run_folders import left_behind, read_info
+from echo_pl.io.checkpoints import AtomicCheckpointIO
+from echo_pl.io.run_folders import read_info, resumable_checkpoint
 from echo_pl.runs.checkpoint_files import from_hf, to_hf
 from echo_pl.runs.checkpointing import StoppedError
 from echo_pl.runs.finite_loss import NonFiniteLossError
@@ -120,7 +120,7 @@ def test_a_stage_without_the_one_before_it_names_the_command(data_root, tmp_path
     [
         ("dcd", "pretrain", (), r"is a checkpoint of stage 'pretrain', needed is one of 'rad'"),
         ("rad", "warmup", (), r"is a checkpoint of stage 'warmup', needed is one of 'pretrain' or 'rad'"),
-        ("dcd", "rad", ("block_size=4",), r"was trained with block_size 8, asked for is 4"),
+        ("dcd", "rad", ("block_size=4",), r"was trained with block_size 8, this run has 4"),
         (
             "dcd",
             "rad",
@@ -179,7 +179,7 @@ def test_other_settings_of_a_resumed_run_are_said_and_their_figures_logged(data_
         start_run(data_root, tmp_path, *own, "+callbacks.cut={_target_: stage_parts.CutOff, at: 4}")
     with caplog.at_level(logging.WARNING):
         rest = start_run(data_root, tmp_path, *own, "resume=auto", "stage.module.optimization.learning_rate=0.01")
-    assert "goes on with other settings than it began with: stage.module.optimization.learning_rate was " in caplog.text
+    assert "is resumed with other settings than it began with: stage.module.optimization.learning_rate was " in caplog.text
     assert "is 0.01" in caplog.text
     record = read_checkpoint(rest.checkpoint)[0]
     logged = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_metric_history(record.mlflow_run_id, "train/loss")
@@ -231,7 +231,7 @@ def same_weights(outcome: RunOutcome, weights: dict[str, torch.Tensor]) -> bool:
 def test_a_signal_ends_a_run_behind_its_step_and_nothing_is_lost(data_root, tmp_path, uninterrupted, name):
     before = signal.getsignal(getattr(signal, name))
     sender = f"+callbacks.sender={{_target_: stage_parts.Sender, name: {name}, at: 2}}"
-    with pytest.raises(StoppedError, match=f"{name} ended the run behind a whole step; continue it with resume=auto"):
+    with pytest.raises(StoppedError, match=f"{name} ended the run after a whole step; continue it with resume=auto"):
         start_run(data_root, tmp_path, *OWN, "stage.checkpoint_every=100", sender)
     assert signal.getsignal(getattr(signal, name)) is before
     (folder,) = (tmp_path / "runs").iterdir()
@@ -293,7 +293,7 @@ def test_a_torn_checkpoint_is_noticed_and_the_one_before_is_used(data_root, tmp_
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     with caplog.at_level(logging.WARNING):
         rest = start_run(data_root, tmp_path, *OWN, "resume=auto")
-    assert f"goes on from the checkpoint before it, {previous}" in caplog.text
+    assert f"the run resumes from the checkpoint before it, {previous}" in caplog.text
     assert same_weights(rest, uninterrupted)
 
 
@@ -356,7 +356,7 @@ def test_a_signal_to_all_processes_spares_those_that_load(data_root, tmp_path, u
     done = process(data_root, tmp_path, *OWN, "stage.checkpoint_every=100", "data.num_workers=2", "data.cache_samples=0", sender)
     assert done.returncode == 128 + getattr(signal, name), done.stderr[-2000:]
     (folder,) = (tmp_path / "runs").iterdir()
-    assert (read_info(folder).status, read_checkpoint(left_behind(folder))[1]["global_step"]) == ("stopped", 2)
+    assert (read_info(folder).status, read_checkpoint(resumable_checkpoint(folder))[1]["global_step"]) == ("stopped", 2)
     assert same_weights(start_run(data_root, tmp_path, *OWN, "resume=auto"), uninterrupted)
 
 
@@ -368,7 +368,7 @@ def test_a_run_that_was_killed_goes_on(data_root, tmp_path, uninterrupted, writi
     (folder,) = (tmp_path / "runs").iterdir()
     assert read_info(folder).status == "running", "nobody could say otherwise"
     assert (folder / "checkpoints" / "last.ckpt.partial").exists() == (writing == "true")
-    assert read_checkpoint(left_behind(folder))[1]["global_step"] == 2
+    assert read_checkpoint(resumable_checkpoint(folder))[1]["global_step"] == 2
     rest = start_run(data_root, tmp_path, *OWN, "resume=auto")
     assert rest.folder == folder
     assert same_weights(rest, uninterrupted)
@@ -381,7 +381,7 @@ def test_a_run_that_was_killed_goes_on_in_its_mlflow_run_and_no_step_stands_ther
     killed = "+callbacks.killed={_target_: stage_parts.Killed, at: 4, writing: false}"
     assert process(data_root, tmp_path, *own, killed).returncode == -signal.SIGKILL
     (folder,) = (tmp_path / "runs").iterdir()
-    record, content = read_checkpoint(left_behind(folder))
+    record, content = read_checkpoint(resumable_checkpoint(folder))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
     def steps(name: str) -> list[int]:
@@ -420,7 +420,7 @@ def test_torch_says_that_there_is_no_room(tmp_path):
     place = tmp_path / "last.ckpt"
     place.with_name("last.ckpt.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"cannot write a checkpoint .* make room, then resume=auto"):
-        WholeFileIO().save_checkpoint({"state_dict": {"weight": torch.zeros(100_000)}}, place)
+        AtomicCheckpointIO().save_checkpoint({"state_dict": {"weight": torch.zeros(100_000)}}, place)
     assert not list(tmp_path.iterdir())
 
 

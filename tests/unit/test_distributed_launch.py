@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from echo_pl.distributed.agree import slurm_environment, together
 from echo_pl.distributed.fsdp2 import FSDP2Strategy
-from echo_pl.distributed.launch import Launch, detect, refuse_other_world, warn_of_idle_tasks
+from echo_pl.distributed.launch import Launch, check_world_size, detect, warn_of_idle_tasks
 from echo_pl.runs.assemble import cluster_environment
 
 TORCHRUN = {
@@ -127,7 +127,7 @@ def test_a_full_disk_ends_a_sharded_checkpoint_with_one_message(tmp_path, monkey
     with pytest.raises(RuntimeError, match="the writer has failed"):
         strategy.save_checkpoint({}, last)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    failing(CheckpointException("write", {1: (OSError(errno.EDQUOT, "Disk quota exceeded"), [])}))  # as torch says it on every rank
+    failing(CheckpointException("write", {1: (OSError(errno.EDQUOT, "Disk quota exceeded"), [])}))  # as on every rank
     with pytest.raises(OSError, match=r"cannot write a checkpoint \(\d+ MB free\): make room, then resume=auto"):
         strategy.save_checkpoint({}, last)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
@@ -141,12 +141,12 @@ def test_a_full_disk_ends_a_sharded_checkpoint_with_one_message(tmp_path, monkey
 @pytest.mark.parametrize(("devices", "nodes"), [(1, 1), (4, 1), (2, 1)])
 def test_another_world_names_both(devices, nodes):
     launch = detect(TORCHRUN)
-    refuse_other_world(launch, 2, 2)
+    check_world_size(launch, 2, 2)
     with pytest.raises(ValueError, match=rf"started 2 processes on each of 2 nodes, .*devices={devices} trainer.num_nodes={nodes}"):
-        refuse_other_world(launch, devices, nodes)
+        check_world_size(launch, devices, nodes)
 
 
 def test_python_starts_what_is_asked_on_its_own_node():
-    refuse_other_world(detect({}), 8, 1)
+    check_world_size(detect({}), 8, 1)
     with pytest.raises(ValueError, match=r"trainer.num_nodes=2 needs a launcher .*: torchrun or srun"):
-        refuse_other_world(detect({}), 8, 2)
+        check_world_size(detect({}), 8, 2)

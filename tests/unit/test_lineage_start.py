@@ -1,4 +1,4 @@
-"""Starts that are not the usual ones, by option and on record: larger blocks, another round of distillation."""
+"""The plan of a run, and starts that need an option: larger blocks, another round of distillation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.config.compose import compose_config
 from echo_pl.io.run_folders import RunInfo, now_text, write_info
 from echo_pl.runs.lineage import make_lineage
-from echo_pl.runs.start import resolve_start
+from echo_pl.runs.plan import make_plan
+from echo_pl.runs.start import read_start
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,20 @@ def config(outputs: Path, *overrides: str) -> DictConfig:
 
 
 def lineage(config: DictConfig) -> StageRecord:
-    start, before = resolve_start(config, None)
-    return make_lineage(config, Data(), start, "chain", before)
+    return make_lineage(config, Data(), read_start(config), "chain")
 
 
 @pytest.mark.parametrize("stage", ["rad", "dcd"])
 def test_other_blocks_are_refused_with_the_option_that_allows_them(tmp_path, vlm, stage):
     path = write_checkpoint(tmp_path / "rad.ckpt", vlm, record("rad", block_size=4))
-    with pytest.raises(ValueError, match=r"trained with block_size 4, asked for is 8; give block_size=4, or start_block_size=4 to"):
-        resolve_start(config(tmp_path, f"stage={stage}", "block_size=8", f"start={path}"), None)
+    with pytest.raises(ValueError, match=r"trained with block_size 4, this run has 8; give block_size=4, or start_block_size=4 to"):
+        read_start(config(tmp_path, f"stage={stage}", "block_size=8", f"start={path}"))
     grown = lineage(config(tmp_path, f"stage={stage}", "block_size=8", f"start={path}", "start_block_size=4"))
     assert (grown.block_size, grown.start_block_size, grown.start_stage) == (8, 4, "rad")
     same = lineage(config(tmp_path, f"stage={stage}", "block_size=4", f"start={path}"))
     assert (same.block_size, same.start_block_size) == (4, None)
-    with pytest.raises(ValueError, match="trained with block_size 4, asked for is 16"):
-        resolve_start(config(tmp_path, f"stage={stage}", "block_size=8", f"start={path}", "start_block_size=16"), None)
+    with pytest.raises(ValueError, match="trained with block_size 4, this run has 16"):
+        read_start(config(tmp_path, f"stage={stage}", "block_size=8", f"start={path}", "start_block_size=16"))
 
 
 def test_a_stage_1_checkpoint_has_no_blocks_to_grow_from(tmp_path, vlm):
@@ -67,7 +67,7 @@ def test_a_student_teaches_only_when_asked_and_rounds_are_counted(tmp_path, vlm)
     assert (first.start_stage, first.distillation_round) == ("rad", 1)
     student = write_checkpoint(tmp_path / "dcd.ckpt", vlm, first)
     with pytest.raises(ValueError, match=r"dcd.ckpt is a checkpoint of stage 'dcd', a student: give start_stage=dcd to make it"):
-        resolve_start(config(tmp_path, "stage=dcd", f"start={student}"), None)
+        read_start(config(tmp_path, "stage=dcd", f"start={student}"))
     second = lineage(config(tmp_path, "stage=dcd", f"start={student}", "start_stage=dcd"))
     assert (second.start_stage, second.distillation_round) == ("dcd", 2)
     third = write_checkpoint(tmp_path / "dcd2.ckpt", vlm, second)
@@ -79,7 +79,7 @@ def test_a_student_teaches_only_when_asked_and_rounds_are_counted(tmp_path, vlm)
 def test_asked_for_a_student_another_stage_is_refused(tmp_path, vlm):
     base = write_checkpoint(tmp_path / "rad.ckpt", vlm, record("rad"))
     with pytest.raises(ValueError, match=r"rad.ckpt is a checkpoint of stage 'rad', needed is one of 'dcd'"):
-        resolve_start(config(tmp_path, "stage=dcd", f"start={base}", "start_stage=dcd"), None)
+        read_start(config(tmp_path, "stage=dcd", f"start={base}", "start_stage=dcd"))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_asked_for_a_student_another_stage_is_refused(tmp_path, vlm):
 def test_a_start_stage_that_makes_no_sense_is_refused(tmp_path, vlm, stage, start_stage, possible):
     path = write_checkpoint(tmp_path / "some.ckpt", vlm, record(start_stage))
     with pytest.raises(ValueError, match=f"stage {stage} starts from {possible}, got start_stage={start_stage}"):
-        resolve_start(config(tmp_path, f"stage={stage}", f"start={path}", f"start_stage={start_stage}"), None)
+        read_start(config(tmp_path, f"stage={stage}", f"start={path}", f"start_stage={start_stage}"))
 
 
 def finished(outputs: Path, vlm: VLM, name: str, stage: str, block_size: int) -> Path:
@@ -109,14 +109,14 @@ def test_the_newest_fitting_run_is_found_for_these_starts_too(tmp_path, vlm):
     student = finished(tmp_path, vlm, "dcd-8", "dcd", 8)
 
     def found(*overrides: str) -> Path | None:
-        return resolve_start(config(tmp_path, "block_size=8", *overrides), None)[0]
+        return read_start(config(tmp_path, "block_size=8", *overrides)).path
 
     assert found("stage=dcd") == base
     assert found("stage=dcd", "ablation=next_round") == student
     assert found("stage=dcd", "start_block_size=4") == small
     assert found("stage=rad", "ablation=grow") == small
     with pytest.raises(FileNotFoundError, match=r"finished run of stage dcd .* run `echo-pl stage=dcd block_size=16` first"):
-        resolve_start(config(tmp_path, "stage=dcd", "start_stage=dcd", "block_size=16"), None)
+        read_start(config(tmp_path, "stage=dcd", "start_stage=dcd", "block_size=16"))
 
 
 def test_a_resumed_run_keeps_the_start_that_it_was_allowed(tmp_path, vlm):
@@ -124,10 +124,10 @@ def test_a_resumed_run_keeps_the_start_that_it_was_allowed(tmp_path, vlm):
     asked = config(tmp_path, "stage=dcd", "block_size=8", f"start={student}", "start_stage=dcd", "start_block_size=4")
     resume = write_checkpoint(tmp_path / "last.ckpt", vlm, lineage(asked))
     again = config(tmp_path, "stage=dcd", "block_size=8")
-    assert resolve_start(again, resume)[0] == student
+    again.resume = str(resume)
+    assert make_plan(again).start.path == student
     again.start = str(student)
-    start, before = resolve_start(again, resume)
-    assert make_lineage(again, Data(), start, "chain", before) == read_checkpoint(resume)[0]
+    assert make_lineage(again, Data(), make_plan(again).start, "chain") == read_checkpoint(resume)[0]
 
 
 def test_stage_3_builds_what_its_lineage_says(tmp_path, vlm):

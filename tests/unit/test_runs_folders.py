@@ -92,7 +92,7 @@ def test_an_unreadable_record_is_said_and_left_out(tmp_path, caplog, content):
     (make(tmp_path, "bad", time="2026-01-02T00:00:00") / "run.json").write_text(content, encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         assert found(tmp_path, "rad") == "good"
-    assert "run.json is not readable and is left out" in caplog.text
+    assert "run.json is not readable and is ignored" in caplog.text
 
 
 def test_what_did_not_finish_can_be_resumed(tmp_path):
@@ -109,7 +109,7 @@ def test_too_little_disk_is_refused_before_anything_begins(tmp_path, monkeypatch
     check_free_disk(tmp_path / "outputs", 0.0)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2.5e9))
     check_free_disk(tmp_path, 2.4)
-    with pytest.raises(OSError, match=r"only 2\.50 GB free on the disk of .*, 3 GB are asked for: .* lower min_free_gb"):
+    with pytest.raises(OSError, match=r"only 2\.50 GB free on the disk of .*, min_free_gb is 3: .* lower min_free_gb"):
         check_free_disk(tmp_path, 3)
 
 

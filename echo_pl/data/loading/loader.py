@@ -19,7 +19,7 @@ from echo_pl.data.loading.stream import BatchStream
 from echo_pl.structs import Batch
 
 
-def outlive_signals(worker: int) -> None:
+def ignore_scheduler_signals(worker: int) -> None:
     """Let a loading process live on when a scheduler signals all processes of a job: the training process ends the run and then it.
 
     SIGUSR1, SIGUSR2 and a SIGTERM that is not of the training process are ignored (on macOS, which does not say of whom it is, a
@@ -71,7 +71,7 @@ def _torch_loader(
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=ignore_scheduler_signals,
         prefetch_factor=prefetch_batches if num_workers else None,
         persistent_workers=lasting and num_workers > 0,
         generator=torch.Generator(),  # else the seed of the workers, which they do not use, is drawn from that of the training

@@ -1,21 +1,23 @@
-"""A server that is down, dies or comes back: a run has all of its figures here, and there what can be there."""
+"""A run is logged here and copied to a server, which may be down, die or come back."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow_server import Server, mlflow_server
 
 from echo_pl.cli.mlflow_upload import upload
-from echo_pl.tracking.mirror import MirroredClient, MirroredMLFlowLogger
-from echo_pl.tracking.upload import PATIENCE, Uploaded, be_patient, upload_run
+from echo_pl.tracking.logger import RunLogger
+from echo_pl.tracking.upload import RETRIES, Uploaded, bound_retries, find_copy, upload_run
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +39,10 @@ def server(only_server) -> Server:
     return only_server
 
 
-def logger(folder: Path, server: Server, name: str, run_id: str | None = None) -> MirroredMLFlowLogger:
-    return MirroredMLFlowLogger(
-        server=server.uri, place=place(folder), artifacts=str(folder / "artifacts"), experiment="mirror", name=name,
-        run_id=run_id, same_settings=True,
+def logger(folder: Path, server: Server, name: str, run_id: str | None = None, **options: bool) -> RunLogger:
+    return RunLogger(
+        server=server.uri, database=place(folder), artifacts=str(folder / "artifacts"), experiment="copied", name=name,
+        run_id=run_id, **options,
     )  # fmt: skip
 
 
@@ -52,92 +54,135 @@ def steps(uri: str, run_id: str, key: str = "loss") -> list[int]:
     return [metric.step for metric in MlflowClient(uri).get_metric_history(run_id, key)]
 
 
-def client_of(one: MirroredMLFlowLogger) -> MirroredClient:
-    client = one.experiment
-    assert isinstance(client, MirroredClient)
-    return client
+def on_server(folder: Path, server: Server, run_id: str) -> str:
+    here = MlflowClient(place(folder))
+    copy = find_copy(here, here.get_run(run_id), MlflowClient(server.uri))
+    assert copy is not None
+    return str(copy.info.run_id)
 
 
-def test_a_server_that_is_there_has_all_that_is_here(folder, server):
+def test_a_server_has_everything_in_the_end(folder, server):
     one = logger(folder, server, "whole")
+    run_id = one.open()
+    assert MlflowClient(server.uri).get_run(on_server(folder, server, run_id)).info.status == "RUNNING", "visible from the start"
     one.log_hyperparams({"width": 32})
     one.log_metrics({"loss": 1.5}, 0)
     one.log_metrics({"loss": 0.5}, 1)
-    client = client_of(one)
-    client.log_dict(one.run_id, {"a": 1}, "deep/er.json")
-    client.log_metric(one.run_id, "speed", 3.0)
-    client.set_tag(one.run_id, "colour", "grey")
-    client.log_table(one.run_id, {"x": [1, 2]}, "table.json")
+    client = one.experiment
+    client.log_dict(run_id, {"a": 1}, "deep/er.json")
+    client.log_metric(run_id, "speed", 3.0)
+    client.set_tag(run_id, "colour", "grey")
+    client.log_table(run_id, {"x": [1, 2]}, "table.json")
+    generator = random.getstate()
     one.finalize("success")
-    assert one.run_id == client.server_id != client.local_id
-    for uri, run_id in ((server.uri, client.server_id), (place(folder), client.local_id)):
-        run = MlflowClient(uri).get_run(run_id)
+    assert random.getstate() == generator
+    copy = on_server(folder, server, run_id)
+    for uri, identifier in ((server.uri, copy), (place(folder), run_id)):
+        run = MlflowClient(uri).get_run(identifier)
         assert (run.info.status, run.info.run_name, run.data.tags["colour"]) == ("FINISHED", "whole", "grey")
         assert run.data.params == {"width": "32"}
         assert run.data.metrics == {"loss": 0.5, "speed": 3.0}
-        assert steps(uri, run_id) == [0, 1]
-        assert MlflowClient(uri).list_artifacts(run_id, "deep")[0].path == "deep/er.json"
-    assert upload_run(client.here, client.local_id, client.there) == Uploaded(run_id=client.server_id)
+        assert steps(uri, identifier) == [0, 1]
+        assert MlflowClient(uri).list_artifacts(identifier, "deep")[0].path == "deep/er.json"
+    assert upload_run(client, run_id, MlflowClient(server.uri)) == Uploaded(run_id=copy)
 
 
 def test_a_server_that_dies_and_comes_back_lacks_nothing_in_the_end(folder, server, caplog):
     one = logger(folder, server, "back")
+    run_id = one.open()
     one.log_metrics({"loss": 1.0}, 0)
+    one.copy_to_server()
+    copy = on_server(folder, server, run_id)
     server.stop()
     for step in (1, 2):
         one.log_metrics({"loss": 1.0}, step)
-    client = client_of(one)
-    client.log_dict(one.run_id, {"a": 1}, "late.json")
-    assert caplog.text.count("does not answer") == 1
+        one.copy_to_server()
+    one.experiment.log_dict(run_id, {"a": 1}, "late.json")
+    assert caplog.text.count("cannot be reached (") == 1
     assert "is kept in sqlite:///" in caplog.text
     server.start()
-    assert steps(server.uri, client.server_id) == [0]
+    assert steps(server.uri, copy) == [0]
     one.finalize("success")
-    assert steps(server.uri, client.server_id) == [0, 1, 2]
-    assert MlflowClient(server.uri).get_run(client.server_id).info.status == "FINISHED"
-    assert [item.path for item in MlflowClient(server.uri).list_artifacts(client.server_id)] == ["late.json"]
+    assert "can be reached again and has all of run" in caplog.text
+    assert steps(server.uri, copy) == [0, 1, 2]
+    assert MlflowClient(server.uri).get_run(copy).info.status == "FINISHED"
+    assert [item.path for item in MlflowClient(server.uri).list_artifacts(copy)] == ["late.json"]
 
 
-def test_a_server_that_stays_down_gets_the_run_from_the_tool(folder, server, caplog):
+def test_a_server_that_stays_down_gets_the_run_from_the_command(folder, server, caplog):
     server.stop()
     one = logger(folder, server, "never")
+    run_id = one.open()
     for step in range(3):
         one.log_metrics({"loss": float(step)}, step)
     one.finalize("failed")
-    client = client_of(one)
-    assert one.run_id == client.local_id
-    command = f"echo-pl upload --from {place(folder)} --to {server.uri} --run {client.local_id}"
+    command = f"echo-pl upload --from {place(folder)} --to {server.uri} --run {run_id}"
     assert command in caplog.text
     with pytest.raises(OSError, match=r"0 runs were uploaded to http.*start it again for the rest"):
-        upload(place(folder), server.uri, [client.local_id], None)
+        upload(place(folder), server.uri, [run_id], None)
     server.start()
-    done = upload(place(folder), server.uri, [client.local_id], None)[client.local_id]
+    done = upload(place(folder), server.uri, [run_id], None)[run_id]
     assert (done.metrics, steps(server.uri, done.run_id)) == (3, [0, 1, 2])
-    run = MlflowClient(server.uri).get_run(done.run_id)
-    local = MlflowClient(place(folder)).get_run(client.local_id)
+    run, local = MlflowClient(server.uri).get_run(done.run_id), MlflowClient(place(folder)).get_run(run_id)
     assert (run.info.status, run.info.start_time, run.info.end_time) == ("FAILED", local.info.start_time, local.info.end_time)
-    assert upload(place(folder), server.uri, [client.local_id], None)[client.local_id] == Uploaded(run_id=done.run_id)
-    # Gone on with by the id it had here, it stays one run, here and there.
-    again = logger(folder, server, "never", run_id=client.local_id)
-    for step in (2, 3):
-        again.log_metrics({"loss": 9.0}, step)
-    again.finalize("success")
-    assert steps(server.uri, done.run_id) == [0, 1, 2, 3]
+    assert upload(place(folder), server.uri, [run_id], None)[run_id] == Uploaded(run_id=done.run_id)
+    # Continued by either of its ids, it stays one run, here and there, and no step is logged twice.
+    for identifier, last in ((run_id, 3), (done.run_id, 4)):
+        again = logger(folder, server, "never", run_id=identifier)
+        assert again.open() == run_id
+        assert MlflowClient(server.uri).get_run(done.run_id).info.status == "RUNNING"
+        for step in range(2, last + 1):
+            again.log_metrics({"loss": 9.0}, step)
+        again.finalize("success")
+        assert steps(server.uri, done.run_id) == steps(place(folder), run_id) == list(range(last + 1))
+        assert MlflowClient(server.uri).get_run(done.run_id).info.status == "FINISHED"
 
 
-def test_a_run_that_only_the_server_knows_is_gone_on_with(folder, server):
+def test_other_settings_are_logged_again(folder, server):
+    one = logger(folder, server, "other")
+    run_id = one.open()
+    one.log_metrics({"loss": 1.0}, 0)
+    again = logger(folder, server, "other", run_id=run_id, skip_logged_steps=False)
+    again.open()
+    again.log_metrics({"loss": 2.0}, 0)
+    assert steps(place(folder), run_id) == [0, 0]
+
+
+def test_a_run_that_only_the_server_has_is_continued(folder, server):
     there = MlflowClient(server.uri)
     run = there.create_run(there.create_experiment("elsewhere"), tags={"mlflow.runName": "theirs"})
     there.log_batch(run.info.run_id, metrics=[Metric("loss", 1.0, 5, 0)], params=[Param("width", "8")])
     one = logger(folder, server, "theirs", run_id=run.info.run_id)
+    run_id = one.open()
     for step in (0, 1):
         one.log_metrics({"loss": 0.5}, step)
     one.finalize("success")
     assert steps(server.uri, run.info.run_id) == [0, 1]
-    assert steps(place(folder), client_of(one).local_id) == [0, 1]
+    assert steps(place(folder), run_id) == [0, 1]
     server.stop()
     with pytest.raises(OSError, match=r"run 0123 is not in sqlite.*, and http.* cannot give it"):
-        _ = logger(folder, server, "theirs", run_id="0123").run_id
+        logger(folder, server, "theirs", run_id="0123").open()
+
+
+def test_a_chain_that_moved_to_another_machine_stays_one_chain(folder, server, tmp_path):
+    first = logger(folder, server, "first")
+    parent = first.open()
+    first.finalize("success")
+    moved = logger(tmp_path, server, "moved", run_id=parent)  # by the id of the first machine
+    copy = on_server(folder, server, parent)
+    assert on_server(tmp_path, server, moved.open()) == copy
+    child = logger(tmp_path, server, "child")
+    run_id = child.open()
+    child.experiment.set_tag(run_id, "mlflow.parentRunId", str(moved.run_id))
+    child.copy_to_server()
+    assert MlflowClient(server.uri).get_run(on_server(tmp_path, server, run_id)).data.tags["mlflow.parentRunId"] == copy
+
+
+def test_a_required_server_must_be_there(folder, server):
+    logger(folder, server, "required", require_server=True).open()
+    server.stop()
+    with pytest.raises(MlflowException):
+        logger(folder, server, "required", require_server=True).open()
 
 
 def test_everything_is_uploaded_once(folder, server, tmp_path):
@@ -170,12 +215,12 @@ def test_everything_is_uploaded_once(folder, server, tmp_path):
         upload_run(here, other, there)
 
 
-def test_waiting_is_bounded_unless_the_user_says_otherwise(monkeypatch):
+def test_waiting_is_bounded_unless_the_user_sets_it(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
-    be_patient()
+    bound_retries()
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
-    assert os.environ.pop("MLFLOW_HTTP_REQUEST_TIMEOUT") == PATIENCE["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    assert os.environ.pop("MLFLOW_HTTP_REQUEST_TIMEOUT") == RETRIES["MLFLOW_HTTP_REQUEST_TIMEOUT"]
 
 
 def test_a_database_that_is_not_there_is_not_made(tmp_path):
@@ -185,5 +230,5 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def _said(caplog) -> None:
+def _log_everything(caplog) -> None:
     caplog.set_level(logging.INFO)
