@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from echo_pl.backbone.checkpoint import StageRecord
 from echo_pl.backbone.factory import PretrainedBackbone, TinyBackbone
 from echo_pl.backbone.lora import LoraSettings
 from echo_pl.config.compose import EXPERIMENTS, compose_config
@@ -22,7 +23,7 @@ from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.distributed.fsdp2 import FSDP2Strategy
 from echo_pl.runs.assemble import make_stage, make_trainer
-from echo_pl.runs.lineage import make_lineage
+from echo_pl.runs.lineage import SavedCheckpoint, make_lineage
 from echo_pl.runs.start import BEFORE, start_layout, start_stages
 from echo_pl.structs import SpecialTokens
 
@@ -46,7 +47,8 @@ def build(config: DictConfig, data_root: Path) -> L.LightningModule:
     check_keys(config)
     data: ReportDataModule = instantiate(config.data, _convert_="all")
     data.setup()
-    start = None if config.stage.name == "warmup" else Path("before.ckpt")
+    stage = config.start_stage or next(iter(BEFORE[config.stage.name]), None)
+    start = stage and SavedCheckpoint(path=Path("before.ckpt"), record=StageRecord(stage=stage, backbone="TinyBackbone"))
     return make_stage(config, data, make_lineage(config, data, start, "chain"))
 
 

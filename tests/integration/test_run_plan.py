@@ -13,9 +13,9 @@ from ranks import SIZES, SMALL, pretrained_checkpoint
 from stage_parts import record, write_checkpoint
 
 from echo_pl.backbone.checkpoint import read_checkpoint
-from echo_pl.cli.corpus_make import make_synthetic
 from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
+from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.run import run
 
 COMMON = [*(one for one in SMALL if one != "callbacks=none"), *SIZES, "callbacks.trajectories=null", "stage.max_steps=1"]
