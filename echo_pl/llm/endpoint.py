@@ -171,12 +171,12 @@ class ChatEndpoint:
             except AnswerError as error:
                 log.warning("answer %s in the cache is not accepted (%s); it is requested again", key[:12], error.reason)
             else:
-                self._meter.answered(cached=True)
+                self._meter.count(cached=1)
                 return found
         text, found = self._ask(body, parse)
         if self._cache is not None:
             self._cache.put(key, text)
-        self._meter.answered(cached=False)
+        self._meter.count(answered=1)
         return found
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result | AnswerError]:
@@ -245,12 +245,14 @@ class ChatEndpoint:
             raise EndpointError("interrupted")
         if self._stopped is not None:
             raise EndpointError(self._stopped)
-        self._meter.sent()
+        self._meter.count(requests=1)
         try:
             answer = exchange(self._client, self.settings.url, body, timeout=self.settings.timeout)
         except EndpointError as error:
             self._stop(str(error))
-        self._meter.received(answer.tokens)
+        prompt, completion = answer.tokens.prompt_tokens, answer.tokens.completion_tokens
+        unmetered = prompt is None or completion is None
+        self._meter.count(prompt_tokens=prompt or 0, completion_tokens=completion or 0, unmetered=unmetered)
         answer.check_finished()
         return answer.text
 

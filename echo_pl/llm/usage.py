@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from echo_pl.llm.chat import Tokens
-
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
@@ -61,10 +59,11 @@ class UsageMeter:
         self._failures: Counter[str] = Counter()
         self._in_a_row = 0
 
-    def sent(self) -> None:
-        """Count a request."""
+    def count(self, **counts: int) -> None:
+        """Add to counts of :class:`Usage`."""
         with self._lock:
-            self._counts["requests"] += 1
+            self._counts.update(counts)
+            self._in_a_row *= not counts.get("answered")
 
     def retry(self, budget: int) -> bool:
         """Count a retry if the budget allows it; return True if it does."""
@@ -72,20 +71,6 @@ class UsageMeter:
             allowed = self._counts["retries"] < budget
             self._counts["retries"] += allowed
             return allowed
-
-    def received(self, tokens: Tokens) -> None:
-        """Count the tokens of an answer, usable or not."""
-        with self._lock:
-            self._counts["prompt_tokens"] += tokens.prompt_tokens or 0
-            self._counts["completion_tokens"] += tokens.completion_tokens or 0
-            self._counts["unmetered"] += tokens.prompt_tokens is None or tokens.completion_tokens is None
-
-    def answered(self, *, cached: bool) -> None:
-        """Count a question with an answer."""
-        with self._lock:
-            self._counts["cached" if cached else "answered"] += 1
-            if not cached:
-                self._in_a_row = 0
 
     def error(self, reason: str) -> None:
         """Count a failed try."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final
 
 from echo_pl.reports.cues import Role
-from echo_pl.reports.mention import Analysis, Mention, NormalPart, Status
+from echo_pl.reports.mention import Analysis, Mention, NormalPart, Reader, Status
 from echo_pl.reports.regions import OTHER
 from echo_pl.reports.sentences import split_chinese
 from echo_pl.reports.tables import read_table
@@ -45,18 +45,6 @@ def _terms() -> dict[str, tuple[Role, str]]:
 
 _WORDS: Final = _terms()
 _ANY = re.compile("|".join(re.escape(word) for word in sorted(_WORDS, key=len, reverse=True)))
-
-
-class ChineseReader:
-    """Reader of chest reports in Chinese."""
-
-    def split(self, text: str) -> list[str]:
-        """Split a text into sentences, without the numbers of list items."""
-        return split_chinese(text)
-
-    def read(self, sentence: str) -> Analysis:
-        """Analyse a sentence; analyses are cached."""
-        return _read(sentence)
 
 
 class _Clause:
@@ -133,3 +121,6 @@ def _read(sentence: str) -> Analysis:
     unknown = tuple(span for span in left if span[0] not in known)
     vague = any(clause.vague for clause in clauses) and not normals and not mentions
     return Analysis(mentions, normals, parts, vague, joints, (), unknown)
+
+
+CHINESE = Reader(split_chinese, _read)

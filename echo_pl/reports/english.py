@@ -24,7 +24,7 @@ from echo_pl.reports.cues import (
     english_lexicon,
 )
 from echo_pl.reports.lexicon import Token, tokenize
-from echo_pl.reports.mention import Analysis, Mention, NormalPart, Status
+from echo_pl.reports.mention import Analysis, Mention, NormalPart, Reader, Status
 from echo_pl.reports.regions import OTHER
 from echo_pl.reports.scope import Item, attach_modifiers, places_of, propagate_negation
 from echo_pl.reports.sentences import split_sentences
@@ -35,18 +35,6 @@ _DIVIDING = (Role.CONJUNCTION, Role.TERMINATOR, Role.NEGATION)
 _BEFORE = (*_DIVIDING, Role.FINDING, Role.DOUBT)
 _CACHED = 65_536
 """Most analyses kept in memory: reports repeat each other's sentences."""
-
-
-class EnglishReader:
-    """Reader of chest reports in English."""
-
-    def split(self, text: str) -> list[str]:
-        """Split a text into sentences."""
-        return split_sentences(text)
-
-    def read(self, sentence: str) -> Analysis:
-        """Analyse a sentence; analyses are cached."""
-        return _read(sentence)
 
 
 @lru_cache(maxsize=_CACHED)
@@ -99,6 +87,9 @@ def _read(sentence: str) -> Analysis:
     joints = tuple((tokens[i.first].start, tokens[i.last - 1].end) for i in items if i.term.role in _DIVIDING)
     unknown = _unknown(items, tokens)
     return Analysis(tuple(mentions), tuple(normals), parts, denies_all and not normals, joints, tuple(changed), unknown)
+
+
+ENGLISH = Reader(split_sentences, _read)
 
 
 def _begin(item: Item, items: Sequence[Item]) -> int:

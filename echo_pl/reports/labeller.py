@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from echo_pl.reports.chinese import ChineseReader
+from echo_pl.reports.chinese import CHINESE
 from echo_pl.reports.cleaning import is_chinese
-from echo_pl.reports.english import EnglishReader
+from echo_pl.reports.english import ENGLISH
 from echo_pl.reports.mention import Mention, Reader, Status
 from echo_pl.reports.regions import REGION_NAMES
 from echo_pl.reports.tables import check_names, read_table
@@ -55,12 +55,9 @@ class Labeller:
     names = tuple(CONCEPTS)
     """All findings and devices."""
 
-    def __init__(self) -> None:
-        self._english, self._chinese = EnglishReader(), ChineseReader()
-
     def reader(self, text: str) -> Reader:
         """Return the reader of the text's language."""
-        return self._chinese if is_chinese(text) else self._english
+        return CHINESE if is_chinese(text) else ENGLISH
 
     def mentions(self, text: str) -> list[Mention]:
         """Return every mention of a finding or device, sentence by sentence."""

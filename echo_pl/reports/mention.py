@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 
 class Status(Enum):
@@ -71,13 +72,10 @@ class Analysis(NamedTuple):
     """Words that a canonical sentence would lose."""
 
 
-class Reader(Protocol):
-    """Analyses sentences of one language."""
+class Reader(NamedTuple):
+    """Functions that analyse one language."""
 
-    def split(self, text: str) -> list[str]:
-        """Split a text into sentences, without their full stops."""
-        ...
-
-    def read(self, sentence: str) -> Analysis:
-        """Analyse a sentence."""
-        ...
+    split: Callable[[str], list[str]]
+    """Text -> sentences, without their full stops."""
+    read: Callable[[str], Analysis]
+    """Sentence -> analysis; analyses are cached."""

@@ -37,25 +37,21 @@ class Checked:
     key: str
     raw: RawReport
     normalized: NormalizedReport | None
-    """None where it was refused."""
+    """None if the normalizer raised an error."""
     problems: tuple[Problem, ...] = ()
     reason: str = ""
-    """Why it was refused."""
+    """Message of that error."""
     plain: tuple[tuple[str, str], ...] = ()
-    """What a comparison of words finds, which shares nothing with the engine."""
+    """Differences that the plain comparison finds."""
 
 
 def held_out(key: str) -> bool:
-    """Whether a report is of the third that rules were not written on: by the SHA-256 of its id."""
+    """Return True if a report is in the third on which no rule was written, by the SHA-256 of its id."""
     return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 3 == 0
 
 
 def read_rows(path: Path, part: Part) -> Iterator[dict[str, Any]]:
-    """Reports of a JSONL file.
-
-    Raises:
-        ValueError: a line is no object with an ``id`` and one of ``findings`` and ``impression``.
-    """
+    """Yield the reports of a JSONL file; raise ValueError if a line has no ``id`` or neither ``findings`` nor ``impression``."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             row = json.loads(line)
@@ -66,12 +62,12 @@ def read_rows(path: Path, part: Part) -> Iterator[dict[str, Any]]:
 
 
 def raw_report(row: dict[str, Any]) -> RawReport:
-    """The sections of a row."""
+    """Return the report of a row."""
     return RawReport(findings=str(row.get("findings") or ""), impression=str(row.get("impression") or ""))
 
 
 def check(rows: Sequence[dict[str, Any]]) -> tuple[list[Checked], float]:
-    """Normalize and check every report; returns them and the seconds of processor time that normalizing took."""
+    """Normalize and check every report; return them and the CPU seconds of the normalizer."""
     normalizer, completeness = RuleNormalizer(), CompletenessCheck(verbatim=True)
     raws = [raw_report(row) for row in rows]
     done: list[tuple[NormalizedReport | None, str]] = []
@@ -91,7 +87,7 @@ def check(rows: Sequence[dict[str, Any]]) -> tuple[list[Checked], float]:
 
 
 def figures(checked: Sequence[Checked], seconds: float) -> dict[str, Any]:
-    """What is asked of a normalizer, in numbers."""
+    """Return the measurements of the normalizer."""
     reports = [(one, one.normalized) for one in checked if one.normalized is not None]
     statements = [statement for _, report in reports for statement in report.statements if not statement.imputed]
     problems = Counter(name for one, _ in reports for name in {problem.name for problem in one.problems})
@@ -123,12 +119,12 @@ def figures(checked: Sequence[Checked], seconds: float) -> dict[str, Any]:
 
 
 def f1(hits: int, false: int, missed: int) -> float:
-    """Harmonic mean of precision and recall; 0 where there is nothing."""
+    """Return the harmonic mean of precision and recall; 0 without hits."""
     return 2 * hits / (2 * hits + false + missed) if hits else 0.0
 
 
 def label_figures(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The labeller against MeSH tags: a name is found if it is positive or uncertain anywhere in findings or impression."""
+    """Compare the labeller with MeSH tags: a name is found if it is positive or uncertain in either section."""
     labeller = Labeller()
     hits, false, missed = Counter[str](), Counter[str](), Counter[str]()
     judged = 0
@@ -165,7 +161,7 @@ def label_figures(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def review(checked: Iterable[Checked]) -> str:
-    """Reports that failed, one a line, with the reasons, the original and what was made of it."""
+    """Return the reports that failed, one a line, with reasons, original and normalized text."""
     lines = [
         json.dumps(
             {

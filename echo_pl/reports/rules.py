@@ -14,10 +14,10 @@ from functools import lru_cache
 from typing import Final
 
 from echo_pl.reports.canonical import NO_ABNORMALITY, filling, negatives, sentence
-from echo_pl.reports.chinese import ChineseReader
+from echo_pl.reports.chinese import CHINESE
 from echo_pl.reports.clauses import Clause, ClauseCutter
 from echo_pl.reports.cleaning import clean, language_of
-from echo_pl.reports.english import EnglishReader
+from echo_pl.reports.english import ENGLISH
 from echo_pl.reports.kinds import REFERRING, Kind, kind_of
 from echo_pl.reports.mention import Reader, Status
 from echo_pl.reports.regions import OTHER, REGION_NAMES, SECTIONS
@@ -33,7 +33,7 @@ _HEADING = re.compile(
     r"\s*[:：]\s*)+",
     re.IGNORECASE,
 )
-_READERS: Final[dict[Language, Reader]] = {"en": EnglishReader(), "zh": ChineseReader()}
+_READERS: Final[dict[Language, Reader]] = {"en": ENGLISH, "zh": CHINESE}
 _CUTTERS: Final = {language: ClauseCutter(reader, language) for language, reader in _READERS.items()}
 _CACHED = 65_536
 """Most sentences kept in memory with their clauses: reports repeat each other's sentences."""
