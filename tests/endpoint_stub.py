@@ -1,4 +1,4 @@
-"""A chat endpoint on this machine that answers, and misbehaves, as a test tells it to. It remembers what it was asked."""
+"""A local chat endpoint that answers and misbehaves as a test specifies, and records its requests."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What the stub does with one request."""
+    """Reply to one request."""
 
     content: bytes = b""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     hang: bool = False
-    """Say nothing until the stub is closed."""
+    """Send nothing until the stub is closed."""
     drip: bool = False
     """Send the headers and then a space every few milliseconds, until the stub is closed."""
     close: bool = False
-    """Close the connection without a word."""
+    """Close the connection without a reply."""
     half: bool = False
-    """Announce all of the content, send half of it, and close."""
+    """Announce the whole content, send half of it, and close."""
 
 
 def says(text: str | None, *, finish: str = "stop", usage: Mapping[str, int] | None = None) -> Reply:
-    """A chat completion with this text."""
+    """Return a chat completion with this text."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
     counts = {"prompt_tokens": 100, "completion_tokens": 10} if usage is None else dict(usage)
     return Reply(content=json.dumps({"object": "chat.completion", "choices": [choice], "usage": counts}).encode())
 
 
 def pieces_asked(request: Mapping[str, Any]) -> dict[str, str]:
-    """The numbered pieces of the report in a request of the normalizer."""
+    """Return the numbered pieces of the report in a request of the normalizer."""
     return dict(re.findall(r"^([FI]\d+): (.*)$", request["messages"][1]["content"], re.MULTILINE))
 
 
 def normal_answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer of the right form to a request of the normalizer: findings as they stand, all under the lungs."""
+    """Return a valid answer to a request of the normalizer: all findings, word for word, under the lungs."""
     pieces = pieces_asked(request)
     sentences = [{"text": text, "from": [name]} for name, text in pieces.items()]
-    unsaid = ("thorax", "mediastinum", "heart", "hila", "diaphragm", "bones")
-    regions: dict[str, Any] = {name: {"mentioned": False, "sentences": []} for name in unsaid}
+    missing = ("thorax", "mediastinum", "heart", "hila", "diaphragm", "bones")
+    regions: dict[str, Any] = {name: {"mentioned": False, "sentences": []} for name in missing}
     lungs = {"mentioned": bool(sentences), "sentences": sentences}
     impression = [{"text": "Summed up.", "from": list(pieces)}]
     return {**regions, "lungs": lungs, "other": [], "impression": impression, "dropped": []}
 
 
 class EndpointStub:
-    """Serves ``/v1/chat/completions`` on a port of its own, in threads, while it is entered.
+    """Server of ``/v1/chat/completions`` on a free port, as a context manager.
 
     Args:
-        answer: from the request's JSON and its number from 0 to what the stub does.
+        answer: (JSON of the request, its number from 0) -> reply.
     """
 
     def __init__(self, answer: Callable[[dict[str, Any], int], Reply]) -> None:
@@ -95,7 +95,7 @@ class EndpointStub:
         self._server.server_close()
 
     def users(self) -> list[str]:
-        """The user messages in the order in which they came."""
+        """Return the user messages in order of arrival."""
         return [request["messages"][1]["content"] for request in self.requests]
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
@@ -110,7 +110,7 @@ class EndpointStub:
         try:
             self._send(handler, self._answer(request, number))
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the client has gone, as some tests want
+            pass  # the client has closed the connection, as some tests want
         finally:
             with self._lock:
                 self._at_once -= 1

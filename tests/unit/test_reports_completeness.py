@@ -1,4 +1,4 @@
-"""The completeness check catches every kind of fault that an engine can make, and passes what has none."""
+"""The completeness check and the plain comparison: each kind of fault is found, and none in a faithful report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from echo_pl.reports.canonical import canonical_in_chinese
 from echo_pl.reports.completeness import CompletenessCheck
+from echo_pl.reports.plain_comparison import plain_violations
 from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 from echo_pl.reports.rules import RuleNormalizer
 
@@ -146,3 +147,37 @@ def test_a_chinese_engine_that_flips_a_side_is_caught():
     assert check.problems(raw, good) == []
     assert check.problems(raw, swapped("左侧胸腔积液", "右侧胸腔积液")(good))
     assert check.problems(raw, without("气胸")(good))
+
+
+PLAIN = RawReport(
+    findings=(
+        "2 images. The heart is normal in size. There is a 12 mm nodule in the right upper lobe. Small left effusion. "
+        "No pneumothorax and no focal consolidation. A pacemaker is in place. The film of XXXX was called at 4 pm."
+    ),
+    impression="1. Right upper lobe nodule 2. Small effusion.",
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "violation"),
+    [
+        (swapped("12 mm", "21 mm"), ("number_lost", "12")),
+        (swapped("12 mm", "21 mm"), ("number_invented", "21")),
+        (swapped("Small left", "Small right"), ("side_lost", "left effusion")),
+        (swapped("Small left", "Small right"), ("side_invented", "right effusion")),
+        (swapped("A pacemaker is in place", "It is in place"), ("word_lost", "pacemaker")),
+        (swapped("A pacemaker is", "There is no pacemaker"), ("word_lost", "pacemaker")),
+        (swapped("A pacemaker", "A fracture and a pacemaker"), ("word_invented", "fractur")),
+        (swapped("There is no pneumothorax", "There is a pneumothorax"), ("word_affirmed", "pneumothora")),
+    ],
+)
+def test_the_plain_comparison_finds_every_fault(fault, violation):
+    report = RuleNormalizer().normalize(PLAIN)
+    assert plain_violations(PLAIN, report) == []
+    assert violation in plain_violations(PLAIN, fault(report))
+
+
+def test_the_plain_comparison_ignores_the_numbers_of_a_list_alone():
+    report = RuleNormalizer().normalize(PLAIN)
+    wrong = replace(report, impression="Right upper lobe nodule 7. Small effusion.")
+    assert plain_violations(PLAIN, wrong) == [("number_invented", "7")]

@@ -1,4 +1,4 @@
-"""The labeller: what is said of a finding, on which side, and how far a denial or a doubt reaches."""
+"""The labeller: status, side and zone of findings, and the scope of negations and doubts."""
 
 from __future__ import annotations
 
@@ -17,61 +17,59 @@ def labeller() -> Labeller:
     return Labeller()
 
 
-def said(labeller: Labeller, text: str) -> dict[str, str]:
+def labels_of(labeller: Labeller, text: str) -> dict[str, str]:
     return {name: label.status.value for name, label in labeller.label(text).items() if label.status is not Status.ABSENT}
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [
-        ("Moderate effusion.", {"effusion": "positive"}),
-        ("No effusion.", {"effusion": "negative"}),
-        ("There is neither effusion nor pneumothorax.", {"effusion": "negative", "pneumothorax": "negative"}),
-        ("No effusion, pneumothorax, or nodule.", {"effusion": "negative", "pneumothorax": "negative", "nodule": "negative"}),
-        ("No effusion, mild scoliosis.", {"effusion": "negative", "scoliosis": "positive"}),
-        ("No effusion but a nodule.", {"effusion": "negative", "nodule": "positive"}),
-        ("Fibrosis without effusion or nodule.", {"fibrosis": "positive", "effusion": "negative", "nodule": "negative"}),
-        ("Atelectasis with no effusion.", {"atelectasis": "positive", "effusion": "negative"}),
-        ("The pneumothorax has resolved.", {"pneumothorax": "negative"}),
-        ("The effusion is no longer seen.", {"effusion": "negative"}),
-        ("No change in the effusion.", {"effusion": "positive"}),
-        ("The patchy shadow may represent pneumonia.", {"pneumonia": "uncertain"}),
-        ("Atelectasis versus pneumonia at the base.", {"atelectasis": "uncertain", "pneumonia": "uncertain"}),
-        ("Pneumonia cannot be excluded.", {"pneumonia": "uncertain"}),
-        ("Possible nodule and scarring.", {"nodule": "uncertain", "scarring": "uncertain"}),
-        ("Opacity, likely atelectasis.", {"opacity": "positive", "atelectasis": "uncertain"}),
-        ("The heart is moderately enlarged.", {"cardiomegaly": "positive"}),
-        ("The heart is not enlarged.", {"cardiomegaly": "negative"}),
-        ("Heart size is at the upper limits of normal.", {"cardiomegaly": "negative"}),
-        ("An enlarged heart and a tortuous, calcified aorta.",
-         {"cardiomegaly": "positive", "aortic_tortuosity": "positive", "atherosclerosis": "positive"}),
-        ("Normal heart and mediastinum.", {"cardiomegaly": "negative", "mediastinal_widening": "negative"}),
-        ("Heart, mediastinum, and hila are normal.",
-         {"cardiomegaly": "negative", "mediastinal_widening": "negative", "hilar_enlargement": "negative"}),
-        ("The cardiomediastinal silhouette is enlarged.", {"cardiomegaly": "positive", "mediastinal_widening": "positive"}),
-        ("Vascular engorgement is within normal limits.", {"congestion": "negative"}),
-        ("The left hemidiaphragm is raised and the right is flattened.",
-         {"diaphragm_elevation": "positive", "diaphragm_flattening": "positive"}),
-        ("Slight deformity of T12 and L1.", {"vertebral_deformity": "positive"}),
-        ("Several lower thoracic deformities.", {"vertebral_deformity": "positive"}),
-        ("Deformed right ribs.", {"deformity": "positive"}),
-        ("Mild pectus excavatum deformity.", {"chest_wall_deformity": "positive"}),
-        ("Fluid fills the thoracic cavity.", {}),
-        ("Thin-walled cavitary lesion.", {"cavity": "positive"}),
-        ("Sclerotic lesion of the humerus.", {"bone_lesion": "positive"}),
-        ("Subchondral cystic changes of the glenoid.", {"degenerative_change": "positive"}),
-        ("Blunted costophrenic angles.", {"costophrenic_blunting": "positive"}),
-        ("Lung volumes are low.", {"low_lung_volume": "positive"}),
-        ("The lungs are well expanded.", {"low_lung_volume": "negative"}),
-        ("Calcified left lower lobe granuloma.", {"granuloma": "positive"}),
-        ("Pacemaker and nasogastric tube in place.", {"pacemaker": "positive", "gastric_tube": "positive"}),
-        ("The lungs are free of consolidation.", {"consolidation": "negative"}),
-        ("", {}),
-        ("Two views were obtained.", {}),
+    [  # + positive, - negative, ? uncertain
+        ("Moderate effusion.", "+effusion"),
+        ("No effusion.", "-effusion"),
+        ("There is neither effusion nor pneumothorax.", "-effusion -pneumothorax"),
+        ("No effusion, pneumothorax, or nodule.", "-effusion -pneumothorax -nodule"),
+        ("No effusion, mild scoliosis.", "-effusion +scoliosis"),
+        ("No effusion but a nodule.", "-effusion +nodule"),
+        ("Fibrosis without effusion or nodule.", "+fibrosis -effusion -nodule"),
+        ("Atelectasis with no effusion.", "+atelectasis -effusion"),
+        ("The pneumothorax has resolved.", "-pneumothorax"),
+        ("The effusion is no longer seen.", "-effusion"),
+        ("No change in the effusion.", "+effusion"),
+        ("The patchy shadow may represent pneumonia.", "?pneumonia"),
+        ("Atelectasis versus pneumonia at the base.", "?atelectasis ?pneumonia"),
+        ("Pneumonia cannot be excluded.", "?pneumonia"),
+        ("Possible nodule and scarring.", "?nodule ?scarring"),
+        ("Opacity, likely atelectasis.", "+opacity ?atelectasis"),
+        ("The heart is moderately enlarged.", "+cardiomegaly"),
+        ("The heart is not enlarged.", "-cardiomegaly"),
+        ("Heart size is at the upper limits of normal.", "-cardiomegaly"),
+        ("An enlarged heart and a tortuous, calcified aorta.", "+cardiomegaly +aortic_tortuosity +atherosclerosis"),
+        ("Normal heart and mediastinum.", "-cardiomegaly -mediastinal_widening"),
+        ("Heart, mediastinum, and hila are normal.", "-cardiomegaly -mediastinal_widening -hilar_enlargement"),
+        ("The cardiomediastinal silhouette is enlarged.", "+cardiomegaly +mediastinal_widening"),
+        ("Vascular engorgement is within normal limits.", "-congestion"),
+        ("The left hemidiaphragm is raised and the right is flattened.", "+diaphragm_elevation +diaphragm_flattening"),
+        ("Slight deformity of T12 and L1.", "+vertebral_deformity"),
+        ("Several lower thoracic deformities.", "+vertebral_deformity"),
+        ("Deformed right ribs.", "+deformity"),
+        ("Mild pectus excavatum deformity.", "+chest_wall_deformity"),
+        ("Fluid fills the thoracic cavity.", ""),
+        ("Thin-walled cavitary lesion.", "+cavity"),
+        ("Sclerotic lesion of the humerus.", "+bone_lesion"),
+        ("Subchondral cystic changes of the glenoid.", "+degenerative_change"),
+        ("Blunted costophrenic angles.", "+costophrenic_blunting"),
+        ("Lung volumes are low.", "+low_lung_volume"),
+        ("The lungs are well expanded.", "-low_lung_volume"),
+        ("Calcified left lower lobe granuloma.", "+granuloma"),
+        ("Pacemaker and nasogastric tube in place.", "+pacemaker +gastric_tube"),
+        ("The lungs are free of consolidation.", "-consolidation"),
+        ("", ""),
+        ("Two views were obtained.", ""),
     ],
-)  # fmt: skip
+)
 def test_status(labeller, text, expected):
-    assert said(labeller, text) == expected
+    signs = {"+": "positive", "-": "negative", "?": "uncertain"}
+    assert labels_of(labeller, text) == {one[1:]: signs[one[0]] for one in expected.split()}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +96,7 @@ def test_each_finding_keeps_its_own_side(labeller):
     assert labels["atelectasis"].sides == {"right"}
 
 
-def test_a_side_before_two_findings_is_of_both(labeller):
+def test_a_side_before_two_findings_belongs_to_both(labeller):
     labels = labeller.label("Bilateral atelectasis and effusions.")
     assert labels["atelectasis"].sides == labels["effusion"].sides == {"left", "right"}
     assert labeller.label("Left effusion and a nodule.")["nodule"].sides == set()
@@ -125,27 +123,27 @@ def test_every_concept_and_part_has_a_region():
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_a_canonical_negative_denies_its_finding_and_nothing_else(labeller, concept, language):
     text = negatives([noun(concept.name, language)], language)
-    assert all(status == "negative" for status in said(labeller, text).values())
-    if language == "en" or concept.name in said(labeller, text):
-        assert set(said(labeller, text)) == {concept.name}
+    assert all(status == "negative" for status in labels_of(labeller, text).values())
+    if language == "en" or concept.name in labels_of(labeller, text):
+        assert set(labels_of(labeller, text)) == {concept.name}
 
 
 @pytest.mark.parametrize("part", [one for one in PARTS.values() if one.normal], ids=lambda one: one.name)
 def test_a_normal_part_denies_what_the_table_says(labeller, part):
-    assert said(labeller, part.normal) == dict.fromkeys(part.denies, "negative")
+    assert labels_of(labeller, part.normal) == dict.fromkeys(part.denies, "negative")
     if part.noun and part.name != "pulmonary":
-        assert said(labeller, no_abnormality_of(part.name)) == dict.fromkeys(part.denies, "negative")
+        assert labels_of(labeller, no_abnormality_of(part.name)) == dict.fromkeys(part.denies, "negative")
 
 
 @pytest.mark.parametrize("region", REGION_NAMES)
-def test_fillings_claim_nothing_that_is_there(labeller, region):
-    assert set(said(labeller, filling(region, ())).values()) <= {"negative"}
+def test_fillings_contradict_no_finding(labeller, region):
+    assert set(labels_of(labeller, filling(region, ())).values()) <= {"negative"}
     for name in CONCEPTS:
-        assert name not in said(labeller, filling(region, {name})), "a filling speaks against the report"
-    assert said(labeller, filling(region, CONCEPTS)) == {}
+        assert name not in labels_of(labeller, filling(region, {name})), "a filling contradicts the report"
+    assert labels_of(labeller, filling(region, CONCEPTS)) == {}
 
 
-def test_a_phrase_stands_for_one_thing():
+def test_a_phrase_has_one_meaning():
     lexicon: Lexicon[str] = Lexicon()
     lexicon.add(["lung base"], "lung")
     with pytest.raises(ValueError, match="lung bases"):

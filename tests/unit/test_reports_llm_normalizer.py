@@ -1,4 +1,4 @@
-"""The normalizer that asks a language model: what it makes of answers, what it refuses, what a killed run leaves."""
+"""The normalizer that asks a language model: valid and invalid answers, and a killed run."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def sentence(text: str, *names: str) -> dict[str, object]:
     return {"text": text, "from": list(names)}
 
 
-def unsaid() -> dict[str, object]:
+def missing() -> dict[str, object]:
     return {"mentioned": False, "sentences": []}
 
 
-def said(*sentences: dict[str, object]) -> dict[str, object]:
+def mentioned(*sentences: dict[str, object]) -> dict[str, object]:
     return {"mentioned": True, "sentences": list(sentences)}
 
 
 GOOD = {
-    "thorax": unsaid(),
-    "mediastinum": said(sentence("Port-A-Cath tip in the SVC.", "F3")),
-    "lungs": said(sentence("3 mm  nodule at the right base", "F2")),
-    "heart": said(sentence("Heart is enlarged.", "F2", "I1", "F2")),
-    "hila": unsaid(),
-    "diaphragm": unsaid(),
-    "bones": unsaid(),
+    "thorax": missing(),
+    "mediastinum": mentioned(sentence("Port-A-Cath tip in the SVC.", "F3")),
+    "lungs": mentioned(sentence("3 mm  nodule at the right base", "F2")),
+    "heart": mentioned(sentence("Heart is enlarged.", "F2", "I1", "F2")),
+    "hila": missing(),
+    "diaphragm": missing(),
+    "bones": missing(),
     "other": [],
     "impression": [sentence("Cardiomegaly.", "I1"), sentence("Nodule.", "F2")],
     "dropped": [{"from": "F1", "reason": "technique"}],
@@ -64,7 +64,7 @@ def normalizer(stub: EndpointStub, cache: Path | None = None, **changed) -> LLMN
     return LLMNormalizer(endpoint, **changed)
 
 
-def test_a_report_is_what_the_answer_says():
+def test_an_answer_becomes_a_report():
     with EndpointStub(lambda request, number: says(json.dumps(GOOD))) as stub:
         found = normalizer(stub).normalize(REPORT)
     assert pieces_asked(stub.requests[0]) == pieces_of(REPORT)
@@ -80,7 +80,7 @@ def test_a_report_is_what_the_answer_says():
     assert all(one.source == "" for one in found.statements if one.imputed)
 
 
-def test_an_impression_that_was_made_of_the_findings_is_marked():
+def test_an_imputed_impression_is_marked():
     with EndpointStub(lambda request, number: says(json.dumps(normal_answer(request)))) as stub:
         made = normalizer(stub).normalize(RawReport(findings="A nodule."))
         had = normalizer(stub).normalize(RawReport(findings="A nodule.", impression="Nodule."))
@@ -88,7 +88,7 @@ def test_an_impression_that_was_made_of_the_findings_is_marked():
     assert not had.impression_imputed
 
 
-def test_what_is_asked_holds_to_the_schema_of_strict_mode():
+def test_requests_have_the_schema_of_strict_mode():
     def check(node: object) -> None:
         if isinstance(node, dict):
             if node.get("type") == "object":
@@ -112,7 +112,7 @@ def test_what_is_asked_holds_to_the_schema_of_strict_mode():
     assert stub.requests[1]["response_format"] == {"type": "json_object"}
 
 
-def test_the_example_in_the_prompt_is_an_answer_that_is_accepted():
+def test_the_example_in_the_prompt_is_a_valid_answer():
     pieces, answer = re.search(r"Pieces:\n(.*?)\nAnswer:\n(.*)\n", system_message("en"), re.DOTALL).groups()
     lines = dict(line.split(": ", 1) for line in pieces.splitlines())
     report = RawReport(findings=" ".join(text for name, text in lines.items() if name[0] == "F"), impression=lines["I1"])
@@ -122,7 +122,7 @@ def test_the_example_in_the_prompt_is_an_answer_that_is_accepted():
     assert found.imputed == ("thorax", "mediastinum", "hila", "bones")
 
 
-def test_pieces_are_all_of_the_words():
+def test_pieces_hold_all_words():
     text = "Lungs are clear.No effusion. \n 2.5 cm mass (RUL).  (Old) fracture? 心影增大。双肺清晰"
     pieces = pieces_of(RawReport(findings=text, impression=" \n"))
     assert "".join("".join(pieces.values()).split()) == "".join(text.split())
@@ -133,10 +133,13 @@ def test_pieces_are_all_of_the_words():
 def test_chinese():
     answer = {
         **GOOD,
-        "mediastinum": said(sentence("输液港尖端位于上腔静脉", "F3")),
-        "lungs": said(sentence("右肺底3 mm结节。", "F2")),
+        "mediastinum": mentioned(sentence("输液港尖端位于上腔静脉", "F3")),
+        "lungs": mentioned(sentence("右肺底3 mm结节。", "F2")),
     }
-    answer |= {"heart": said(sentence("心影增大。", "F2")), "impression": [sentence("心影增大。", "I1"), sentence("结节。", "F2")]}
+    answer |= {
+        "heart": mentioned(sentence("心影增大。", "F2")),
+        "impression": [sentence("心影增大。", "I1"), sentence("结节。", "F2")],
+    }
     with EndpointStub(lambda request, number: says(json.dumps(answer, ensure_ascii=False))) as stub:
         chinese = normalizer(stub, language="zh")
         found = chinese.normalize(REPORT)
@@ -152,7 +155,7 @@ def broken(change) -> str:
     return json.dumps(answer)
 
 
-REFUSED = {
+INVALID = {
     "text around it": ("not_json", f"Here it is: {json.dumps(GOOD)}"),
     "a fence": ("not_json", f"```json\n{json.dumps(GOOD)}\n```"),
     "a key twice": ("wrong_form", json.dumps(GOOD)[:-1] + ', "other": []}'),
@@ -175,9 +178,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("fault", REFUSED)
-def test_answers_of_another_form_are_refused_and_asked_for_again(fault):
-    reason, text = REFUSED[fault]
+@pytest.mark.parametrize("fault", INVALID)
+def test_invalid_answers_are_requested_again(fault):
+    reason, text = INVALID[fault]
     with EndpointStub(lambda request, number: says(text)) as stub:
         with pytest.raises(ValueError, match=reason) as error:
             normalizer(stub).normalize(REPORT)
@@ -187,7 +190,7 @@ def test_answers_of_another_form_are_refused_and_asked_for_again(fault):
     assert not re.search("secret_word|enlarged|nodule|心影", str(error.value))
 
 
-def test_a_report_without_words_is_not_asked_about():
+def test_no_request_is_sent_for_an_empty_report():
     with EndpointStub(lambda request, number: says(json.dumps(GOOD))) as stub:
         found = list(normalizer(stub).normalize_many([RawReport(indication="Cough"), REPORT]))
     assert isinstance(found[0], AnswerError)
@@ -196,7 +199,7 @@ def test_a_report_without_words_is_not_asked_about():
     assert len(stub.requests) == 1
 
 
-def test_wrong_arguments_are_refused():
+def test_wrong_arguments():
     endpoint = ChatEndpoint(EndpointSpec(base_url="http://localhost/v1", model="m"))
     with pytest.raises(ValueError, match="language"):
         LLMNormalizer(endpoint, language="de")
@@ -228,7 +231,7 @@ for found in LLMNormalizer(endpoint).normalize_many(reports):
 """
 
 
-def test_a_killed_run_that_is_started_again_asks_only_for_what_it_has_not(tmp_path):
+def test_a_killed_run_resumes_without_a_repeated_request(tmp_path):
     free = threading.Event()
 
     def answer(request, number):
@@ -243,7 +246,7 @@ def test_a_killed_run_that_is_started_again_asks_only_for_what_it_has_not(tmp_pa
         first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         cache = AnswerCache(tmp_path)
         longest = time.monotonic() + 120
-        while len(cache) < 10 or len(stub.requests) < 13:  # ten answers are kept, three requests hang
+        while len(cache) < 10 or len(stub.requests) < 13:  # ten answers are stored, three requests hang
             assert first.poll() is None
             assert time.monotonic() < longest
             time.sleep(0.02)
@@ -252,7 +255,7 @@ def test_a_killed_run_that_is_started_again_asks_only_for_what_it_has_not(tmp_pa
         assert len(stub.requests) == 13
         free.set()
         second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-        assert len(stub.requests) == 13 + 14, "the ten that were answered are not asked again"
+        assert len(stub.requests) == 13 + 14, "the ten answered reports are not sent again"
         asked = [pieces_asked(request)["F1"] for request in stub.requests]
         assert len(set(asked[:10] + asked[13:])) == 24
     wanted = [f"Nodule number {i}." for i in range(24)]

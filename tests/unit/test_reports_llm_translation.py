@@ -1,4 +1,4 @@
-"""Translation by a language model: which studies, what must survive, and what happens when it does not."""
+"""Translation by a language model: choice of studies, and numbers and sides that must survive."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_translated_report():
         ([*RIGHT[:2], "肺结节。"], "laterality"),
     ],
 )
-def test_what_gets_lost_is_asked_for_once_more_and_then_named(wrong, reason, tmp_path):
+def test_a_lost_number_or_side_gets_one_more_request(wrong, reason, tmp_path):
     with EndpointStub(lambda request, number: answer(wrong if number == 0 else RIGHT)) as stub:
         assert translator(stub, tmp_path).translate(REPORT).impression == RIGHT[2]
         assert len(stub.requests) == 2
@@ -80,14 +80,14 @@ def test_what_gets_lost_is_asked_for_once_more_and_then_named(wrong, reason, tmp
         ("左", "not_json"),
     ],
 )
-def test_answers_of_another_form_are_refused(text, reason):
+def test_invalid_answers(text, reason):
     with EndpointStub(lambda request, number: says(text)) as stub:
         with pytest.raises(AnswerError, match=reason):
             translator(stub).translate(REPORT)
         assert len(stub.requests) == 2
 
 
-def test_many_in_order_and_nothing_to_ask():
+def test_many_reports_in_order_and_without_a_request():
     imputed = NormalizedReport(statements=REPORT.statements[:1], impression="  ")
     with EndpointStub(lambda request, number: answer(RIGHT)) as stub:
         found = list(translator(stub).translate_many([imputed, REPORT, imputed]))
@@ -98,7 +98,7 @@ def test_many_in_order_and_nothing_to_ask():
             translator(stub).translate(found[0])
 
 
-def test_what_is_known_already_is_not_sent_and_nothing_is_sent_twice():
+def test_canonical_and_repeated_sentences_are_not_sent():
     statements = (*REPORT.statements, Statement(section="other", text="Left lung nodule."))
     report = NormalizedReport(statements=statements, impression="Left lung nodule.")
     with EndpointStub(lambda request, number: answer([RIGHT[0], RIGHT[2]])) as stub:
@@ -132,16 +132,16 @@ LOST = [
 
 
 @pytest.mark.parametrize(("english", "chinese"), SURVIVES)
-def test_what_survives(english, chinese):
+def test_nothing_is_lost(english, chinese):
     assert lost(english, chinese) is None
 
 
 @pytest.mark.parametrize(("english", "chinese", "what"), LOST)
-def test_what_is_lost(english, chinese, what):
+def test_lost_numbers_and_sides(english, chinese, what):
     assert lost(english, chinese) == what
 
 
-def test_who_is_translated_depends_on_seed_and_key_alone():
+def test_the_choice_depends_on_seed_and_key_alone():
     keys = [f"study-{i}" for i in range(4000)]
     half = {key for key in keys if chosen(key, seed=3)}
     assert half == {key for key in reversed(keys) if chosen(key, seed=3)}

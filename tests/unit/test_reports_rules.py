@@ -1,4 +1,4 @@
-"""The rule engine: seven regions in order, words kept, negatives canonical, nothing lost and nothing that contradicts."""
+"""The rule engine: seven regions in order, positive statements word for word, canonical negatives, no contradiction."""
 
 from __future__ import annotations
 
@@ -58,45 +58,37 @@ def test_clauses(engine, sentence, expected):
 
 
 @pytest.mark.parametrize(
-    ("sentence", "section_name", "text"),
-    [
-        # Each of these went wrong once, and no label showed it.
-        ("No visible bony injury.", "bones", "No visible bony injury."),
-        ("The tracheostomy tube has been removed.", "mediastinum", "The tracheostomy tube has been removed."),
-        (
-            "Shadow compatible with effusion, accompanied with some atelectasis.",
-            "lungs",
-            "Shadow compatible with effusion, accompanied with some atelectasis.",
-        ),
-        ("Sternal wires appear intact.", "thorax", "Sternal wires appear intact."),
-        ("Central and basilar opacities.", "lungs", "Central and basilar opacities."),
+    ("sentence", "section_name", "expected"),
+    [  # faults of earlier versions that no label shows; "": the sentence itself
+        ("No visible bony injury.", "bones", ""),
+        ("The tracheostomy tube has been removed.", "mediastinum", ""),
+        ("Shadow compatible with effusion, accompanied with some atelectasis.", "lungs", ""),
+        ("Sternal wires appear intact.", "thorax", ""),
+        ("Central and basilar opacities.", "lungs", ""),
         ("No acute infiltrate or large effusion.", "lungs", "There is no acute consolidation."),
         ("No infiltrates or masses.", "lungs", "There is no consolidation or mass."),
-        ("A nodule overlies the left fifth rib.", "lungs", "A nodule overlies the left fifth rib."),
-        ("Irregularity of the sixth rib.", "bones", "Irregularity of the sixth rib."),
-        ("Heart size is top normal.", "heart", "Heart size is top normal."),
-        ("No large volume effusion.", "diaphragm", "No large volume effusion."),
-        ("Lower lobe nodules not seen on the prior film.", "lungs", "Lower lobe nodules not seen on the prior film."),
-        ("On the lateral view a septal occluder is seen.", "other", "On the lateral view a septal occluder is seen."),
-        ("Normal mediastinal contour, and aeration.", "mediastinum", "Normal mediastinal contour, and aeration."),
+        ("A nodule overlies the left fifth rib.", "lungs", ""),
+        ("Irregularity of the sixth rib.", "bones", ""),
+        ("Heart size is top normal.", "heart", ""),
+        ("No large volume effusion.", "diaphragm", ""),
+        ("Lower lobe nodules not seen on the prior film.", "lungs", ""),
+        ("On the lateral view a septal occluder is seen.", "other", ""),
+        ("Normal mediastinal contour, and aeration.", "mediastinum", ""),
         ("No acute, displaced rib fractures.", "bones", "There is no acute, displaced rib fracture."),
         ("No large pneumothorax or effusion.", "diaphragm", "There is no large pleural effusion."),
         ("No effusion or large pneumothorax.", "diaphragm", "There is no pleural effusion."),
-        ("Hilar fullness is present suggesting no progress.", "hila", "Hilar fullness is present suggesting no progress."),
+        ("Hilar fullness is present suggesting no progress.", "hila", ""),
         ("No nodule, large effusion, or pneumothorax.", "lungs", "There is no nodule or pneumothorax."),
-        ("Stable cardiomediastinal silhouette.", "mediastinum", "Stable cardiomediastinal silhouette."),
-        (
-            "Calcified mediastinal and hilar nodes of old granulomatous disease.",
-            "hila",
-            "Calcified mediastinal and hilar nodes of old granulomatous disease.",
-        ),
-        ("Two views of the chest show normal size of the heart.", "heart", "Two views of the chest show normal size of the heart."),
-        ("The apices are clear.", "lungs", "The apices are clear."),
-        ("There is an opacity also present before.", "lungs", "There is an opacity also present before."),
+        ("Stable cardiomediastinal silhouette.", "mediastinum", ""),
+        ("Calcified mediastinal and hilar nodes of old granulomatous disease.", "hila", ""),
+        ("Two views of the chest show normal size of the heart.", "heart", ""),
+        ("The apices are clear.", "lungs", ""),
+        ("There is an opacity also present before.", "lungs", ""),
     ],
 )
-def test_faults_that_were_read(engine, sentence, section_name, text):
-    assert text in section(engine.normalize(RawReport(findings=sentence, impression="See above.")), section_name)
+def test_earlier_faults(engine, sentence, section_name, expected):
+    report = engine.normalize(RawReport(findings=sentence, impression="See above."))
+    assert (expected or sentence) in section(report, section_name)
 
 
 def test_a_report_in_lines_with_headings(engine):
@@ -108,7 +100,7 @@ def test_a_report_in_lines_with_headings(engine):
     assert section(report, "bones") == ["Old rib fracture."]
 
 
-def test_a_region_that_only_a_device_lies_in_is_filled(engine):
+def test_a_region_with_devices_alone_is_filled(engine):
     report = engine.normalize(RawReport(findings="The endotracheal tube is 3 cm above the carina."))
     assert section(report, "mediastinum") == ["The endotracheal tube is 3 cm above the carina."]
     assert "mediastinum" in report.imputed
@@ -129,7 +121,7 @@ def test_positives_keep_their_words(engine, sentence):
     assert all(one.source for one in report.statements if not one.imputed)
 
 
-def test_what_cannot_be_cut_is_said_in_every_region_it_speaks_of(engine):
+def test_a_sentence_that_cannot_be_cut_is_repeated_in_its_regions(engine):
     report = engine.normalize(RawReport(findings="Bilateral atelectasis and effusions.", impression="See above."))
     assert section(report, "lungs") == section(report, "diaphragm") == ["Bilateral atelectasis and effusions."]
 
@@ -140,19 +132,13 @@ def test_pieces_are_dropped_and_counted(engine):
         "The XXXX are intact."
     )
     report = engine.normalize(RawReport(findings=findings, impression="Normal chest."))
-    assert {name: report.dropped[name] for name in ("technique", "comparison", "communication", "duplicate", "numbering")} == {
-        "technique": 1,
-        "comparison": 1,
-        "communication": 1,
-        "duplicate": 1,
-        "numbering": 1,
-    }
-    assert report.dropped["deidentification"] == 4  # three marks, and a sentence that lost what it speaks of
+    assert all(report.dropped[name] == 1 for name in ("technique", "comparison", "communication", "duplicate", "numbering"))
+    assert report.dropped["deidentification"] == 4  # three marks, and a sentence that lost its subject
     assert section(report, "lungs") == ["The lungs are clear."]
     assert "XXXX" not in report.text.findings + report.impression
 
 
-def test_nothing_unassigned_vanishes(engine):
+def test_a_sentence_without_a_region_is_kept(engine):
     report = engine.normalize(RawReport(findings="Lungs clear. A button lies in the pocket.", impression="Normal."))
     assert section(report, OTHER) == ["A button lies in the pocket."]
     assert report.text.findings.endswith("A button lies in the pocket.")
@@ -165,7 +151,7 @@ def test_without_findings_the_impression_is_the_source(engine):
     assert report.impression == "Cardiomegaly. No effusion."
 
 
-def test_without_impression_there_is_one_and_it_says_so(engine):
+def test_a_missing_impression_is_imputed_and_marked(engine):
     normal = engine.normalize(RawReport(findings="Lungs clear."))
     assert (normal.impression, normal.impression_imputed) == ("No acute cardiopulmonary abnormality.", True)
     ill = engine.normalize(RawReport(findings="Lungs clear. Large heart."))
@@ -183,25 +169,20 @@ def test_a_filling_never_contradicts(engine):
 
 
 def test_interpretation_moves_to_the_impression(engine):
-    report = engine.normalize(
-        RawReport(
-            findings="Mild cardiomegaly. Findings are consistent with heart failure. No acute disease.", impression="Large heart."
-        )
-    )
+    findings = "Mild cardiomegaly. Findings are consistent with heart failure. No acute disease."
+    report = engine.normalize(RawReport(findings=findings, impression="Large heart."))
     assert report.impression == "Large heart. Findings are consistent with heart failure. No acute disease."
     assert "consistent" not in report.text.findings
 
 
-def test_a_sentence_that_refers_back_stays_with_what_it_refers_to(engine):
+def test_a_sentence_that_refers_back_keeps_the_region(engine):
     report = engine.normalize(RawReport(findings="Dense band over the left breast. This measures 4 cm.", impression="See above."))
     assert section(report, "thorax")[-1] == "This measures 4 cm."
 
 
 def test_html_spaces_and_encodings_are_cleaned_and_counted(engine):
-    raw = RawReport(
-        findings="<p>Heart\u00a0is  normal.</p><br/>Patient\u00e2\u20ac\u2122s lungs &amp; pleura clear.", impression="Normal."
-    )
-    report = engine.normalize(raw)
+    findings = "<p>Heart\u00a0is  normal.</p><br/>Patient\u00e2\u20ac\u2122s lungs &amp; pleura clear."
+    report = engine.normalize(RawReport(findings=findings, impression="Normal."))
     assert report.dropped["html"] >= 3
     assert report.dropped["encoding"] == 1
     assert report.dropped["whitespace"] >= 1
@@ -217,14 +198,14 @@ def test_html_spaces_and_encodings_are_cleaned_and_counted(engine):
         "Лёгкие без очаговых изменений.",
     ],
 )
-def test_another_language_is_refused_without_its_words(engine, text):
+def test_another_language_is_an_error_without_its_words(engine, text):
     with pytest.raises(ValueError, match="neither in English nor in Chinese") as caught:
         engine.normalize(RawReport(findings=text))
     assert text.split()[0] not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "  ...  ", "<br>"])
-def test_an_empty_report_is_refused(engine, text):
+def test_an_empty_report_is_an_error(engine, text):
     with pytest.raises(ValueError, match="neither findings nor impression"):
         engine.normalize(RawReport(findings=text, impression=text))
 
@@ -235,7 +216,7 @@ def test_same_report_same_result_also_in_another_process(engine):
 
 
 @pytest.mark.parametrize(
-    ("impression", "told"),
+    ("impression", "expected"),
     [
         ("1. Cardiomegaly 2. Small left effusion 3. No pneumothorax", "Cardiomegaly. Small left effusion. No pneumothorax."),
         ("1.Cardiomegaly. 2.Small left effusion.", "Cardiomegaly. Small left effusion."),
@@ -244,5 +225,5 @@ def test_same_report_same_result_also_in_another_process(engine):
         ("Nodules, at least 2. No effusion.", "Nodules, at least 2. No effusion."),
     ],
 )
-def test_numbers_of_a_list_are_not_told_and_others_are(engine, impression, told):
-    assert engine.normalize(RawReport(findings="Heart is enlarged.", impression=impression)).impression == told
+def test_numbers_of_a_list_are_dropped_and_others_kept(engine, impression, expected):
+    assert engine.normalize(RawReport(findings="Heart is enlarged.", impression=impression)).impression == expected

@@ -1,4 +1,4 @@
-"""Redaction by pattern, and cleaning of what systems leave in a text."""
+"""Report text as strings: redaction, cleaning, language, and responses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pytest
 from echo_pl.reports.cleaning import clean, language_of
 from echo_pl.reports.redact import MARK, redact, redact_report
 from echo_pl.reports.report import RawReport
+from echo_pl.reports.response import FORMS, format_response, parse_response, report_form
+from echo_pl.structs import ReportText
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ from echo_pl.reports.report import RawReport
         ("病历号：A12345", "id"),
     ],
 )
-def test_found_removed_and_counted(text, kind):
+def test_identifying_text_is_removed_and_counted(text, kind):
     done = redact(f"Nodule, {text}, unchanged.")
     assert done.counts == {kind: 1}
     assert MARK in done.text
@@ -50,7 +52,7 @@ def test_found_removed_and_counted(text, kind):
         "右侧第5肋骨骨折，直径12mm。",
     ],
 )
-def test_measures_are_no_dates(text):
+def test_measurements_stay(text):
     assert redact(text).text == text
 
 
@@ -92,3 +94,31 @@ def test_clean_text_stays():
 )
 def test_languages(text, language):
     assert language_of(text) == language
+
+
+@pytest.mark.parametrize("language", list(FORMS))
+def test_a_response_is_parsed_back(language):
+    report = ReportText(findings="the lungs are clear. no nodule.", impression="normal chest.")
+    assert parse_response(format_response(report, language)) == report
+
+
+@pytest.mark.parametrize(
+    ("text", "findings", "impression"),
+    [
+        ("", "", ""),
+        ("Findings:", "", ""),
+        ("lungs clear", "lungs clear", ""),
+        ("Findings: lungs clear", "lungs clear", ""),
+        ("lungs clear Impression: normal", "lungs clear", "normal"),
+        ("Impression: normal", "", "normal"),
+        ("Findings: a Impression: b Impression: c", "a", "b Impression: c"),
+        ("所见：肺野清晰", "肺野清晰", ""),
+    ],
+)
+def test_any_text_can_be_parsed(text, findings, impression):
+    assert parse_response(text) == ReportText(findings=findings, impression=impression)
+
+
+def test_unknown_language():
+    with pytest.raises(ValueError, match="language must be one of"):
+        report_form("de")

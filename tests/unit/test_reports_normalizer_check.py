@@ -1,4 +1,4 @@
-"""The tool that runs the rule engine over raw reports, on reports of our own and on a sample of real ones."""
+"""The check of the rule engine, on synthetic reports and on a sample of real ones."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def test_figures(tmp_path, monkeypatch, capsys):
     assert "effusion." not in capsys.readouterr().out.lower().replace('"effusion"', "")
 
 
-def test_without_asking_no_text_is_written(tmp_path, monkeypatch):
+def test_no_text_is_written_by_default(tmp_path, monkeypatch):
     reports = tmp_path / "reports.jsonl"
     reports.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     run(monkeypatch, reports)
     assert [path.name for path in tmp_path.iterdir()] == ["reports.jsonl"]
 
 
-def test_a_line_without_report_is_named(tmp_path):
+def test_a_line_without_a_report_is_an_error(tmp_path):
     path = tmp_path / "reports.jsonl"
     path.write_text('{"id": 1, "text": "x"}\n')
     with pytest.raises(ValueError, match="line 1"):
         list(check_normalizer.read_rows(path, "all"))
 
 
-def test_the_held_out_third_and_the_rest_are_all():
+def test_a_third_is_held_out():
     keys = [f"study-{number}" for number in range(3_000)]
     held = [key for key in keys if check_normalizer.held_out(key)]
     assert 900 < len(held) < 1_100
