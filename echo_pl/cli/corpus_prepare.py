@@ -16,51 +16,17 @@ exit status:
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from echo_pl.cli.prepare_options import COMMAND, make_parts, make_settings, parse
 from echo_pl.data.pipeline.listing import INCOMPLETE
 from echo_pl.data.pipeline.publishing import REJECTS, REVIEW
 from echo_pl.data.pipeline.recipes import EmbeddingSearch, usages
 from echo_pl.data.pipeline.run import Corpus, prepare
+from echo_pl.io.stop_signals import SignalledError, stop_on_signals
 from echo_pl.reports.embeddings import default_embedder
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""What a terminal or a scheduler sends to end a run."""
-
-
-class SignalledError(BaseException):
-    """A signal ends the run. As ``KeyboardInterrupt``, it is no error of what is being done at the time."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"ended by {signal.Signals(number).name}")
-        self.number = number
-
-
-@contextmanager
-def _signals_end_the_run() -> Iterator[None]:
-    first = 0
-
-    def told(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        first = first or number
-        raise SignalledError(number)
-
-    before = {number: signal.signal(number, told) for number in SIGNALS}
-    try:
-        yield
-    except Exception as error:
-        if first:  # a library was interrupted, and says so in its own words
-            raise SignalledError(first) from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def summary(corpus: Corpus, out: Path) -> str:
@@ -91,13 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments, __doc__ or "")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        with _signals_end_the_run():
+        with stop_on_signals():
             search = None if args.near_duplicates is None else EmbeddingSearch(default_embedder())
             settings, parts = make_settings(args, search), make_parts(args, search)
             corpus = prepare(args.out, settings, parts, workers=args.workers, progress=not args.quiet, keep_work=args.keep_work)
-    except SignalledError as told:
-        print(f"{COMMAND}: {told}; run the same command again to go on", file=sys.stderr)
-        return 128 + told.number
+    except SignalledError as stop:
+        print(f"{COMMAND}: {stop}; run the same command again to go on", file=sys.stderr)
+        return 128 + stop.number
     except (ValueError, FileNotFoundError) as error:
         print(f"{COMMAND}: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
+from echo_pl.io.stop_signals import stop_on_signals, wait_for
 from echo_pl.llm.answer_cache import AnswerCache, answer_key
 from echo_pl.llm.chat import AnswerError, ChatRequest, EndpointError, exchange, new_client, with_more_room
 from echo_pl.llm.pacing import Pacing
@@ -191,12 +193,13 @@ class ChatEndpoint:
         waiting: deque[Future[Result | AnswerError]] = deque()
         executor = ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="endpoint")
         try:
-            for item in items:
-                waiting.append(executor.submit(_settle, function, item))
-                if len(waiting) >= _LOOKAHEAD * self.settings.concurrency:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            with stop_on_signals((signal.SIGINT,)):
+                for item in items:
+                    waiting.append(executor.submit(_settle, function, item))
+                    if len(waiting) >= _LOOKAHEAD * self.settings.concurrency:
+                        yield wait_for(waiting.popleft())
+                while waiting:
+                    yield wait_for(waiting.popleft())
         except BaseException:
             self._pacing.interrupt()
             raise

@@ -5,7 +5,6 @@ What there is to make is in :mod:`echo_pl.sweeps.plan`. A job that is started ag
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -14,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from echo_pl.distributed.agree import together
 from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.harness import MethodScores, evaluate
 from echo_pl.io.atomic import write_json
+from echo_pl.io.locks import LockedError, exclusive_lock
 from echo_pl.runs.run import prepare, run
 from echo_pl.structs import ReportText
 from echo_pl.sweeps.plan import SCORES, STUDIES, Part, measurement, parts
@@ -98,14 +98,11 @@ def alone(part: Part) -> Iterator[None]:
     if detect().rank > 0:
         yield
         return
-    place = Path(part.config.outputs) / "sweeps" / "locks" / part.name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("w", encoding="utf-8") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            stack.enter_context(exclusive_lock(Path(part.config.outputs) / "sweeps" / "locks" / part.name))
+        except LockedError as error:
             raise OSError(f"another job is making {part.name}: wait for it, then start the sweep again") from error
-        file.write(f"{os.getpid()}\n")
         yield
 
 

@@ -200,10 +200,10 @@ def test_two_that_want_a_file_at_once_hold_it_together(cache, monkeypatch):
     """Who came first may hold it until the other has it, as two loading processes whose batches are wanted in turn."""
     both_look, both_hold = threading.Barrier(2), threading.Barrier(2)
     source, looked = Source(File("a")), threading.local()
-    is_whole = FileCache._is_whole
+    is_complete = FileCache._is_complete
 
     def look(self: FileCache, path: Path, file: File) -> bool:
-        found = is_whole(self, path, file)
+        found = is_complete(self, path, file)
         if not hasattr(looked, "once"):
             looked.once = both_look.wait(30)
             assert not found
@@ -213,7 +213,7 @@ def test_two_that_want_a_file_at_once_hold_it_together(cache, monkeypatch):
         with FileCache(cache.folder, 3 * SIZE).holding(File("a"), source):
             both_hold.wait(30)
 
-    monkeypatch.setattr(FileCache, "_is_whole", look)
+    monkeypatch.setattr(FileCache, "_is_complete", look)
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(hold, range(2)))
     assert source.times == 1

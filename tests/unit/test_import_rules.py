@@ -78,6 +78,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "peft": ("echo_pl.backbone.lora",),
     "tokenizers": ("echo_pl.data.loading.tokenizer",),
     "webdataset": ("echo_pl.data.store",),
+    "filelock": ("echo_pl.io.locks",),
     "safetensors": (
         "echo_pl.sampling.trajectory_store",
         "echo_pl.sampling.trajectory_writer",

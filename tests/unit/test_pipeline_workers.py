@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_pl.io.signal_safe_pool import SignalSafePool
+from echo_pl.io.stop_signals import SignalledError, stop_on_signals
 from echo_pl.io.workers import Workers
 
 
@@ -69,15 +69,8 @@ def test_a_number_below_none_is_refused():
         Workers(-1)
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-def test_leaving_ends_what_workers_do(tmp_path, monkeypatch, signals):
+def test_leaving_ends_what_workers_do(tmp_path):
     log = tmp_path / "log"
-
-    def again(self: SignalSafePool) -> None:
-        raise InterruptedError
-
-    if signals == 2:
-        monkeypatch.setattr(SignalSafePool, "__exit__", again)
 
     def interrupted() -> Iterator[str]:
         yield str(log)
@@ -92,20 +85,38 @@ def test_leaving_ends_what_workers_do(tmp_path, monkeypatch, signals):
     wait_until_gone([int(line) for line in log.read_text().split()])
 
 
+def stubborn(path: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    endless(path)
+
+
 PARENT = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_pipeline_workers import endless
+from test_pipeline_workers import endless, stubborn
+from echo_pl.io.stop_signals import SignalledError, stop_on_signals
 from echo_pl.io.workers import Workers
 if __name__ == "__main__":
-    with Workers(2) as workers:
-        list(workers.run(endless, [{log!r}, {log!r}]))
+    try:
+        with stop_on_signals(), Workers(2) as workers:
+            list(workers.run({task}, [{log!r}, {log!r}]))
+    except SignalledError as stop:
+        sys.exit(128 + stop.number)
 """
 
 
-def test_workers_go_when_their_parent_is_killed(tmp_path):
+@pytest.mark.parametrize(
+    ("task", "signals"),
+    [
+        ("endless", [signal.SIGKILL]),
+        ("endless", [signal.SIGTERM]),
+        ("endless", [signal.SIGINT]),
+        ("stubborn", [signal.SIGTERM, signal.SIGUSR1]),
+    ],
+)
+def test_workers_end_with_their_parent(tmp_path, task, signals):
     log, script = tmp_path / "log", tmp_path / "parent.py"
-    script.write_text(PARENT.format(tests=str(Path(__file__).parent), log=str(log)))
+    script.write_text(PARENT.format(tests=str(Path(__file__).parent), log=str(log), task=task))
     parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
@@ -113,7 +124,39 @@ def test_workers_go_when_their_parent_is_killed(tmp_path):
             assert parent.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        for number in signals:
+            time.sleep(0.5)
+            parent.send_signal(number)
+        killed = signals == [signal.SIGKILL]
+        assert parent.wait(60) == (-signal.SIGKILL if killed else 128 + signals[0])
     finally:
         parent.kill()
         parent.wait()
     wait_until_gone([int(line) for line in log.read_text().split()])
+
+
+def test_a_signal_is_noted_and_raised_between_items():
+    done = []
+
+    def task(number: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append(number)
+
+    with pytest.raises(SignalledError, match="ended by SIGTERM") as stopped, stop_on_signals(), Workers(0) as workers:
+        list(workers.run(task, range(3)))
+    assert done == [0]
+    assert stopped.value.number == signal.SIGTERM
+
+
+def test_a_signal_after_the_last_item_is_not_lost():
+    def items() -> Iterator[int]:
+        with stop_on_signals():
+            yield 1
+
+    with pytest.raises(SignalledError), stop_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+    found = items()
+    assert next(found) == 1
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(SignalledError):
+        found.close()

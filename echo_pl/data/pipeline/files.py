@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_pl.io.atomic import atomic_file
+from echo_pl.io.stop_signals import check_stop
 
 Record = dict[str, Any]
 
@@ -29,6 +30,7 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, for the owner alone. ASCII, as names of files need not be UTF-8."""
     with atomic_file(path, private=True) as file:
         for record in records:
+            check_stop()
             file.write(json_line(record))
 
 
@@ -42,5 +44,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, Record]]:
     offset = 0
     with path.open("rb") as file:
         for line in file:
+            check_stop()
             yield offset, json.loads(line)
             offset += len(line)

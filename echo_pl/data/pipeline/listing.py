@@ -20,6 +20,7 @@ from echo_pl.data.pipeline.files import read_json, write_lines
 from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.readers.reader import CorpusReader, Reject, SourceStudy
 from echo_pl.io.atomic import write_json
+from echo_pl.io.stop_signals import check_stop
 
 INCOMPLETE: Final = "incomplete_report"
 """Reason for leaving out a report without findings or without impression."""
@@ -115,6 +116,7 @@ class _Count:
 def _listed(reader: CorpusReader, settings: Settings, skip: int, keys: set[str]) -> Iterator[Entry | LeftOut]:
     """Entries from a place on. Keys that were there before are rejected, whatever the reader thinks of them."""
     for place, found in enumerate(reader.studies(skip=skip), start=skip):
+        check_stop()
         if isinstance(found, Reject):
             yield LeftOut(
                 place=place, key=_safe(found.key), kind="reject", step="read", reason=found.reason, detail=_safe(found.detail)

@@ -7,13 +7,11 @@ own work and goes on; another one is refused with the difference named.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +23,7 @@ from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.readers.reading import safe_key
 from echo_pl.data.store.corpus_index import INDEX_NAME, CorpusIndex, check_local
 from echo_pl.io.atomic import remove_partials, write_json
-
-logger = logging.getLogger(__name__)
+from echo_pl.io.locks import LockedError, exclusive_lock
 
 PIPELINE_VERSION: Final = 2
 """Raised when the same settings make other bytes."""
@@ -134,7 +131,11 @@ def workplace(out: Path | str, plan: Plan) -> Iterator[Workplace | None]:
     if not work.is_dir() and (strangers := _strangers(folder)):
         raise ValueError(f"{folder} holds {strangers[0]!r} ({len(strangers)} in all); choose an empty folder")
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(work / "lock"):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive_lock(work / "lock"))
+        except LockedError:
+            raise ValueError(f"another process is making the corpus in {folder}; wait for it, or end it") from None
         _take_up(work, plan)
         remove_partials(folder)
         remove_partials(work)
@@ -174,17 +175,3 @@ def _compare(made: Mapping[str, object], asked: Plan, what: str, way_out: str) -
     if names:
         differences = ", ".join(f"{name} is {made.get(name)!r} there and {asked.get(name)!r} here" for name in names)
         raise ValueError(f"{what} made with other settings: {differences}; {way_out}")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is making the corpus in {path.parent.parent}; wait for it, or end it") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            logger.warning("%s is on a file system without locks: see that no other process makes this corpus", path)
-        yield

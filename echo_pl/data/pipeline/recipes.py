@@ -15,6 +15,7 @@ import numpy as np
 
 from echo_pl.data.pipeline.parts import Parts, RefusedError, built
 from echo_pl.io.atomic import atomic_file
+from echo_pl.io.stop_signals import check_stop
 from echo_pl.llm.chat import AnswerError
 from echo_pl.llm.endpoint import ChatEndpoint, EndpointSpec
 from echo_pl.llm.usage import Usage
@@ -232,6 +233,7 @@ class KeptVectors:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Vectors (texts, E)."""
+        check_stop()
         path = self._folder / f"{hashlib.sha256(json.dumps([self.name, *texts]).encode()).hexdigest()}.npy"
         if not path.is_file():
             with atomic_file(path, private=True) as file:

@@ -43,6 +43,7 @@ from echo_pl.data.pipeline.splits import Splitter, choose_splitter
 from echo_pl.data.pipeline.tokenizing import put_tokenizer
 from echo_pl.data.pipeline.translating import Translating
 from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.io.stop_signals import check_stop
 from echo_pl.io.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -265,6 +266,7 @@ class _Making:
         ) as bar:
 
             def advance(count: int) -> None:
+                check_stop()
                 bar.update(count)
 
             yield advance

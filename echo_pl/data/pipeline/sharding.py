@@ -31,6 +31,7 @@ from echo_pl.data.store.shard_writer import encode_study
 from echo_pl.data.store.study import Study
 from echo_pl.data.store.webdataset_secure import TarWriter
 from echo_pl.io.atomic import atomic_file, write_json
+from echo_pl.io.stop_signals import check_stop
 from echo_pl.reports.regions import SECTIONS
 from echo_pl.reports.report import NormalizedReport, RawReport
 from echo_pl.structs import ReportText
@@ -158,6 +159,7 @@ class Sharding:
 
     def _read(self, wanted: ShardSlice) -> Iterator[Entry]:
         for number, offset in wanted.places:
+            check_stop()
             path = chunk_path(self.general, 0) if number == GENERAL_FILE else chunk_path(self.entries, number)
             with path.open("rb") as file:  # nearly every study of a shard is in another one: too many to keep open
                 file.seek(offset)

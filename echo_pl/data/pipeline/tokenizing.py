@@ -15,6 +15,7 @@ from echo_pl.data.pipeline.parts import TrainTokenizer
 from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.data.store.shard_reader import IMAGE_SUFFIXES, read_samples
 from echo_pl.io.atomic import atomic_folder
+from echo_pl.io.stop_signals import check_stop
 from echo_pl.reports.response import FORMS, Language, format_response
 from echo_pl.structs import ReportText
 
@@ -45,6 +46,7 @@ def _texts(out: Path, index: CorpusIndex, most: int) -> Iterator[str]:
     seen = 0
     for shard in index.shards(split):
         for _, raw in read_samples(out, shard, range(min(shard.samples, most - seen)), passed_over=IMAGE_SUFFIXES):
+            check_stop()
             yield from _shown(json.loads(raw.fields["json"]))
             seen += 1
         if seen >= most:

@@ -102,7 +102,7 @@ class RemoteCorpus:
             index = self._read_index(place)
         for shards in index.splits.values():
             for shard in shards:
-                self.cache.refuse_too_large(shard)  # now, not when its turn comes
+                self.cache.check_fits(shard)  # now, not when its turn comes
         return index
 
     def _read_index(self, place: str) -> CorpusIndex:

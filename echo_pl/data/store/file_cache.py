@@ -38,7 +38,7 @@ class CacheFullError(ValueError):
     """There is no room: everything else in the cache is in use, or the file is larger than the cache."""
 
 
-class Known(Protocol):
+class CachedFile(Protocol):
     """A file known by its checksum."""
 
     @property
@@ -69,7 +69,7 @@ class FileCache:
         """sha256, inode and time of change of the files whose checksum this process has found right."""
 
     @contextmanager
-    def holding(self, file: Known, fetch: Fetch) -> Iterator[Path]:
+    def holding(self, file: CachedFile, fetch: Fetch) -> Iterator[Path]:
         """Hold a file: fetched if it is not there, and not evicted inside the ``with``.
 
         Args:
@@ -89,18 +89,16 @@ class FileCache:
         entry = self.folder / file.sha256
         path = entry / file.name.rsplit("/", 1)[-1]
         entry.mkdir(parents=True, exist_ok=True)
-        with _Lock(entry / _LOCK) as lock:
-            lock.share()
-            if not self._is_whole(path, file):
-                # Another lock: one who waited to own this one would wait for whoever holds the file, perhaps until he has read on.
-                with _Lock(entry / _FETCHING) as turn:
-                    turn.own()
-                    if not self._is_whole(path, file):
-                        self._bring(path, file, fetch)
+        with _locked(entry / _LOCK, fcntl.LOCK_SH):
+            if not self._is_complete(path, file):
+                # A lock of its own: an exclusive one on _LOCK would wait until all readers of the file have released it.
+                with _locked(entry / _FETCHING, fcntl.LOCK_EX):
+                    if not self._is_complete(path, file):
+                        self._download(path, file, fetch)
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # what was used last goes last
             yield entry
 
-    def refuse_too_large(self, file: Known) -> None:
+    def check_fits(self, file: CachedFile) -> None:
         """Refuse a file that never fits.
 
         Raises:
@@ -111,7 +109,7 @@ class FileCache:
                 f"{file.name} has {file.bytes} bytes, more than the cache may hold: raise data.cache_bytes={self.most_bytes}"
             )
 
-    def _is_whole(self, path: Path, file: Known) -> bool:
+    def _is_complete(self, path: Path, file: CachedFile) -> bool:
         found = _stat(path)
         if found is None or found.st_size != file.bytes:
             return False
@@ -123,7 +121,7 @@ class FileCache:
             self._checked.add(identity)
         return True
 
-    def _bring(self, path: Path, file: Known, fetch: Fetch) -> None:
+    def _download(self, path: Path, file: CachedFile, fetch: Fetch) -> None:
         partial = path.with_name(f"{path.name}.{file.bytes}{PARTIAL}")
         # What is damaged on this disk stays till it is replaced: others may hold it, and it is not counted meanwhile.
         self._make_room(partial, file)
@@ -148,11 +146,10 @@ class FileCache:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _make_room(self, partial: Path, file: Known) -> None:
+    def _make_room(self, partial: Path, file: CachedFile) -> None:
         """Evict until the file fits, and reserve its room by a partial file whose name says the size."""
-        self.refuse_too_large(file)
-        with _Lock(self.folder / _LOCK) as lock:
-            lock.own()
+        self.check_fits(file)
+        with _locked(self.folder / _LOCK, fcntl.LOCK_EX):
             cached = sorted(self._others(partial.parent), key=lambda other: other[1])
             over = sum(size for _, _, size in cached) + file.bytes - self.most_bytes
             for other, _, size in cached:
@@ -194,36 +191,21 @@ def _sha256(path: Path) -> str:
 
 def _evict(path: Path) -> bool:
     """Delete a file unless its entry is held."""
-    with _Lock(path.parent / _LOCK) as lock:
-        if not lock.own_if_free():
-            return False
-        path.unlink(missing_ok=True)
-        return True
+    try:
+        with _locked(path.parent / _LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            path.unlink(missing_ok=True)
+            return True
+    except BlockingIOError:
+        return False
 
 
-class _Lock:
-    """flock on a file that stays for ever: shared, or one's own."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> _Lock:
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_UN)  # said, as a process forked meanwhile has the same open file
-        os.close(self._file)
-
-    def share(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_SH)
-
-    def own(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def own_if_free(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+@contextmanager
+def _locked(path: Path, operation: int) -> Iterator[None]:
+    """Hold a lock of the kernel. filelock has no shared one that ends with its process."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, operation)
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)  # explicitly, as a process forked meanwhile has the same open file
+        os.close(file)
