@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from echo_pl.metrics.counted import CountedReports
+from echo_pl.metrics.counted import CountedReports, paired
 from echo_pl.metrics.rouge import ngrams
-from echo_pl.metrics.text import paired
 from echo_pl.metrics.words import Words
 
 ORDERS = (1, 2, 3, 4)

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from echo_pl.metrics.counted import PairMetric, mean_rows, ratio
+from echo_pl.metrics.counted import PairMetric, mean_rows, paired, ratio
 from echo_pl.metrics.rouge import ngrams
-from echo_pl.metrics.text import paired
 from echo_pl.metrics.words import Words
 
 ORDERS = (1, 2, 3, 4)

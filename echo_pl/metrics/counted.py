@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-
-from echo_pl.metrics.text import paired
 
 
 class ReportScore(Metric, ABC):
@@ -218,3 +217,14 @@ def ratio(part: Tensor, whole: Tensor, empty: float = 0.0) -> Tensor:
     tensor([0.5000, 1.0000])
     """
     return torch.where(whole > 0, part / whole.clamp(min=torch.finfo(whole.dtype).tiny), torch.full_like(part, empty))
+
+
+def paired(predictions: Sequence[Any], references: Sequence[Any]) -> zip[tuple[Any, Any]]:
+    """Pair predictions with references.
+
+    Raises:
+        ValueError: they differ in number, so that a report would be left out.
+    """
+    if len(predictions) != len(references):
+        raise ValueError(f"got {len(predictions)} predictions for {len(references)} references")
+    return zip(predictions, references, strict=True)

@@ -13,8 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from echo_pl.metrics.counted import CountedReports, MeanOfPairs, ratio
-from echo_pl.metrics.text import paired
+from echo_pl.metrics.counted import CountedReports, MeanOfPairs, paired, ratio
 from echo_pl.metrics.words import split_words
 
 POSITIVE = "positive"

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from echo_pl.metrics.counted import CountedReports, mean_rows, ratio
-from echo_pl.metrics.text import paired
+from echo_pl.metrics.counted import CountedReports, mean_rows, paired, ratio
 
 
 class Perplexity(CountedReports):

@@ -1,8 +1,8 @@
-"""ROUGE-1, ROUGE-2 and ROUGE-L in the two variants that reports are published with: pure functions over words.
+"""ROUGE-1, ROUGE-2 and ROUGE-L in the two variants of published report scores: pure functions over words.
 
-``google`` is what the package rouge-score computes (and torchmetrics), without stemming. ``paper`` is what the package rouge 1.0.1
-computes: sets of n-grams instead of multisets, full stops as sentence ends, a union of longest common subsequences. On the
-same reports the two differ by a third, so a score without its variant says nothing. Knows no tokenizer.
+``google`` is the variant of the package rouge-score (and torchmetrics), without stemming. ``paper`` is the variant of the package
+rouge 1.0.1: sets of n-grams instead of multisets, full stops as sentence ends, a union of longest common subsequences. On the same
+reports the two differ by a third, so a score is meaningless without its variant.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 from echo_pl.metrics.counted import MeanOfPairs
-from echo_pl.metrics.text import longest_common_subsequence
-from echo_pl.metrics.words import Words
+from echo_pl.metrics.words import Words, cut_words
 
 Order = Literal["1", "2", "l"]
 ORDERS: tuple[Order, ...] = ("1", "2", "l")
 _EPSILON = 1e-8
-"""What the package adds to the denominator of its F1."""
+"""The package adds it to the denominator of its F1."""
 
 
 def ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
-    """How often each run of ``order`` words stands in the text.
+    """Number of times that each run of ``order`` words occurs.
 
     >>> ngrams(["no", "no", "no"], 2)
     Counter({('no', 'no'): 2})
@@ -30,8 +29,25 @@ def ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[start : start + order]) for start in range(len(words) - order + 1))
 
 
+def longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
+    """Length of the longest common subsequence (the bit-vector recurrence of Hyyro, 2004).
+
+    >>> longest_common_subsequence("no pleural effusion seen".split(), "no effusion is seen".split())
+    3
+    """
+    places: dict[str, int] = {}
+    for index, word in enumerate(left):
+        places[word] = places.get(word, 0) | (1 << index)
+    full = (1 << len(left)) - 1
+    row = full  # a 0 at bit i: the row of the length table grows by one at column i
+    for word in right:
+        matched = row & places.get(word, 0)
+        row = ((row + matched) | (row - matched)) & full
+    return len(left) - row.bit_count()
+
+
 def google_rouge(predicted: Sequence[str], wanted: Sequence[str], order: Order) -> float:
-    """F1 of common n-grams (as multisets), or of the longest common subsequence; 0 where either has none.
+    """F1 of common n-grams (as multisets), or of the longest common subsequence; 0 if either text has none.
 
     >>> google_rouge("no pleural effusion".split(), "no effusion".split(), "1")
     0.8
@@ -44,8 +60,19 @@ def google_rouge(predicted: Sequence[str], wanted: Sequence[str], order: Order) 
     return 2 * common / (left + right) if common else 0.0
 
 
+def rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L of texts of any language: :func:`google_rouge` over :func:`~echo_pl.metrics.words.cut_words`.
+
+    >>> rouge_l("No pleural effusion.", "No pleural effusion or pneumothorax.")
+    0.75
+    >>> rouge_l("", "No pleural effusion.")
+    0.0
+    """
+    return google_rouge(cut_words(prediction), cut_words(reference), "l")
+
+
 def paper_rouge(prediction: str, reference: str, order: Order) -> float:
-    """F1 as the package rouge 1.0.1 computes it from texts whose words are separated by spaces; 0 where either has no words.
+    """F1 of the package rouge 1.0.1 for texts whose words are separated by spaces; 0 if either text has no words.
 
     >>> round(paper_rouge("no effusion . no effusion .", "no effusion .", "1"), 6)
     1.0
@@ -58,9 +85,9 @@ def paper_rouge(prediction: str, reference: str, order: Order) -> float:
         for wanted in theirs:
             for predicted in ours:
                 union |= paper_subsequence(wanted, predicted)
-        common, left, right = len(union), len(_flat(ours)), len(_flat(theirs))
+        common, left, right = len(union), len(set(_flat(ours))), len(set(_flat(theirs)))
     else:
-        grams, wanted_grams = set(ngrams(_flat_list(ours), int(order))), set(ngrams(_flat_list(theirs), int(order)))
+        grams, wanted_grams = set(ngrams(_flat(ours), int(order))), set(ngrams(_flat(theirs), int(order)))
         common, left, right = len(grams & wanted_grams), len(grams), len(wanted_grams)
     precision = common / left if left else 0.0
     recall = common / right if right else 0.0
@@ -68,9 +95,9 @@ def paper_rouge(prediction: str, reference: str, order: Order) -> float:
 
 
 def paper_sentences(text: str) -> list[list[str]]:
-    """Sentences end at full stops, those of numbers too, and words at spaces; other punctuation is part of its word.
+    """Split at full stops, also those of numbers, and then at spaces; other punctuation is part of its word.
 
-    A stretch of spaces between two full stops is a sentence of one empty word, as in the package.
+    Spaces between two full stops are a sentence of one empty word, as in the package.
     """
     if not text.replace(".", " ").strip():
         return []
@@ -78,10 +105,10 @@ def paper_sentences(text: str) -> list[list[str]]:
 
 
 def paper_subsequence(wanted: Sequence[str], predicted: Sequence[str]) -> set[str]:
-    """The words of one longest common subsequence; of several the one that the package finds.
+    """Words of one longest common subsequence; of several the one that the package finds.
 
-    Which one matters, as words are counted once: from the ends of both, a word of the reference is given up only where that
-    alone keeps the length.
+    The choice matters, because each word is counted once. Going back from both ends, a word of the reference is skipped only if
+    skipping a word of the prediction would shorten the subsequence.
     """
     table = [[0] * (len(predicted) + 1) for _ in range(len(wanted) + 1)]
     for i, word in enumerate(wanted, 1):
@@ -124,9 +151,5 @@ def _spaces(words: Words) -> str:
     return "lower case, spaces" if words.name.endswith("runs") else words.name.replace("no punctuation", "punctuation kept")
 
 
-def _flat_list(sentences: Sequence[Sequence[str]]) -> list[str]:
+def _flat(sentences: Sequence[Sequence[str]]) -> list[str]:
     return [word for sentence in sentences for word in sentence]
-
-
-def _flat(sentences: Sequence[Sequence[str]]) -> set[str]:
-    return set(_flat_list(sentences))

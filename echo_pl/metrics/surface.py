@@ -1,31 +1,61 @@
-"""How a report looks, whatever it says: empty, too long, words twice, phrases twice, words that nobody writes.
+"""Form of a report, whatever its content: empty, too long, duplicate words, repeated phrases, words of no training report.
 
-One-step decoding fails on the surface first (METHOD.md 5). None of these scores looks at meaning, and all but the length ratio
-leave the reference alone. An empty report has no faulty words, so every one of them is read beside ``empty``.
+One-step decoding fails in its form first (docs/explain/method.md, "Evaluation"). None of these scores depends on meaning, and only
+the length ratio uses the reference. An empty report has no wrong words, so read every score beside ``empty``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from echo_pl.metrics.counted import CountedReports, MeanOfPairs, ratio
-from echo_pl.metrics.text import duplicate_share, paired, repeated_share
-from echo_pl.metrics.words import Words
+from echo_pl.metrics.counted import CountedReports, MeanOfPairs, paired, ratio
+from echo_pl.metrics.words import Words, cut_words
 from echo_pl.reports.sentences import split_at_marks
+
+Split = Callable[[str], list[str]]
+"""From a text to its words."""
+
+
+def duplicate_word_rate(text: str, split: Split = cut_words) -> float:
+    """Share of words equal to the word just before them in their sentence, the typical failure of one-step decoding.
+
+    A sentence may begin with the last word of the sentence before it, as findings and impressions of good reports do.
+
+    >>> duplicate_word_rate("The the heart is is normal")
+    0.3333333333333333
+    >>> duplicate_word_rate("Left rib fracture. Fracture of a rib.")
+    0.0
+    """
+    sentences = [split(sentence) for sentence in split_at_marks(text)]
+    words = sum(map(len, sentences))
+    duplicates = sum(left == right for sentence in sentences for left, right in pairwise(sentence))
+    return duplicates / words if words else 0.0
+
+
+def repetition_rate(text: str, split: Split = cut_words, order: int = 4) -> float:
+    """Share of the n-grams of ``order`` words that occur earlier in the same report.
+
+    >>> repetition_rate("no effusion is seen no effusion is seen")
+    0.2
+    """
+    words = split(text)
+    grams = [tuple(words[start : start + order]) for start in range(len(words) - order + 1)]
+    return (len(grams) - len(set(grams))) / len(grams) if grams else 0.0
 
 
 class WordRatio(CountedReports):
     """A ratio of two counts of words, both summed over the corpus.
 
     Args:
-        name: of the figure.
+        name: name of the score.
         counts: from the words of prediction and reference to part and whole.
         words: how texts become words.
         variant: see :class:`~echo_pl.metrics.counted.ReportScore`; the words are added.
-        higher_is_better: which of two values is the better one.
+        higher_is_better: None if neither direction is better.
         sync_on_compute: sum over ranks.
     """
 
@@ -53,24 +83,24 @@ class WordRatio(CountedReports):
         return torch.tensor(counts, dtype=torch.float64).reshape(-1, 2)
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """Part over whole; 0 where there is no whole."""
+        """Part over whole; 0 if the whole is 0."""
         return {self.names[0]: ratio(sums[..., 0], sums[..., 1])}
 
 
 def length_ratio(words: Words) -> WordRatio:
-    """Words of all predictions over words of all references: above 1 they are longer."""
+    """Words of all predictions over words of all references; above 1 the predictions are longer."""
     return WordRatio(
         "length_ratio", lambda ours, theirs: (len(ours), len(theirs)), words, "length_ratio|sum over sum", higher_is_better=None
     )
 
 
 def non_word_rate(words: Words, vocabulary: Collection[str], name: str) -> WordRatio:
-    """Share of generated words that no training report has; numbers are never counted as such.
+    """Share of generated words that occur in no training report; numbers never count.
 
     Args:
         words: how texts become words; the vocabulary was made with the same.
         vocabulary: words of the training reports, lower-cased.
-        name: where the vocabulary comes from.
+        name: source of the vocabulary.
 
     Raises:
         ValueError: the vocabulary is empty.
@@ -95,12 +125,14 @@ def surface_metrics(words: Words) -> list[CountedReports]:
 
         return MeanOfPairs(name, score, f"{name}|{detail}|words:{words.name}|mean:reports|v{version}", False)
 
-    def duplicates(report: str) -> float:
-        return duplicate_share([words.split(sentence) for sentence in split_at_marks(report)])
-
     return [
         of_report("empty", lambda report: float(not words.split(report)), "no word"),
         length_ratio(words),
-        of_report("duplicate_word_rate", duplicates, "the same word twice in a row of a sentence", version=2),
-        of_report("repetition_rate", lambda report: repeated_share(words.split(report)), "4-grams seen before in the report"),
+        of_report(
+            "duplicate_word_rate",
+            lambda report: duplicate_word_rate(report, words.split),
+            "the same word twice in a row of a sentence",
+            version=2,
+        ),
+        of_report("repetition_rate", lambda report: repetition_rate(report, words.split), "4-grams seen before in the report"),
     ]

@@ -1,6 +1,6 @@
-"""How a text becomes words: one splitter per language, with a name for signatures.
+"""Splitting a text into words: one splitter per language, with a name for signatures.
 
-Chinese has no spaces: jieba cuts it (METHOD.md 5). jieba is an optional extra and is imported when it is first asked for.
+Chinese has no spaces, so jieba cuts it. jieba is an optional extra and is imported at its first use.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def split_words(text: str) -> list[str]:
 
 
 def cut_words(text: str) -> list[str]:
-    """:func:`split_words` for text of any language: runs of ideographs are cut by jieba where it is installed (:func:`how_cut`).
+    """:func:`split_words` for text of any language: jieba cuts runs of ideographs, if it is installed (:func:`cut_words_variant`).
 
     >>> cut_words("The heart-size is normal.")
     ['the', 'heart', 'size', 'is', 'normal']
     """
     words: list[str] = []
     for run in _RUN.findall(text.lower()):
-        if not _WORD.fullmatch(run) and (cut := _jieba_if_there()) is not None:
+        if not _WORD.fullmatch(run) and (cut := _jieba_or_none()) is not None:
             words += cut.lcut(run)
         elif "\u4e00" <= run[0] <= "\u9fff":
             words += run
@@ -41,30 +41,26 @@ def cut_words(text: str) -> list[str]:
     return words
 
 
-def how_cut() -> str:
-    """What :func:`cut_words` does, for signatures."""
-    cut = _jieba_if_there()
+def cut_words_variant() -> str:
+    """Variant of :func:`cut_words`, for signatures."""
+    cut = _jieba_or_none()
     return f"alphanumeric runs, ideographs {'single (no jieba)' if cut is None else f'by jieba {cut.__version__}'}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """A splitter and what it is called."""
+    """A splitter and its name."""
 
     name: str
-    """With the version where a library does it."""
+    """With the version of a library."""
     split: Callable[[str], list[str]]
-    """A text as words, lower-cased, without punctuation: what most scores read."""
+    """From a text to its words, lower-cased, without punctuation."""
     spaced: Callable[[str], str]
-    """The text lower-cased with a space between words, punctuation kept: what a score reads that splits at spaces itself."""
+    """From a text to the lower-cased text with a space between words, punctuation kept: for scores that split at spaces."""
 
 
 def words_of(language: str) -> Words:
-    """The splitter of a language.
-
-    Raises:
-        ValueError: no such language, or jieba is missing.
-    """
+    """Splitter of a language; raises ValueError for an unknown language, or if jieba is missing."""
     if language == "en":
         return Words(name="lower case, alphanumeric runs", split=split_words, spaced=_lower)
     if language == "zh":
@@ -87,18 +83,18 @@ def _chinese() -> Words:
 
 
 def _jieba() -> Any:
-    cut = _jieba_if_there()
+    cut = _jieba_or_none()
     if cut is None:
         raise ValueError("scores of Chinese reports need jieba, which is not installed: pip install 'echo-pl[zh]'")
     return cut
 
 
-def _jieba_if_there() -> Any:
+def _jieba_or_none() -> Any:
     try:
         import jieba
     except ImportError:
         return None
-    jieba.setLogLevel(logging.WARNING)  # it announces its dictionary on stderr
+    jieba.setLogLevel(logging.WARNING)  # else it logs to stderr while it loads its dictionary
     return jieba
 
 

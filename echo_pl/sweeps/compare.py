@@ -28,12 +28,11 @@ from echo_pl.config.errors import reported
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.io.command_line import command_line
 from echo_pl.runs.run import silence_noisy_loggers
-from echo_pl.sweeps.contrasts import Contrast, Drop, contrasts, drops
+from echo_pl.sweeps.contrasts import Contrast, Drop, StudyCounts, contrasts, drops
 from echo_pl.sweeps.pareto import Group, Key, Measured, group
 from echo_pl.sweeps.pareto_report import SweepComparison
 from echo_pl.sweeps.plan import STUDIES
 from echo_pl.sweeps.record import BASE, CELL, ERROR, SWEEP, children
-from echo_pl.sweeps.study_counts import StudyCounts
 from echo_pl.tracking.upload import bound_retries
 
 QUALITIES = ("finding_f1", "rouge_l")

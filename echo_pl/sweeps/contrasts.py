@@ -1,24 +1,110 @@
-"""Cells of a sweep against each other: what a student loses against its own AR model, and whether one objective beats another.
+"""Cells of a sweep against each other: the loss of a student against its own AR model, and tests of one objective against another.
 
-The first is a mean over training seeds. The second is a paired randomisation test over all reports of all seeds: of each seed the
-two students decode the same studies, and have the same teacher unless data or teacher is what they differ in. Knows cells and
-counts, not where they come from.
+The first is a mean over training seeds. The second is a paired randomisation test over all reports of all seeds, on counts by study
+that are stored beside a checkpoint's scores. Both students of a seed decode the same studies, and have the same teacher unless data
+or teacher is the difference. The counts hold no words of reports. Shapes: N studies, K counts.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from echo_pl.evaluation.harness import MethodScores
+from echo_pl.io.atomic import write_text_atomic
+from echo_pl.metrics.counted import paired, ratio
 from echo_pl.metrics.statistics import Comparison, compare, holm
+from echo_pl.metrics.suite import JUDGED_COUNTS, report_counts, report_scores, report_words
+from echo_pl.reports.report import ReportJudge
+from echo_pl.structs import ReportText
 from echo_pl.sweeps.pareto import Key, Mean, Measured, label, mean
-from echo_pl.sweeps.study_counts import StudyCounts
 
+COUNTS = ("reports", "rouge_l", "duplicate_word_rate", "stopped", "empty", "unparsable")
+"""Counts without a judge."""
 TESTED = ("finding_f1", "rouge_l", "valid_sentences", "valid_reports")
 """Scores that are tested."""
 NOT_DISTILLED = ("ar", "teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCounts:
+    """Of one model, by study."""
+
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    rows_NK: Tensor
+    """float64, a row for each key and a column for each name."""
+    references: str = ""
+    """Fingerprint of the reports that these were scored against."""
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    """Variant of every score."""
+
+    def figures(self, sums: Tensor) -> dict[str, Tensor]:
+        """From sums of rows (..., K) to scores (...), each under the name that it has in ``summary.json``."""
+        column = dict(zip(self.names, sums.unbind(-1), strict=True))
+        shares = {name: ratio(column[name], column["reports"]) for name in ("stopped", "empty", "unparsable")}
+        return report_scores(column) | shares
+
+    def save(self, path: Path) -> None:
+        """Write as JSON: keys, and a list of numbers for each name."""
+        columns = {name: self.rows_NK[:, place].tolist() for place, name in enumerate(self.names)}
+        about = {"references": self.references, "signatures": dict(self.signatures)}
+        write_text_atomic(path, json.dumps(about | {"keys": list(self.keys), "counts": columns}) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> StudyCounts:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: it is damaged.
+            FileNotFoundError: it is not there.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            keys, columns, signatures = tuple(content["keys"]), content["counts"], dict(content["signatures"])
+            references = str(content["references"])
+            rows_NK = torch.tensor([columns[name] for name in columns], dtype=torch.float64).T.contiguous()
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it, and start the sweep again, which measures anew") from error
+        if not set(COUNTS) <= set(columns) or len(keys) != len(rows_NK):
+            raise ValueError(f"{path} is damaged: remove it, and start the sweep again, which measures anew")
+        return cls(keys=keys, names=tuple(columns), rows_NK=rows_NK, references=references, signatures=signatures)
+
+
+def study_counts(outcome: MethodScores, references: Sequence[ReportText], judge: ReportJudge | None) -> StudyCounts:
+    """What each report of an evaluation counts for.
+
+    Args:
+        outcome: decoded reports and their results.
+        references: of the same studies, in the same order.
+        judge: parses reports; None leaves what is judged out.
+
+    Raises:
+        ValueError: there are more or fewer references than reports.
+    """
+    names = COUNTS if judge is None else COUNTS + JUDGED_COUNTS
+    stopped = torch.cat([result.stopped_B for result in outcome.results]).tolist()
+    rows = []
+    for ended, unparsable, (report, reference) in zip(
+        stopped, outcome.unparsable, paired(outcome.reports, references), strict=True
+    ):
+        flags = {"stopped": float(ended), "empty": float(not report_words(report)), "unparsable": float(unparsable)}
+        counts = report_counts(report, reference, judge) | flags
+        rows.append([counts[name] for name in names])
+    texts = [[key, reference.findings, reference.impression] for key, reference in zip(outcome.keys, references, strict=True)]
+    return StudyCounts(
+        keys=outcome.keys,
+        names=names,
+        rows_NK=torch.tensor(rows, dtype=torch.float64),
+        references=hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16],
+        signatures=outcome.signatures,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ from echo_pl.io.atomic import write_json
 from echo_pl.io.locks import LockedError, exclusive_lock
 from echo_pl.runs.run import prepare, run
 from echo_pl.structs import ReportText
+from echo_pl.sweeps.contrasts import study_counts
 from echo_pl.sweeps.plan import SCORES, STUDIES, Part, measurement, parts
-from echo_pl.sweeps.study_counts import study_counts
 
 
 def carry_out(config: DictConfig) -> None:

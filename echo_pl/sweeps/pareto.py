@@ -1,6 +1,6 @@
-"""Cells of a sweep in groups of seeds: means with intervals, and which groups nothing beats in quality and speed at once.
+"""Cells of a sweep grouped over seeds: means with intervals, and the Pareto front of quality and speed.
 
-Knows numbers and names only. An interval here says how a figure varies over training seeds, not over reports.
+An interval describes the variation of a score over training seeds, not over reports.
 """
 
 from __future__ import annotations
@@ -10,28 +10,30 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.stats import t as student_t
+
 Key = tuple[str, str, int]
 """Objective, variant, block size."""
 FASTER = {"tps": True, "nfe": False, "forwards_per_block": False}
-"""Speed by name -> whether more of it is better."""
+"""True for the measures of speed that are better when larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One cell that has its scores."""
+    """One cell with its scores."""
 
     key: Key
     seed: int
     scores: Mapping[str, float]
     name: str = ""
-    """Of the cell."""
+    """Name of the cell."""
     base: str | None = None
-    """Name of the AR model that it comes from; None: not known."""
+    """Name of the AR model that it comes from; None: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """Over seeds."""
+    """Mean over seeds."""
 
     value: float
     low: float
@@ -50,12 +52,12 @@ class Group:
 
     @property
     def label(self) -> str:
-        """What people read."""
+        """Name in tables and plots."""
         return label(self.key)
 
 
 def label(key: Key) -> str:
-    """Of a group, as people read it.
+    """Name of a group in tables and plots.
 
     >>> label(("ce", "", 8)), label(("ar", "for raw", 1))
     ('ce, L=8', 'ar (for raw)')
@@ -69,7 +71,7 @@ def group(cells: Iterable[Measured], names: Sequence[str], level: float = 0.95) 
     """Means of the named scores over seeds, by block size, then by name; a score that any seed lacks is left out.
 
     Raises:
-        ValueError: two cells of one group have the same seed; the level is none.
+        ValueError: two cells of one group have the same seed, or the level is not between 0 and 1.
     """
     if not 0.0 < level < 1.0:
         raise ValueError(f"the level of an interval must be between 0 and 1, got {level}")
@@ -100,41 +102,16 @@ def mean(values: Sequence[float], level: float) -> Mean:
     middle = statistics.fmean(values)
     if len(values) < 2:
         return Mean(value=middle, low=math.nan, high=math.nan, seeds=len(values))
-    half = student_quantile(0.5 + level / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(student_t.ppf(0.5 + level / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return Mean(value=middle, low=middle - half, high=middle + half, seeds=len(values))
 
 
-def student_quantile(share: float, freedom: int) -> float:
-    """Of Student's t distribution with so many degrees of freedom, for a share of at least one half, by bisection."""
-    low, high = 0.0, 1.0
-    while _student_share(high, freedom) < share:
-        high *= 2.0
-    for _ in range(100):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if _student_share(middle, freedom) < share else (low, middle)
-    return high
-
-
-def _student_share(t: float, freedom: int) -> float:
-    """P(T <= t) for t >= 0 (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2 == 1
-    term = cosine if odd else 1.0
-    total = term if not odd or freedom > 1 else 0.0
-    for place in range(3 if odd else 2, freedom - 1, 2):
-        term *= cosine * cosine * (place - 1) / place
-        total += term
-    both = (2.0 / math.pi) * (angle + sine * total) if odd else sine * total
-    return 0.5 + both / 2.0
-
-
 def front(groups: Sequence[Group], quality: str, speed: str) -> list[Group]:
-    """Groups that no other is at least as good as in both means and better in one, the fastest last.
+    """Groups that no other group beats in one mean without losing in the other, the fastest last.
 
     Args:
-        groups: those without one of the two scores are left out.
-        quality: name of a score that is better when larger.
+        groups: a group without one of the two scores is left out.
+        quality: a score that is better when larger.
         speed: one of :data:`FASTER`.
     """
     sign = 1.0 if FASTER[speed] else -1.0

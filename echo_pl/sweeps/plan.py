@@ -22,7 +22,7 @@ from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.distill.decoder import student_decode
 from echo_pl.io.run_folders import FINAL, read_info
-from echo_pl.metrics.words import how_cut
+from echo_pl.metrics.words import cut_words_variant
 from echo_pl.sampling.student import StudentDecode
 
 PartStage = Literal["warmup", "pretrain", "rad", "trajectories", "dcd"]
@@ -33,7 +33,7 @@ FIRST_STUDENT = "ce"
 SCORES = "sweep_scores.json"
 """In a run folder: what its final checkpoint got on held-out studies."""
 STUDIES = "sweep_studies.json"
-"""Beside it: what each of those studies counts for (:mod:`echo_pl.sweeps.study_counts`)."""
+"""Beside it: what each of those studies counts for (:mod:`echo_pl.sweeps.contrasts`)."""
 MEASURED = ("studies", "batch_size", "timed_studies", "split")
 """What of ``sweep`` decides the scores."""
 _MEASUREMENT = 4
@@ -105,7 +105,7 @@ def measurement(config: DictConfig) -> dict[str, Any]:
     asked = {name: config.sweep[name] for name in MEASURED} | {"version": _MEASUREMENT}
     # English words are cut alike everywhere, Chinese ones as what is installed can do.
     is_english = config.data.language == "en" and not config.data.get("corpora")
-    return asked if is_english else asked | {"words": how_cut()}
+    return asked if is_english else asked | {"words": cut_words_variant()}
 
 
 def parts(config: DictConfig) -> list[Part]:

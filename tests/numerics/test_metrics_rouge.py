@@ -7,7 +7,7 @@ import random
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from echo_pl.metrics.text import longest_common_subsequence, rouge_l
+from echo_pl.metrics.rouge import longest_common_subsequence, rouge_l
 
 WORDS = ["the", "heart", "is", "enlarged", "no", "pleural", "effusion", "or", "pneumothorax", "lungs", "are", "clear"]
 

@@ -7,7 +7,7 @@ import torch
 from evaluation_fakes import REPORTS, FakeJudge, FakeSampler, batches, detokenize, tokenize
 
 from echo_pl.evaluation.harness import evaluate
-from echo_pl.sweeps.study_counts import StudyCounts, study_counts
+from echo_pl.sweeps.contrasts import StudyCounts, study_counts
 
 
 class MisSampler(FakeSampler):

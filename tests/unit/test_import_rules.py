@@ -121,6 +121,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "matplotlib": ("echo_pl.evaluation", "echo_pl.sweeps"),
     "rich": ("callbacks",),
     "pydicom": ("echo_pl.data.images.dicom",),
+    "scipy": ("echo_pl.sweeps.pareto",),
     "jinja2": ("echo_pl.pages",),
     "markupsafe": ("echo_pl.sweeps.pareto_report",),
     "PIL": ("echo_pl.pages", "echo_pl.data", "echo_pl.evaluation", "echo_pl.bench.data"),

@@ -1,26 +1,45 @@
+"""Text scores of one report, and their sums over reports and ranks."""
+
 from __future__ import annotations
 
 import sys
 
 import pytest
 import torch
+from evaluation_fakes import Parsed
 
-from echo_pl.metrics.text import (
-    DuplicateWordRate,
-    RepetitionRate,
-    RougeL,
-    duplicate_word_rate,
-    repetition_rate,
-    rouge_l,
-)
+from echo_pl.metrics.rouge import rouge_l
+from echo_pl.metrics.suite import ReportSuite, ReportSums, report_counts, report_scores
+from echo_pl.metrics.surface import duplicate_word_rate, repetition_rate
 from echo_pl.metrics.words import cut_words, split_words
+from echo_pl.structs import ReportText
+
+NONE: frozenset[str] = frozenset()
+
+
+def report(text: str) -> ReportText:
+    return ReportText(findings=text, impression="")
+
+
+class SetJudge:
+    """Parses "a b" into the findings a and b; the words x and y are valid sentences, z is not."""
+
+    signature = "words"
+
+    def parse(self, report: ReportText) -> Parsed:
+        words = report.findings.split()
+        sentences = tuple((word, word != "z") for word in words if word in "xyz")
+        return Parsed(frozenset(words) - set("xyz"), sentences, bool(words) and "z" not in words)
+
+
+def scores(predictions: list[str], references: list[str], judge: SetJudge | None = None) -> dict[str, float]:
+    metric = ReportSums(judge)
+    metric.update([report(text) for text in predictions], [report(text) for text in references])
+    return {name: float(value) for name, value in metric.compute().items()}
 
 
 def test_an_empty_prediction_scores_zero_and_is_counted() -> None:
-    metric = RougeL()
-    metric.update(["no effusion"], ["no effusion"])
-    metric.update([""], ["no effusion"])
-    assert float(metric.compute()) == 0.5
+    assert scores(["no effusion", ""], ["no effusion", "no effusion"])["rouge_l"] == 0.5
 
 
 def test_an_empty_text_has_no_rate() -> None:
@@ -35,15 +54,15 @@ def test_ideographs_are_cut_by_jieba() -> None:
     assert rouge_l("心影增大", "心影正常") == 0.5
     assert rouge_l("心影增大", "双影正常") == 0.0, "no word in common, though an ideograph"
     assert duplicate_word_rate("心影心影正常") == pytest.approx(1 / 3)
-    for metric in (RougeL(), DuplicateWordRate(), RepetitionRate()):
-        assert "words:alphanumeric runs, ideographs by jieba 0." in metric.signature
+    for name in ("rouge_l", "duplicate_word_rate", "repetition_rate"):
+        assert "words:alphanumeric runs, ideographs by jieba 0." in ReportSuite().signatures[name]
 
 
-def test_without_jieba_ideographs_are_words_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_jieba_ideographs_are_words_and_the_signature_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jieba", None)
     assert cut_words("胸部X光 clear") == split_words("胸部X光 clear") == ["胸", "部", "x", "光", "clear"]
     assert rouge_l("心影增大", "心影正常") == 0.5
-    assert "ideographs single (no jieba)" in RougeL().signature
+    assert "ideographs single (no jieba)" in ReportSuite().signatures["rouge_l"]
 
 
 def test_rates() -> None:
@@ -55,27 +74,44 @@ def test_rates() -> None:
     assert repetition_rate("a b c d a b c d a b c d") == pytest.approx(5 / 9)
 
 
-@pytest.mark.parametrize("metric", [DuplicateWordRate(), RepetitionRate()])
-def test_rates_are_means_over_reports(metric: DuplicateWordRate | RepetitionRate) -> None:
+@pytest.mark.parametrize("name", ["duplicate_word_rate", "repetition_rate"])
+def test_rates_are_means_over_reports(name: str) -> None:
     loop = "a a a a a a a a"
-    metric.update([loop])
-    alone = metric.compute()
-    metric.update(["plain words"])
-    assert torch.isclose(metric.compute(), alone / 2)
+    assert scores([loop, "plain words"], ["", ""])[name] == pytest.approx(scores([loop], [""])[name] / 2)
 
 
-def test_a_report_may_not_be_left_out() -> None:
+def test_every_report_needs_a_reference() -> None:
     with pytest.raises(ValueError, match="2 predictions for 1 references"):
-        RougeL().update(["a", "b"], ["a"])
+        scores(["a", "b"], ["a"])
 
 
-def test_states_are_summed_over_ranks() -> None:
-    """Two ranks with different numbers of reports give the mean over all reports, not the mean of their means."""
-    ranks = [RougeL(), RougeL()]
-    ranks[0].update(["a"], ["a"])
-    ranks[1].update(["b", "b", "b"], ["a", "a", "a"])
-    merged = RougeL()
+def test_finding_f1_pools_counts_over_reports() -> None:
+    judge = SetJudge()
+    assert scores(["a b", "", "c"], ["a", "d e", "c"], judge)["finding_f1"] == pytest.approx(4 / 7)  # 2 hits, 1 extra, 2 missed
+    assert scores([""], [""], judge)["finding_f1"] == 1.0
+    assert scores([""], ["a"], judge)["finding_f1"] == 0.0
+    assert scores(["a"], [""], judge)["finding_f1"] == 0.0
+
+
+def test_an_empty_report_is_one_invalid_sentence() -> None:
+    found = scores(["x y z", ""], ["", ""], SetJudge())
+    assert found["valid_sentences"] == 0.5
+    assert scores(["", "x"], ["", ""], SetJudge())["valid_reports"] == 0.5
+
+
+def test_sums_of_two_ranks_give_the_mean_over_all_reports() -> None:
+    """Ranks with different numbers of reports give the mean over reports, not the mean of their means."""
+    ranks = [ReportSums(None), ReportSums(None)]
+    ranks[0].update([report("a")], [report("a")])
+    ranks[1].update([report("b")] * 3, [report("a")] * 3)
+    merged = ReportSums(None)
     for name, reduce in merged._reductions.items():
         setattr(merged, name, reduce(torch.stack([getattr(rank, name) for rank in ranks])))
     merged._update_count = 1
-    assert float(merged.compute()) == 0.25
+    assert float(merged.compute()["rouge_l"]) == 0.25
+
+
+def test_scores_of_nothing_are_zero_and_nothing_to_find_is_one() -> None:
+    counts = report_counts(report(""), report(""), SetJudge())
+    found = report_scores({name: torch.tensor(0.0, dtype=torch.float64) for name in counts})
+    assert {name: float(value) for name, value in found.items() if value} == {"finding_f1": 1.0}

@@ -13,10 +13,10 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
+from echo_pl.metrics.suite import JUDGED_COUNTS
 from echo_pl.sweeps.compare import main
-from echo_pl.sweeps.contrasts import contrasts
+from echo_pl.sweeps.contrasts import COUNTS, StudyCounts, contrasts
 from echo_pl.sweeps.pareto import Measured
-from echo_pl.sweeps.study_counts import COUNTS, JUDGED, StudyCounts
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,9 @@ def counts(right: int, rouge: float, references: str = "of the corpus") -> Study
     """Of a model that finds the one finding of so many of 40 studies, and nothing else; every report has the same ROUGE-L."""
     hits = [float(place < right) for place in range(40)]
     rows = [[1.0, rouge, 0.0, 1.0, 0.0, 0.0, hit, 0.0, 1.0 - hit, 2.0, 2.0, 1.0] for hit in hits]
-    return StudyCounts(keys=KEYS, names=COUNTS + JUDGED, rows_NK=torch.tensor(rows, dtype=torch.float64), references=references)
+    return StudyCounts(
+        keys=KEYS, names=COUNTS + JUDGED_COUNTS, rows_NK=torch.tensor(rows, dtype=torch.float64), references=references
+    )
 
 
 @pytest.fixture(scope="module")

@@ -302,7 +302,7 @@ def test_chinese_is_measured_anew_where_it_is_cut_otherwise(monkeypatch, data_ro
         return sweep_plan.measurement(compose_config([f"data_root={data_root}", *OWN, *overrides]))
 
     english, chinese = asked(), asked("data.language=zh")
-    monkeypatch.setattr(sweep_plan, "how_cut", lambda: "otherwise")
+    monkeypatch.setattr(sweep_plan, "cut_words_variant", lambda: "otherwise")
     assert asked() == english
     assert asked("data.language=zh") != chinese
 
