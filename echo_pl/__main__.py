@@ -1,58 +1,49 @@
-"""``echo-pl`` and ``python -m echo_pl``: compose the configuration under ``experiments/`` and run it, or one of :data:`COMMANDS`.
-
-Tools stand beside it: ``python -m echo_pl.cli.<name> --help``.
-"""
+"""`echo-pl` and `python -m echo_pl`: the command tree."""
 
 from __future__ import annotations
 
-import importlib
 import sys
+from typing import Annotated
 
-import hydra
-from hydra.core.plugins import Plugins
-from omegaconf import DictConfig
+import typer
 
-from echo_pl.config.compose import EXPERIMENTS
-from echo_pl.config.errors import reported
-from hydra_plugins.echo_pl_sweeper import ChainSweeper
+from echo_pl import __version__
+from echo_pl.cli import bench, checkpoint, compare, corpus, demo, evaluate, mlflow, old_spellings, plan, train, trajectories
+from echo_pl.cli.grammar import tree
 
-COMMANDS = {
-    "prepare": "echo_pl.cli.corpus_prepare",
-    "view": "echo_pl.cli.corpus_view",
-    "collect": "echo_pl.distill.collect_trajectories",
-    "gap": "echo_pl.distill.gap",
-    "evaluate": "echo_pl.cli.evaluate",
-    "compare": "echo_pl.sweeps.compare",
-    "upload": "echo_pl.cli.mlflow_upload",
-}
-"""First words of a command line that are no override: each is a tool with options of its own, and nothing is composed."""
+app = tree("Train, distil, decode and evaluate block-diffusion models that write chest X-ray reports.")
+for each in (train, compare, demo, evaluate, corpus, trajectories, checkpoint, bench, plan, mlflow):
+    each.add_commands(app)
 
 
-@hydra.main(version_base="1.3", config_path=str(EXPERIMENTS), config_name="config")
-def _run(config: DictConfig) -> None:
-    from echo_pl.distributed.agree import together
-    from echo_pl.runs.checkpointing import StoppedError  # after Hydra has answered --help: importing torch takes seconds
-    from echo_pl.runs.run import run
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"echo-pl {__version__}")
+        raise typer.Exit
 
-    if config.get("sweep") is not None:  # a job among others: what it raises is the sweeper's, which names it at the end
-        from echo_pl.sweeps.job import carry_out
 
-        carry_out(config)
-        return
-    try:
-        with reported(), together():
-            run(config)
-    except StoppedError as stopped:
-        print(f"echo-pl: {stopped}", file=sys.stderr)
-        raise SystemExit(128 + stopped.number) from None
+@app.callback(
+    epilog="\b\nExamples:\n  echo-pl demo\n  echo-pl train stage=rad block_size=8\n\n"
+    "Exit status: 0 done, 1 failed, 2 wrong usage, 3 done with rejects, 128 + n ended by signal n."
+)
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None: ...
 
 
 def main() -> None:
     """Entry point of the console script."""
-    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
-        raise SystemExit(importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:]))
-    Plugins.instance().register(ChainSweeper)  # an editable installation is not where Hydra looks for plugins
-    _run()
+    arguments = old_spellings.translate(sys.argv[1:])
+    if arguments and _is_configuration(arguments[0]):
+        arguments = ["train", *arguments]
+    app(arguments, prog_name="echo-pl")
+
+
+def _is_configuration(first: str) -> bool:
+    """Return True for the short form of `train`: a ``key=value`` or an option of Hydra comes first."""
+    if first.startswith("-"):
+        return first not in ("-h", "--help", "--version")
+    return "=" in first or first.startswith(("+", "~"))
 
 
 if __name__ == "__main__":

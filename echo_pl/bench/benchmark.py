@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,29 +61,3 @@ def log_benchmark(
         mlflow.log_metrics(dict(metrics))
         for path in files:
             mlflow.log_artifact(str(path))
-
-
-def benchmark_command(
-    prog: str, description: str, epilog: str, arguments: Sequence[str] | None, carry_out: Callable[[list[str]], list[Path]]
-) -> int:
-    """A benchmark's command line: overrides in, the written files named; an error in one line.
-
-    Args:
-        prog: name of the command.
-        description: for ``--help``.
-        epilog: likewise.
-        arguments: None: those of the process.
-        carry_out: from overrides to the files it has written.
-
-    Returns:
-        The exit status.
-    """
-    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the benchmark's YAML file")
-    try:
-        files = carry_out(parser.parse_args(arguments).overrides)
-    except (ValueError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
-    print("written: " + ", ".join(str(path) for path in files))
-    return 0

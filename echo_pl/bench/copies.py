@@ -1,6 +1,4 @@
-"""What K noisy copies of a response per context do to quality in equal time: stage 2, once for every K, for about the same time.
-
-    python -m echo_pl.bench.copies --set start=outputs/demo/runs/stage1/checkpoints/final.ckpt
+"""Quality of K noisy copies of a response per context at equal training time: stage 2, once for every K.
 
 The time of a step is measured first, for all K in one process and in turns, on studies whose images are decoded already; each K
 is then trained for as many steps as fit into the minutes, with its own complete schedule, and decoded on the same held-out
@@ -10,7 +8,6 @@ to copies.json and copies.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -26,7 +23,6 @@ from lightning.pytorch.callbacks import Callback
 
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.config.compose import compose_config
-from echo_pl.config.errors import reported
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.evaluation.harness import Method, evaluate_methods
 from echo_pl.evaluation.rows import Setting
@@ -175,21 +171,3 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells = [str(row[name]) if isinstance(row[name], int) else f"{row[name]:.3f}" for name in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--copies", type=int, nargs="+", default=[1, 2, 4], help="the K to compare (default 1 2 4)")
-    parser.add_argument("--minutes", type=float, default=5.0, help="training time of each (default 5)")
-    parser.add_argument("--studies", type=int, default=304, help="held-out studies to decode (default 304)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/bench/copies"), help="default outputs/bench/copies")
-    parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE", help="configuration, as for echo-pl")
-    args = parser.parse_args()
-    with reported():
-        record = compare(args.copies, args.minutes, args.studies, args.out, args.overrides)
-        print("\n" + table(record["rows"]))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""``make bench-data``: how fast shards are read, images decoded and batches made, from a folder and over HTTP -> outputs/bench.
+"""Speed of reading shards, decoding images and making batches, from a folder and over HTTP.
 
 Everything is timed side by side in one run: rounds of all ways, one after the other, of which the medians count. What is compared
 is the same work on the same bytes. Samples per second are by the clock; ratios of work that is done in one process are also given
@@ -7,7 +7,6 @@ in its own processor time, which neighbours on the machine change less.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import http.server
@@ -16,7 +15,6 @@ import os
 import platform
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -209,7 +207,13 @@ def table(record: dict[str, Any]) -> str:
 
 
 def run_bench(out: Path, *, studies: int, side: int, rounds: int, workers: Sequence[int]) -> dict[str, Any]:
-    """Make a corpus in a scratch folder, time everything, write ``data.json``."""
+    """Make a corpus in a scratch folder, time everything, write ``data.json``.
+
+    Raises:
+        ValueError: ``workers`` without 0, which the others are compared with.
+    """
+    if 0 not in workers:
+        raise ValueError(f"--workers must have a 0, which the others are compared with, got {list(workers)}")
     with tempfile.TemporaryDirectory(prefix="echo_pl-bench-") as name:
         scratch = Path(name)
         folder = make_synthetic(
@@ -235,32 +239,3 @@ def run_bench(out: Path, *, studies: int, side: int, rounds: int, workers: Seque
     }
     write_json(out / "data.json", record)
     return record
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(prog="bench-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of data.json (default outputs/bench)")
-    parser.add_argument("--studies", type=int, default=400, help="of the corpus that is made (default 400)")
-    parser.add_argument("--side", type=int, default=512, help="width and height of its images in pixels (default 512)")
-    parser.add_argument("--rounds", type=int, default=5, help="after one that does not count (default 5)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="reading processes (default 0 1 2); 0 among them")
-    args = parser.parse_args(arguments)
-    if 0 not in args.workers or min(args.studies, args.rounds) < 1:
-        print(
-            "bench-data: --workers must have a 0, which others are compared with; --studies and --rounds are at least 1",
-            file=sys.stderr,
-        )
-        return 1
-    try:
-        record = run_bench(args.out, studies=args.studies, side=args.side, rounds=args.rounds, workers=args.workers)
-    except (ValueError, OSError) as error:
-        print(f"bench-data: {error}", file=sys.stderr)
-        return 1
-    print(table(record))
-    print(f"written: {args.out / 'data.json'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

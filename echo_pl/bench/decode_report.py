@@ -1,8 +1,7 @@
-"""``make bench``: how fast every way of decoding is on this machine -> outputs/bench."""
+"""Speed of every way of decoding on this machine: timed, tabulated, drawn and logged."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from echo_pl.bench import machine
-from echo_pl.bench.benchmark import benchmark_command, load_benchmark, log_benchmark, say
+from echo_pl.bench.benchmark import load_benchmark, log_benchmark, say
 from echo_pl.bench.breakdown import breakdown
 from echo_pl.bench.costs import costs
 from echo_pl.bench.decode import Grid, Row, runs_for_breakdown, time_model
@@ -162,7 +161,8 @@ def metrics(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
-def _carry_out(overrides: list[str]) -> list[Path]:
+def bench_decode(overrides: Sequence[str]) -> list[Path]:
+    """Time decoding as the benchmark's YAML with overrides asks for; return the files written."""
     config = load_config(overrides)
     record = run_bench(config)
     out = Path(config.out)
@@ -170,18 +170,3 @@ def _carry_out(overrides: list[str]) -> list[Path]:
     if config.mlflow is not None:
         log_benchmark(config, "decode", record["machine"], metrics(record["rows"]), files)
     return files
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    return benchmark_command(
-        "echo-pl-bench",
-        "Time autoregressive, multi-step and one-step decoding on the same random weights, interleaved.",
-        f"Keys and defaults: {CONFIG}. A quick look: echo-pl-bench models=[tiny] batch_sizes=[1] contexts=[300]",
-        arguments,
-        _carry_out,
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

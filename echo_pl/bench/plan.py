@@ -1,18 +1,11 @@
-"""What training needs on a cluster, by counting: memory of a GPU, operations, traffic and days for stages 1 to 3.
+"""Needs of training on a cluster, by counting: memory of a GPU, operations, traffic and days for stages 1 to 3.
 
-    python -m echo_pl.bench.plan                                   # 7B, 8, 32 and 128 GPUs
-    python -m echo_pl.bench.plan --gpus 16 --batch-size 2 --no-checkpointing --noise-copies 4
-    python -m echo_pl.bench.plan --data data=synthetic             # lengths of a corpus in the place of --context and --response
-    python -m echo_pl.bench.plan --check                           # the count against steps that are carried out here
-
-The model is Qwen2.5-VL-7B unless --width and the others say otherwise. Writes scale.md and scale.json to outputs/scale.
+The model is Qwen2.5-VL-7B unless its sizes are given.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,7 +20,6 @@ from echo_pl.bench.scale import Machine, decoding_memory, memory_per_gpu, parts_
 from echo_pl.bench.scale_check import CHECK_COLUMNS, CHECK_LINE, CHECKED, TOLERANCE, check
 from echo_pl.bench.step_trace import Stage, StepTokens, trace_step, trace_tower
 from echo_pl.bench.token_statistics import TokenStatistics, token_statistics
-from echo_pl.config.errors import reported
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.pages.tables import Column, Table, number, text
 from echo_pl.structs import SpecialTokens
@@ -159,77 +151,52 @@ COLUMNS = (
 )
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 32, 128], help="clusters (default 8 32 128)")
-    parser.add_argument("--per-node", type=int, default=8, help="GPUs of a node (default 8)")
-    parser.add_argument("--flops", type=float, default=989e12, help="of a GPU in bfloat16 (default 989e12, H100 SXM)")
-    parser.add_argument("--utilisation", type=float, default=0.4, help="share of them that is reached, assumed (default 0.4)")
-    parser.add_argument("--network", type=float, default=50e9, help="bytes/s between nodes for each GPU (default 50e9)")
-    parser.add_argument("--node-network", type=float, default=450e9, help="bytes/s inside a node (default 450e9)")
-    parser.add_argument("--batch-size", type=int, default=4, help="studies of a GPU and step (default 4)")
-    parser.add_argument("--context", type=int, help="context tokens (default 2870)")
-    parser.add_argument("--response", type=int, help="response tokens, whole blocks (default 160)")
-    parser.add_argument("--data", nargs="+", metavar="KEY=VALUE",
-                        help="take contexts and responses from a corpus, as echo-pl would read it: data=synthetic data_root=... "
-                             "(memory for its longest, time for its mean)")  # fmt: skip
-    parser.add_argument("--block-size", type=int, default=8, help="L (default 8)")
-    parser.add_argument("--noise-copies", type=int, default=1, help="K of stage 2 (default 1)")
-    parser.add_argument("--studies", type=int, nargs=3, default=[500_000, 10_000, 10_000], metavar=("S1", "S2", "S3"),
-                        help="studies that each stage trains on (default 500000 10000 10000)")  # fmt: skip
-    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
-    parser.add_argument("--stored-features", action="store_true", help="stages 2 and 3 from stored vision features")
-    parser.add_argument("--stored-trajectories", action="store_true", help="stage 3 without its teacher in memory")
-    parser.add_argument("--vocabulary", type=int, default=152064, help="rows of the head (default 152064)")
-    for name, value in SEVEN_B.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"(default {value})")
-    parser.add_argument("--check", action="store_true", help="count and measure small steps on this machine instead")
-    parser.add_argument("--check-models", choices=tuple(CHECKED), nargs="+", default=["d128", "d512"], help="(default d128 d512)")
-    parser.add_argument("--check-contexts", type=int, nargs="+", default=[256, 1024, 2870], help="(default 256 1024 2870)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/scale"), help="where to write (default outputs/scale)")
-    args = parser.parse_args()
-    failed = False
-    with reported():
-        if args.check:
-            rows = check(args.check_models, args.check_contexts, batch_size=2)
-            table, name, facts = Table.from_records(CHECK_COLUMNS, rows).markdown() + "\n", "check", {}
-            worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
-            table += f"\nFarthest apart: {CHECK_LINE.format(**worst)}.\n"
-            failed = abs(worst["ratio"] - 1) > TOLERANCE
-        else:
-            tokens = StepTokens(
-                batch_size=args.batch_size, context=args.context or 2870, response=args.response or 160,
-                block_size=args.block_size, noise_copies=args.noise_copies,
-            )  # fmt: skip
-            typical, statistics = tokens, None
-            if args.data is not None:
-                if args.context is not None or args.response is not None:
-                    raise ValueError("--data says how long contexts and responses are: give it, or --context and --response")
-                statistics = token_statistics(args.data)
-                print(statistics.sentence)
-                tokens, typical = steps_of(statistics, tokens)
-            machines = [
-                Machine(gpus=gpus, per_node=args.per_node, flops=args.flops, utilisation=args.utilisation,
-                        node_bandwidth=args.node_network, network_bandwidth=args.network)
-                for gpus in args.gpus
-            ]  # fmt: skip
-            sizes = {name: getattr(args, name) for name in SEVEN_B}
-            rows = estimate(
-                sizes, args.vocabulary, tokens, machines, dict(zip(STAGES, args.studies, strict=True)),
-                checkpointing=not args.no_checkpointing, stored_features=args.stored_features,
-                stored_trajectories=args.stored_trajectories, typical=typical,
-            )  # fmt: skip
-            facts = {"tokens": asdict(tokens), "typical_tokens": asdict(typical), "sizes": sizes}
-            facts |= {} if statistics is None else {"statistics": asdict(statistics)}
-            table, name = Table.from_records(COLUMNS, rows).markdown() + "\n", "scale"
-        print("\n" + table)
-        write_json(args.out / f"{name}.json", {**facts, "rows": rows})
-        write_text_atomic(args.out / f"{name}.md", table)
-    if failed:
-        print(f"counted and measured are more than {TOLERANCE:.0%} apart", file=sys.stderr)
-        raise SystemExit(1)
+def check_count(models: Sequence[str], contexts: Sequence[int], out: Path) -> bool:
+    """Count and measure small steps on this machine, write check.json and check.md; return whether they agree."""
+    if unknown := sorted(set(models) - set(CHECKED)):
+        raise ValueError(f"--check-models must be among {sorted(CHECKED)}, got {unknown[0]!r}")
+    rows = check(models, contexts, batch_size=2)
+    worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
+    text = Table.from_records(CHECK_COLUMNS, rows).markdown() + f"\n\nFarthest apart: {CHECK_LINE.format(**worst)}.\n"
+    _write(out, "check", {"rows": rows}, text)
+    return bool(abs(worst["ratio"] - 1) <= TOLERANCE)
 
 
-if __name__ == "__main__":
-    main()
+def write_plan(
+    sizes: dict[str, int],
+    vocabulary: int,
+    tokens: StepTokens,
+    machines: Sequence[Machine],
+    studies: dict[str, int],
+    out: Path,
+    *,
+    data: Sequence[str] = (),
+    **choices: bool,
+) -> None:
+    """Estimate, print, and write scale.json and scale.md.
+
+    Args:
+        sizes: see :func:`estimate`, also for the other arguments.
+        vocabulary: rows of the head.
+        tokens: lengths of a step.
+        machines: clusters.
+        studies: studies that each stage trains on.
+        out: folder to write.
+        data: configuration of a corpus, whose lengths replace those of ``tokens``.
+        **choices: ``checkpointing``, ``stored_features`` and ``stored_trajectories`` of :func:`estimate`.
+    """
+    typical, facts = tokens, {}
+    if data:
+        statistics = token_statistics(data)
+        print(statistics.sentence)
+        tokens, typical = steps_of(statistics, tokens)
+        facts = {"statistics": asdict(statistics)}
+    rows = estimate(sizes, vocabulary, tokens, machines, studies, typical=typical, **choices)
+    facts |= {"tokens": asdict(tokens), "typical_tokens": asdict(typical), "sizes": sizes}
+    _write(out, "scale", {**facts, "rows": rows}, Table.from_records(COLUMNS, rows).markdown() + "\n")
+
+
+def _write(out: Path, name: str, facts: dict[str, Any], table: str) -> None:
+    print("\n" + table)
+    write_json(out / f"{name}.json", facts)
+    write_text_atomic(out / f"{name}.md", table)

@@ -1,8 +1,7 @@
-"""``make bench-rad``: what a training step costs, by layout, attention and noisy copies -> outputs/bench."""
+"""Cost of a training step by layout, attention and noisy copies: timed, tabulated and logged."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from echo_pl.bench import machine
-from echo_pl.bench.benchmark import benchmark_command, load_benchmark, log_benchmark, say
+from echo_pl.bench.benchmark import load_benchmark, log_benchmark, say
 from echo_pl.bench.models import BenchModel
 from echo_pl.bench.rad import TrainingGrid, arithmetic, time_training
 from echo_pl.bench.rad_table import ARITHMETIC_LEGEND, LEGEND, arithmetic_table, training_table
@@ -91,7 +90,8 @@ def metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _carry_out(overrides: list[str]) -> list[Path]:
+def bench_train(overrides: Sequence[str]) -> list[Path]:
+    """Time training steps as the benchmark's YAML with overrides asks for; return the files written."""
     config = load_benchmark(_Schema, CONFIG, overrides)
     record = run_bench(config)
     out = Path(config.out)
@@ -99,18 +99,3 @@ def _carry_out(overrides: list[str]) -> list[Path]:
     if config.mlflow is not None:
         log_benchmark(config, "rad", record["machine"], metrics(record["rows"]), files)
     return files
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    return benchmark_command(
-        "bench-rad",
-        "Time training steps: autoregressive, full duplication, RAD dense and split, noisy copies, stored features.",
-        f"Keys and defaults: {CONFIG}. A quick look: models=[d128] contexts=[256] repetitions=1",
-        arguments,
-        _carry_out,
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

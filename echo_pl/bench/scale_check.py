@@ -1,6 +1,6 @@
 """Memory of a step as :mod:`echo_pl.bench.plan` counts it, against steps that are carried out here.
 
-    python -m echo_pl.bench.plan --check
+    echo-pl plan --check
 
 Each step runs in a process of its own, this file, that gets every block of memory from the system.
 """
@@ -231,7 +231,7 @@ def _run_tower(visual: nn.Module, pixels: torch.Tensor, grid: torch.Tensor, trai
 def main() -> None:
     """One case, as JSON; prints its MB."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", help="a Case as JSON; `python -m echo_pl.bench.plan --check` gives it")
+    parser.add_argument("case", help="a Case as JSON; `echo-pl plan --check` gives it")
     with reported():
         found = measure(Case(**json.loads(parser.parse_args().case)))
         print(f"{found}\n", end="", flush=True)  # in one piece: another rank prints too

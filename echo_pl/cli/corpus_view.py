@@ -1,14 +1,7 @@
-"""Show the studies of a shard as one HTML page: images, both versions of the report, imputed sentences marked, labels.
-
-    echo-pl view outputs/data/iu/train-000000.tar --out outputs/look.html --studies 30
-
-The page holds patients' images and reports, which is why it is written only where it is asked for, and readable by its owner alone.
-"""
+"""A page of the studies of a shard: images, both versions of the report, imputed sentences marked, labels."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -54,27 +47,3 @@ def _wanted(folder: Path, shard: Shard, studies: int, keys: Sequence[str]) -> It
     samples = (raw for _, raw in read_samples(folder, shard, range(shard.samples)))
     chosen = (raw for raw in samples if raw.key in keys) if keys else islice(samples, studies)
     return (decode_study(raw) for raw in chosen)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    head, tail = (__doc__ or "").split("\n\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="echo-pl view", description=head, epilog=tail, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("shard", type=Path, help="a .tar file in a corpus folder")
-    parser.add_argument("--out", type=Path, required=True, help="the page to write")
-    parser.add_argument("--studies", type=int, default=20, help="so many from the start (default %(default)s)")
-    parser.add_argument("--keys", nargs="*", default=[], help="these studies in the place of the first")
-    args = parser.parse_args(arguments)
-    try:
-        shown = view_shard(args.shard, args.out, studies=args.studies, keys=args.keys)
-    except (ValueError, OSError) as error:
-        print(f"echo-pl view: {error}", file=sys.stderr)
-        return 2
-    print(f"{shown} studies in {args.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

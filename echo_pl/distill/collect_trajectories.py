@@ -1,22 +1,7 @@
-"""Collect the teacher's trajectories once, for stage 3 to read: METHOD.md 3, phase 1.
-
-    echo-pl collect --check-k block_size=8
-    echo-pl collect --out outputs/trajectories/L8 --studies 2500 block_size=8
-    echo-pl stage=dcd block_size=8 stage.module.trajectories=outputs/trajectories/L8 stage.limit_train=2500
-
-    echo-pl collect --out outputs/trajectories/tilted --studies 2500 --no-distributions block_size=8 \
-        ablation=tilted --student outputs/runs/<run of ablation=ce>/checkpoints/final.ckpt
-
-Of every distribution 32 tokens are kept, and what the others have together; --keep says otherwise, --check-k says what it costs,
-and --keep auto takes the smallest number that costs no more than 1 % of the loss (with --student: of that student's).
-The teacher is the newest stage-2 run, unless start=<checkpoint> says otherwise. An interrupted collection is continued by the same
-command. Several processes share the work: torchrun --nproc-per-node 2 -m echo_pl.distill.collect_trajectories ...; they need a disk
-that all of them see, and write what one process writes, byte for byte.
-"""
+"""The trajectories of a teacher, collected once for stage 3 to read: phase 1 of distillation (docs/explain/method.md)."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,11 +19,8 @@ from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.backbone.vlm import VLM
 from echo_pl.config.compose import compose_config
-from echo_pl.config.errors import reported
 from echo_pl.config.keys import flat_settings
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.distill.check_kept import KS, TOLERANCE, check_kept, smallest, table
-from echo_pl.distill.kept_choice import AUTO, LEAST, Kept, agreed_kept, choose_kept, kept_argument
 from echo_pl.distributed.agree import agreed, check_same_settings, open_group, raise_on_all_ranks, together
 from echo_pl.distributed.launch import Launch, detect, warn_of_idle_tasks
 from echo_pl.runs.lineage import check_same_data
@@ -54,10 +36,6 @@ from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 from echo_pl.structs import Batch
 
 log = logging.getLogger(__name__)
-KEPT = 32
-"""Tokens of a distribution that the command stores unless told otherwise."""
-CHECKED = 64
-"""Studies that a K is measured on unless told otherwise."""
 _LOOK_AGAIN = 0.5
 """Seconds between looks at what the other processes have written."""
 
@@ -66,10 +44,9 @@ def collect_trajectories(
     config: DictConfig,
     out: Path,
     distributions: bool = True,
-    kept_tokens: Kept = 0,
+    kept_tokens: int = 0,
     batches_per_part: int = 1,
     student: Path | None = None,
-    check_studies: int = CHECKED,
 ) -> tuple[Path, CollectionCounts]:
     """Decode one pass over the training studies of a stage-3 configuration with its teacher; this process's share of it.
 
@@ -77,12 +54,9 @@ def collect_trajectories(
         config: composed with ``stage=dcd``; ``stage.limit_train`` says how many studies, ``stage.batch_size`` how many at once.
         out: folder to make; while it is being made, ``<out>.part``.
         distributions: also store the distribution of every position (objectives ``dcd`` and ``sdtt`` need it).
-        kept_tokens: so many likeliest tokens of each, and what the others have together; 0: all of it; ``auto``: as many as the
-            loss needs (:mod:`echo_pl.distill.kept_choice`).
+        kept_tokens: so many likeliest tokens of each, and what the others have together; 0: all of it.
         batches_per_part: batches in a file.
         student: with ``stage.module.tilt``, a stage-3 checkpoint that the teacher leans to; None: to its own one-step predictions.
-            With ``auto``, also the one whose loss is measured.
-        check_studies: with ``auto``: studies to measure on.
 
     Raises:
         FileExistsError: ``out`` exists.
@@ -92,20 +66,15 @@ def collect_trajectories(
     """
     launch = detect()
     warn_of_idle_tasks(launch)
-    if kept_tokens == AUTO and not distributions:
-        raise ValueError("kept_tokens is auto, but no distributions are to be stored: there is no K to choose")
-    kept = choose_kept(launch, config, out, check_studies, student) if kept_tokens == AUTO else kept_tokens
     open_group(launch, config.trainer.accelerator)
     own = {"out": str(out), "distributions": distributions, "kept_tokens": kept_tokens, "batches_per_part": batches_per_part}
     own["student"] = str(student)
     check_same_settings(launch, flat_settings(config) | own)
-    kept = agreed_kept(launch, kept)
     data = prepare(config)
     asked, there = config.stage.limit_train, data.training_studies
     if asked is not None and there < asked and launch.rank == 0:
         log.warning("the corpus has %d training studies, %d were asked for: all of them are decoded", there, asked)
-    measured_alone = kept_tokens == AUTO and not config.stage.module.tilt  # the student was given for that, not to lean to
-    sampler, identity = teacher(config, data, launch, distributions, kept, None if measured_alone else student)
+    sampler, identity = teacher(config, data, launch, distributions, kept_tokens, student)
     size = config.stage.batch_size
     plan = CollectionPlan(
         studies=data.training_studies,
@@ -199,75 +168,23 @@ def finish(launch: Launch, writer: TrajectoryWriter) -> tuple[Path, CollectionCo
     return writer.folder, TrajectoryStore(writer.folder).counts
 
 
-def _refuse_bad_options(args: argparse.Namespace) -> None:
-    for name in ("studies", "batch_size", "batches_per_part", "check_studies"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if args.check_k:
-        if args.out is not None or args.keep is not None or args.no_distributions:
-            raise ValueError("--check-k collects nothing: leave out --out, --keep and --no-distributions")
-        return
-    if args.out is None or args.studies is None:
-        raise ValueError("give --out <folder>, where the trajectories go, and --studies <how many>")
-    if args.check_studies is not None and args.keep != AUTO:
-        raise ValueError("--check-studies is for --check-k and --keep auto: nothing else is measured")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="echo-pl collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="folder to make; must not exist")
-    parser.add_argument("--studies", type=int, help="training studies to decode; of --check-k, --check-studies are")
-    parser.add_argument("--batch-size", type=int, default=64, help="studies decoded at once (default 64)")
-    parser.add_argument("--batches-per-part", type=int, default=4, help="batches in a file (default 4)")
-    kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument(
-        "--keep",
-        type=kept_argument,
-        metavar="K",
-        help=f"the K likeliest tokens of a distribution and the rest as one (default {KEPT}); 0: whole distributions; auto: the "
-        f"smallest K whose loss is within {TOLERANCE:.0%}% of the whole one, measured as --check-k does; without --student "
-        f"{LEAST} or more",
-    )
-    kinds.add_argument("--no-distributions", action="store_true", help="tokens and steps only (objectives with hard targets)")
-    parser.add_argument("--check-k", action="store_true", help="collect nothing: measure the loss that every K would give")
-    parser.add_argument(
-        "--check-studies",
-        type=int,
-        help=f"with --check-k or --keep auto: studies to measure on (default {CHECKED})",
-    )
-    parser.add_argument(
-        "--student",
-        type=Path,
-        help="a stage-3 checkpoint: with stage.module.tilt the teacher leans to it, with --check-k or --keep auto its loss is "
-        "taken (default: the teacher's weights)",
-    )
-    parser.add_argument("overrides", nargs="*", help="configuration, as for echo-pl: block_size=8 start=<checkpoint> ...")
-    args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with reported(), together():
-        _refuse_bad_options(args)
-        checked = CHECKED if args.check_studies is None else args.check_studies
-        studies = args.studies if args.studies is not None else checked
-        sizes = [f"stage.limit_train={studies}", f"stage.batch_size={min(args.batch_size, studies)}"]
-        config = compose_config(["stage=dcd", *sizes, *args.overrides])
-        if args.check_k:
-            rows = check_kept(config, checked, KS, args.student)
-            print(table(rows).text())
-            print(smallest(rows, TOLERANCE))
-            return
-        kept = KEPT if args.keep is None else args.keep
-        folder, counts = collect_trajectories(
-            config, args.out, not args.no_distributions, kept, args.batches_per_part, args.student, checked
-        )
+def collect_and_report(
+    out: Path,
+    overrides: Sequence[str],
+    *,
+    studies: int,
+    batch_size: int,
+    batches_per_part: int,
+    kept_tokens: int,
+    distributions: bool,
+    student: Path | None,
+) -> None:
+    """Collect as :func:`collect_trajectories` and print what was stored; all processes end when one fails."""
+    with together():
+        sizes = [f"stage.limit_train={studies}", f"stage.batch_size={min(batch_size, studies)}"]
+        config = compose_config(["stage=dcd", *sizes, *overrides])
+        folder, counts = collect_trajectories(config, out, distributions, kept_tokens, batches_per_part, student)
         if detect().rank == 0:
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
             dropped = f"{counts.dropped_loops} loops, {counts.dropped_endless} endless"
             print(f"{counts.kept} trajectories in {folder}, {size:.1f} MB; dropped: {dropped}")
-
-
-if __name__ == "__main__":
-    main()

@@ -23,7 +23,10 @@ from echo_pl.data.loading.datamodule import EvalSplit
 from echo_pl.distill.decoder import stage_decoder
 from echo_pl.evaluation.cases import Case, parsed_prediction
 from echo_pl.evaluation.harness import MethodScores, Sampler, evaluate
+from echo_pl.evaluation.inputs import Inputs
+from echo_pl.evaluation.options import Options
 from echo_pl.evaluation.predictions import Images
+from echo_pl.evaluation.score_files import write_records
 from echo_pl.runs.lineage import SavedCheckpoint, check_same_data
 from echo_pl.runs.run import explained_misfit, prepare
 from echo_pl.sampling import Recorder
@@ -41,6 +44,9 @@ _STEPS = tuple(
 """What one step per block leaves no choice of."""
 COUNTS = ("nfe", "tpf", "tpf_published", "forwards_per_block", "stopped", "looped")
 """What of decoding is worth keeping; seconds are not, as watching a decode takes some (make bench measures)."""
+
+BATCH_SIZE = 16
+"""Studies decoded at once unless the options give a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,3 +213,20 @@ def _own_settings(record: StageRecord) -> list[str]:
     """Overrides that make a configuration the checkpoint's own."""
     layout = [] if record.block_size is None else [f"block_size={record.block_size}"]
     return [f"stage={record.stage}", *layout, f"grid={record.grid}", f"context_attention={record.context_attention}"]
+
+
+def decoded_inputs(options: Options) -> Inputs:
+    """Decode the studies that the options of an evaluation name, and write the reports to its folder at once."""
+    assert options.checkpoint is not None
+    options.folder.mkdir(parents=True, exist_ok=True)  # before the decode, which would be lost
+    size = BATCH_SIZE if options.batch_size is None else options.batch_size
+    decoded = decode_checkpoint(options.checkpoint, options.overrides, options.split or "test", options.studies, size)
+    path = write_records(options.folder, decoded.cases)  # decoding takes long: no later error may lose it
+    print(f"{len(decoded.cases)} decoded reports are in {path}", flush=True)
+    return Inputs(
+        title=f"Evaluation of {decoded.name}",
+        cases=decoded.cases,
+        corpus=decoded.judge,
+        about={"decoding": decoded.about},
+        images=decoded.images,
+    )

@@ -1,18 +1,10 @@
-"""The mean-field gap by block size: what one step per block loses against the teacher's chain, before and after distillation.
+"""The mean-field gap by block size: what one step per block loses against the teacher's chain.
 
-    echo-pl gap --block-sizes 4 8 16 --studies 304
-
-For every block size the newest finished student (stage 3) and the teacher it was distilled from, or the newest stage-2 run alone
-where there is no student yet. The teacher decodes held-out studies as the configuration says; the gap of every block is measured
-under one step of the teacher and of the student (docs/explain/method.md,
-"Mean-field gap"). --students names others, each with its block size.
-Written to mean_field_gap.json and mean_field_gap.md.
+See docs/explain/method.md, "Mean-field gap".
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +15,6 @@ from torch import Tensor
 
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
 from echo_pl.config.compose import compose_config
-from echo_pl.config.errors import reported
 from echo_pl.config.keys import with_values
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.io.run_folders import FINAL, newest
@@ -157,29 +148,28 @@ def students_by_block_size(students: Sequence[Path]) -> dict[int, Path]:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="echo-pl gap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--block-sizes", type=int, nargs="+", help="default 4 8 16, or those of --students")
-    parser.add_argument("--students", type=Path, nargs="+", default=[], metavar="CHECKPOINT", help="instead of the newest ones")
-    parser.add_argument("--studies", type=int, default=304, help="held-out studies (default 304)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/mean_field_gap"), help="default outputs/mean_field_gap")
-    parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE", help="configuration, as for echo-pl")
-    args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with reported():
-        students = students_by_block_size(args.students)
-        sizes = args.block_sizes or sorted(students) or [4, 8, 16]
-        if unused := sorted(set(students) - set(sizes)):
-            raise ValueError(f"--block-sizes leaves out the students of {', '.join(map(str, unused))}")
-        rows = [
-            measure(compose_config(["stage=dcd", f"block_size={L}", *args.overrides]), args.studies, students.get(L)) for L in sizes
-        ]
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_json(args.out / "mean_field_gap.json", [asdict(row) for row in rows])
-        write_text_atomic(args.out / "mean_field_gap.md", table(rows).markdown() + "\n")
-        print(f"\n{table(rows).text()}")
+def measure_all(
+    block_sizes: Sequence[int], students: Sequence[Path], studies: int, out: Path, overrides: Sequence[str]
+) -> list[GapRow]:
+    """Measure every block size, write ``mean_field_gap.json`` and ``mean_field_gap.md``, print the table.
 
+    Args:
+        block_sizes: empty: those of ``students``, or 4, 8 and 16.
+        students: stage-3 checkpoints, instead of the newest ones.
+        studies: held-out studies of the test split.
+        out: folder to write.
+        overrides: configuration, as for ``echo-pl train``.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        FileNotFoundError: see :func:`measure`.
+        ValueError: see :func:`measure`; ``students`` of a block size that is not measured.
+    """
+    named = students_by_block_size(students)
+    sizes = block_sizes or sorted(named) or [4, 8, 16]
+    if unused := sorted(set(named) - set(sizes)):
+        raise ValueError(f"--block-sizes leaves out the students of {', '.join(map(str, unused))}")
+    rows = [measure(compose_config(["stage=dcd", f"block_size={L}", *overrides]), studies, named.get(L)) for L in sizes]
+    write_json(out / "mean_field_gap.json", [asdict(row) for row in rows])
+    write_text_atomic(out / "mean_field_gap.md", table(rows).markdown() + "\n")
+    print("\n" + table(rows).text())
+    return rows

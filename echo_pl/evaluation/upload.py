@@ -45,10 +45,19 @@ def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False)
                 mlflow.log_artifact(str(folder / name))
             return str(run.info.run_id)
     except (MlflowException, OSError) as error:
-        again = ["--upload", str(folder), "--mlflow", uri, "--experiment", experiment, *(["--mlflow-texts"] if with_texts else [])]
+        again = [
+            "evaluate",
+            "--upload",
+            str(folder),
+            "--mlflow",
+            uri,
+            "--experiment",
+            experiment,
+            *(["--mlflow-texts"] if with_texts else []),
+        ]
         raise OSError(
             f"the evaluation is whole in {folder}, but MLflow at {uri} did not take it ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200]}); upload it later: {command_line('evaluate', again)}"
+            f"{str(error).splitlines()[0][:200]}); upload it later: {command_line(again)}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""How a tool says the command that called it, so that it can be typed again. Knows no tool."""
+"""The command line of this process, for reports and messages that show how to repeat a command."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from collections.abc import Sequence
 _CREDENTIALS = re.compile(r"://[^\s/@]+@")
 
 
-def command_line(name: str, arguments: Sequence[str] | None) -> str:
-    """``echo-pl <name> <arguments>`` for a shell, without the user and password of a URL: it is written into reports.
+def command_line(arguments: Sequence[str] | None = None) -> str:
+    """Return ``echo-pl <arguments>`` for a shell, without the user and password of a URL.
 
     Args:
-        name: of the command.
-        arguments: what the tool's ``main`` was given: those of ``echo-pl <name> ...``, whose ``sys.argv`` still begins with the
-            name. None: it was called as ``python -m``, and they are in ``sys.argv``.
+        arguments: default those of this process.
 
-    >>> command_line("evaluate", ["--out", "my reports"])
+    >>> command_line(["evaluate", "--out", "my reports"])
     "echo-pl evaluate --out 'my reports'"
-    >>> command_line("compare", ["--mlflow", "http://bob:secret@server:5000"])
+    >>> command_line(["compare", "--mlflow", "http://bob:secret@server:5000"])
     'echo-pl compare --mlflow http://server:5000'
     """
-    said = shlex.join(["echo-pl", name, *(sys.argv[1:] if arguments is None else arguments)])
-    return _CREDENTIALS.sub("://", said)
+    whole = shlex.join(["echo-pl", *(sys.argv[1:] if arguments is None else arguments)])
+    return _CREDENTIALS.sub("://", whole)

@@ -1,14 +1,10 @@
-"""Runs the rule engine over raw reports and says how well it does: completeness, regions, unassigned clauses, labels, speed.
+"""Measures the rule engine on raw reports: completeness, regions, unassigned clauses, labels, speed.
 
-    python -m echo_pl.reports.normalizer_check reports.jsonl --out figures.json
-
-One report a line, with ``id``, ``findings`` and ``impression``; ``mesh_major`` and ``mesh_auto``, where they are there, judge the
-labeller. Reports that fail go to a file of their own only if one is asked for: it holds report text, which is patient data.
+One report a line, with ``id``, ``findings`` and ``impression``; ``mesh_major`` and ``mesh_auto``, if present, are the gold labels.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import time
@@ -181,28 +177,22 @@ def review(checked: Iterable[Checked]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reports", type=Path, help="JSONL of raw reports")
-    parser.add_argument(
-        "--part", choices=("all", "held_out", "rest"), default="all", help="which reports (a third is held out by hash)"
-    )
-    parser.add_argument("--out", type=Path, help="write the figures there as JSON")
-    parser.add_argument("--review", type=Path, help="write reports that failed there, with their text (patient data)")
-    args = parser.parse_args()
-    rows = list(read_rows(args.reports, args.part))
+def check_file(reports: Path, part: Part, out: Path | None, review_file: Path | None) -> dict[str, Any]:
+    """Check the reports of a JSONL file and write the figures.
+
+    Args:
+        reports: JSONL of raw reports.
+        part: all reports, the third that is held out by hash, or the rest.
+        out: JSON file for the figures; None: none.
+        review_file: file for the reports that failed, with their text (patient data); None: none.
+    """
+    rows = list(read_rows(reports, part))
     checked, seconds = check(rows)
-    result = {"part": args.part, **figures(checked, seconds)}
+    result = {"part": part, **figures(checked, seconds)}
     if any("mesh_major" in row for row in rows):
         result["labeller"] = label_figures(rows)
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    print(text, end="")
-    if args.out:
-        write_text_atomic(args.out, text)
-    if args.review:
-        write_text_atomic(args.review, review(checked))
-
-
-if __name__ == "__main__":
-    main()
+    if out:
+        write_text_atomic(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    if review_file:
+        write_text_atomic(review_file, review(checked))
+    return result

@@ -1,23 +1,16 @@
-"""Look at a checkpoint, make one file of a sharded one, and go to a Hugging Face folder and back.
+"""Checkpoints as files: describe one, make one file of a sharded one, convert to a Hugging Face folder and back.
 
-    python -m echo_pl.runs.checkpoint_files show outputs/runs/RUN/checkpoints/final.ckpt
-    python -m echo_pl.runs.checkpoint_files merge outputs/runs/RUN/checkpoints/last.ckpt outputs/runs/RUN/checkpoints/merged.ckpt
-    python -m echo_pl.runs.checkpoint_files to-hf outputs/runs/RUN/checkpoints/final.ckpt exported --dtype bfloat16
-    python -m echo_pl.runs.checkpoint_files from-hf exported imported.ckpt
-    python -m echo_pl.runs.checkpoint_files from-hf FOREIGN imported.ckpt --stage dcd --block-size 8 --grid absolute
-
-A merged checkpoint goes on under any trainer (resume=), one from a Hugging Face folder is one to start from (start=), to validate
+A merged checkpoint continues under any trainer (resume=). One from a Hugging Face folder is to start from (start=), to validate
 or to decode. Everything is written under a temporary name and renamed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning
 from hydra.utils import instantiate
@@ -28,15 +21,11 @@ from echo_pl.backbone.hf_folder import as_checkpoint, folder_geometry, network_w
 from echo_pl.backbone.lora import LoraSettings
 from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_whole, stored_shapes
 from echo_pl.config.compose import compose_config
-from echo_pl.config.errors import reported
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.loading.tokenizer import load_tokenizer, vocabulary_fingerprint
-from echo_pl.diffusion.block_mask import ContextAttention
-from echo_pl.diffusion.sequence import Grid
 from echo_pl.io.atomic import atomic_folder
 from echo_pl.io.checkpoints import AtomicCheckpointIO
 from echo_pl.runs.lineage import backbone_name
-from echo_pl.runs.start import BEFORE
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "echo_pl.json"
@@ -173,45 +162,3 @@ def refuse_existing(out: Path) -> None:
     """Raise FileExistsError for a place that is taken."""
     if out.exists():
         raise FileExistsError(f"{out} exists; give another place, or remove it")
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    about = commands.add_parser("show", help="what a checkpoint says of itself, as JSON")
-    about.add_argument("checkpoint", type=Path)
-    merging = commands.add_parser("merge", help="a sharded checkpoint (a folder) as one file that any trainer resumes")
-    merging.add_argument("checkpoint", type=Path)
-    merging.add_argument("out", type=Path, help="file to make")
-    exporting = commands.add_parser("to-hf", help="a Hugging Face folder of any checkpoint")
-    exporting.add_argument("checkpoint", type=Path)
-    exporting.add_argument("out", type=Path, help="folder to make")
-    exporting.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are)")
-    exporting.add_argument("overrides", nargs="*", help="changes to the run's configuration: data.tokenizer_path=FOLDER ...")
-    importing = commands.add_parser("from-hf", help="a checkpoint of a Hugging Face folder")
-    importing.add_argument("folder", type=Path)
-    importing.add_argument("out", type=Path, help="file to make")
-    importing.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
-    importing.add_argument("--stage", choices=tuple(BEFORE), help="which stage's model it is (default: what the folder says)")
-    importing.add_argument("--block-size", type=int, help="of stages rad and dcd")
-    importing.add_argument("--grid", choices=get_args(Grid), help="block grid (published checkpoints: absolute)")
-    importing.add_argument("--context-attention", choices=get_args(ContextAttention), help="default causal")
-    importing.add_argument("--backbone", help="class of the backbone's factory (default PretrainedBackbone)")
-    args = parser.parse_args()
-    with reported():
-        if args.command == "show":
-            print(json.dumps(describe(args.checkpoint), indent=1))
-            return
-        if args.command == "merge":
-            merge(args.checkpoint, args.out)
-        elif args.command == "to-hf":
-            to_hf(args.checkpoint, args.out, args.dtype, tuple(args.overrides))
-        else:
-            given = {name: getattr(args, name) for name in ("stage", "block_size", "grid", "context_attention", "backbone")}
-            from_hf(args.folder, args.out, args.dtype, **given)
-        print(f"wrote {args.out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -84,7 +84,7 @@ def check_trainer_can_resume(config: DictConfig, saved: SavedCheckpoint) -> None
     if is_sharded_checkpoint(path) and not shards(config):
         raise ValueError(
             f"{path} is sharded, and this trainer does not shard: resume it with trainer=fsdp2, or make one file of it: "
-            f"python -m echo_pl.runs.checkpoint_files merge {path} {path.with_suffix('.merged.ckpt')}"
+            f"echo-pl checkpoint merge {path} {path.with_suffix('.merged.ckpt')}"
         )
     if shards(config) and config.task == "fit" and path.is_file() and is_numbered_by_groups(saved):
         raise ValueError(

@@ -1,15 +1,10 @@
-"""Run the frozen vision tower over a corpus once, for stages 2 and 3 to read its output in the place of images.
+"""Output of the frozen vision tower over a corpus, stored once for stages 2 and 3 to read instead of images.
 
-    python -m echo_pl.runs.stored_features --out outputs/features/synthetic
-    echo-pl stage=rad data.stored_features=outputs/features/synthetic
-
-The tower is that of the newest stage-1 run, unless start=<checkpoint> says otherwise; stages 2 and 3 do not train it. An
-interrupted run is continued by the same command.
+The tower is that of the newest stage-1 run, unless ``start`` names a checkpoint; stages 2 and 3 do not train it.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Iterator
 from itertools import islice
@@ -23,8 +18,6 @@ from tqdm.auto import tqdm
 
 from echo_pl.backbone.checkpoint import load_weights
 from echo_pl.backbone.vlm import VLM
-from echo_pl.config.compose import compose_config
-from echo_pl.config.errors import reported
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.store.corpus_index import Shard
 from echo_pl.data.store.feature_store import DTYPES, FeatureIndex, FeatureWriter, nothing_of
@@ -128,23 +121,3 @@ def _run_tower(
         tokens = [int(own.prod(-1).sum()) // data.processor_config.merge_size**2 for _, own in patches]
         for (_, own), part in zip(patches, features.split(tokens), strict=True):
             yield StoredImages(features=part.clone(), grid_thw=own)
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to make, or to finish after an interruption")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="type to store (default bfloat16)")
-    parser.add_argument("--batch-size", type=int, default=64, help="studies at once (default 64)")
-    parser.add_argument("overrides", nargs="*", help="configuration, as for echo-pl: data=nih start=<checkpoint> ...")
-    args = parser.parse_args()
-    with reported():
-        index = store_features(compose_config(["stage=rad", *args.overrides]), args.out, args.dtype, args.batch_size)
-        size = sum(shard.bytes for shards in index.splits.values() for shard in shards)
-        print(
-            f"vision features of tower {index.vision_fingerprint}, {size / 1e6:.0f} MB; train with data.stored_features={args.out}"
-        )
-
-
-if __name__ == "__main__":
-    main()

@@ -176,7 +176,7 @@ def _read_index(folder: Path) -> _Index:
     path = folder / INDEX_NAME
     if not path.is_file():
         raise FileNotFoundError(
-            f"no trajectories in {folder}; collect them with `echo-pl collect`, "
+            f"no trajectories in {folder}; collect them with `echo-pl trajectories collect`, "
             "or leave stage.module.trajectories unset to decode on the fly"
         )
     try:

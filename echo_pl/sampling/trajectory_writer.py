@@ -121,21 +121,6 @@ def refuse_finished(folder: Path) -> None:
         raise FileExistsError(f"{folder} exists already; remove it, or collect into another folder")
 
 
-def begun_with(folder: Path) -> int | None:
-    """Kept tokens of the unfinished collection that is to become ``folder``; None: there is none.
-
-    Raises:
-        ValueError: there is one that cannot be gone on with.
-    """
-    work = _work_of(folder)
-    if not _is_begun(work):
-        return None
-    kept = _plan_of(work).get("kept_tokens")
-    if not isinstance(kept, int):
-        raise ValueError(f"{work} is no unfinished collection that could be gone on with (no kept_tokens); {_way_out(work)}")
-    return kept
-
-
 def _work_of(folder: Path) -> Path:
     return folder.with_name(folder.name + ".part")
 

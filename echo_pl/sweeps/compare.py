@@ -1,16 +1,11 @@
-"""Compare the cells of a sweep from MLflow: means over seeds, losses against the AR model, objectives tested against each other,
-the Pareto front of quality against speed, and what is missing.
+"""The cells of a sweep, read from MLflow and compared.
 
-    echo-pl compare --sweep lab
-    echo-pl compare --mlflow http://server:5000 --experiment echo_pl --parent 0a1b... --out outputs/compare/lab
-
-Prints the table, and writes compare.md, pareto.svg, index.html and compare.json.
-Reads runs that a sweep has made (docs/how-to/sweeps.md).
+Means over seeds, losses against the AR model, objectives tested against each other, the Pareto front of quality against speed, and
+what is missing. See docs/how-to/sweeps.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
@@ -24,7 +19,6 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from echo_pl.config.errors import reported
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.io.command_line import command_line
 from echo_pl.runs.run import silence_noisy_loggers
@@ -146,50 +140,72 @@ def _key(run: Run) -> Key:
     return params["objective"], "" if params["variant"] == "-" else params["variant"], int(params["block_size"])
 
 
-def compare(args: argparse.Namespace, command: str) -> SweepComparison:
-    """Read, compute and write; ``command`` is what made it do so.
+def compare_sweep(
+    *,
+    uri: str,
+    experiment: str,
+    sweep: str | None,
+    parent_id: str | None,
+    qualities: Sequence[str],
+    against: Sequence[str],
+    rounds: int,
+    level: float,
+    out: Path | None,
+) -> SweepComparison:
+    """Read a sweep from MLflow, compute, print and write the comparison.
+
+    Args:
+        uri: tracking server or database.
+        experiment: name in MLflow.
+        sweep: name; None if there is only one.
+        parent_id: parent run, instead of the name.
+        qualities: scores to draw fronts for, larger is better.
+        against: objectives that all others are tested against.
+        rounds: random exchanges of each test.
+        level: confidence level of the intervals over seeds.
+        out: folder to write; None: ``outputs/compare/<sweep>``.
 
     Raises:
         ValueError: no such sweep, or none of its cells has scores.
         OSError: MLflow cannot be reached.
     """
-    if args.mlflow.startswith("sqlite:///") and not Path(args.mlflow.removeprefix("sqlite:///")).is_file():
-        raise FileNotFoundError(f"there is no database {args.mlflow}; give --mlflow <tracking uri>")
-    smaller = [name for name in args.quality if name in SMALLER_IS_BETTER]
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise FileNotFoundError(f"there is no database {uri}; give --mlflow <tracking uri>")
+    smaller = [name for name in qualities if name in SMALLER_IS_BETTER]
     if smaller:
         raise ValueError(f"--quality draws fronts where larger is better, which {', '.join(smaller)} is not")
     bound_retries()
     silence_noisy_loggers()
-    client = MlflowClient(args.mlflow)
+    client = MlflowClient(uri)
     try:
-        parent = find_parent(client, args.experiment, args.sweep, args.parent)
+        parent = find_parent(client, experiment, sweep, parent_id)
         runs = children(client, parent.info.experiment_id, parent.info.run_id)
     except MlflowException as error:
-        raise OSError(f"MLflow at {args.mlflow}: {str(error).splitlines()[0][:300]}") from error
+        raise OSError(f"MLflow at {uri}: {str(error).splitlines()[0][:300]}") from error
     cells = measured(runs)
-    groups = group(cells, [*dict.fromkeys([*COLUMNS, *args.quality])], args.level)
-    counts, uncounted = study_counts(args.mlflow, runs)
-    tested, untested = contrasts(cells, counts, args.against, rounds=args.rounds)
+    groups = group(cells, [*dict.fromkeys([*COLUMNS, *qualities])], level)
+    counts, uncounted = study_counts(uri, runs)
+    tested, untested = contrasts(cells, counts, against, rounds=rounds)
     lacking = missing(runs, groups) + uncounted + untested
     if not groups:
         raise ValueError(f"none of the {len(runs)} cells has scores yet: " + "; ".join(lacking[:5]))
-    qualities = [name for name in args.quality if any(name in one.means for one in groups)]
-    absent = [f"no cell has the score {name}" for name in args.quality if name not in qualities]
-    if not qualities:
+    present = [name for name in qualities if any(name in one.means for one in groups)]
+    absent = [f"no cell has the score {name}" for name in qualities if name not in present]
+    if not present:
         raise ValueError("; ".join(absent))
     found = SweepComparison(
         title=f"Sweep {parent.data.tags[SWEEP]}",
         groups=groups,
-        qualities=qualities,
-        columns=[name for name in dict.fromkeys([*args.quality, *COLUMNS]) if any(name in one.means for one in groups)],
+        qualities=present,
+        columns=[name for name in dict.fromkeys([*qualities, *COLUMNS]) if any(name in one.means for one in groups)],
         missing=[*absent, *lacking],
-        drops=drops(cells, qualities, args.level),
+        drops=drops(cells, present, level),
         contrasts=tested,
         signatures=next((one.signatures for one in counts.values()), {}),
-        level=args.level,
-        command=command,
+        level=level,
+        command=command_line(),
     )
-    _write(args.out or Path("outputs/compare") / parent.data.tags[SWEEP], found)
+    _write(out or Path("outputs/compare") / parent.data.tags[SWEEP], found)
     return found
 
 
@@ -222,29 +238,3 @@ def _write(folder: Path, found: SweepComparison) -> None:
 def _plain(one: Drop | Contrast) -> dict[str, Any]:
     """For JSON, which has no nan."""
     return json.loads(json.dumps(asdict(one)).replace("NaN", "null"))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="echo-pl compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--mlflow", default="sqlite:///outputs/mlflow.db", metavar="URI", help="(default sqlite:///outputs/mlflow.db)"
-    )
-    parser.add_argument("--experiment", default="echo_pl", help="of MLflow (default echo_pl)")
-    parser.add_argument("--sweep", help="its name; not needed where there is one")
-    parser.add_argument("--parent", metavar="ID", help="its parent run, instead")
-    parser.add_argument("--quality", nargs="+", default=list(QUALITIES), help="scores to draw fronts for, larger is better")
-    parser.add_argument(
-        "--against", nargs="+", default=list(BASELINES), metavar="OBJECTIVE", help="every other objective is tested against these"
-    )
-    parser.add_argument("--rounds", type=int, default=10_000, help="random exchanges of each test (default 10000)")
-    parser.add_argument("--level", type=float, default=0.95, help="of the intervals over seeds (default 0.95)")
-    parser.add_argument("--out", type=Path, help="folder to write (default outputs/compare/<sweep>)")
-    with reported():
-        compare(parser.parse_args(arguments), command_line("compare", arguments))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,67 +1,112 @@
-"""The whole story in one command: a corpus, three stages, and the table that shows why the method exists.
-
-    python -m echo_pl.sweeps.demo                         # synthetic chest X-rays, block size 8
-    python -m echo_pl.sweeps.demo block_size=4
-    python -m echo_pl.sweeps.demo --data nih --source <folder of nih_64>
+"""The demo: a corpus, three stages, and the table that shows why the method exists.
 
 corpus -> shards -> vision warm-up -> stage 1 (AR) -> stage 2 (RAD) -> trajectories -> stage 3 (dcd, ce) -> held-out studies.
-Each step is a process of its own, as it would be by hand: one that has trained before is larger, and slower for it.
-Writes summary.json, report.md and index.html to outputs/demo (outputs/demo-real for real images).
+Each step is a process of its own, as it would be by hand: a process that has trained before is larger, and slower for it. Sizes and
+settings of the steps are data, in ``experiments/demo/``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from echo_pl.config.compose import compose_config
-from echo_pl.config.errors import reported
+from echo_pl.config.compose import EXPERIMENTS, compose_config
 from echo_pl.data.pipeline.make_corpus import make_nih, make_synthetic
 from echo_pl.distill.collect_trajectories import collect_trajectories
 from echo_pl.evaluation.demo import Checkpoints, evaluate_demo
 from echo_pl.io.atomic import write_json
 from echo_pl.io.memory import peak_memory_gb
 from echo_pl.runs.run import run
+from echo_pl.runs.stored_features import store_features
 
 OBJECTIVES = ("dcd", "ce")
+STEPS = {
+    "corpus": "make the corpus: images, reports, shards",
+    "warmup": "warm up the vision tower on finding labels",
+    "stage1": "stage 1, NormalizedPretrain: an autoregressive model",
+    "features": "store the output of the vision tower, which does not change from here on",
+    "stage2": "stage 2, RADModule: block diffusion",
+    "trajectories": "decode training studies with the teacher and store its trajectories",
+    "stage3": "stage 3, DCDModule: students that write a block in one step",
+    "evaluation": "decode held-out studies by every method",
+}
 Result = TypeVar("Result")
+
+
+@dataclass
+class DemoSettings:
+    """Sizes and settings of a demo, as in ``experiments/demo/*.yaml``."""
+
+    corpus: dict[str, int] = MISSING
+    """Studies of each split."""
+    studies: int = MISSING
+    """Held-out studies to evaluate."""
+    trajectories: int = MISSING
+    """Training studies that the teacher decodes."""
+    trajectory_batch_size: int = MISSING
+    stored_features: bool = MISSING
+    """True: the vision tower runs once, before stage 2."""
+    parallel_students: bool = MISSING
+    """True: both students train at the same time, on half of the threads each."""
+    stages: dict[str, list[str]] = MISSING
+    """Overrides of each run."""
+    seconds: dict[str, int] = field(default_factory=dict)
+    """Expected duration of each step on two cores, for the messages."""
+
+    @classmethod
+    def load(cls, name: str, **changes: int | None) -> DemoSettings:
+        """Load ``experiments/demo/<name>.yaml``, with the changes that are not None.
+
+        Raises:
+            ValueError: an unknown key or a value of the wrong type.
+        """
+        path = EXPERIMENTS / "demo" / f"{name}.yaml"
+        given = {key: value for key, value in changes.items() if value is not None}
+        try:
+            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.load(path), given))
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+        assert isinstance(settings, cls)
+        return settings
 
 
 @dataclass(kw_only=True)
 class Demo:
-    """One demo: where it writes, what it is told, what it has measured."""
+    """One demo: its folders, settings and measurements."""
 
     data: str
     source: Path | None
     folder: Path
     data_root: Path
-    studies: int
-    trajectories: int
+    settings: DemoSettings
     overrides: list[str]
+    full: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_gb: float = 0.0
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Announce a step and note its wall time."""
-        print(f"\n== {step} ==", flush=True)
+        """Announce a step with its expected duration, and record its wall time."""
+        expected = self.settings.seconds.get(step)
+        duration = "" if expected is None else f" (about {expected} s on two cores)"
+        print(f"\n== {step}: {STEPS[step]}{duration}", flush=True)
         started = time.monotonic()
         yield
         self.seconds[step] = round(time.monotonic() - started, 1)
-        print(f"== {step}: {self.seconds[step]:.0f} s", flush=True)
+        print(f"== {step}: done in {self.seconds[step]:.0f} s", flush=True)
 
     def compose(self, *overrides: str) -> DictConfig:
         """The configuration of one step."""
@@ -74,12 +119,13 @@ class Demo:
         if self.source is not None:
             make_nih(self.source, out)
         else:
-            make_synthetic(out)
+            counts = self.settings.corpus
+            make_synthetic(out, train=counts["train"], val=counts["val"], test=counts["test"])
 
     def apart(self, work: Callable[..., Result], *args: Any) -> Result:
         """Call a module's function in a process of its own; what it raises is raised here."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__spec__.name])  # imports are shared, memory is not
+        context.set_forkserver_preload([__name__])  # imports are shared, memory is not
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             try:
                 result, peak = pool.submit(_with_peak, work, *args).result()
@@ -88,31 +134,49 @@ class Demo:
         self.peak_memory_gb = max(self.peak_memory_gb, peak)
         return result
 
-    def train(self, step: str, *overrides: str) -> Path:
+    def train(self, name: str, *overrides: str) -> Path:
         """Run one stage and return its checkpoint."""
-        with self.timed(step):
-            return self.apart(_train, self.compose(*overrides, f"run_name={step}"))
+        own = self.settings.stages.get(name.partition("-")[0], [])
+        return self.apart(_train, self.compose(*overrides, *own, f"run_name={name}"))
 
     def everything(self) -> None:
         """All steps in order."""
         shutil.rmtree(self.folder / "runs", ignore_errors=True)
-        for name in ("trajectories", "trajectories.part"):
+        for name in ("trajectories", "trajectories.part", "features"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         with self.timed("corpus"):
             self.apart(self.make_corpus)
-        self.train("warmup", "stage=warmup")
-        ar = self.train("stage1", "stage=pretrain")
-        base = self.train("stage2", "stage=rad")
+        with self.timed("warmup"):
+            self.train("warmup", "stage=warmup")
+        with self.timed("stage1"):
+            ar = self.train("stage1", "stage=pretrain")
+        stored = []
+        if self.settings.stored_features:
+            with self.timed("features"):
+                self.apart(store_features, self.compose("stage=rad"), self.folder / "features", "bfloat16", 64)
+            stored = [f"data.stored_features={self.folder / 'features'}"]
+        with self.timed("stage2"):
+            base = self.train("stage2", "stage=rad", *stored)
+        limit = f"stage.limit_train={self.settings.trajectories}"
         with self.timed("trajectories"):
-            config = self.compose("stage=dcd", f"stage.limit_train={self.trajectories}", "stage.batch_size=48")
+            config = self.compose("stage=dcd", limit, f"stage.batch_size={self.settings.trajectory_batch_size}", *stored)
             store, counts = self.apart(collect_trajectories, config, self.folder / "trajectories")
             print(f"{counts.kept} kept, dropped: {counts.dropped_loops} loops, {counts.dropped_endless} endless")
-        distilled = {}
-        for name, objective in _stage3().items():
-            choice = [] if objective == "dcd" else [f"ablation={objective}"]
-            stored = [f"stage.module.trajectories={store}", f"stage.limit_train={self.trajectories}"]
-            distilled[objective] = self.train(name, "stage=dcd", *choice, *stored)
+        with self.timed("stage3"):
+            distilled = self.train_students(limit, f"stage.module.trajectories={store}", *stored)
         self.finish(Checkpoints(ar=ar, base=base, distilled=distilled))
+
+    def train_students(self, *overrides: str) -> dict[str, Path]:
+        """Train a student with each objective, at the same time if the settings ask for it."""
+        parallel = ["threads=1", "trainer.enable_progress_bar=false"] if self.settings.parallel_students else []
+
+        def student(name: str, objective: str) -> Path:
+            choice = [] if objective == "dcd" else [f"ablation={objective}"]
+            return self.train(name, "stage=dcd", *choice, *overrides, *parallel)
+
+        with ThreadPoolExecutor(len(OBJECTIVES) if parallel else 1) as pool:
+            names = _stage3()
+            return dict(zip(names.values(), pool.map(student, names, names.values()), strict=True))
 
     def evaluate_again(self) -> None:
         """The last step alone, with the checkpoints of an earlier demo; what its other steps took is kept.
@@ -140,7 +204,7 @@ class Demo:
     def evaluate(self, checkpoints: Checkpoints) -> dict[str, Any]:
         """Decode with every method, write report and page, and return the rows with what belongs to them."""
         started = time.monotonic()
-        results = evaluate_demo(self.compose("stage=rad"), checkpoints, self.studies)
+        results = evaluate_demo(self.compose("stage=rad"), checkpoints, self.settings.studies)
         seconds = {**self.seconds, "evaluation": round(time.monotonic() - started, 1)}
         return results.write(self.folder, seconds, self.title, self.command)
 
@@ -153,7 +217,7 @@ class Demo:
     @property
     def command(self) -> str:
         """How to get these figures again."""
-        target = "demo-real" if self.data == "nih" else "demo"
+        target = "demo-real" if self.data == "nih" else "demo-full" if self.full else "demo"
         return f'make {target} ARGS="{" ".join(self.overrides)}"' if self.overrides else f"make {target}"
 
 
@@ -170,43 +234,3 @@ def _with_peak(work: Callable[..., Result], *args: Any) -> tuple[Result, float]:
 
 def _train(config: DictConfig) -> Path:
     return run(config).checkpoint
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("synthetic", "nih"), default="synthetic", help="corpus (default synthetic)")
-    parser.add_argument("--source", type=Path, help="with --data nih: the folder with images/ and manifest.jsonl")
-    parser.add_argument("--out", type=Path, help="where to write (default outputs/demo or outputs/demo-real)")
-    parser.add_argument("--data-root", type=Path, default=Path("outputs/data"), help="where corpora are kept")
-    parser.add_argument("--studies", type=int, default=304, help="held-out studies to evaluate (default 304)")
-    parser.add_argument("--trajectories", type=int, default=2400, help="training studies the teacher decodes")
-    parser.add_argument("--evaluate-only", action="store_true", help="decode and report again, with the checkpoints that are there")
-    parser.add_argument("overrides", nargs="*", help="configuration for every stage, as for echo-pl: block_size=4 ...")
-    args = parser.parse_args()
-    if args.data == "nih" and (args.source is None or not (args.source / "manifest.jsonl").is_file()):
-        print(
-            f"demo-real is skipped: there is no manifest.jsonl in {args.source}. It needs real images: a folder with "
-            "images/ and manifest.jsonl (docs/explain/data.md), given as --source <folder> or make demo-real REAL_DATA=<folder>."
-        )
-        return
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder = args.out or Path("outputs/demo-real" if args.data == "nih" else "outputs/demo")
-    with reported():
-        demo = Demo(
-            data=args.data,
-            source=args.source,
-            folder=folder,
-            data_root=args.data_root,
-            studies=args.studies,
-            trajectories=args.trajectories,
-            overrides=args.overrides,
-        )
-        if args.evaluate_only:
-            demo.evaluate_again()
-        else:
-            demo.everything()
-
-
-if __name__ == "__main__":
-    main()

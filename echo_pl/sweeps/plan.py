@@ -200,7 +200,7 @@ def refuse_unsuited(config: DictConfig) -> None:
     if not isinstance(config.sweep.kept_tokens, int) or config.sweep.kept_tokens < 0:
         raise ValueError(
             f"sweep.kept_tokens must be a number, 0 (all) or more, got {config.sweep.kept_tokens!r}: all objectives share the "
-            "trajectories of a teacher, so it is measured before (echo-pl collect --check-k)"
+            "trajectories of a teacher, so it is measured before (echo-pl trajectories collect --check-k)"
         )
     if config.sweep.tilt_rounds < 1:
         raise ValueError(f"sweep.tilt_rounds must be at least 1, got {config.sweep.tilt_rounds}; without a tilt it is not used")

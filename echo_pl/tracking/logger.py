@@ -126,7 +126,7 @@ class RunLogger(MLFlowLogger):
             if final:
                 log.warning(
                     "MLflow at %s still lacks parts of this run. Nothing is lost; when the server can be reached: "
-                    "echo-pl upload --from %s --to %s --run %s",
+                    "echo-pl mlflow upload --from %s --to %s --run %s",
                     self.server,
                     self.database,
                     self.server,

@@ -229,3 +229,46 @@ def _files(client: MlflowClient, run_id: str, folder: str | None = None) -> dict
 def _batches(items: Sequence[T], size: int) -> Iterator[list[T]]:
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
+
+
+def upload_runs(source: str, target: str, runs: list[str] | None, experiment: str | None) -> dict[str, Uploaded]:
+    """Copy runs from a local database to a server.
+
+    Args:
+        source: URI of the database.
+        target: URI of the server.
+        runs: ids; None: all of the experiment.
+        experiment: name; None: all experiments.
+
+    Raises:
+        FileNotFoundError: there is no such database.
+        OSError: a store cannot be reached; what was copied by then is there.
+        ValueError: nothing to upload.
+    """
+    if source.startswith("sqlite:///") and not Path(source.removeprefix("sqlite:///")).is_file():
+        raise FileNotFoundError(f"there is no database {source}")  # MLflow would make an empty one
+    bound_retries()
+    done: dict[str, Uploaded] = {}
+    here, there = MlflowClient(source), MlflowClient(target)
+    try:
+        for run in runs or _all_runs(here, experiment):
+            done[run] = upload_run(here, run, there)
+    except MlflowException as error:
+        raise OSError(
+            f"{len(done)} runs were uploaded to {target}, then: {first_line(error)}; repeat the command for the rest"
+        ) from error
+    if not done:
+        raise ValueError(f"there are no runs in {source}" + ("" if experiment is None else f", experiment {experiment}"))
+    return done
+
+
+def _all_runs(client: MlflowClient, experiment: str | None) -> list[str]:
+    """Every run, the oldest first."""
+    places = [one.experiment_id for one in client.search_experiments() if experiment in (None, one.name)]
+    found: list[str] = []
+    token: str | None = ""
+    while places and token is not None:
+        page = client.search_runs(places, order_by=["attributes.start_time ASC"], max_results=1000, page_token=token or None)
+        found += [run.info.run_id for run in page]
+        token = page.token or None
+    return found

@@ -78,8 +78,8 @@ def test_the_command_refuses_a_misspelt_key():
 
 
 def test_help_lists_the_groups():
-    command = [sys.executable, "-m", "echo_pl", "--help"]
+    command = [sys.executable, "-m", "echo_pl", "train", "--help"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=EXPERIMENTS.parent, timeout=120, check=False)
     assert ended.returncode == 0
-    for word in ("stage: dcd, pretrain, rad, warmup", "echo-pl stage=rad block_size=8", "backbone: qwen2_5_vl_7b, tiny"):
+    for word in ("stage: dcd, pretrain, rad, warmup", "echo-pl train stage=rad block_size=8", "backbone: qwen2_5_vl_7b, tiny"):
         assert word in ended.stdout

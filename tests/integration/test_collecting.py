@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from commands import command as run_command
 from forked import begin_child
 from ranks import SIZES
 from stage_parts import BACKBONE, lively, record, write_checkpoint
 
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.pipeline.make_corpus import make_synthetic
-from echo_pl.distill.collect_trajectories import main
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 
@@ -86,12 +86,10 @@ def child(arguments: list[str], told: Mapping[str, str], out: Path, err: Path, k
         for name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
             del os.environ[name]
         os.environ.update(told)
-        sys.argv = ["collect_trajectories", *arguments]
         begin_child(PATIENCE)  # two that wait for each other end, too
         if kill is not None:
             killed_at(kill)
-        main()
-        status = 0
+        status = run_command("trajectories", "collect")(arguments)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     finally:
@@ -105,7 +103,7 @@ def command(
     out: Path,
     logs: Path,
     processes: tuple[dict[str, str], ...] = ONE,
-    keep: int | str = 4,
+    keep: int = 4,
     kill: int | None = None,
     options: tuple[str, ...] = (),
 ) -> Done:
@@ -159,20 +157,6 @@ def test_two_processes_write_what_one_writes(folder, whole, tmp_path):
     assert done.status == 0, done.stderr[-3000:]
     assert contents(tmp_path / "store") == contents(whole)
     assert done.stdout.count("trajectories in") == 1
-
-
-def test_auto_is_one_k_for_two_processes_and_for_what_goes_on(folder, whole, interrupted, tmp_path):
-    """Measured where there is nothing; taken from what is there where a collection was cut off."""
-    done = command(folder, tmp_path / "one", tmp_path, keep="auto")
-    assert done.status == 0, done.stderr[-3000:]
-    done = command(folder, tmp_path / "two", tmp_path, two(), keep="auto")
-    assert done.status == 0, done.stderr[-3000:]
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert TrajectoryStore(tmp_path / "one").identity.kept_tokens not in (0, 4), "that of the other example would prove little"
-    shutil.copytree(interrupted, tmp_path / "store.part")
-    done = command(folder, tmp_path / "store", tmp_path, two(), keep="auto")
-    assert done.status == 0, done.stderr[-3000:]
-    assert contents(tmp_path / "store") == contents(whole)
 
 
 def test_two_processes_refuse_together(folder, whole, tmp_path):

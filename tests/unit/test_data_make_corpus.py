@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from commands import command
 
 from echo_pl.data.loading.tokenizer import load_tokenizer
-from echo_pl.data.pipeline.make_corpus import main, make_synthetic
+from echo_pl.data.pipeline.make_corpus import make_synthetic
+
+main = command("corpus", "make")
 
 SMALL = ["synthetic", "--train", "12", "--val", "2", "--test", "2", "--shard-size", "5"]
 
@@ -20,7 +23,7 @@ def test_makes_finds_and_refuses(tmp_path, capsys):
     assert main([*SMALL, "--out", str(out)]) == 0
     assert capsys.readouterr().out == said
     assert (out / "tokenizer" / "tokenizer.json").stat().st_mtime_ns == before
-    assert main([*SMALL, "--out", str(out), "--seed", "1"]) == 1
+    assert main([*SMALL, "--out", str(out), "--seed", "1"]) == 2
     assert "already holds another corpus" in capsys.readouterr().err
 
 
@@ -33,5 +36,5 @@ def test_a_missing_tokenizer_is_made_again(tmp_path):
 
 @pytest.mark.parametrize(("option", "value"), [("--size", "8"), ("--train", "0"), ("--vocab-size", "100")])
 def test_bad_arguments_are_said_in_one_line(tmp_path, capsys, option, value):
-    assert main([*SMALL, "--val", "0", "--test", "0", "--out", str(tmp_path), option, value]) == 1
+    assert main([*SMALL, "--val", "0", "--test", "0", "--out", str(tmp_path), option, value]) == 2
     assert capsys.readouterr().err.strip().count("\n") <= 1

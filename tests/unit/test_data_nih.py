@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import command
 from PIL import Image
 
-from echo_pl.data.pipeline.make_corpus import main, make_nih
+from echo_pl.data.pipeline.make_corpus import make_nih
 from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.data.store.study import VERSIONS
 from echo_pl.data.synthetic.nih import NIHCorpus, nih_judge
+
+main = command("corpus", "make")
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_bad_manifest(source, change, message):
 def test_bad_image_is_named(source, tmp_path, capsys):
     (source / "images" / "00000000_000.png").write_bytes(b"no image")
     status = main(["nih", "--source", str(source), "--out", str(tmp_path / "out")])
-    assert status == 1
+    assert status == 2
     assert "00000000_000.png cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "out" / "index.json").exists()
 
@@ -78,7 +81,7 @@ def test_bad_image_is_named(source, tmp_path, capsys):
 def test_missing_source(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="no NIH images in"):
         NIHCorpus(tmp_path)
-    assert main(["nih", "--source", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert main(["nih", "--source", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "a folder with manifest.jsonl and images/ is expected there" in capsys.readouterr().err
 
 

@@ -39,6 +39,7 @@ FLOORS = (
     "echo_pl.sweeps",
     "callbacks",
     "echo_pl.cli",
+    "echo_pl.tools",
     "echo_pl.__main__",
 )
 """Rooms from the lowest to the highest: a room imports only rooms below it."""
@@ -115,7 +116,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "echo_pl.sweeps",
         "echo_pl.cli",
     ),
-    "hydra_plugins": ("echo_pl.__main__",),
+    "hydra_plugins": ("echo_pl.cli.train",),
+    "typer": ("echo_pl.cli", "echo_pl.__main__"),
     "nltk": ("echo_pl.metrics.meteor",),
     "jieba": ("echo_pl.metrics.words",),
     "matplotlib": ("echo_pl.evaluation", "echo_pl.sweeps"),

@@ -12,15 +12,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from commands import command
 from endpoint_stub import EndpointStub, Reply, normal_answer, says
 from forked import begin_child
 from pipeline_fakes import row, write_dataset
 
-from echo_pl.cli.corpus_prepare import main
 from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.llm import endpoint
 from echo_pl.llm.answer_cache import AnswerCache
 from echo_pl.llm.pacing import Pacing
+
+main = command("corpus", "prepare")
 
 STUDIES = 12
 HOPELESS = 8

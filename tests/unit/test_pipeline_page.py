@@ -8,15 +8,17 @@ import stat
 from dataclasses import replace
 
 import pytest
+from commands import command
 from PIL import Image
 from pipeline_fakes import make_parts, row, write_dataset
 
-from echo_pl.cli.corpus_view import main
 from echo_pl.data.pipeline.page import corpus_page
 from echo_pl.data.pipeline.run import prepare
 from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.store.study import Study
 from echo_pl.structs import ReportText
+
+main = command("corpus", "view")
 
 STUDY = Study(
     key="a1",

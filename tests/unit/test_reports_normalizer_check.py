@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
+from commands import command
 
 from echo_pl.reports import normalizer_check as check_normalizer
 from echo_pl.reports.labeller import TAGGED_NAMES, tagged
@@ -20,8 +20,7 @@ ROWS = [
 
 
 def run(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["check_normalizer", *map(str, arguments)])
-    check_normalizer.main()
+    assert command("corpus", "check")(arguments) == 0
 
 
 def test_figures(tmp_path, monkeypatch, capsys):

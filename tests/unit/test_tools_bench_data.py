@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from commands import command
 
-from echo_pl.bench.data import main, ratios, timed
+from echo_pl.bench.data import ratios, timed
+
+main = command("bench", "data")
 
 
 def test_a_row_for_every_way(tmp_path, capsys):
@@ -51,7 +54,9 @@ def test_the_first_round_does_not_count():
     assert [len(row["seconds"]) for row in rows.values()] == [2, 2]
 
 
-@pytest.mark.parametrize("options", [["--workers", "1"], ["--rounds", "0"]])
-def test_bad_arguments(options, capsys):
-    assert main(options) == 1
-    assert "--workers must have a 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"), [(["--workers", "1"], "--workers must have a 0"), (["--rounds", "0"], "Invalid value for '--rounds'")]
+)
+def test_bad_arguments(options, message, capsys):
+    assert main(options) == 2
+    assert message in capsys.readouterr().err

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import command
 from ranks import SIZES, pretrained_checkpoint
 from stage_parts import BACKBONE, record, write_checkpoint
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
@@ -17,7 +18,9 @@ from echo_pl.backbone.factory import PretrainedBackbone
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.block_mask import CLEAN, AttentionRule, response_coords
-from echo_pl.runs.checkpoint_files import describe, from_hf, main, merge, to_hf
+from echo_pl.runs.checkpoint_files import describe, from_hf, merge, to_hf
+
+main = command("checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +133,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(checkpoint, data, data
 
 
 def test_the_command_shows_a_checkpoint(checkpoint, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["checkpoint", "show", str(checkpoint)])
-    main()
+    assert main(["show", checkpoint]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["stage"], shown["format"]) == ("pretrain", "one file")
     assert shown["parameters"] == sum(value.numel() for value in read_checkpoint(checkpoint)[1]["state_dict"].values())

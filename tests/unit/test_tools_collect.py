@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from commands import command
 from omegaconf import DictConfig, open_dict
 from stage_parts import BACKBONE, DECODE, dcd, lively, record, report_data, write_checkpoint
 
@@ -17,10 +17,7 @@ from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.losses import DistillationConfig
 from echo_pl.diffusion.objectives import DirectConditional, SequenceLevel
-from echo_pl.distill.check_kept import KeptLoss, check_kept, smallest, table
-from echo_pl.distill.collect_trajectories import collect_trajectories, main
-from echo_pl.distill.kept_choice import choose_kept, kept_argument
-from echo_pl.distributed.launch import detect
+from echo_pl.distill.collect_trajectories import collect_trajectories
 from echo_pl.runs.assemble import text_tools
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.stages.dcd import DCDModule
@@ -174,57 +171,22 @@ def test_reverse_kl_from_the_top_of_distributions_warns_with_the_way_out(folder,
         assert "reverse KL" not in caplog.text
     stage(folder, trajectories=str(top_store.folder), objective=reverse)
     assert f"{top_store.folder} keep the 6 likeliest of {data_vocabulary(folder)} tokens" in caplog.text
-    assert "echo-pl collect --keep 0" in caplog.text
-
-
-def test_the_k_to_keep_is_measured(folder):
-    """Against the losses of the stage itself; with nearly all tokens the difference is gone, and differences fall."""
-    wide = data_vocabulary(folder) - 1
-    rows = check_kept(config(folder), STUDIES, ks=(1, 4, wide, 10**6))
-    assert [row.kept for row in rows] == [1, 4, wide, None]
-    assert [row.difference for row in rows] == sorted((row.difference for row in rows), reverse=True)
-    assert rows[-1].difference == 0.0
-    assert rows[-2].difference < 1e-4 < rows[0].difference
-    assert rows[0].bytes_per_position == 12
-    whole = rows[-1].loss
-    module = stage(folder)
-    total, used = 0.0, 0
-    for batch in corpus(folder).train_batches_once(AT_ONCE):
-        found = module.collect(batch)
-        usable = sum(t is not None for t in found)
-        loss, _ = module.loss(batch, found, epoch=0, progress=0.0)
-        total, used = total + usable * float(loss.detach()), used + usable
-    assert whole == pytest.approx(total / used, rel=1e-5)
-    # What K = 4 leaves out is 1 % of a loss of this size.
-    assert rows[1].reach(0.01) == pytest.approx(100 * (whole - rows[1].loss))
-    assert f"--keep {wide}. Down to a loss of " in smallest(rows, 1e-4)
-    assert "store whole distributions" in smallest(rows[:1], 0.0)
-    assert table(rows).text().count("\n") == 5
-    with pytest.raises(ValueError, match="objective ce trains on tokens alone"):
-        check_kept(config(folder, "ablation=ce"), STUDIES)
-
-
-def kept_of(path: Path) -> int:
-    return TrajectoryStore(path).identity.kept_tokens
+    assert "echo-pl trajectories collect --keep 0" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--studies", "0"], "--studies must be at least 1, got 0"),
-        (["--studies", "4", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["--studies", "4"], "give --out <folder>"),
-        (["--out", "x"], "and --studies <how many>"),
-        (["--check-k", "--out", "x"], "--check-k collects nothing"),
-        (["--check-k", "--keep", "5"], "--check-k collects nothing"),
-        (["--check-k", "--no-distributions"], "--check-k collects nothing"),
-        (["--studies", "4", "--out", "x", "--keep", "16", "--check-studies", "5"], "--check-studies is for --check-k"),
+        (["--studies", "0", "--out", "x"], "'--studies'"),
+        (["--studies", "4", "--out", "x", "--batch-size", "0"], "'--batch-size'"),
+        (["--studies", "4"], "Missing option '--out'"),
+        (["--out", "x"], "Missing option '--studies'"),
+        (["--studies", "4", "--out", "x", "--keep", "-3"], "'--keep'"),
+        (["--studies", "4", "--out", "x", "--keep", "4", "--no-distributions"], "give --keep or --no-distributions"),
     ],
 )
 def test_options_that_would_not_be_used_are_refused(capsys, options, said):
-    with pytest.raises(SystemExit) as caught:
-        main(options)
-    assert caught.value.code == 2
+    assert command("trajectories", "collect")(options) == 2
     assert said in capsys.readouterr().err
 
 
@@ -232,62 +194,6 @@ def test_more_studies_than_there_are_is_said(folder, tmp_path, caplog):
     _, counts = collect_trajectories(config(folder, "stage.limit_train=1000"), tmp_path / "all", distributions=False)
     there = counts.kept + counts.dropped_loops + counts.dropped_endless
     assert f"the corpus has {there} training studies, 1000 were asked for: all of them are decoded" in caplog.text
-
-
-def test_auto_keeps_the_smallest_k_within_one_per_cent_and_goes_on_with_it(folder, tmp_path, monkeypatch, caplog):
-    """It writes what the same K by hand writes. What is left of a collection says the K; measuring anew might find another."""
-    rows = check_kept(config(folder), STUDIES)
-    within = [row.kept for row in rows if row.kept is not None and row.difference <= 0.01]
-    enough = [k for k in within if k >= 32]
-    assert enough, "the example must have a K that is near enough"
-    assert min(within) < 32, "or the least would change nothing"
-    with caplog.at_level("INFO"):
-        path, _ = collect_trajectories(config(folder), tmp_path / "auto", kept_tokens="auto", check_studies=STUDIES)
-    assert kept_of(path) == min(enough) == 32
-    assert "at least 32 where no --student says to what its loss falls" in caplog.text
-    assert f"--keep auto: the smallest K within 1% of the whole loss of {rows[-1].loss:.3f}: --keep {min(within)}." in caplog.text
-    by_hand, _ = collect_trajectories(config(folder), tmp_path / "hand", kept_tokens=32)
-    assert {p.name: p.read_bytes() for p in path.iterdir()} == {p.name: p.read_bytes() for p in by_hand.iterdir()}
-
-    def cut_off(*_) -> None:
-        raise OSError("the power is gone")
-
-    with monkeypatch.context() as broken:
-        broken.setattr("echo_pl.distill.collect_trajectories.collect_part", cut_off)
-        with pytest.raises(OSError, match="the power is gone"):
-            collect_trajectories(config(folder), tmp_path / "cut", kept_tokens=3)
-    monkeypatch.setattr("echo_pl.distill.kept_choice.check_kept", lambda *_: pytest.fail("measured again"))
-    path, _ = collect_trajectories(config(folder), tmp_path / "cut", kept_tokens="auto", student=folder / "no.ckpt")
-    assert kept_of(path) == 3
-    assert "no.ckpt is not used: nothing is measured for a collection that goes on" in caplog.text
-    with pytest.raises(FileExistsError, match="cut exists already"):
-        collect_trajectories(config(folder), tmp_path / "cut", kept_tokens="auto")
-    (tmp_path / "odd.part").mkdir()
-    (tmp_path / "odd.part" / "plan.json").write_text("{}")
-    with pytest.raises(ValueError, match="no unfinished collection that could be gone on with"):
-        collect_trajectories(config(folder), tmp_path / "odd", kept_tokens="auto")
-
-
-def test_auto_keeps_whole_distributions_where_no_k_would_do(folder, tmp_path, monkeypatch, caplog):
-    reverse = "stage.module.objective.config.divergence=reverse_kl"
-    with caplog.at_level("INFO"):
-        assert choose_kept(detect(), config(folder, reverse), tmp_path / "none", STUDIES, folder / "no.ckpt") == 0
-    assert "no.ckpt is not used: nothing is measured for reverse KL" in caplog.text
-    with pytest.raises(ValueError, match="no distributions are to be stored: there is no K to choose"):
-        collect_trajectories(config(folder), tmp_path / "none", distributions=False, kept_tokens="auto")
-    assert "whole distributions, as reverse KL loses" in caplog.text
-    far = [
-        KeptLoss(kept=64, loss=0.9, full=1.0, bytes_per_position=9),
-        KeptLoss(kept=None, loss=1.0, full=1.0, bytes_per_position=99),
-    ]
-    asked = []
-    monkeypatch.setattr("echo_pl.distill.kept_choice.check_kept", lambda _, studies, *rest: asked.append(studies) or far)
-    assert choose_kept(detect(), config(folder), tmp_path / "none", 10**6, None) == 0
-    assert asked == [STUDIES], "on no study that is not collected"
-    assert "no K was near enough; whole distributions take 99 bytes a position" in caplog.text
-    with pytest.raises(ArgumentTypeError, match="must be auto, or a number that is 0"):
-        kept_argument("-3")
-    assert (kept_argument("auto"), kept_argument("0")) == ("auto", 0)
 
 
 def data_vocabulary(folder: Path) -> int:

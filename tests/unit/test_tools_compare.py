@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import command
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
 from echo_pl.metrics.suite import JUDGED_COUNTS
-from echo_pl.sweeps.compare import main
 from echo_pl.sweeps.contrasts import COUNTS, StudyCounts, contrasts
 from echo_pl.sweeps.pareto import Measured
+
+main = command("compare")
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +120,8 @@ def test_students_are_held_against_their_ar_model_and_against_the_baselines(coun
 
 
 def run(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["compare", *arguments])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
+    monkeypatch.setattr(sys, "argv", ["echo-pl", "compare", *arguments])
+    return main(arguments)
 
 
 def test_the_table_the_front_and_what_is_missing(uri, monkeypatch, tmp_path, capsys):

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from echo_pl.sweeps.demo import Demo
+from echo_pl.sweeps.demo import Demo, DemoSettings
 
 
 @pytest.fixture
 def demo(tmp_path) -> Demo:
-    return Demo(
-        data="synthetic", source=None, folder=tmp_path, data_root=tmp_path, studies=1, trajectories=1, overrides=["block_size=4"]
-    )
+    settings = DemoSettings.load("quick", studies=1)
+    return Demo(data="synthetic", source=None, folder=tmp_path, data_root=tmp_path, settings=settings, overrides=["block_size=4"])
 
 
 def fail(message: str) -> None:

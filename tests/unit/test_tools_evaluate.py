@@ -11,13 +11,12 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from commands import command
 from hydra.utils import instantiate
 from PIL import Image
 from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_checkpoint, write_tokens
 
 from echo_pl.__main__ import main as echo_pl_main
-from echo_pl.cli import evaluate as tool
-from echo_pl.cli import evaluate_options
 from echo_pl.config.compose import compose_config
 from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.distill import decode_checkpoint as evaluate_checkpoint
@@ -36,8 +35,9 @@ FAST = ["--resamples", "20", "--rounds", "50"]
 
 
 def run(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
-    tool.main()
+    monkeypatch.setattr("sys.argv", ["echo-pl", "evaluate", *map(str, arguments)])
+    if status := command("evaluate")(arguments):
+        raise SystemExit(status)
 
 
 def files(folder: Path, predictions: object, references: object) -> tuple[Path, Path]:
@@ -130,14 +130,6 @@ def test_images_that_the_official_format_names_are_shown(tmp_path, monkeypatch, 
     assert "--free-text" in shown
 
 
-def test_the_examples_of_the_command_are_commands():
-    lines = [line.strip() for line in str(tool.__doc__).splitlines() if line.strip().startswith("echo-pl evaluate ")]
-    assert len(lines) == 4
-    for line in lines:
-        args = evaluate_options.parser(None).parse_args(shlex.split(line)[2:])
-        assert (args.out is None) == (args.upload is not None)
-
-
 def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inputs, tmp_path, monkeypatch, capsys):
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out", "--against", tmp_path / "other.json"]
     chinese = {"findings": "双肺野清晰。", "impression": "未见异常。"}
@@ -219,18 +211,13 @@ def test_scoring_that_fails_leaves_no_figures_of_older_reports(inputs, tmp_path,
     assert "not the folder of a finished evaluation" in refused(monkeypatch, capsys, "--upload", out, "--mlflow", "sqlite:///x.db")
 
 
-@pytest.mark.parametrize("by_name", [True, False])
-def test_the_command_to_reproduce_is_one_that_works(by_name, inputs, tmp_path, monkeypatch):
-    """Called as echo-pl evaluate, whose first argument is the command's name, and as python -m echo_pl.cli.evaluate."""
+def test_the_command_to_reproduce_is_one_that_works(inputs, tmp_path, monkeypatch):
     out = tmp_path / "my reports"
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", out, "--overwrite", *FAST]
-    if by_name:
-        monkeypatch.setattr("sys.argv", ["echo-pl", "evaluate", *map(str, base)])
-        with pytest.raises(SystemExit) as caught:
-            echo_pl_main()
-        assert not caught.value.code
-    else:
-        run(monkeypatch, *base)
+    monkeypatch.setattr("sys.argv", ["echo-pl", "evaluate", *map(str, base)])
+    with pytest.raises(SystemExit) as caught:
+        echo_pl_main()
+    assert not caught.value.code
     first = (out / "report.md").read_text()
     (said,) = re.findall(r"## How to reproduce\n\n```sh\n(.*)\n```", first)
     assert said == shlex.join(["echo-pl", "evaluate", *map(str, base)])
@@ -248,7 +235,7 @@ def test_what_cannot_work_is_said_before_anything_is_written(inputs, tmp_path, m
     for more, message in (
         (["--language-model", tmp_path / "gone"], "--language-model: there is no"),
         (["--language", "zh"], "6 of 6 references are not in language 'zh'"),
-        (["--reader", "synthetic", "--language", "zh"], "knows English sentences only"),
+        (["--reader", "synthetic", "--language", "zh"], "reads English only"),
         (["--clinical-models", tmp_path], "no use without --clinical"),
         (["--checkpoint", predictions], "one of them"),
         (["block_size=4"], "has no use: block_size=4"),

@@ -15,9 +15,8 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow_server import Server, mlflow_server
 
-from echo_pl.cli.mlflow_upload import upload
 from echo_pl.tracking.logger import RunLogger
-from echo_pl.tracking.upload import RETRIES, Uploaded, bound_retries, find_copy, upload_run
+from echo_pl.tracking.upload import RETRIES, Uploaded, bound_retries, find_copy, upload_run, upload_runs
 
 
 @pytest.fixture(scope="module")
@@ -116,16 +115,16 @@ def test_a_server_that_stays_down_gets_the_run_from_the_command(folder, server, 
     for step in range(3):
         one.log_metrics({"loss": float(step)}, step)
     one.finalize("failed")
-    command = f"echo-pl upload --from {place(folder)} --to {server.uri} --run {run_id}"
+    command = f"echo-pl mlflow upload --from {place(folder)} --to {server.uri} --run {run_id}"
     assert command in caplog.text
-    with pytest.raises(OSError, match=r"0 runs were uploaded to http.*start it again for the rest"):
-        upload(place(folder), server.uri, [run_id], None)
+    with pytest.raises(OSError, match=r"0 runs were uploaded to http.*repeat the command for the rest"):
+        upload_runs(place(folder), server.uri, [run_id], None)
     server.start()
-    done = upload(place(folder), server.uri, [run_id], None)[run_id]
+    done = upload_runs(place(folder), server.uri, [run_id], None)[run_id]
     assert (done.metrics, steps(server.uri, done.run_id)) == (3, [0, 1, 2])
     run, local = MlflowClient(server.uri).get_run(done.run_id), MlflowClient(place(folder)).get_run(run_id)
     assert (run.info.status, run.info.start_time, run.info.end_time) == ("FAILED", local.info.start_time, local.info.end_time)
-    assert upload(place(folder), server.uri, [run_id], None)[run_id] == Uploaded(run_id=done.run_id)
+    assert upload_runs(place(folder), server.uri, [run_id], None)[run_id] == Uploaded(run_id=done.run_id)
     # Continued by either of its ids, it stays one run, here and there, and no step is logged twice.
     for identifier, last in ((run_id, 3), (done.run_id, 4)):
         again = logger(folder, server, "never", run_id=identifier)
@@ -225,7 +224,7 @@ def test_waiting_is_bounded_unless_the_user_sets_it(monkeypatch):
 
 def test_a_database_that_is_not_there_is_not_made(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no database"):
-        upload(f"sqlite:///{tmp_path / 'no.db'}", "http://127.0.0.1:9", None, None)
+        upload_runs(f"sqlite:///{tmp_path / 'no.db'}", "http://127.0.0.1:9", None, None)
     assert not list(tmp_path.iterdir())
 
 

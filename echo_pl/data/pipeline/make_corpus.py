@@ -1,14 +1,8 @@
-"""Makes a corpus folder: shards, index and a tokenizer trained on its reports.
-
-python -m echo_pl.data.pipeline.make_corpus synthetic --out outputs/data/synthetic
-python -m echo_pl.data.pipeline.make_corpus nih --source path/to/nih_64 --out outputs/data/nih
-"""
+"""Corpus folders of drawn or labelled images: shards, index, and a tokenizer trained on the reports."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Never
 
@@ -160,48 +154,9 @@ def _texts(out: Path, index: CorpusIndex) -> list[str]:
     return texts
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="make_corpus", description="Make a corpus folder: shards, index and tokenizer.")
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    synthetic = kinds.add_parser("synthetic", help="draw images and write reports from latent findings")
-    synthetic.add_argument("--train", type=int, default=6000, help="training studies")
-    synthetic.add_argument("--val", type=int, default=300, help="validation studies")
-    synthetic.add_argument("--test", type=int, default=2000, help="test studies")
-    synthetic.add_argument("--size", type=int, default=64, help="width and height of the images in pixels")
-    nih = kinds.add_parser("nih", help="read NIH ChestX-ray14 images and labels from a folder")
-    nih.add_argument("--source", type=Path, required=True, help="folder with manifest.jsonl and images/")
-    for kind in (synthetic, nih):
-        kind.add_argument("--out", type=Path, required=True, help="corpus folder to make")
-        kind.add_argument("--seed", type=int, default=0, help="seed of the corpus")
-        kind.add_argument("--wording", choices=("peaked", "even"), default="peaked", help="shares of the wordings")
-        kind.add_argument("--vocab-size", type=int, default=640, help="most ids of the tokenizer")
-        kind.add_argument("--shard-size", type=int, default=500, help="studies in one shard")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    args = _parser().parse_args(arguments)
-    shared = {
-        "seed": args.seed,
-        "wording": args.wording,
-        "vocab_size": args.vocab_size,
-        "shard_size": args.shard_size,
-    }
-    try:
-        if args.kind == "synthetic":
-            out = make_synthetic(args.out, train=args.train, val=args.val, test=args.test, image_size=args.size, **shared)
-        else:
-            out = make_nih(args.source, args.out, **shared)
-    except (ValueError, OSError) as error:
-        print(f"make_corpus: {error}", file=sys.stderr)
-        return 1
+def summary(out: Path) -> str:
+    """Return one line with the corpus, its fingerprint and its numbers of studies."""
     index = CorpusIndex.load(out)
     counts = ", ".join(f"{index.count(split)} {split}" for split in index.splits)
     shards = sum(len(shards) for shards in index.splits.values())
-    print(f"{index.corpus} corpus {index.fingerprint} in {out}: {counts} studies in {shards} shards")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return f"{index.corpus} corpus {index.fingerprint} in {out}: {counts} studies in {shards} shards"

@@ -1,8 +1,11 @@
-"""The readers by name, for whoever chooses one on a command line."""
+"""The readers by name, with the options of each for a command line."""
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 from echo_pl.data.readers.chexpert_plus import CheXpertPlusReader
@@ -31,3 +34,51 @@ READERS: Final[Mapping[str, Callable[..., CorpusReader]]] = {
     "table": TableReader,
 }
 """Each takes the dataset's place first, but for ``iu_installed``, which finds its own."""
+WITHOUT_SOURCE: Final = "iu_installed"
+"""The reader that finds its dataset itself."""
+ReaderOption = str | dict[str, str]
+
+
+def make_reader(name: str, source: Path, options: Mapping[str, ReaderOption]) -> CorpusReader:
+    """A reader by name.
+
+    Raises:
+        FileNotFoundError: the dataset is not where it should be.
+        ValueError: it knows no such option, or not with such a value.
+    """
+    make = READERS[name]
+    known = reader_options(name)
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"the reader {name} has no option {unknown[0]!r}, only {list(known)}")
+    given = {each: _value(each, value, known[each]) for each, value in options.items()}
+    return make(**given) if name == WITHOUT_SOURCE else make(source, **given)
+
+
+def reader_options(name: str) -> dict[str, object]:
+    """What a reader may be told besides the dataset's place, which is its one argument by position; with its defaults."""
+    parameters = inspect.signature(READERS[name]).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def readers_manual() -> str:
+    """A paragraph for each reader: what it reads, by the first words of its file, and its options."""
+    lines = ["readers (files wanted, where they are from and licences: docs/reference/readers.md):"]
+    for name, make in READERS.items():
+        of = inspect.getdoc(make if name == WITHOUT_SOURCE else inspect.getmodule(make)) or ""
+        told = " ".join(of.split("\n\n")[0].split()).replace("``", "")
+        lines += textwrap.wrap(f"{name}: {told}", 120, initial_indent="  ", subsequent_indent="      ")
+        if options := reader_options(name):
+            lines.append(f"      --reader-option: {', '.join(options)}")
+    return "\n".join(lines)
+
+
+def _value(name: str, given: ReaderOption, default: object) -> object:
+    """A number where the reader's own value is one, None for ``null``; otherwise the text itself."""
+    if given == "null":
+        return None
+    if not isinstance(default, int | float):
+        return given
+    try:
+        return type(default)(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"--reader-option {name} must be a number, got {given!r}") from None

@@ -1,0 +1,196 @@
+"""An evaluation: predictions to scores with intervals, tests against another run, and the worst reports, as files.
+
+Writes reports.jsonl (a record for each report), aggregate.json (every score with interval and signature), report.md and index.html.
+docs/how-to/evaluation.md explains every score.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from echo_pl.data.synthetic import make_judge
+from echo_pl.evaluation.cases import Case, check_language, formatted
+from echo_pl.evaluation.cases import shown as named
+from echo_pl.evaluation.inputs import Inputs, with_other_run
+from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences, judge_reader
+from echo_pl.evaluation.options import LABELLER, Options
+from echo_pl.evaluation.radeval_backend import BACKENDS, Absent, clinical_scores
+from echo_pl.evaluation.score_files import AGGREGATE, write_aggregate, write_records
+from echo_pl.evaluation.score_report import ScoreReport, number, probability, shown_cases, span
+from echo_pl.evaluation.scoring import (
+    MetricRows,
+    Resampling,
+    ScoreComparison,
+    ScoredRun,
+    compare_runs,
+    decoding_rows,
+    metric_rows,
+    summarize,
+)
+from echo_pl.evaluation.training_words import training_vocabulary
+from echo_pl.io.atomic import write_text_atomic
+from echo_pl.metrics.counted import PairMetric
+from echo_pl.metrics.words import words_of
+from echo_pl.reports.labeller import Labeller
+from echo_pl.reports.regions import REGION_NAMES
+
+OTHER_RUN = "predictions of the other run"
+WORST_BY = ("findings_f1_micro", "rouge_l_google")
+"""What the worst reports are chosen by: the first of these that there is."""
+
+
+def evaluate(options: Options, inputs: Inputs, command: str) -> ScoreReport:
+    """Score, compare and write.
+
+    Args:
+        options: checked by :func:`~echo_pl.evaluation.options.check_options`.
+        inputs: predictions and references.
+        command: command line, shown in the report.
+
+    Raises:
+        ValueError, OSError: with what is wrong.
+    """
+    words = words_of(options.language)
+    resampling = Resampling(resamples=options.resamples, rounds=options.rounds, level=options.level, seed=options.seed)
+    inputs = with_other_run(options, inputs)
+    strange = {"other_language": check_language(inputs.cases, options.language)}
+    if inputs.other is not None:
+        strange["other_language_against"] = check_language(inputs.other, options.language, OTHER_RUN)
+    reader = _reader(options.reader or inputs.corpus or LABELLER)
+    cases = [*inputs.cases, *(inputs.other or [])]
+    vocabulary = None
+    if options.vocabulary is not None:
+        vocabulary = training_vocabulary(options.vocabulary, words, options.version or "normalized")
+    choice = MetricChoice(
+        words=words,
+        with_wordnet=options.wordnet,
+        reader=reader,
+        vocabulary=vocabulary,
+        language_model=options.language_model,
+        embedding_model=options.embedding_model,
+        device=options.device or "cpu",
+    )
+    metrics, absent = build_metrics(choice, cases, options.sections)
+    scored = _score(options, inputs.cases, metrics, absent, resampling)
+    compared = []
+    if inputs.other is not None:
+        compared = compare_runs(scored, _score(options, inputs.other, metrics, absent, resampling), resampling)
+    about = {**inputs.about, **_settings(options), **strange}
+    return _write(options, inputs, scored, compared, about, reader, command)
+
+
+def _reader(name: str) -> FindingsReader:
+    """Who reads findings: the labeller of real reports, or the judge of a corpus that knows every sentence of it."""
+    judge = None if name == LABELLER else make_judge(name, "normalized")
+    if judge is not None:
+        return judge_reader(judge, f"judge of corpus {name}")
+    labeller = Labeller()
+    return FindingsReader(
+        name=f"echo-pl {labeller.version}",
+        label=labeller.label,
+        reads=labeller.understands,
+        regions=labeller.regions,
+        region_names=REGION_NAMES,
+    )
+
+
+def _score(
+    options: Options, cases: list[Case], metrics: list[PairMetric], absent: list[Absent], resampling: Resampling
+) -> ScoredRun:
+    counted, missing = decoding_rows(cases)
+    counted = [*metric_rows(cases, metrics, options.sections), *counted]
+    texts = (
+        [formatted(one.prediction.report, options.sections) for one in cases],
+        [formatted(one.reference, options.sections) for one in cases],
+    )
+    wanted = [name for name in BACKENDS if options.clinical == ("all",) or name in options.clinical]
+    for backend in wanted:
+        if options.language != "en":
+            missing.append(Absent(name=backend, reason=f"reads English reports, these are {options.language}"))
+            continue
+        found = clinical_scores(backend, *texts, options.clinical_models, device=options.device or "cpu")
+        if isinstance(found, list):
+            missing += found
+        else:
+            pairs = zip(found.metrics, found.rows, strict=True)
+            counted += [MetricRows(metric=metric, rows_NK=rows) for metric, rows in pairs]
+    left = [Absent(name=name, reason="not asked for (--clinical)") for name in BACKENDS if name not in wanted]
+    return summarize(cases, counted, [*absent, *missing, *left], resampling)
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    names = ("language", "sections", "seed", "resamples", "rounds", "level")
+    libraries = ("echo-pl", "torch", "torchmetrics", "nltk")
+    return {name: getattr(options, name) for name in names} | {"versions": {library: version(library) for library in libraries}}
+
+
+def _write(
+    options: Options,
+    inputs: Inputs,
+    scored: ScoredRun,
+    compared: list[ScoreComparison],
+    about: dict[str, Any],
+    reader: FindingsReader,
+    command: str,
+) -> ScoreReport:
+    names = [figure.name for figure in scored.scores]
+    by = options.worst_by or next(name for name in WORST_BY if name in names)
+
+    def difference(prediction: str, reference: str) -> dict[str, list[str]]:
+        return finding_differences(reader.label, prediction, reference)
+
+    shown = shown_cases(scored, by, options.worst, options.sections, difference, others=inputs.other or (), images=inputs.images)
+    without = sum(case.image is None for case in shown) if inputs.images is not None else 0
+    report = ScoreReport(
+        title=inputs.title,
+        scored=scored,
+        level=options.level,
+        compared=compared,
+        other=str(options.against or ""),
+        notes=[
+            *_notes(inputs.cases, about["other_language"], "predictions"),
+            *_notes(inputs.other or [], about.get("other_language_against", []), OTHER_RUN),
+            *([f"The images of {without} of the reports shown could not be opened."] if without else []),
+        ],
+        worst_by=by,
+        cases=shown,
+        command=command,
+    )
+    pages = {"report.md": report.markdown(), "index.html": report.page()}
+    write_records(options.folder, scored.cases, scored.of_reports)  # all that can be refused has been: an older evaluation goes now
+    for name, page in pages.items():
+        write_text_atomic(options.folder / name, page)
+    write_aggregate(options.folder, scored, compared, about)  # last: a folder that has it is whole
+    return report
+
+
+def _notes(cases: list[Case], strange: list[str], whose: str) -> list[str]:
+    """What must be known of a run before the figures."""
+    unread = [case.key for case in cases if not case.prediction.parsed]
+    notes = []
+    if unread:
+        notes.append(
+            f"{len(unread)} {whose} could not be read as a report and score as empty ones: {named(unread)}. If they have no "
+            "headings, give --free-text."
+        )
+    if strange:
+        notes.append(f"{len(strange)} {whose} are in another language: {named(strange)}.")
+    return notes
+
+
+def print_scores(report: ScoreReport, folder: Path) -> None:
+    """Print every score with its interval, and where the files are."""
+    width = max(len(figure.name) for figure in report.scored.scores)
+    for figure in report.scored.scores:
+        own, compared = figure.interval, report.comparison(figure.name)
+        line = f"{figure.name:{width}}  {number(own.value):>8}  {span(own.low, own.high):18}"
+        if compared is not None:
+            line += f"  {compared.result.difference:+.4f}  p (Holm) {probability(compared.p_holm):7}  {compared.verdict}"
+        print(line.rstrip())
+    for one in report.scored.absent:
+        print(f"{one.name:{width}}  absent: {one.reason}")
+    for note in report.notes:
+        print(f"note: {note}")
+    print(f"\nread {folder / 'report.md'}, look at {folder / 'index.html'}; figures in {folder / AGGREGATE}", flush=True)
