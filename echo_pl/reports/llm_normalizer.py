@@ -1,4 +1,4 @@
-"""Normalizer that asks a language model (docs/explain/method.md, "Data"). It validates form, coverage and language of each answer.
+"""Normalizer that asks a language model (docs/explain/data.md). It validates form, coverage and language of each answer.
 
 The report is sent as numbered pieces, and each sentence of the answer names its pieces, so that no piece is lost and no sentence
 invented. The model leaves regions that the report does not mention empty; their canonical sentences are added here. Findings,

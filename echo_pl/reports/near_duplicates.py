@@ -1,4 +1,4 @@
-"""Near-duplicate reports of a training split (docs/explain/method.md, "Data").
+"""Near-duplicate reports of a training split (docs/explain/data.md).
 
 The first of several duplicates stays. A study is a duplicate if a study that stays, or a held-out one, has a vector within the
 threshold and the same signature: negations, sides and numbers, to which a cosine is almost blind.

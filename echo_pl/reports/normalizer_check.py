@@ -90,33 +90,39 @@ def figures(checked: Sequence[Checked], seconds: float) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
     for _, report in reports:
         dropped.update(report.dropped)
-    passed = sum(not one.problems for one, _ in reports)
+    unassigned = sum(one.section == OTHER for one in statements)
+    whole = sum(all(problem.name != "region_missing" for problem in one.problems) for one, _ in reports)
+    complete = sum(not one.problems for one, _ in reports)
+    count = max(len(reports), 1)
     return {
         "engine": RuleNormalizer.name,
         "reports": len(checked),
         "refused": dict(Counter(one.reason for one in checked if one.normalized is None)),
         "normalized": len(reports),
-        "complete": passed,
-        "complete_share": passed / max(len(reports), 1),
+        "complete": complete,
+        "complete_share": complete / count,
         "problems": dict(problems.most_common()),
         "plain_comparison": {
             "reports": sum(bool(one.plain) for one, _ in reports),
             "violations": dict(Counter(name for one, _ in reports for name, _ in one.plain).most_common()),
         },
-        "all_regions_share": sum("region_missing" not in {p.name for p in one.problems} for one, _ in reports)
-        / max(len(reports), 1),
+        "all_regions_share": whole / count,
         "clauses": len(statements),
-        "unassigned_clauses": sum(one.section == OTHER for one in statements),
-        "unassigned_share": sum(one.section == OTHER for one in statements) / max(len(statements), 1),
-        "imputed_regions_per_report": sum(len(report.imputed) for _, report in reports) / max(len(reports), 1),
+        "unassigned_clauses": unassigned,
+        "unassigned_share": unassigned / max(len(statements), 1),
+        "imputed_regions_per_report": sum(len(report.imputed) for _, report in reports) / count,
         "dropped": dict(dropped.most_common()),
         "reports_per_cpu_second": len(checked) / max(seconds, 1e-9),
     }
 
 
-def f1(hits: int, false: int, missed: int) -> float:
-    """Return the harmonic mean of precision and recall; 0 without hits."""
-    return 2 * hits / (2 * hits + false + missed) if hits else 0.0
+def rates(hits: int, false: int, missed: int) -> dict[str, float]:
+    """Return precision, recall and their harmonic mean; 0 without hits."""
+    return {
+        "precision": hits / max(hits + false, 1),
+        "recall": hits / max(hits + missed, 1),
+        "f1": 2 * hits / max(2 * hits + false + missed, 1),
+    }
 
 
 def label_figures(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -136,21 +142,11 @@ def label_figures(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
         hits.update(found & gold)
         false.update(found - gold)
         missed.update(gold - found)
-    total = (hits.total(), false.total(), missed.total())
     return {
         "studies": judged,
-        "micro_f1": f1(*total),
-        "micro_precision": total[0] / max(total[0] + total[1], 1),
-        "micro_recall": total[0] / max(total[0] + total[2], 1),
+        **{f"micro_{name}": value for name, value in rates(hits.total(), false.total(), missed.total()).items()},
         "names": {
-            name: {
-                "hits": hits[name],
-                "false": false[name],
-                "missed": missed[name],
-                "precision": hits[name] / max(hits[name] + false[name], 1),
-                "recall": hits[name] / max(hits[name] + missed[name], 1),
-                "f1": f1(hits[name], false[name], missed[name]),
-            }
+            name: {"hits": hits[name], "false": false[name], "missed": missed[name], **rates(hits[name], false[name], missed[name])}
             for name in TAGGED_NAMES
         },
     }

@@ -1,6 +1,6 @@
 """The seven regions of a normalized report, in the order of every report (``tables/regions.yaml``).
 
-docs/explain/method.md, "Data", describes the format.
+docs/explain/data.md, describes the format.
 """
 
 from __future__ import annotations

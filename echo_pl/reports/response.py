@@ -1,4 +1,4 @@
-"""Text of the instruction and of a response, in English and Chinese (docs/explain/method.md, "Data")."""
+"""Text of the instruction and of a response, in English and Chinese (docs/explain/data.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rule-based normalizer: a raw report becomes the seven regions in order and an impression (docs/explain/method.md, "Data").
+"""Rule-based normalizer: a raw report becomes the seven regions in order and an impression (docs/explain/data.md).
 
 Positive and uncertain statements keep their words. A denial becomes a canonical negative if every word of it is in the tables.
 A region that the report does not mention gets a canonical sentence, marked as imputed.

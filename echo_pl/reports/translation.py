@@ -1,4 +1,4 @@
-"""Translation of normalized reports into Chinese by a language model (docs/explain/method.md, "Data").
+"""Translation of normalized reports into Chinese by a language model (docs/explain/data.md).
 
 A translation is accepted only if numbers and sides survive. Canonical sentences are translated by the tables and not sent.
 """

@@ -1,4 +1,4 @@
-"""The command with a language model behind it that misbehaves in every way: nothing is lost, nothing is asked twice."""
+"""The command with a language model that misbehaves in every way: nothing is lost, no answered request is repeated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIRST = {
     6: Reply(close=True),
     7: Reply(content=b"<html>Bad gateway</html>"),
 }
-"""What becomes of the first question about a study; the second is answered."""
+"""Replies to the first request about a study; the second gets a valid answer."""
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def study_of(request: dict) -> int:
     return int(re.search(r"(\d+) mm", request["messages"][1]["content"])[1]) - 30
 
 
-def run(table: Path, out: Path, answers: Path, stub: EndpointStub, timeout: float = 60.0) -> int:
+def run(table: Path, out: Path, answers: Path, stub: EndpointStub, *options: str, timeout: float = 60.0) -> int:
     return main([
         *("--reader", "table", "--source", str(table), "--reader-option", "columns.patient=patient"),
         *("--engine", "llm", "--endpoint", stub.url, "--model", "m", "--answers", str(answers), "--concurrency", "3"),
-        *("--timeout", str(timeout), "--vocab-size", "300", "--workers", "0", "--quiet", "--out", str(out)),
+        *options, *("--timeout", str(timeout), "--vocab-size", "300", "--workers", "0", "--quiet", "--out", str(out)),
     ])  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_every_fault_of_an_endpoint_is_survived_and_a_rerun_asks_nothing(table, tmp_path, capsys):
+def test_every_fault_is_survived_and_a_rerun_sends_no_answered_request(table, tmp_path, capsys):
     asked: Counter[int] = Counter()
 
     def answer(request: dict, number: int) -> Reply:
@@ -93,13 +93,13 @@ def test_every_fault_of_an_endpoint_is_survived_and_a_rerun_asks_nothing(table, 
         assert asked[HOPELESS] == 5
         asked.clear()
         assert run(table, out, answers, stub) == 3
-        assert not asked, "the corpus is there"
+        assert not asked, "the corpus exists"
         assert run(table, tmp_path / "two", answers, stub) == 3
-        assert set(asked) == {HOPELESS}, "what was answered is not asked again"
+        assert set(asked) == {HOPELESS}, "no answered request is repeated"
     assert contents(tmp_path / "two") == contents(out)
 
 
-def test_killed_while_it_waits_for_answers_it_goes_on_where_it_was(table, tmp_path, capsys):
+def test_a_run_killed_while_it_waits_for_answers_resumes(table, tmp_path, capsys):
     asked: Counter[int] = Counter()
     healthy = False
 
@@ -129,3 +129,21 @@ def test_killed_while_it_waits_for_answers_it_goes_on_where_it_was(table, tmp_pa
         assert asked == Counter(range(STUDIES)), "each study was answered once"
         assert run(table, tmp_path / "whole", tmp_path / "others", stub) == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_options_of_the_command_line_reach_the_request(table, tmp_path, capsys):
+    with EndpointStub(lambda request, number: says(json.dumps(normal_answer(request)))) as stub:
+        options = (
+            "--temperature",
+            "0.5",
+            "--max-tokens",
+            "99",
+            "--request-option",
+            'chat_template_kwargs={"enable_thinking": false}',
+        )
+        assert run(table, tmp_path / "out", tmp_path / "answers", stub, *options) == 0
+        assert {(one["temperature"], one["max_tokens"]) for one in stub.requests} == {(0.5, 99)}
+        assert all(one["chat_template_kwargs"] == {"enable_thinking": False} for one in stub.requests)
+        assert re.search(r"llm-m-[0-9a-f]{8}-prompt1-en: ", capsys.readouterr().out)
+        assert run(table, tmp_path / "other", tmp_path / "answers", stub, "--request-option", "top_p") == 2
+    assert "must be NAME=JSON" in capsys.readouterr().err
