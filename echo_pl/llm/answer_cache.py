@@ -1,7 +1,7 @@
 """Answers of a language model on disk, so that a rerun sends no answered request again.
 
-One file for each answer: safe with threads, processes and network file systems, where a database is not. Answers hold report
-text, so files and folders are readable by their owner alone.
+One file for each answer: safe with threads, processes and network file systems, where a database is
+not. Answers hold report text, so files and folders are readable by their owner alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCHEMA_VERSION: Final = 1
 def answer_key(model: str, prompt_version: str, body: Mapping[str, Any]) -> str:
     """Return the key of a request, 64 hexadecimal digits of model, prompt version and body.
 
-    The endpoint's address is no part of it: another machine with the same model finds the same answers.
+    The address is no part of it: another machine with the same model finds the same answers.
     """
     content = json.dumps([model, prompt_version, body], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()

@@ -17,7 +17,7 @@ import httpx
 from pydantic import BaseModel, NonNegativeInt, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 Again = Literal["never", "at_once", "later"]
-"""Whether the same request may succeed: never, with another sample of the model, or after a wait."""
+"""When the same request may succeed: never, with another sample, or after a wait."""
 
 MAX_ANSWER_BYTES: Final = 32 * 2**20
 _REFUSED: Final = {
@@ -134,8 +134,8 @@ def with_more_room(body: Mapping[str, Any], factor: int) -> dict[str, Any]:
 def new_client(key: str | None, timeout: float) -> httpx.Client:
     """Return an HTTP client, which threads may share.
 
-    It follows no redirect, which would take key and report to another host, and keeps no connection, which a forked process
-    could share.
+    It follows no redirect, which would take key and report to another host, and keeps no
+    connection, which a forked process could share.
 
     Args:
         key: sent as a bearer token; None: none.
@@ -200,7 +200,7 @@ def _status_error(response: httpx.Response, url: str, model: str) -> AnswerError
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Return the seconds of a Retry-After header, a number or a date; None if it is missing or unreadable.
+    """Return the seconds of a Retry-After header, number or date; None if there is none.
 
     >>> retry_after("7", 0.0), retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 20.0), retry_after("soon", 0.0)
     (7.0, 40.0, None)
@@ -216,7 +216,7 @@ def retry_after(value: str | None, now: float) -> float | None:
 
 
 def _error_code(response: httpx.Response) -> str:
-    """Return the code of an error (``context_length_exceeded``); its message may quote the request and is not read."""
+    """Return the code of an error; its message may quote the request and is not read."""
     try:
         found = json.loads(next(response.iter_bytes(65536), b""))
         inner = found.get("error", found)

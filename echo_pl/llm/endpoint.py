@@ -1,4 +1,4 @@
-"""Client of an OpenAI-compatible chat endpoint: cached answers, retries, concurrent questions, counts of the cost.
+"""Client of an OpenAI-compatible chat endpoint: cache, retries, concurrency, cost.
 
 Neither logs nor messages hold report text or the API key.
 """
@@ -46,7 +46,8 @@ class EndpointSpec:
     """One model at one endpoint.
 
     Raises:
-        ValueError: a number or an address out of range, a missing key, or an option that the client sets itself.
+        ValueError: a number or an address out of range, a missing key, or an option that the client
+            sets itself.
     """
 
     base_url: str
@@ -66,12 +67,12 @@ class EndpointSpec:
     retry_budget: int = 1000
     """Most retries over the life of a client; then it stops."""
     failures_in_a_row: int = 25
-    """Questions without an answer, with none answered between them, after which the client stops."""
+    """Most questions in a row without an answer; then the client stops."""
     longest_rest: float = 600.0
     """Longest rest in seconds that the endpoint may ask for; a longer one stops the client."""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Further fields of every request (``{"chat_template_kwargs": {"enable_thinking": False}}``), or other values of
-    ``temperature`` and ``max_tokens``; None removes a field."""
+    """Further fields of every request (``{"chat_template_kwargs": {"enable_thinking": False}}``),
+    or other values of ``temperature`` and ``max_tokens``; None removes a field."""
 
     def __post_init__(self) -> None:
         for name, least in (("concurrency", 1), ("attempts", 1), ("failures_in_a_row", 1), ("retry_budget", 0)):
@@ -116,7 +117,7 @@ class EndpointSpec:
 
 
 def request_options(given: Iterable[str], *, temperature: float | None = None, max_tokens: int | None = None) -> dict[str, Any]:
-    """Return the options of a command line: NAME=JSON as often as given, temperature and length by name.
+    """Return the options of a command line; each of ``given`` is NAME=JSON.
 
     >>> request_options(['chat_template_kwargs={"enable_thinking": false}'], temperature=0.7)
     {'temperature': 0.7, 'chat_template_kwargs': {'enable_thinking': False}}
@@ -158,8 +159,8 @@ class ChatEndpoint:
 
         Args:
             request: the question.
-            parse: makes the result of the answer's text, or raises :class:`AnswerError`, which tells whether to ask again.
-                Only answers that it accepts are cached.
+            parse: makes the result of the answer's text, or raises :class:`AnswerError`, which
+                tells whether to ask again. Only answers that it accepts are cached.
 
         Raises:
             AnswerError: no try gave a usable answer; the reason is that of the last try.
@@ -182,10 +183,11 @@ class ChatEndpoint:
         return found
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result | AnswerError]:
-        """Apply a function that uses this endpoint to many items concurrently; yield the results in order.
+        """Apply a function that uses this endpoint to many items at once; yield in order.
 
-        An item that fails yields its error. Items are read as needed, at most eight for each concurrent request. If the caller
-        stops early, running requests are completed, so that their answers are cached, and no other is sent.
+        An item that fails yields its error. Items are read as needed, at most eight for each
+        concurrent request. If the caller stops early, running requests are completed, so that their
+        answers are cached, and no other is sent.
 
         Raises:
             EndpointError: the endpoint is unusable; received answers are in the cache.
@@ -264,7 +266,7 @@ class ChatEndpoint:
         return self._pacing.back_off(state) if error.again == "later" and error.retry_after is None else 0.0
 
     def _check_retry(self, error: AnswerError) -> None:
-        """Count a retry and begin the rest that the endpoint asks for; stop if either is over its limit."""
+        """Count a retry and begin the endpoint's rest; stop if either is over its limit."""
         settings = self.settings
         if not self._meter.retry(settings.retry_budget):
             self._stop(

@@ -1,4 +1,4 @@
-"""Answers of a model as JSON: their form as a pydantic model, the schema to send, and strict validation.
+"""Answers of a model as JSON: form (a pydantic model), schema, and strict validation.
 
 Messages hold names of the form only, none of the answer's own words.
 """

@@ -1,4 +1,4 @@
-"""Waits of the threads that send requests: a common rest if the endpoint asks for one, and waits between tries."""
+"""Waits of threads that send requests: the endpoint's rest, and waits between tries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tenacity import RetryCallState, wait_exponential, wait_random_exponential
 class Pacing:
     """Waits before requests.
 
-    The k-th wait of a request (from 0) is drawn between a half and the whole of ``min(longest, first * 2**k)`` seconds.
+    The k-th wait of a request (from 0) is drawn between a half and the whole of ``min(longest,
+    first * 2**k)`` seconds.
 
     Args:
         first: the first wait, in seconds.
@@ -49,7 +50,7 @@ class Pacing:
         return self._interrupted.is_set()
 
     def before_sending(self) -> None:
-        """Wait until the endpoint's rest is over, and up to ``first`` more, so that threads do not return all at once."""
+        """Wait until the endpoint's rest is over, and up to ``first`` more to spread threads."""
         with self._lock:
             left = self._resume_at - self._clock()
         if left > 0:

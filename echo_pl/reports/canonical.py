@@ -1,6 +1,7 @@
-"""Canonical sentences of a normalized report, in English and Chinese: negatives, normal parts, fillings.
+"""Canonical sentences, in English and Chinese: negatives, normal parts, fillings.
 
-A filling is the sentence for a region that the report does not mention; nothing in the report contradicts it.
+A filling is the sentence for a region that the report does not mention; nothing in the report
+contradicts it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def no_abnormality_of(part: str, qualifiers: Sequence[str] = (), language: Langu
 
 
 def negatives(nouns: Sequence[str], language: Language = "en") -> str:
-    """Return one sentence that denies several things; nouns with fewer words first, as a qualifier narrows all after it.
+    """Return one sentence that denies all nouns; a qualifier narrows the nouns after it.
 
     >>> negatives(["large pleural effusion", "free air"])
     'There is no free air or large pleural effusion.'

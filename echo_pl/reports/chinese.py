@@ -1,9 +1,9 @@
-"""Analysis of Chinese sentences of a chest report, with the Chinese terms of the tables, which are fewer than the English ones.
+"""Analysis of Chinese sentences; the tables have fewer Chinese terms than English ones.
 
-Covers: clauses between commas, negation before a list (未见, 无 ...) and after a finding (已吸收), doubt on either
-side of a finding (考虑, 可能, 待排), sides and lobes, normal parts, and a change of a part (纵隔 ... 增宽).
-Does not cover: negation across commas, grades, measurements, and findings outside the tables, which a normalized
-report keeps word for word.
+Covers: clauses between commas, negation before a list (未见, 无 ...) and after a finding (已吸收), doubt
+on either side of a finding (考虑, 可能, 待排), sides and lobes, normal parts, and a change of a part (纵隔
+... 增宽). Does not cover: negation across commas, grades, measurements, and findings outside the
+tables, which a normalized report keeps word for word.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Clauses of a sentence, each of one kind and region: positive ones keep their words, denials become canonical negatives.
+"""Clauses of a sentence: positive ones keep their words, denials become canonical.
 
-A sentence is cut only if its pieces, read alone, have the mentions of the whole; otherwise it stays whole.
+A sentence is cut only if its pieces, read alone, have the mentions of the whole; otherwise it stays
+whole.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class ClauseCutter:
         return self._clause(text, whole, found, alone=True) or []
 
     def _clause(self, text: str, piece: _Piece, found: Analysis, *, alone: bool) -> list[Clause] | None:
-        """Return the clauses of one group; None if the group, read alone, has other mentions than in the sentence."""
+        """Return the clauses of one group; None if it has other mentions when read alone."""
         source = _TRAILING.sub("", _LEADING.sub("", text[piece.start : piece.end])) if not alone else text
         if piece.kind == "denied":
             canonical = self._canonical(piece, found, source) or self._one_by_one(text, piece, found)
@@ -169,7 +170,7 @@ class ClauseCutter:
         ]
 
     def _one_by_one(self, text: str, group: _Piece, found: Analysis) -> list[Clause] | None:
-        """Return the clauses of a group of denials of which some can be canonical; None if a piece needs the others."""
+        """Return the clauses of several denials; None if a piece cannot stand alone."""
         pieces = [one for one in _pieces(text, found) if group.start <= one.start < group.end]
         if len(pieces) < 2 or not all(one.kind == "denied" for one in pieces):
             return None

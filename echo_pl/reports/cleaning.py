@@ -1,6 +1,6 @@
-"""Cleaning of report text from a hospital's system (HTML, encodings, spaces, de-identification marks) and its language.
+"""Cleaning of report text from a hospital's system, and its language.
 
-Every change is counted.
+HTML, encodings, spaces and de-identification marks; every change is counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,6}|[A-Za-z]{2,10});")
 _ODD_SPACE = re.compile(r"[^\S\n ]|[\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]|  +")
 _PARAGRAPH = re.compile(r"\s*\n\s*\n\s*")
 _HEADED_LINE = re.compile(r"\n(?=[ \t]*[A-Z][A-Za-z /]{2,30}:|[ \t]*\d{1,2}[.)]\s|[ \t]*[-*\u2022]\s)")
-"""Start of a paragraph: a line with a heading, a number or a bullet. Other single line ends are wrapped text."""
+"""Line end before a heading, a number or a bullet; other single ones are wrapped text."""
 _LIST_ITEM = re.compile(r"(?<!\S)\(?(\d{1,2})[.)](?=\s*[^\W\d])")
 _COUNTED = re.compile(
     r"(?:[,&x-]|\b(?:and|or|to|through|of|than|at|is|are|least|about|approximately|level|grade|stage|type|number|ribs?|total))\s*$",

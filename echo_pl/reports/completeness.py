@@ -1,7 +1,7 @@
 """Completeness of a normalized report: it states all that the original states, and nothing else.
 
-Both texts are labelled and compared both ways; numbers and words are compared literally. The check depends on the texts
-alone, not on the normalizer that wrote them.
+Both texts are labelled and compared both ways; numbers and words are compared literally. The check
+depends on the texts alone, not on the normalizer that wrote them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ class Problem:
     """A difference between a normalized report and its original."""
 
     name: str
-    """``region_missing``, ``contradiction``, ``certainty_changed``, ``side_changed``, ``place_changed``, or one of ``finding_``,
-    ``device_``, ``denial_``, ``claim_``, ``number_`` and ``words_`` followed by ``lost`` or ``invented``."""
+    """``region_missing``, ``contradiction``, ``certainty_changed``, ``side_changed``,
+    ``place_changed``, or one of ``finding_``, ``device_``, ``denial_``, ``claim_``, ``number_`` and
+    ``words_`` followed by ``lost`` or ``invented``."""
     detail: str
     """Region, finding, number or, for ``words_``, a single word; never a sentence."""
 
@@ -50,8 +51,8 @@ class CompletenessCheck:
     """Compares a normalized report with its original.
 
     Args:
-        verbatim: words of positive statements must be kept as well. The rule engine keeps them; a language model
-            rewords.
+        verbatim: words of positive statements must be kept as well. The rule engine keeps them; a
+            language model rewords.
     """
 
     def __init__(self, *, verbatim: bool = False) -> None:

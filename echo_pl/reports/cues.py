@@ -1,7 +1,8 @@
 """Words around a finding that decide its status and its place (``tables/cues.yaml``). English.
 
-The terms are ConText's (Harkema et al. 2009): a trigger changes the status of findings in its scope, a terminator ends the
-scope, and a pseudo-trigger contains the words of a trigger without its effect.
+The terms are ConText's (Harkema et al. 2009): a trigger changes the status of findings in its
+scope, a terminator ends the scope, and a pseudo-trigger contains the words of a trigger without its
+effect.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ check_names("cues.yaml, normal_parts", NORMAL_PARTS, _CUES["normality"])
 
 
 def english_lexicon() -> Lexicon[Term]:
-    """Return all phrases with their meanings; a phrase of a finding is not one of a part as well."""
+    """Return all phrases with their meanings; findings have priority over parts."""
     lexicon: Lexicon[Term] = Lexicon()
     for concept in CONCEPTS.values():
         lexicon.add(concept.terms, Term(Role.FINDING, concept.name))

@@ -73,7 +73,8 @@ class NgramEmbedder:
     The square root keeps "no" and "the" from outweighing the rest. A Chinese character is a word.
 
     Args:
-        width: E; the cosine of two texts without a common word deviates from 0 by about ``1 / sqrt(width)``.
+        width: E; the cosine of two texts without a common word deviates from 0 by about ``1 /
+            sqrt(width)``.
     """
 
     threshold: float = 0.95
@@ -100,7 +101,9 @@ class NgramEmbedder:
 
 
 class MiniLMEmbedder:
-    """all-MiniLM-L6-v2: the mean of the last layer over the tokens (its model card). English; E is 384.
+    """all-MiniLM-L6-v2: the mean of the last layer over the tokens (its model card).
+
+    English; E is 384.
 
     Its cosine is almost blind to negations, so it must not be the only criterion.
 

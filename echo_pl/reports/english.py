@@ -1,7 +1,8 @@
-"""Analysis of one English sentence: status, side and zone of its findings, and the parts that are normal.
+"""Analysis of an English sentence: its findings with status and place, its normal parts.
 
-Phrases come from :mod:`~echo_pl.reports.vocabulary` and :mod:`~echo_pl.reports.cues`. A negation acts on the rest of its list; a
-part and a change of it ("the heart ... enlarged") make a finding together.
+Phrases come from :mod:`~echo_pl.reports.vocabulary` and :mod:`~echo_pl.reports.cues`. A negation
+acts on the rest of its list; a part and a change of it ("the heart ... enlarged") make a finding
+together.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ ENGLISH = Reader(split_sentences, _read)
 
 
 def _begin(item: Item, items: Sequence[Item]) -> int:
-    """Return the first token of the list member that holds a phrase; a comma between qualifiers begins no member."""
+    """Return the first token of a phrase's list member; a comma between qualifiers begins none."""
     begin, named = 0, False
     for one in items:
         if one.first >= item.first:
@@ -106,7 +107,7 @@ def _begin(item: Item, items: Sequence[Item]) -> int:
 
 
 def _qualifiers(item: Item, items: Sequence[Item], tokens: Sequence[Token]) -> tuple[str, ...]:
-    """Return the words that narrow a negation; a size before the first member applies to the whole list."""
+    """Return the words that narrow a negation; the first member's size applies to all."""
     begin = _begin(item, items)
     own = tuple(token.stem for token in tokens[begin : item.first] if token.stem in QUALIFIERS)
     if own or not item.denied:
@@ -134,7 +135,7 @@ def _denied_as(item: Item, items: Sequence[Item], tokens: Sequence[Token], sente
 
 
 def _unknown(items: Sequence[Item], tokens: Sequence[Token]) -> tuple[tuple[int, int], ...]:
-    """Return the tokens that a canonical sentence would lose: sides, numbers, and words that are in no table."""
+    """Return the tokens that a canonical sentence would lose: sides, numbers, unknown words."""
     covered = {
         i
         for one in items
@@ -186,6 +187,6 @@ def _resolve(item: Item, items: Sequence[Item], tokens: Sequence[Token]) -> tupl
 
 
 def _projected(part: Item, finding: Item, tokens: Sequence[Token]) -> bool:
-    """Return True if a finding is only projected over a part: "nodule projecting over the fifth rib"."""
+    """Return True if a finding only projects over a part: "nodule over the fifth rib"."""
     between = tokens[finding.last : part.first]
     return any(token.stem.startswith(("over", "project", "superimpos")) for token in between)

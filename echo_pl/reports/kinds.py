@@ -1,4 +1,6 @@
-"""Kind of a sentence: a statement about the patient, an interpretation, or a remark on the examination. English and Chinese.
+"""Kind of a sentence: statement on the patient, interpretation, remark on the examination.
+
+English and Chinese.
 
 Patterns and words are in ``tables/sentence_kinds.yaml``.
 """
@@ -54,7 +56,7 @@ def _is_remnant(sentence: str) -> bool:
 
 
 def kind_of(sentence: str, found: Analysis) -> Kind:
-    """Return the kind of a sentence; one that names a finding or a device is a statement or an interpretation."""
+    """Return the kind of a sentence; remarks on the examination mention no finding."""
     if found.globally_normal and not found.mentions:
         return Kind.INTERPRETATION
     if found.mentions or found.normals:

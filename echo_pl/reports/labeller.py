@@ -1,6 +1,7 @@
-"""Labels of a report: status, sides and zones of every finding and device. A pure function of the text, without weights.
+"""Labels of a report, without weights: status, sides and zones of findings and devices.
 
-Each language has a reader; a label sums up the mentions in all sentences. :func:`tagged` makes labels of MeSH tags.
+Each language has a reader; a label sums up the mentions in all sentences. :func:`tagged` makes
+labels of MeSH tags.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Label:
     status: Status = Status.ABSENT
     """The strongest of all mentions: positive, then uncertain, then negative."""
     sides: frozenset[str] = frozenset()
-    """``left`` and ``right`` of the mentions with that status; empty if the report states no side."""
+    """``left`` and ``right`` of the mentions with that status; empty if none states it."""
     zones: frozenset[str] = frozenset()
     """``upper``, ``middle``, ``lower``, ``lingula``, ``base``, ``apex`` ... of these mentions."""
 
@@ -69,7 +70,7 @@ class Labeller:
         return summarize(self.mentions(text))
 
     def understands(self, text: str) -> bool:
-        """Return True if the text mentions a finding or a device, or states that a part or everything is normal.
+        """Return True if the text mentions a finding, a device or normality.
 
         >>> Labeller().understands("No acute disease."), Labeller().understands("To be or not to be.")
         (True, False)
@@ -79,7 +80,7 @@ class Labeller:
         return any(one.mentions or one.normals or one.changed or one.globally_normal for one in sentences)
 
     def regions(self, text: str) -> frozenset[str]:
-        """Return the regions that a text describes: a finding or a device, its absence, or a normal part.
+        """Return the regions that a text describes by mentions or normal parts.
 
         >>> sorted(Labeller().regions("Small left effusion. Heart size is normal. No acute disease."))
         ['diaphragm', 'heart']

@@ -1,8 +1,9 @@
-"""Normalizer that asks a language model (docs/explain/data.md). It validates form, coverage and language of each answer.
+"""Normalizer that asks a language model and validates its answers (docs/explain/data.md).
 
-The report is sent as numbered pieces, and each sentence of the answer names its pieces, so that no piece is lost and no sentence
-invented. The model leaves regions that the report does not mention empty; their canonical sentences are added here. Findings,
-numbers and sides are compared by :mod:`echo_pl.reports.completeness`.
+The report is sent as numbered pieces, and each sentence of the answer names its pieces, so that no
+piece is lost and no sentence invented. The model leaves regions that the report does not mention
+empty; their canonical sentences are added here. Findings, numbers and sides are compared by
+:mod:`echo_pl.reports.completeness`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class LLMNormalizer:
     Args:
         endpoint: client of the language model.
         language: of the normalized reports.
-        negatives: a sentence for each region, for reports that do not mention it; default: :data:`CANONICAL`.
+        negatives: a sentence for each region, for reports that do not mention it; default:
+            :data:`CANONICAL`.
         form: of the request for JSON; see :func:`~echo_pl.llm.json_answer.response_format`.
         max_tokens: of one answer; a truncated answer is requested again with more.
 
@@ -112,7 +114,8 @@ class LLMNormalizer:
         """Normalize one report.
 
         Raises:
-            AnswerError: a ValueError with a ``reason``: the report is empty, or no answer is usable.
+            AnswerError: a ValueError with a ``reason``: the report is empty, or no answer is
+                usable.
             EndpointError: the endpoint is unusable.
         """
         pieces = pieces_of(report)

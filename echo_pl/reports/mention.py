@@ -1,4 +1,4 @@
-"""Analysis of a sentence, whatever its language: findings, devices and parts of the body with their status."""
+"""Analysis of a sentence in any language: findings, devices and parts with their status."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Mention(NamedTuple):
     implied: bool = False
     """Negated by a part that is normal, not by its name."""
     denied_as: str = ""
-    """Noun for a canonical negative, with its qualifiers ("large"); empty if only the original words will do."""
+    """Noun of a canonical negative, with qualifiers; empty if the original words must stay."""
 
     @property
     def claim(self) -> tuple[str, Status, tuple[str, ...], tuple[str, ...]]:
@@ -65,9 +65,9 @@ class Analysis(NamedTuple):
     globally_normal: bool
     """Denies an abnormality of no part in particular ("no acute cardiopulmonary abnormality")."""
     joints: tuple[tuple[int, int], ...]
-    """First and last character of commas, conjunctions, prepositions and negations: possible ends of a clause."""
+    """First and last character of commas, conjunctions and negations, which may end a clause."""
     changed: tuple[tuple[str, int], ...] = ()
-    """Regions of parts with an abnormality that has no name in the tables, and the position of its word."""
+    """Regions of parts with an unnamed abnormality, and the position of its word."""
     unknown: tuple[tuple[int, int], ...] = ()
     """Words that a canonical sentence would lose."""
 

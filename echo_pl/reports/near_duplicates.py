@@ -1,7 +1,8 @@
 """Near-duplicate reports of a training split (docs/explain/data.md).
 
-The first of several duplicates stays. A study is a duplicate if a study that stays, or a held-out one, has a vector within the
-threshold and the same signature: negations, sides and numbers, to which a cosine is almost blind.
+The first of several duplicates stays. A study is a duplicate if a study that stays, or a held-out
+one, has a vector within the threshold and the same signature: negations, sides and numbers, to
+which a cosine is almost blind.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from echo_pl.reports.embeddings import Embedder, Vectors
 
 _MARGIN: Final = 1e-3
-"""Far above the rounding of a float32 product; cosines nearer to the threshold are computed exactly."""
+"""Far above float32 rounding; cosines nearer to the threshold are computed exactly."""
 _CHUNK: Final = 8192
 _CRITICAL: Final = re.compile(
     r"(?P<no>\b(?:no|not|non|nor|without|absent|absence|free|negative|never)\b|[无未不否])"
@@ -34,7 +35,7 @@ class Duplicate:
 
     key: str
     of: str
-    """The first study that it duplicates; held-out studies come before those of the training split."""
+    """The first study that it duplicates; held-out studies come first."""
     held_out: bool
     """``of`` is held out."""
     cosine: float
@@ -59,16 +60,17 @@ def find_near_duplicates(
     signature: Callable[[str], str] = critical_words,
     block: int = 2048,
 ) -> Iterator[Duplicate]:
-    """Yield the studies to omit from a training split, in their order. Held-out studies are never omitted.
+    """Yield the studies to omit from a training split, in their order.
 
-    Memory: E float16 numbers and the key of each study that stays; texts are read in blocks and not kept.
+    Memory: E float16 numbers and a key for each study that stays.
 
     Args:
         train: keys and reports in order.
         held_out: keys and reports of all other splits.
         embedder: makes the vectors.
         threshold: smallest cosine of a duplicate; None: the embedder's own.
-        signature: must be equal for duplicates. Labels of findings make a sharper one than the default.
+        signature: must be equal for duplicates. Labels of findings make a sharper one than the
+            default.
         block: studies that are embedded and compared at once; it does not change the result.
 
     Raises:
@@ -99,7 +101,7 @@ def find_near_duplicates(
 
 
 class _Group:
-    """The studies of one signature that stay: held-out ones, then those of the training split, in their order."""
+    """The studies of one signature that stay: held-out ones first, then in order."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -165,10 +167,10 @@ def _near(rows_RE: Vectors, others_CE: Vectors, limit: float) -> npt.NDArray[np.
 
 
 def _first_of(others_CE: Vectors, one_E: npt.NDArray[np.float16], limit: float) -> tuple[int, float] | None:
-    """Return position and cosine of the first row within the limit of one vector; the same on every machine.
+    """Return position and cosine of the first row within the limit, on every machine alike.
 
-    A float16 is a multiple of 2**-24, so a product of two is one of 2**-48. As the rows have length 1, float64 adds these without
-    rounding, in any order.
+    A float16 is a multiple of 2**-24, so a product of two is one of 2**-48. As the rows have length
+    1, float64 adds these without rounding, in any order.
     """
     if not len(others_CE):
         return None
@@ -189,7 +191,7 @@ def _check_new(keys: Sequence[str], seen: set[str]) -> None:
 def _blocks(
     held_out: Iterable[tuple[str, str]], train: Iterable[tuple[str, str]], size: int
 ) -> Iterator[tuple[list[tuple[str, str]], bool]]:
-    """Yield blocks of held-out studies, then blocks of the others, each with True if it is held out."""
+    """Yield blocks of held-out studies with True, then blocks of the others with False."""
     for studies, is_held_out in ((iter(held_out), True), (iter(train), False)):
         while block := list(islice(studies, size)):
             yield block, is_held_out

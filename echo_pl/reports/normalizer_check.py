@@ -1,6 +1,7 @@
-"""Measures the rule engine on raw reports: completeness, regions, unassigned clauses, labels, speed.
+"""Measurement of the rule engine: completeness, regions, unassigned clauses, labels, speed.
 
-One report a line, with ``id``, ``findings`` and ``impression``; ``mesh_major`` and ``mesh_auto``, if present, are the gold labels.
+One report a line, with ``id``, ``findings`` and ``impression``; ``mesh_major`` and ``mesh_auto``,
+if present, are the gold labels.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ class Checked:
 
 
 def held_out(key: str) -> bool:
-    """Return True if a report is in the third on which no rule was written, by the SHA-256 of its id."""
+    """Return True if a report is in the third, by hash, on which no rule was written."""
     return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 3 == 0
 
 
 def read_rows(path: Path, part: Part) -> Iterator[dict[str, Any]]:
-    """Yield the reports of a JSONL file; raise ValueError if a line has no ``id`` or neither ``findings`` nor ``impression``."""
+    """Yield the reports of a JSONL file; raise ValueError for a line without id or text."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             row = json.loads(line)
@@ -126,7 +127,7 @@ def rates(hits: int, false: int, missed: int) -> dict[str, float]:
 
 
 def label_figures(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Compare the labeller with MeSH tags: a name is found if it is positive or uncertain in either section."""
+    """Compare positive and uncertain labels of both sections with MeSH tags."""
     labeller = Labeller()
     hits, false, missed = Counter[str](), Counter[str](), Counter[str]()
     judged = 0

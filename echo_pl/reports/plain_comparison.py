@@ -1,7 +1,7 @@
-"""Literal comparison of a normalized report with its original: numbers, sides, and words of findings and devices. English.
+"""Literal comparison of a normalized report with its original: numbers, sides, words. English.
 
-Shares no table and no rule with the labeller, so it does not repeat the labeller's errors. It sees less: a sentence with a word of
-negation or normality is unclear, and clauses are not analysed.
+Shares no table and no rule with the labeller, so it does not repeat the labeller's errors. It sees
+less: a sentence with a word of negation or normality is unclear, and clauses are not analysed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ _DENIALS: Final = {stem: re.compile(_DENIED + stem) for stem in _STEMS}
 
 
 def plain_violations(raw: RawReport, normalized: NormalizedReport) -> list[tuple[str, str]]:
-    """Return the differences: (``number_lost``, number), (``side_lost``, side and next word), (``word_lost``, stem) ...
+    """Return the differences: (``number_lost``, number), (``side_lost``, side and next word),
+    (``word_lost``, stem) ...
 
     ``word_affirmed`` is a word that the original only denies. Imputed statements are not compared.
     """

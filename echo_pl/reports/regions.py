@@ -24,7 +24,7 @@ class Region:
     title_zh: str
     normal_zh: tuple[str, ...]
     fillings: tuple[Mapping[str, Any], ...]
-    """Sentences for a region that a report does not mention; see :func:`echo_pl.reports.canonical.filling`."""
+    """Sentences for a report that does not mention the region; see ``canonical.filling``."""
 
 
 REGIONS: Final = tuple(build_rows(Region, "regions", read_table("regions")).values())

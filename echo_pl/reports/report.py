@@ -50,7 +50,7 @@ class NormalizedReport:
     impression: str
     language: Language = "en"
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Omitted pieces of the original by reason: technique, comparison, deidentification, duplicate ..."""
+    """Omitted pieces of the original by reason: technique, comparison, duplicate ..."""
     impression_imputed: bool = False
     """The original has no impression: this one was made from its findings."""
 

@@ -58,7 +58,7 @@ def format_response(report: ReportText, language: str = "en") -> str:
 
 
 def parse_response(text: str) -> ReportText:
-    """Split a response, in either language, into its two fields; text without headings is all findings. Never raises.
+    """Split a response into its two fields; text without headings is findings. Never raises.
 
     >>> parse_response("Findings: the lungs are clear. Impression: normal chest.").impression
     'normal chest.'

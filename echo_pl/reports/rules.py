@@ -1,7 +1,8 @@
-"""Rule-based normalizer: a raw report becomes the seven regions in order and an impression (docs/explain/data.md).
+"""Rule-based normalizer: from a raw report to seven regions and an impression.
 
-Positive and uncertain statements keep their words. A denial becomes a canonical negative if every word of it is in the tables.
-A region that the report does not mention gets a canonical sentence, marked as imputed.
+Positive and uncertain statements keep their words. A denial becomes a canonical negative if every
+word of it is in the tables. A region that the report does not mention gets a canonical sentence,
+marked as imputed.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ class RuleNormalizer:
 
     >>> raw = RawReport(findings="Heart size is normal. Small left effusion. No pneumothorax.", impression="Small effusion.")
     >>> print(RuleNormalizer().normalize(raw).text.findings)  # doctest: +NORMALIZE_WHITESPACE
-    The thorax is symmetric. The mediastinum and trachea are midline. There is no pneumothorax. The heart is normal in size.
-    The hila are unremarkable. Small left effusion. The bony structures are intact.
+    The thorax is symmetric. The mediastinum and trachea are midline. There is no pneumothorax. The
+    heart is normal in size. The hila are unremarkable. Small left effusion. The bony structures are
+    intact.
     """
 
     name = "rules-1"
@@ -80,7 +82,8 @@ class RuleNormalizer:
         """Normalize one report.
 
         Raises:
-            ValueError: the report has neither findings nor impression, or is in another language; no report text in the message.
+            ValueError: the report has neither findings nor impression, or is in another language;
+                no report text in the message.
         """
         findings, impression = clean(report.findings), clean(report.impression)
         dropped = findings.counts + impression.counts
@@ -197,7 +200,7 @@ class RuleNormalizer:
         return tuple(one for name in SECTIONS for one in sections[name])
 
     def _repeat_in_regions(self, clauses: Sequence[Clause], sections: dict[str, list[Statement]]) -> None:
-        """Repeat a clause about several regions in each region that has nothing else but devices."""
+        """Repeat a clause about several regions in each that has nothing else but devices."""
         stated = {one.regions[0] for one in clauses if not one.device}
         for clause in clauses:
             for region in clause.regions[1:]:

@@ -1,6 +1,7 @@
-"""Scope in an English sentence: which findings a negation or a doubt covers, which part a modifier belongs to, and its place.
+"""Scope in an English sentence: of negations and doubts, of modifiers, of sides and zones.
 
-Works on the phrases of one sentence, in order. The terms are ConText's; see :mod:`echo_pl.reports.cues`.
+Works on the phrases of one sentence, in order. The terms are ConText's; see
+:mod:`echo_pl.reports.cues`.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def attach_modifiers(items: Sequence[Item], tokens: Sequence[Token]) -> None:
 
 
 def places_of(items: Sequence[Item], tokens: Sequence[Token]) -> Places:
-    """Return sides and zones by chunk; a chunk without a finding gives them to the chunk before it, or else after it."""
+    """Return sides and zones by chunk; a chunk without a finding gives them to a neighbour."""
     silent = {
         i for one in items if one.term.role is Role.PART and one.term.value in SIDELESS_PARTS for i in range(one.first, one.last)
     }
@@ -216,7 +217,7 @@ def places_of(items: Sequence[Item], tokens: Sequence[Token]) -> Places:
 
 
 def _share_sides(items: Sequence[Item], tokens: Sequence[Token], places: Places) -> None:
-    """Give the side of the first of two findings to the second: "bilateral atelectasis and effusions"."""
+    """Share the side of the first of two findings: "bilateral atelectasis and effusions"."""
     for place, item in enumerate(items[2:], start=2):
         joint, before = items[place - 1], items[place - 2]
         if (

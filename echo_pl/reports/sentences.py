@@ -1,7 +1,7 @@
 """Sentence splitting: every room that needs sentences takes them from here.
 
-ROUGE splits as its reference package does (:mod:`echo_pl.metrics.rouge`), and :mod:`echo_pl.reports.plain_comparison` shares
-nothing with the labeller, its splitter included.
+ROUGE splits as its reference package does (:mod:`echo_pl.metrics.rouge`), and
+:mod:`echo_pl.reports.plain_comparison` shares nothing with the labeller, its splitter included.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NUMBERING_ZH = re.compile(r"^\s*\d{1,2}[.、．)）]\s*")
 
 
 def split_sentences(text: str) -> list[str]:
-    """Split English report text at full stops, semicolons and empty lines, but not in numbers and abbreviations.
+    """Split English report text, but not in numbers and abbreviations.
 
     >>> split_sentences("A 2.5 cm mass vs. scarring. No effusion; clear lungs.")
     ['A 2.5 cm mass vs. scarring', 'No effusion', 'clear lungs']

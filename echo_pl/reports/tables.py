@@ -1,4 +1,4 @@
-"""Tables of words in ``echo_pl/reports/tables``: YAML files, each with its source at the top, read once."""
+"""Tables of words: YAML files in ``tables``, each with its source at the top, read once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Translation of normalized reports into Chinese by a language model (docs/explain/data.md).
 
-A translation is accepted only if numbers and sides survive. Canonical sentences are translated by the tables and not sent.
+A translation is accepted only if numbers and sides survive. Canonical sentences are translated by
+the tables and not sent.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def numbers(text: str) -> Counter[str]:
 def lost(english: str, chinese: str) -> str | None:
     """Return what a translation lost: ``numbers``, ``laterality`` or None.
 
-    Numbers in digits must be the same; a number word may become digits. 左 and 右 must be as frequent as left and right with
-    their abbreviations, levo- and dextro-.
+    Numbers in digits must be the same; a number word may become digits. 左 and 右 must be as frequent
+    as left and right with their abbreviations, levo- and dextro-.
 
     >>> lost("A 4 mm nodule in the left lung.", "左肺4毫米结节。"), lost("Left effusion.", "右侧胸腔积液。")
     (None, 'laterality')
@@ -67,7 +68,7 @@ def lost(english: str, chinese: str) -> str | None:
 
 
 def chosen(key: str, *, seed: int, share: float = 0.5) -> bool:
-    """Return True if a study is in the random share to translate: a function of seed and key alone."""
+    """Return True if a study is in the share to translate, by seed and key alone."""
     if not 0 <= share <= 1:
         raise ValueError(f"the share that is translated must be between 0 and 1, got {share}")
     digest = hashlib.sha256(f"translate:{seed}:{key}".encode()).digest()
@@ -88,7 +89,8 @@ class Translator:
 
     Args:
         endpoint: client of the language model.
-        known: translates canonical sentences, which are neither sent nor checked; None for any other sentence.
+        known: translates canonical sentences, which are neither sent nor checked; None for any
+            other sentence.
         form: of the request for JSON; see :func:`~echo_pl.llm.json_answer.response_format`.
         max_tokens: of one answer; a truncated answer is requested again with more.
 
@@ -121,10 +123,11 @@ class Translator:
         return f"translate-{self._endpoint.settings.name}-prompt{PROMPT_VERSION}"
 
     def translate(self, report: NormalizedReport) -> NormalizedReport:
-        """Translate one report. If a number or a side is lost, the model gets one more request that names the sentences.
+        """Translate one report, with one more request if a number or a side is lost.
 
         Raises:
-            AnswerError: a ValueError with a ``reason``: ``numbers`` or ``laterality`` was lost, or no answer is usable.
+            AnswerError: a ValueError with a ``reason``: ``numbers`` or ``laterality`` was lost, or
+                no answer is usable.
             EndpointError: the endpoint is unusable.
             ValueError: the report is not in English.
         """

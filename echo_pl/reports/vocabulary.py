@@ -1,4 +1,4 @@
-"""Findings, devices, parts of the body and changes of them (``tables/findings.yaml`` and ``tables/anatomy.yaml``).
+"""Findings, devices, parts of the body and their changes (``tables/{findings,anatomy}.yaml``).
 
 English and Chinese terms of a row name the same thing.
 """
@@ -27,7 +27,7 @@ class Concept:
     kind: str = "finding"
     """``finding`` or ``device``."""
     moves: bool = False
-    """Stated in the region of the part it is found in, if the words name one; ``region`` is the default."""
+    """Stated in the region of the part it is found in; ``region`` is the default."""
 
 
 @dataclass(frozen=True, kw_only=True)
