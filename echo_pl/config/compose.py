@@ -1,4 +1,4 @@
-"""What the tools share: composing the configuration outside ``echo-pl`` itself."""
+"""The configuration under ``experiments/``, composed outside the ``echo-pl`` command."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ EXPERIMENTS = next(
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Compose ``experiments/config.yaml`` with overrides, as ``echo-pl`` would; also inside one of its jobs."""
-    with _no_other_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(EXPERIMENTS)):
+    with _without_global_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(EXPERIMENTS)):
         return compose("config", overrides=list(overrides))
 
 
 @contextmanager
-def _no_other_hydra() -> Iterator[None]:
-    """Hydra refuses to begin where it is running; what runs is put back afterwards."""
+def _without_global_hydra() -> Iterator[None]:
+    """Set a running Hydra aside, as another cannot be initialized beside it, and restore it afterwards."""
     running = GlobalHydra.instance().hydra
     if running is None:
         yield

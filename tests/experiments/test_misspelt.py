@@ -1,7 +1,8 @@
-"""A misspelt key in a YAML file: one message that names it, exit status 2, and nothing trained."""
+"""Misspelt keys, in a YAML file or on the command line: one message with the right ones, exit status 2, and nothing trained."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from echo_pl.config.compose import EXPERIMENTS
-from echo_pl.config.errors import TRACEBACK, reported
+from echo_pl.config.compose import EXPERIMENTS, compose_config
+from echo_pl.config.errors import TRACEBACK, explain, reported
 from echo_pl.config.keys import target
 from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.run import run
@@ -58,23 +60,44 @@ def test_a_misspelt_key_in_a_file_is_named(data_root, tmp_path, capsys, monkeypa
     with pytest.raises(SystemExit) as ended, reported():
         run(config)
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert named in said
-    assert len(said.strip().splitlines()) == 2, "one message, and how to see more"
+    message = capsys.readouterr().err
+    assert named in message
+    assert len(message.strip().splitlines()) == 2, "one message, and how to see more"
     assert not list((tmp_path / "outputs").rglob("*.ckpt"))
 
 
-def test_a_class_that_is_not_there_is_named():
+def test_a_missing_class_is_named():
     with pytest.raises(ValueError, match=r"echo_pl.stages.rad.RADModul cannot be imported"):
         target(OmegaConf.create({"_target_": "echo_pl.stages.rad.RADModul"}))
 
 
-def test_the_command_refuses_a_misspelt_key():
+def test_the_command_names_the_key_nearest_to_a_misspelt_one():
     command = [sys.executable, "-m", "echo_pl", "blok_size=4"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=EXPERIMENTS.parent, timeout=120, check=False)
-    assert ended.returncode == 1
-    assert "blok_size" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert ended.returncode == 2
+    assert "unknown configuration key blok_size, did you mean block_size?" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 2, "one message, and how to see more"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("stage=foo", r"there is no stage=foo. Choose one of dcd, pretrain, rad, warmup"),
+        ("stage=pretain", r"there is no stage=pretain, did you mean pretrain\? Choose one of dcd"),
+        ("stage=dcd ablation=tilt", r"there is no ablation=tilt, did you mean tilted\?"),
+        ("stag=rad", r"unknown configuration key stag, did you mean stage\?"),
+        ("stage.modul.x=1", r"unknown configuration key stage.modul, did you mean stage.module\?"),
+        ("learning_rate=1", r"key learning_rate, did you mean stage.module.optimization.learning_rate\?"),
+        ("stage=rad stage.module.tilt=1", r"stage.module.tilt is a key of stage=dcd, but not with the stage"),
+        ("stage=rad predict", r"'predict' is not of the form key=value"),
+        ("block_size 8", r"'block_size' is not of the form key=value, did you mean block_size=\?"),
+        ("seed=[1,2", r"seed=\[1,2 cannot be parsed .*in quotes"),
+    ],
+)
+def test_a_bad_word_on_the_command_line_is_answered_with_the_right_ones(overrides, message):
+    with pytest.raises(HydraException) as caught:
+        compose_config(overrides.split())
+    assert re.search(message, explain(caught.value))
 
 
 def test_help_lists_the_groups():

@@ -1,4 +1,4 @@
-"""The command line's errors: one message that names the thing, exit status 2, and a traceback only when asked for."""
+"""Errors of the command line: one message that names the value, exit status 2, and a traceback only on request."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ def test_a_target_that_does_not_exist_is_named():
     assert "echo_pl.nowhere.Nothing" in explain(failing({"_target_": "echo_pl.nowhere.Nothing"}))
 
 
-def test_a_full_disk_says_how_to_go_on():
+def test_a_full_disk_names_the_way_to_resume():
     error = OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
     assert explain(error) == "no space left on the disk while writing last.ckpt: make room, then resume=auto"
 
 
-def test_other_errors_say_what_they_say():
+def test_other_errors_keep_their_message():
     assert explain(ValueError("t_min must be positive, got -1")) == "t_min must be positive, got -1"
 
 
-def test_errors_of_a_person_end_in_one_message_and_status_2(capsys, monkeypatch):
+def test_errors_of_a_user_end_in_one_message_and_status_2(capsys, monkeypatch):
     monkeypatch.delenv(TRACEBACK, raising=False)
     with pytest.raises(SystemExit) as ended, reported():
         raise FileNotFoundError("no checkpoint at x.ckpt; give start=<checkpoint>")
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("echo-pl: no checkpoint at x.ckpt")
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert message.startswith("echo-pl: no checkpoint at x.ckpt")
+    assert "Traceback" not in message
 
 
 def test_errors_of_the_program_keep_their_traceback():
@@ -61,7 +61,7 @@ def test_errors_of_the_program_keep_their_traceback():
         raise ZeroDivisionError
 
 
-def test_a_traceback_can_be_asked_for(monkeypatch):
+def test_a_traceback_on_request(monkeypatch):
     monkeypatch.setenv(TRACEBACK, "1")
     with pytest.raises(ValueError, match="bad"), reported():
         raise ValueError("bad")
