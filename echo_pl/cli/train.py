@@ -101,11 +101,13 @@ def run_hydra(arguments: list[str]) -> None:
     from hydra.core.plugins import Plugins
 
     from echo_pl.config.compose import EXPERIMENTS
+    from echo_pl.config.errors import hydra_errors_reported
     from hydra_plugins.echo_pl_sweeper import ChainSweeper
 
     Plugins.instance().register(ChainSweeper)  # Hydra does not look for plugins in an editable installation
     sys.argv = [sys.argv[0], *arguments]  # also what Lightning starts again for the other processes of a node
-    hydra.main(version_base="1.3", config_path=str(EXPERIMENTS), config_name="config")(run_job)()
+    with hydra_errors_reported():
+        hydra.main(version_base="1.3", config_path=str(EXPERIMENTS), config_name="config")(run_job)()
 
 
 def run_job(config: DictConfig) -> None:
