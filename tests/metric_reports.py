@@ -36,7 +36,7 @@ class Found:
 
 
 def label(text: str) -> dict[str, Found]:
-    """A labeller of three concepts; a nodule that has a question mark behind it is uncertain."""
+    """A labeller of three concepts; a nodule that has a question mark after it is uncertain."""
     text = text.lower()
     labels = {concept: Found("positive") for cue, concept in CUES.items() if cue in text}
     if "no pleural effusion" in text and "effusion" not in labels:
@@ -94,5 +94,5 @@ def _score_share(own: list[int], file: Path) -> None:
     signatures.append(given.signature)
     given.update([1.0])
     file.write_text(
-        json.dumps({"figures": figures, "signatures": signatures, "before": before, "behind": given.signature}), encoding="utf-8"
+        json.dumps({"figures": figures, "signatures": signatures, "before": before, "after": given.signature}), encoding="utf-8"
     )

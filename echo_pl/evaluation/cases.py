@@ -1,7 +1,4 @@
-"""A study's prediction beside its reference: how they are paired by id, formatted alike, and held to one language.
-
-Knows strings only: no files, no scores.
-"""
+"""Predictions paired with references by study id, formatted alike and checked for one language."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ _SHOWN = 10
 
 
 def _heading(written: str) -> re.Pattern[str]:
-    """A heading as others may write it: any case of letters, one more or no "s", marks of Markdown around it."""
+    """Pattern of a heading in any case, singular or plural, with or without marks of Markdown."""
     word = written[:-1].removesuffix("s")
     return re.compile(rf"(?:^|(?<=\W))[*_#\s]*{word}s?[*_\s]*[:\uff1a][*_]*", re.IGNORECASE)
 
@@ -31,7 +28,7 @@ _LETTER = re.compile(r"[^\W\d_\u4e00-\u9fff]")
 
 
 class UnmatchedIdsError(ValueError):
-    """Predictions and references are not of the same studies."""
+    """Predictions and references have different study ids."""
 
     def __init__(self, message: str, only_first: Sequence[str], only_second: Sequence[str]) -> None:
         super().__init__(message)
@@ -41,13 +38,13 @@ class UnmatchedIdsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model wrote for a study, and what is known of how."""
+    """Generated report of a study, with facts about its decoding."""
 
     report: ReportText
     parsed: bool = True
-    """False: it had no headings, or was no text at all; it is scored as an empty report."""
+    """False: it has no headings, or is not a text; it is scored as an empty report."""
     stopped: bool | None = None
-    """Whether it ended with eos; None: not known."""
+    """True if it ended with eos; None: unknown."""
     looped: bool | None = None
     eos_confidence: float | None = None
     """Probability of the first eos token when it was committed."""
@@ -59,7 +56,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A study with what a model wrote and what should stand there."""
+    """A study's prediction and reference."""
 
     key: str
     prediction: Prediction
@@ -70,18 +67,14 @@ def join(predictions: Mapping[str, Prediction], references: Mapping[str, ReportT
     """Pair by id, in the order of the references.
 
     Raises:
-        UnmatchedIdsError: an id is on one side only; nothing is left out in silence.
+        UnmatchedIdsError: an id is on one side only.
     """
     require_same_ids(predictions, references, "predictions", "references")
     return [Case(key=key, prediction=predictions[key], reference=reference) for key, reference in references.items()]
 
 
 def require_same_ids(first: Mapping[str, Any], second: Mapping[str, Any], name: str, other: str) -> None:
-    """Refuse two sets of ids that differ, naming the odd ones of both.
-
-    Raises:
-        UnmatchedIdsError: with both lists in full.
-    """
+    """Raise UnmatchedIdsError, with both lists in full, if two sets of ids differ."""
     only_first = [key for key in first if key not in second]
     only_second = [key for key in second if key not in first]
     if only_first or only_second:
@@ -94,11 +87,7 @@ def require_same_ids(first: Mapping[str, Any], second: Mapping[str, Any], name: 
 
 
 def require_same_references(ours: Mapping[str, ReportText], theirs: Mapping[str, ReportText]) -> None:
-    """Refuse two runs whose references for one id are not the same report: ids of two corpora may be the same by chance.
-
-    Raises:
-        ValueError: naming the studies.
-    """
+    """Raise ValueError if an id has different references in two runs, because two corpora may share ids by chance."""
     others = [key for key, report in theirs.items() if key in ours and formatted(report) != formatted(ours[key])]
     if others:
         raise ValueError(
@@ -108,11 +97,7 @@ def require_same_references(ours: Mapping[str, ReportText], theirs: Mapping[str,
 
 
 def require_sections(cases: Sequence[Case], sections: Sections) -> None:
-    """Refuse references that have nothing in the sections that are scored: whatever is written there would count as wrong.
-
-    Raises:
-        ValueError: naming the studies.
-    """
+    """Raise ValueError if a reference is empty in the scored sections, where every prediction would count as wrong."""
     without = [case.key for case in cases if not formatted(case.reference, sections)]
     if without:
         raise ValueError(
@@ -122,9 +107,9 @@ def require_sections(cases: Sequence[Case], sections: Sections) -> None:
 
 
 def formatted(report: ReportText, sections: Sections = "both") -> str:
-    """A report as the one text that is scored; predictions and references pass through here alike.
+    """Report as the one text that is scored, for predictions and references alike.
 
-    Headings are left out and white space is made one space. Splitting into words and lower-casing is a metric's own.
+    Headings are left out and white space becomes one space. Each metric splits into words and lower-cases by itself.
 
     >>> formatted(ReportText(findings="Clear  lungs.", impression="Normal."))
     'Clear lungs. Normal.'
@@ -146,12 +131,12 @@ def language_of(text: str) -> str | None:
 
 
 def check_language(cases: Sequence[Case], language: str, whose: str = "predictions") -> list[str]:
-    """The ids whose prediction is written in another language; they are scored as they are.
+    """Return the ids whose prediction is in another language; they are scored unchanged.
 
     Args:
         cases: a run.
-        language: that the scores are for.
-        whose: what an error calls the predictions.
+        language: language of the scores.
+        whose: name of the predictions in an error.
 
     Raises:
         ValueError: references, or most predictions, are in another language than the scores are for.
@@ -176,7 +161,7 @@ def check_language(cases: Sequence[Case], language: str, whose: str = "predictio
 
 
 def parsed_prediction(text: str, *, free_text: bool = False) -> Prediction:
-    """A response as a prediction. Headings count in any case of letters, in singular and plural, in bold or not.
+    """Parse a response into a prediction. Headings are found in any case, singular or plural, bold or not.
 
     >>> parsed_prediction("the lungs are").parsed
     False
@@ -192,15 +177,15 @@ def parsed_prediction(text: str, *, free_text: bool = False) -> Prediction:
 
 
 def parsed_reference(text: str) -> ReportText:
-    """A reference that is one text: its headings are read like those of a prediction; without headings all of it is findings."""
+    """Parse a reference that is one text like a prediction; without headings all of it is findings."""
     return _by_headings(text) or ReportText(findings=text.strip(), impression="")
 
 
 def _by_headings(text: str) -> ReportText | None:
-    """What stands behind the two headings; None where there is none, in neither language.
+    """Text after the two headings in either language; None without headings.
 
-    What stands before the heading of the findings ("Here is the report.") belongs to neither. Without an impression, that heading
-    must begin the text or a sentence: "no new findings: unchanged" has none.
+    Text before the heading of the findings ("Here is the report.") is dropped. Without an impression, that heading must begin the
+    text or a sentence: "no new findings: unchanged" has no heading.
     """
     for findings, impression in _HEADINGS:
         last = impression.search(text)

@@ -1,4 +1,4 @@
-"""The demo's last step: every way of decoding on the same held-out studies, as rows, report, page and plot."""
+"""Last step of the demo: all methods on the same held-out studies, as rows, report, page and plot."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Checkpoints:
     ar: Path
     base: Path
     distilled: Mapping[str, Path]
-    """By objective."""
+    """Checkpoints by objective."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResults:
-    """What was measured, with what is needed to show it."""
+    """Results, and what is needed to show them."""
 
     evaluated: Sequence[EvaluatedMethod]
     data: ReportDataModule
@@ -82,7 +82,7 @@ class DemoResults:
 
 
 def winner(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence: which objective gives the better one-step model, by finding F1, then by valid sentences."""
+    """One sentence about the objective that gives the better one-step model, by finding F1, then by valid sentences."""
     one = [r for r in rows if r["method"] == "distilled" and r["batch_size"] == 1 and r["kv_cache"] == "fused"]
     native = [r for r in rows if r["method"] == "base_one_step" and r["batch_size"] == 1]
     best = max(one, key=lambda r: (r["finding_f1"], r["valid_sentences"]))
@@ -95,7 +95,7 @@ def winner(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def speed_account(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence: how much of the tokens-per-forward ratio arrives as speed at batch 1, and where the rest goes."""
+    """One sentence about the speed at batch 1 relative to the ratio of tokens per forward."""
     ar = next(r for r in rows if r["method"] == "ar" and r["batch_size"] == 1)
     one = [r for r in rows if r["method"] == "distilled" and r["batch_size"] == 1 and r["kv_cache"] == "fused"]
     fast = max(one, key=lambda r: (r["finding_f1"], r["valid_sentences"]))
@@ -166,7 +166,7 @@ def _references(data: ReportDataModule) -> dict[str, Any]:
 
 
 def _trajectories(methods: Sequence[Method], data: ReportDataModule) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """Who was committed when, for the shown studies; not timed."""
+    """Trajectories of the shown studies; not timed."""
     records: dict[tuple[str, str], Mapping[str, Any]] = {}
     for batch in data.held_out_batches("test", 1, SHOWN):
         for method in methods:

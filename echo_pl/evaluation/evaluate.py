@@ -14,7 +14,14 @@ from echo_pl.data.synthetic import make_judge
 from echo_pl.evaluation.cases import Case, check_language, formatted
 from echo_pl.evaluation.cases import shown as named
 from echo_pl.evaluation.inputs import Inputs, with_other_run
-from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences, judge_reader
+from echo_pl.evaluation.metric_choice import (
+    FindingsReader,
+    MetricChoice,
+    build_metrics,
+    finding_differences,
+    judge_reader,
+    training_vocabulary,
+)
 from echo_pl.evaluation.options import LABELLER, Options
 from echo_pl.evaluation.radeval_backend import BACKENDS, Absent, clinical_scores
 from echo_pl.evaluation.score_files import AGGREGATE, write_aggregate, write_records
@@ -29,7 +36,6 @@ from echo_pl.evaluation.scoring import (
     metric_rows,
     summarize,
 )
-from echo_pl.evaluation.training_words import training_vocabulary
 from echo_pl.io.atomic import write_text_atomic
 from echo_pl.metrics.counted import PairMetric
 from echo_pl.metrics.words import words_of

@@ -1,7 +1,6 @@
 """Decode held-out studies with one or more methods and score them: same prompts, same order, warmed up.
 
-METHOD.md 4 and 5. The decoder starts and stops the clock (DecodeResult); this file sees to it that the figures of two
-methods may be compared. Knows samplers by their ``generate`` only.
+Scores and times are defined in docs/explain/method.md, "Scores". The decoder measures time; this file makes methods comparable.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from echo_pl.structs import Batch, DecodeResult, ReportText
 
 
 class Sampler(Protocol):
-    """Anything that decodes a batch."""
+    """Decoder of a batch."""
 
     def generate(self, batch: Batch, recorder: Any = None) -> DecodeResult:
         """Decode every prompt of ``batch``."""
@@ -30,7 +29,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way of decoding and the sampler that does it."""
+    """A decoding setting and its sampler."""
 
     setting: Setting
     sampler: Sampler
@@ -38,18 +37,18 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodScores:
-    """What one sampler did on the held-out studies, in their order."""
+    """Results of one sampler on the held-out studies, in their order."""
 
     scores: dict[str, float]
     signatures: dict[str, str]
-    """Which variant of every score it is."""
+    """Variant of every score."""
     keys: tuple[str, ...]
     texts: tuple[str, ...]
-    """Responses as they were decoded."""
+    """Decoded responses."""
     reports: tuple[ReportText, ...]
-    """The same, in their two fields; one without headings is an empty report."""
+    """Responses parsed into two fields; one without headings is an empty report."""
     unparsable: tuple[bool, ...]
-    """Which of them had no headings."""
+    """True for responses without headings."""
     results: tuple[DecodeResult, ...]
 
 
@@ -83,9 +82,9 @@ def evaluate(
         batches: held-out studies with their references, on the sampler's device.
         detokenize: 1-D token ids to text.
         judge: parses reports; ``None`` leaves the clinical scores out.
-        warmup: decodes of the first batch before the first one that counts.
-        description: what the progress bar says.
-        progress: whether to show a progress bar.
+        warmup: untimed decodes of the first batch.
+        description: label of the progress bar.
+        progress: show a progress bar.
 
     Raises:
         ValueError: no batches, or a batch without references.
@@ -110,17 +109,17 @@ def evaluate_methods(
     description: str = "evaluate",
     progress: bool = True,
 ) -> list[EvaluatedMethod]:
-    """:func:`evaluate` for several methods, in turns, so that a slow spell of the machine hits all of them alike.
+    """:func:`evaluate` for several methods, in turns, so that a slow phase of the machine affects all of them.
 
     Args:
         methods: what to compare.
-        batches: the same held-out studies once per batch size that a method asks for.
+        batches: the same held-out studies for every batch size of the methods.
         detokenize: 1-D token ids to text.
         judge: parses reports; ``None`` leaves the clinical scores out.
-        warmup: decodes of its first batch, per method, that do not count.
+        warmup: untimed decodes of the first batch, per method.
         studies_per_round: studies each method decodes before the next method has its turn.
-        description: what the progress bar says first.
-        progress: whether to show a progress bar.
+        description: first part of the label of the progress bar.
+        progress: show a progress bar.
 
     Raises:
         ValueError: a batch size is missing, or the lists hold different studies or another order.
@@ -144,7 +143,7 @@ def evaluate_methods(
 
 
 class _Run:
-    """One sampler on its way through its batches."""
+    """Progress of one sampler through its batches."""
 
     def __init__(
         self, sampler: Sampler, batches: Sequence[Batch], detokenize: Callable[[Tensor], str], judge: ReportJudge | None

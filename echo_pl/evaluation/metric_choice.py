@@ -1,22 +1,25 @@
-"""Which metrics an evaluation computes: all that language and machine allow, and for the others a line that says why not.
-
-Knows how metrics are made, and nothing of files of predictions.
-"""
+"""Metrics of an evaluation: all that language and machine allow; a score that is left out comes with a reason."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
+from echo_pl.data.store.corpus_index import CorpusIndex
+from echo_pl.data.store.shard_reader import IMAGE_SUFFIXES, read_samples
+from echo_pl.data.store.study import Version
 from echo_pl.evaluation.cases import Case, Sections, formatted
 from echo_pl.evaluation.radeval_backend import Absent
 from echo_pl.evaluation.text_models import load_language_model, load_text_encoder
 from echo_pl.metrics.bleu import Bleu
 from echo_pl.metrics.cider import Cider
 from echo_pl.metrics.counted import PairMetric
-from echo_pl.metrics.findings import ABSENT, FindingScores, LabelText, plain_status, positive_findings, region_completeness
+from echo_pl.metrics.findings import ABSENT, FindingScores, TextLabeller, plain_status, positive_findings, region_completeness
 from echo_pl.metrics.meteor import meteor_metric
 from echo_pl.metrics.models import EmbeddingSimilarity, Perplexity
 from echo_pl.metrics.rouge import rouge_metrics
@@ -28,19 +31,19 @@ from echo_pl.structs import ReportText
 
 @dataclass(frozen=True, kw_only=True)
 class FindingsReader:
-    """Whoever reads findings, and perhaps regions, out of texts."""
+    """Reader of findings, and optionally of regions, in a text."""
 
     name: str
     """With its version."""
-    label: LabelText
+    label: TextLabeller
     reads: Callable[[str], bool] | None = None
-    """Whether it understands anything of a text, and be it that all is normal; None: that is what it labels."""
+    """True if the reader can parse anything of a text, also that all is normal; None: a text with a label."""
     regions: Callable[[str], Collection[str]] | None = None
-    """The regions that a text says something of; None: it does not know."""
+    """Regions that a text mentions; None: the reader has no regions."""
     region_names: tuple[str, ...] = ()
 
     def understands(self, text: str) -> bool:
-        """Whether a text is one that it can read."""
+        """Return True if the reader can parse a text."""
         if self.reads is not None:
             return self.reads(text)
         return any(plain_status(label) != ABSENT for label in self.label(text).values())
@@ -56,7 +59,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricChoice:
-    """What is to be scored with; None leaves a score out, with a line that says so."""
+    """Tools of the scores; None leaves a score out, with a reason."""
 
     words: Words
     with_wordnet: bool = False
@@ -66,13 +69,13 @@ class MetricChoice:
     embedding_model: Path | None = None
     device: str = "cpu"
     missing: dict[str, str] = field(default_factory=dict)
-    """Why the reader is None, and the like, by figure; where the caller knows better."""
+    """Reasons by score that replace the default ones."""
 
     def __post_init__(self) -> None:
         if self.embedding_model is not None and self.reader is None:
             raise ValueError(
                 "an embedding similarity is never reported alone, as it hardly sees a negation: it needs the finding scores "
-                "beside it, and there is nobody to read findings (--reader)"
+                "beside it, and there is no reader of findings (--reader)"
             )
 
 
@@ -82,7 +85,7 @@ class _JudgedFinding:
 
 
 def judge_reader(judge: ReportJudge, name: str) -> FindingsReader:
-    """A corpus's own judge as a reader: it knows its positive findings and nothing of regions."""
+    """Judge of a corpus as a reader: positive findings only, no regions."""
 
     def parse(text: str) -> ParsedReport:
         return judge.parse(ReportText(findings=text, impression=""))
@@ -100,12 +103,12 @@ def build_metrics(choice: MetricChoice, cases: Iterable[Case], sections: Section
     """The metrics of texts, and what is absent.
 
     Args:
-        choice: what there is to score with.
-        cases: all that will be scored, of every run: the concepts are those that one of their texts has.
-        sections: what of a report is scored.
+        choice: tools of the scores.
+        cases: cases of all runs; the concepts are those of their texts.
+        sections: scored sections of a report.
 
     Raises:
-        ValueError, FileNotFoundError: a model or WordNet was asked for and cannot be had.
+        ValueError, FileNotFoundError: a requested model, or WordNet, is missing.
     """
     words = choice.words
     metrics: list[PairMetric] = [
@@ -122,7 +125,7 @@ def build_metrics(choice: MetricChoice, cases: Iterable[Case], sections: Section
         absent.append(Absent(name=name, reason=choice.missing.get(name, reason)))
 
     if not choice.with_wordnet:
-        leave_out("WordNet", "not asked for (--wordnet): METEOR matches exact words and stems, no synonyms")
+        leave_out("WordNet", "not requested (--wordnet): METEOR matches exact words and stems, no synonyms")
     if choice.vocabulary is None:
         leave_out("non_word_rate", "no vocabulary of training reports (--vocabulary)")
     else:
@@ -151,16 +154,16 @@ def _findings(
     leave_out: Callable[[str, str], None],
 ) -> None:
     if reader is None:
-        leave_out("findings", "nobody to read findings (--reader)")
-        leave_out("region_completeness", "nobody to read regions")
+        leave_out("findings", "no reader of findings (--reader)")
+        leave_out("region_completeness", "no reader of regions")
         return
-    label = lru_cache(maxsize=None)(reader.label)  # references are read for every run, and worst cases once more
+    label = lru_cache(maxsize=None)(reader.label)  # every run reads the references, and the page reads the worst cases again
     texts = [[formatted(report, sections) for report in (case.reference, case.prediction.report)] for case in cases]
     if not any(reader.understands(reference) for reference, _ in texts):
         leave_out(
             "findings",
             f"{reader.name} reads nothing in any reference, neither a finding nor that something is normal: these are not reports "
-            "that it knows",
+            "that it can read",
         )
     else:
         concepts = sorted({concept for pair in texts for text in pair for concept in label(text)})
@@ -171,7 +174,45 @@ def _findings(
         metrics.append(region_completeness(reader.regions, reader.region_names, reader.name))
 
 
-def finding_differences(label: LabelText, prediction: str, reference: str) -> dict[str, list[str]]:
-    """What a prediction hallucinates and what it omits."""
+def finding_differences(label: TextLabeller, prediction: str, reference: str) -> dict[str, list[str]]:
+    """Findings that a prediction hallucinates and findings that it omits."""
     ours, theirs = (positive_findings(label(text)) for text in (prediction, reference))
     return {"hallucinated": sorted(ours - theirs), "omitted": sorted(theirs - ours)}
+
+
+def training_vocabulary(path: Path, words: Words, version: Version) -> Vocabulary:
+    """Every word of the training split of a corpus, or of a text file.
+
+    Args:
+        path: folder of a corpus, or a UTF-8 file.
+        words: splitter of the scores.
+        version: version of the reports of a corpus.
+
+    Raises:
+        ValueError: a corpus without training reports of this version, or a file that is not UTF-8 text.
+    """
+    if path.is_dir():
+        index = CorpusIndex.load(path)
+        return Vocabulary(
+            name=f"{version} training reports of corpus {index.fingerprint}", words=_of_corpus(path, index, words, version)
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    return Vocabulary(name=path.name, words=frozenset(words.split(text)))
+
+
+def _of_corpus(folder: Path, index: CorpusIndex, words: Words, version: Version) -> frozenset[str]:
+    found: set[str] = set()
+    with tqdm(total=index.count("train"), desc="training words", unit="study") as bar:
+        for shard in index.shards("train"):
+            for _, sample in read_samples(folder, shard, range(shard.samples), passed_over=IMAGE_SUFFIXES):
+                record = json.loads(sample.fields["json"])
+                fields = record if version == "normalized" else record["raw"]
+                if fields is None:
+                    raise ValueError(f"sample {sample.key} of {folder} has no {version} report: give --version")
+                report = ReportText(findings=fields["findings"], impression=fields["impression"])
+                found.update(words.split(formatted(report)))
+                bar.update()
+    return frozenset(found)

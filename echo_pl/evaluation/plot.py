@@ -1,6 +1,6 @@
 """Plots of the comparison (quality against speed) and of the decoding benchmark (speed by block size).
 
-The palette is Okabe and Ito's, which colour-blind readers can tell apart; marker shapes say the same once more.
+The palette of Okabe and Ito is readable for colour-blind readers; marker shapes repeat its information.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Point = tuple[Row, float]
 """A row and its speed."""
 
 _INK, _GRID = "#333333", "#dddddd"
-# Where a label may stand beside its point, in points: tried in this order until one does not cover anything.
+# Offsets of a label from its point, in points, tried in this order until the label covers nothing.
 _OFFSETS = [
     (sign_x * distance if sign_x else 0, sign_y * distance, ("right", "center", "left")[sign_x + 1])
     for distance in (9, 13, 18, 24, 33, 43, 54, 66)
@@ -38,7 +38,7 @@ _OFFSETS = [
 def quality_speed_figure(rows: Iterable[Row]) -> Figure:
     """Draw finding F1 and valid sentences over speed; one line of panels per batch size.
 
-    Speed is tps as a multiple of AR at the same batch size (on a log scale), or plain tps where no AR row is given.
+    Speed is tps as a multiple of AR at the same batch size (on a log scale), or plain tps without an AR row.
 
     Raises:
         ValueError: no rows.
@@ -133,7 +133,7 @@ def _label(axes: Axes, points: Sequence[Point], name: str) -> None:
                 arrowprops={"arrowstyle": "-", "color": _GRID, "linewidth": 0.8, "shrinkB": 4} if abs(y) > 12 else None,
             )
             note.update_positions(renderer)
-            box = Text.get_window_extent(note, renderer)  # of the words alone, without the line to the point
+            box = Text.get_window_extent(note, renderer)  # box of the words alone, without the line to the point
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             free = inside and not any(box.overlaps(other) for other in others)
             if free or attempt == len(_OFFSETS):
@@ -148,7 +148,7 @@ def _around(place: Any) -> Bbox:
 
 
 def _labels(points: Sequence[Point]) -> list[tuple[Row, float, str]]:
-    """What tells the points apart and no more: a series is named once, block sizes and caches only where they vary."""
+    """Shortest labels that distinguish the points: a series is named once, block sizes and caches only if they vary."""
     sizes = {row["block_size"] for row, _ in points if row["method"] != "ar"}
     labelled = []
     for series in _series(points):

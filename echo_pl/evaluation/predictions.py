@@ -1,7 +1,7 @@
-"""Predictions and references from files, and back: two formats in, reports by id out.
+"""Predictions, references and images from files in two formats, by study id.
 
-The official evaluation JSON (METHOD.md 6): a list of ``{"sample_id", "images", "ground_truth": {"findings", "impression"}}``. Ours:
-JSON lines of ``{"sample_id", "prediction", "reference"}`` with what decoding knew beside it. Knows files and strings.
+The official evaluation JSON is a list of ``{"sample_id", "images", "ground_truth": {"findings", "impression"}}``. Our own format is
+JSON lines of ``{"sample_id", "prediction", "reference"}`` with facts about decoding.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from echo_pl.data.images.images import ImageError, open_image
 from echo_pl.evaluation.cases import EMPTY, Case, Prediction, parsed_prediction, parsed_reference, shown
 from echo_pl.structs import ReportText
 
-KNOWN = ("stopped", "looped", "eos_confidence", "nfe", "forwards_per_block")
-"""What a record may say of how its prediction was decoded."""
+DECODING = ("stopped", "looped", "eos_confidence", "nfe", "forwards_per_block")
+"""Optional fields of a record: facts about the decoding of its prediction."""
 RECORDS = "reports.jsonl"
 """Name of the records in a folder that an evaluation wrote."""
 Images = Callable[[Sequence[str]], Mapping[str, Image.Image]]
@@ -34,7 +34,7 @@ def read_records(path: Path | str) -> dict[str, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not such a file, a record has no id, or ids stand twice (all of them are named).
+        ValueError: the file has another format, a record has no id, or ids are duplicated (all are named).
     """
     file = Path(path)
     if file.is_dir():
@@ -42,7 +42,7 @@ def read_records(path: Path | str) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}: give a JSON or JSON lines file, or a folder that an evaluation wrote")
     records = list(_records(file))
-    _refuse_doubles(file, (key for key, _ in records))
+    _check_unique(file, (key for key, _ in records))
     if not records:
         raise ValueError(f"{file} has no records")
     return dict(records)
@@ -51,8 +51,8 @@ def read_records(path: Path | str) -> dict[str, dict[str, Any]]:
 def read_predictions(path: Path | str, *, free_text: bool = False) -> dict[str, Prediction]:
     """The predictions of a file, by id.
 
-    A prediction is a response with its headings, or an object with ``findings`` and ``impression``. Whatever else it is, it is
-    kept as an empty report that is not ``parsed``.
+    A prediction is a response with its headings, or an object with ``findings`` and ``impression``. Anything else becomes an
+    empty report that is not ``parsed``.
 
     Args:
         path: see :func:`read_records`.
@@ -61,7 +61,7 @@ def read_predictions(path: Path | str, *, free_text: bool = False) -> dict[str, 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: as :func:`read_records`, a record without a prediction, or one whose ``stopped``, ``looped``,
-            ``eos_confidence``, ``nfe`` or ``forwards_per_block`` is of another kind.
+            ``eos_confidence``, ``nfe`` or ``forwards_per_block`` has the wrong type.
     """
     records = read_records(path)
     without = [key for key, record in records.items() if "prediction" not in record]
@@ -94,13 +94,13 @@ def read_references(path: Path | str) -> dict[str, ReportText]:
 
 
 def references_beside(path: Path | str) -> dict[str, ReportText]:
-    """The references that stand beside predictions, by id; of records that have none, nothing."""
+    """References in a file of predictions, by id; records without a reference are left out."""
     found = {key: _reference(record) for key, record in read_records(path).items()}
     return {key: report for key, report in found.items() if report is not None and report != EMPTY}
 
 
 def first_images(path: Path | str) -> dict[str, Path]:
-    """Where the first image of each study lies (``images``, as in the official format); a relative path begins at the file."""
+    """Path of the first image of each study (``images`` of the official format); a relative path starts at the file."""
     folder = Path(path).parent
     images = {key: record.get("images") for key, record in read_records(path).items()}
     return {
@@ -125,12 +125,12 @@ def images_in_files(paths: Mapping[str, Path]) -> Images:
 
 def case_record(case: Case) -> dict[str, Any]:
     """A case as a line of our own format, which :func:`read_predictions` and :func:`read_references` read."""
-    known = {name: getattr(case.prediction, name) for name in KNOWN}
+    facts = {name: getattr(case.prediction, name) for name in DECODING}
     return {
         "sample_id": case.key,
         "prediction": _fields(case.prediction.report) if case.prediction.parsed else None,
         "reference": _fields(case.reference),
-        **{name: value for name, value in known.items() if value is not None},
+        **{name: value for name, value in facts.items() if value is not None},
     }
 
 
@@ -149,7 +149,7 @@ def _content(file: Path) -> list[Any]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".jsonl":
-            # Lines end at \n alone: splitlines() would also cut at separators that stand inside of a report.
+            # Lines end at \n alone: splitlines() would also cut at separators inside a report.
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         content = json.loads(text, object_pairs_hook=_Pairs)
     except json.JSONDecodeError as error:
@@ -162,28 +162,26 @@ def _content(file: Path) -> list[Any]:
     if isinstance(content, list):
         return content
     if isinstance(content, _Pairs):
-        _refuse_doubles(file, content.keys_in_order)
+        _check_unique(file, content.keys_in_order)
         others = [key for key, value in content.items() if _is_record(value) and str(value.get("sample_id", key)) != key]
         if others:
-            raise ValueError(f"{file} has {len(others)} records whose sample_id is not the id they stand under: {shown(others)}")
+            raise ValueError(f"{file} has {len(others)} records whose sample_id differs from their key: {shown(others)}")
         return [{**(value if _is_record(value) else {"prediction": value}), "sample_id": key} for key, value in content.items()]
     raise ValueError(f"{file} holds neither a list of records nor an object by sample_id")
 
 
 class _Pairs(dict[str, Any]):
-    """A JSON object that still knows which keys stood twice; a plain one keeps the last and says nothing."""
+    """JSON object that keeps duplicate keys; a plain dict keeps the last one silently."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
         self.keys_in_order = tuple(key for key, _ in pairs)
 
 
-def _refuse_doubles(file: Path, keys: Iterable[str]) -> None:
+def _check_unique(file: Path, keys: Iterable[str]) -> None:
     doubles = [key for key, count in Counter(keys).items() if count > 1]
     if doubles:
-        raise ValueError(
-            f"{file} has {len(doubles)} sample_ids more than once: {shown(doubles)}; which of them counts is not clear"
-        )
+        raise ValueError(f"{file} has {len(doubles)} sample_ids more than once: {shown(doubles)}; keep one of each")
 
 
 def _is_record(value: Any) -> bool:

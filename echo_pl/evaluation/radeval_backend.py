@@ -1,9 +1,8 @@
-"""Clinical scores of the package radeval (RaTEScore, RadGraph, CheXbert), asked for in a process of its own.
+"""Clinical scores of the package radeval (RaTEScore, RadGraph, CheXbert), computed in a process of its own.
 
-radeval needs models that most machines do not have, takes them from the caches of Hugging Face and of the user, silences all
-warnings and prints. So it runs apart, offline, with its caches in a folder that the user names, and what it cannot do comes back
-as a reason. Reports go in and scores come out through pipes; nothing of them is written to a file. An empty prediction scores 0
-whatever radeval gives.
+radeval loads models from the caches of Hugging Face and of the user, silences all warnings and prints. So it runs in a separate
+process, offline, with its caches in a folder of the user's choice; a failure comes back as a reason. Reports and scores go through
+pipes and are never written to a file. An empty prediction scores 0.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ WORKER = Path(__file__).with_name("radeval_worker.py")
 
 @dataclass(frozen=True, kw_only=True)
 class Absent:
-    """A score that is not there, and why."""
+    """Name of an absent score, and the reason."""
 
     name: str
     reason: str
@@ -50,7 +49,7 @@ class Absent:
 
 @dataclass(frozen=True, kw_only=True)
 class ClinicalScores:
-    """What a backend gave: a metric and its rows for every figure."""
+    """Scores of a backend: a metric and its rows for every score."""
 
     metrics: tuple[GivenValues, ...]
     rows: tuple[Tensor, ...]
@@ -62,25 +61,24 @@ def clinical_scores(
     """Score reports with one backend.
 
     Args:
-        backend: which.
+        backend: name of the backend.
         predictions: formatted like the references.
         references: in the same order.
-        models: folder of models, laid out as the caches are: ``huggingface/``, ``chexbert/``, ``radgraph/`` (what radeval leaves
-        under
-            ``XDG_CACHE_HOME`` and ``HF_HOME`` where it has run once); None: the user has none.
+        models: folder of models with the layout of the caches: ``huggingface/``, ``chexbert/``, ``radgraph/`` (the content of
+            ``XDG_CACHE_HOME`` and ``HF_HOME`` after a first run of radeval); None: no models.
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        The scores, or for each figure why it is absent.
+        The scores, or the absent scores with their reasons.
     """
     if models is None:
         return _absent(backend, "no models given (--clinical-models <folder>)")
     if not models.is_dir():
         return _absent(backend, f"no folder {models} (--clinical-models)")
-    asked = [index for index, text in enumerate(predictions) if text]
-    job = {"backend": backend, "predictions": [predictions[i] for i in asked], "references": [references[i] for i in asked]}
+    scored = [index for index, text in enumerate(predictions) if text]
+    job = {"backend": backend, "predictions": [predictions[i] for i in scored], "references": [references[i] for i in scored]}
     done = subprocess.run(
-        [sys.executable, "-P", str(WORKER)],  # -P: the worker must not take its neighbours for other people's packages
+        [sys.executable, "-P", str(WORKER)],  # -P: the folder of the worker must not be on its import path
         input=json.dumps(job | {"device": device}),
         env=_environment(models),
         capture_output=True,
@@ -95,7 +93,7 @@ def clinical_scores(
     metrics, rows = [], []
     for name in FIGURES[backend]:
         scores = torch.zeros(len(predictions), dtype=torch.float64)
-        scores[asked] = torch.tensor(answer["scores"][name], dtype=torch.float64)
+        scores[scored] = torch.tensor(answer["scores"][name], dtype=torch.float64)
         variant = f"{name}|radeval {answer['version']}|{_DETAIL[backend]}|empty prediction:0|mean:reports|v1"
         metric = GivenValues(name, variant, True)
         metrics.append(metric)

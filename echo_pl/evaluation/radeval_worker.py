@@ -1,7 +1,7 @@
-"""The other end of :mod:`echo_pl.evaluation.radeval_backend`: a script that reads one job and writes one line of JSON.
+"""Worker of :mod:`echo_pl.evaluation.radeval_backend`: a script that reads one job and writes one line of JSON.
 
-Knows radeval and nothing of this package. What goes wrong is answered in words that hold nothing of a report: what an import or
-a file is missing, else the kind of error alone.
+Imports radeval and nothing of this package. An error is reported without words of a report: the missing import or file, or the type
+of the error alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NEGATED = ("NON-ABNORMALITY", "NON-DISEASE")
 
 
 def ratescore(predictions: list[str], references: list[str], device: str, positive_only: bool = False) -> Scores:
-    """RaTEScore; ``positive_only`` gives entities that are negated no weight."""
+    """RaTEScore; ``positive_only`` gives negated entities no weight."""
     scorer = import_module("radeval.metrics.RaTEScore.scorer").RaTEScore(use_gpu=device == "cuda")
     if positive_only:
         scorer.affinity_matrix = {
@@ -63,7 +63,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         scores = BACKENDS[job["backend"]](job["predictions"], job["references"], job["device"])
         return {"scores": scores, "version": version("radeval")}
     except ImportError as error:
-        return {"reason": f"radeval needs a package that is not here: {error.name or 'unknown'} (pip install radeval)"}
+        return {"reason": f"radeval needs a package that is not installed: {error.name or 'unknown'} (pip install radeval)"}
     except PackageNotFoundError:
         return {"reason": "radeval has no version: install it with pip install radeval"}
     except OSError as error:  # of Hugging Face too, where a model is not in its cache
@@ -71,7 +71,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """One job on stdin, one answer on stdout; what libraries print goes to stderr."""
+    """Read one job from stdin and write one answer to stdout; output of libraries goes to stderr."""
     job, out = json.load(sys.stdin), sys.stdout
     sys.stdout = sys.stderr
     kind: str | None = None

@@ -36,7 +36,7 @@ _NAMES = {"ar": "AR", "base": "base, multi-step", "base_one_step": "base, one st
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Which way of decoding a row is about."""
+    """Decoding method of a row."""
 
     method: MethodName
     objective: str | None = None
@@ -44,7 +44,7 @@ class Setting:
     block_size: int = 1
     """1 for ``ar``."""
     kv_cache: KVCache | None = None
-    """How a finished block gets into the cache; ``None`` where there are no blocks, or no block cache."""
+    """Way of a finished block into the cache; ``None`` without blocks, or without a block cache."""
     batch_size: int = 1
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """What people read, e.g. ``distilled (dcd), L=8, fused, batch 1``."""
+        """Name in tables and plots, e.g. ``distilled (dcd), L=8, fused, batch 1``."""
         parts = [method_label({"method": self.method, "objective": self.objective})]
         if self.method != "ar":
             parts.append(f"L={self.block_size}")
@@ -69,13 +69,13 @@ class Setting:
 
     @property
     def slug(self) -> str:
-        """The same in the characters of a metric name, e.g. ``distilled-dcd-L8-fused-b1``."""
+        """Label with the characters of a metric name, e.g. ``distilled-dcd-L8-fused-b1``."""
         size = None if self.method == "ar" else f"L{self.block_size}"
         return "-".join(part for part in (self.method, self.objective, size, self.kv_cache, f"b{self.batch_size}") if part)
 
 
 def make_row(setting: Setting, scores: Mapping[str, float]) -> Row:
-    """A row with exactly :data:`ROW_KEYS`; ``None``: forwards per block of AR, and what the corpus cannot give (no judge)."""
+    """Row with exactly :data:`ROW_KEYS`; forwards per block of AR and scores without a judge are ``None``."""
     row: Row = {
         "method": setting.method,
         "objective": setting.objective,
@@ -89,7 +89,7 @@ def make_row(setting: Setting, scores: Mapping[str, float]) -> Row:
 
 
 def method_label(row: Mapping[str, Any]) -> str:
-    """What people call the method of a row.
+    """Name of the method of a row.
 
     >>> method_label({"method": "distilled", "objective": "dcd"})
     'distilled (dcd), one step'
@@ -106,17 +106,17 @@ def speed_over_ar(rows: Iterable[Mapping[str, Any]]) -> list[float | None]:
 
 
 COLUMNS = (
-    Column("method", method_label, "who decoded", left=True),
+    Column("method", method_label, "decoding method", left=True),
     Column("L", text("block_size"), "block size"),
-    Column("KV cache", text("kv_cache"), "how a finished block gets into the cache", left=True),
+    Column("KV cache", text("kv_cache"), "way of a finished block into the cache", left=True),
     Column("batch", text("batch_size"), "studies decoded at once"),
     Column(
         "finding F1",
         number("finding_f1", 3),
         "micro F1 of the findings, side or lobe counted but not size, read back from the text",
     ),
-    Column("valid sent.", number("valid_sentences", 3), "share of sentences that could have been written"),
-    Column("valid rep.", number("valid_reports", 3), "share of reports that are wholly valid"),
+    Column("valid sent.", number("valid_sentences", 3), "share of sentences that the corpus can contain"),
+    Column("valid rep.", number("valid_reports", 3), "share of reports without an invalid part"),
     Column("ROUGE-L", number("rouge_l", 3), "F-measure against the reference"),
     Column("dup. words", number("duplicate_word_rate", 4), "share of words that repeat the word before, in one sentence"),
     Column("stopped", number("stopped", 3), "share of reports that ended with eos"),

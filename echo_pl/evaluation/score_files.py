@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder: a record of every report, and the aggregate with intervals and tests. JSON."""
+"""Files of an evaluation: a record of every report, and the aggregate with intervals and tests, both JSON."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from echo_pl.io.atomic import write_json, write_text_atomic
 
 AGGREGATE = "aggregate.json"
 PAGES = ("report.md", "index.html")
-"""For people; of one evaluation, like the aggregate."""
+"""Pages of an evaluation."""
 SCHEMA_VERSION = 1
 
 
 def write_records(folder: Path, cases: Sequence[Case], scores: Mapping[str, Sequence[float]] | None = None) -> Path:
-    """Write ``reports.jsonl``: a line a report with its own scores, which can be read again as predictions and as references.
+    """Write ``reports.jsonl``: one line per report with its own scores, readable as predictions and as references.
 
-    The aggregate and pages of an evaluation that was there are removed first: they are of other reports.
+    The aggregate and pages of an older evaluation are removed first, because they belong to other reports.
 
     Args:
-        folder: made if it is not there.
-        cases: in the order to keep.
-        scores: figures of every report by itself; None: not scored yet.
+        folder: created if missing.
+        cases: cases in the order of the lines.
+        scores: scores of every report alone; None: not scored yet.
     """
     lines = []
     for place, case in enumerate(cases):
@@ -42,7 +42,7 @@ def write_records(folder: Path, cases: Sequence[Case], scores: Mapping[str, Sequ
 
 
 def write_aggregate(folder: Path, scored: ScoredRun, compared: Sequence[ScoreComparison], about: Mapping[str, Any]) -> Path:
-    """Write ``aggregate.json``: no report's words, nan as null.
+    """Write ``aggregate.json``, without words of reports; nan becomes null.
 
     Args:
         folder: where.
@@ -66,11 +66,11 @@ def write_aggregate(folder: Path, scored: ScoredRun, compared: Sequence[ScoreCom
 
 
 def read_aggregate(folder: Path | str) -> dict[str, Any]:
-    """What :func:`write_aggregate` wrote.
+    """Read the file of :func:`write_aggregate`.
 
     Raises:
-        FileNotFoundError: nothing was evaluated there.
-        ValueError: it is of another version.
+        FileNotFoundError: the folder holds no finished evaluation.
+        ValueError: the file has another schema version.
     """
     file = Path(folder) / AGGREGATE
     if not file.is_file():
@@ -82,7 +82,7 @@ def read_aggregate(folder: Path | str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """With null in the place of numbers that JSON has no word for."""
+    """Replace numbers that JSON cannot hold by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

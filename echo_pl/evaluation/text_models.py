@@ -1,11 +1,12 @@
-"""Language models and text encoders that the user has on disk, as the callables that scores ask for.
+"""Language models and text encoders on the user's disk, as callables for scores.
 
-Nothing is fetched: a path that is not there is an error. No remote code is run. transformers is imported when a model is loaded.
-A model is refused if any of its weights would be random; what it is called says which weights they are, and whose code ran them.
+Nothing is downloaded and no remote code runs. transformers is imported when a model is loaded. A model with random weights is an
+error. The detail of a model holds a digest of its weights and the version of transformers, for signatures.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from echo_pl.evaluation.model_files import refuse_pointers, weights_digest
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+"""Patterns of weight files; transformers loads the first that matches."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class LanguageModel:
 
     name: str
     detail: str
-    """What else a signature must say."""
+    """Rest of the signature: weights and library."""
     score: Callable[[str], tuple[float, int]]
     """From a text to the sum of -log p over its tokens, and their number."""
 
@@ -46,22 +49,22 @@ class TextEncoder:
 def load_language_model(path: Path | str, device: str = "cpu") -> LanguageModel:
     """Load a causal language model from a folder, or from a ``.gguf`` file.
 
-    With a bos token (as the tokenizer says) all tokens of a text are scored, without one all but the first. Texts that are
-    longer than the model are scored in windows.
+    With a bos token all tokens of a text are scored, without one all but the first. Texts longer than the context of the model
+    are scored in windows.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
-        ValueError: it is not a causal language model (an encoder is none, whatever head it has), or its files are damaged.
+        ValueError: it is not a causal language model (an encoder with a language-model head is not one), or its files are damaged.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     file = _present(path)
     gguf = file.name if file.suffix == ".gguf" else None
     folder = file.parent if gguf else file
-    _refuse_other_architectures(file, _loaded(AutoConfig, folder, gguf).architectures)
+    _check_architecture(file, _loaded(AutoConfig, folder, gguf).architectures)
     tokenizer = _loaded(AutoTokenizer, folder, gguf)
     model = _whole_model(AutoModelForCausalLM, folder, gguf).to(device).eval().requires_grad_(False)
-    _refuse_bidirectional(file, model)
+    _check_causal(file, model)
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     window = int(getattr(model.config, "max_position_embeddings", 1024))
 
@@ -75,7 +78,7 @@ def load_language_model(path: Path | str, device: str = "cpu") -> LanguageModel:
 
 @torch.no_grad()
 def surprise(logits: Callable[[Tensor], Tensor], ids_T: Tensor, window: int) -> tuple[float, int]:
-    """Sum of -log p of every token but the first, and how many these are.
+    """Sum of -log p of every token but the first, and the number of these tokens.
 
     Args:
         logits: from (T,) token ids to (T, V).
@@ -123,11 +126,48 @@ def load_text_encoder(path: Path | str, device: str = "cpu", batch_size: int = 3
 
 
 def pooled(hidden_BTE: Tensor, present_BT: Tensor, pooling: str) -> Tensor:
-    """(B, E): the first token, or the mean of those that are no padding."""
+    """(B, E): the first token, or the mean of all tokens but padding."""
     if pooling == "cls":
         return hidden_BTE[:, 0]
     weights = present_BT[..., None].to(hidden_BTE.dtype)
     return (hidden_BTE * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Weight files of a folder by name, an adapter beside the weights included; a file is its own only weight file."""
+    if path.is_file():
+        return [path]
+    found = next((files for files in map(sorted, map(path.glob, _WEIGHTS)) if files), [])
+    return [*found, *sorted(path.glob("adapter_model*"))]
+
+
+def weights_digest(path: Path) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of all bytes of :func:`weight_files`, one file after another.
+
+    Reads every byte (about a second for a gigabyte), because names, sizes and shapes do not change with training. The same weights
+    in other files have another digest. Tokenizer and configuration are not part of it.
+
+    Raises:
+        ValueError: there are no weights.
+    """
+    files = weight_files(path)
+    if not files:
+        raise ValueError(f"{path} has no weights: there is neither {' nor '.join(_WEIGHTS)}")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while part := stream.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()[:12]
+
+
+def check_not_pointers(path: Path) -> None:
+    """Raise ValueError if weights, configuration or tokenizer are pointers of Git LFS instead of the files."""
+    beside = [] if path.is_file() else [*path.glob("*.json"), *path.glob("*.model")]
+    for file in [*weight_files(path), *sorted(beside)]:
+        with file.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise ValueError(f"{file} is a pointer of Git LFS, not the file itself: run git lfs pull in {file.parent}")
 
 
 def _pooling(folder: Path) -> str:
@@ -138,7 +178,7 @@ def _pooling(folder: Path) -> str:
     chosen = {name.removeprefix("pooling_mode_") for name, on in config.items() if name.startswith("pooling_mode_") and on is True}
     known = {frozenset({"mean_tokens"}): "mean", frozenset({"cls_token"}): "cls"}
     if frozenset(chosen) not in known:
-        raise ValueError(f"{file} pools by {sorted(chosen)}; only mean_tokens or cls_token is known here")
+        raise ValueError(f"{file} pools by {sorted(chosen)}; only mean_tokens and cls_token are supported")
     return known[frozenset(chosen)]
 
 
@@ -146,7 +186,7 @@ def _present(path: Path | str) -> Path:
     file = Path(path).resolve()
     if not file.exists():
         raise FileNotFoundError(f"no model at {path}: give a folder in the layout of Hugging Face; nothing is fetched")
-    refuse_pointers(file)
+    check_not_pointers(file)
     return file
 
 
@@ -161,8 +201,8 @@ def _loaded(kind: Any, folder: Path, gguf: str | None = None) -> Any:
         return kind.from_pretrained(folder, gguf_file=gguf, local_files_only=True, trust_remote_code=False)
 
 
-def _whole_model(kind: Any, folder: Path, gguf: str | None = None, *, unused: str = "none is") -> Any:
-    """A model all of whose weights are in the folder, but for those that begin with ``unused``: nobody asks them."""
+def _whole_model(kind: Any, folder: Path, gguf: str | None = None, *, unused: str = "(none)") -> Any:
+    """Load a model whose weights are all in the folder; weights that begin with ``unused`` may be missing."""
     with _as_value_errors(kind.__name__, folder):
         model, found = kind.from_pretrained(
             folder, gguf_file=gguf, local_files_only=True, trust_remote_code=False, output_loading_info=True
@@ -178,26 +218,28 @@ def _whole_model(kind: Any, folder: Path, gguf: str | None = None, *, unused: st
 
 @contextmanager
 def _as_value_errors(kind: str, folder: Path) -> Iterator[None]:
-    """What from_pretrained raises for folders that are no such model, and for damaged files, as one error."""
+    """Turn the errors of from_pretrained for other models and damaged files into ValueError."""
     try:
         yield
     except (ValueError, OSError, KeyError, ImportError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder} cannot be loaded by {kind}: {said or type(error).__name__}") from error
+        message = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder} cannot be loaded by {kind}: {message or type(error).__name__}") from error
 
 
-def _refuse_other_architectures(file: Path, architectures: Sequence[str] | None) -> None:
-    """Before gigabytes are read: what the configuration itself says that it is. Old ones do not say."""
+def _check_architecture(file: Path, architectures: Sequence[str] | None) -> None:
+    """Check the architecture in the configuration before gigabytes are read; old configurations have none."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if architectures and not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
-        raise ValueError(f"{file} is no causal language model, its configuration says {', '.join(architectures)}")
+        raise ValueError(f"{file} is not a causal language model: its configuration names {', '.join(architectures)}")
 
 
 @torch.no_grad()
-def _refuse_bidirectional(file: Path, model: Any) -> None:
-    """Ask the model itself whether a token sees those behind it: ``is_decoder`` of a configuration is kept by some families only,
-    and a BertLMHeadModel without it sees the whole text."""
+def _check_causal(file: Path, model: Any) -> None:
+    """Raise ValueError if the logits of a token depend on later tokens.
+
+    ``is_decoder`` in the configuration is not enough: some families drop it, and a BertLMHeadModel without it sees the whole text.
+    """
     vocabulary = model.get_input_embeddings().num_embeddings
     ids_T = torch.arange(8, device=model.device) % vocabulary
     others_T = (ids_T + 7) % vocabulary
@@ -206,6 +248,6 @@ def _refuse_bidirectional(file: Path, model: Any) -> None:
     rounding = 16 * torch.finfo(first_V.dtype).eps * float(first_V.abs().max())
     if float((first_V - second_V).abs().max()) > rounding:
         raise ValueError(
-            f"{file} is no causal language model: its {type(model).__name__} reads the tokens behind the one it scores, so a "
-            "perplexity would mean nothing"
+            f"{file} is not a causal language model: its {type(model).__name__} reads tokens after the scored one, so a "
+            "perplexity would be meaningless"
         )

@@ -1,6 +1,6 @@
-"""Log an evaluation that is on disk to MLflow: figures and the aggregate; the reports' words only where that is asked for.
+"""Upload an evaluation from its folder to MLflow: scores and the aggregate, and the reports on request.
 
-Works from the folder alone, so that what could not be logged can be logged later.
+The folder is enough, so that a failed upload can be repeated later.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False)
     """Log an evaluation as one run; returns the run's id.
 
     Args:
-        folder: that an evaluation wrote.
-        uri: of the tracking server, or ``sqlite:///<file>``.
-        experiment: under which it is listed.
-        with_texts: log the reports too, which are patient data.
+        folder: folder of an evaluation.
+        uri: tracking server, or ``sqlite:///<file>``.
+        experiment: experiment of the run.
+        with_texts: upload the reports too, which are patient data.
 
     Raises:
         FileNotFoundError: there is no finished evaluation in ``folder``.
@@ -62,7 +62,7 @@ def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False)
 
 
 def _metrics(figures: dict[str, dict[str, float | None]]) -> dict[str, float]:
-    """Value and interval of every figure that is a number, under names that MLflow takes."""
+    """Value and interval of every score that is a number, with names that MLflow accepts."""
     found = {}
     for name, figure in figures.items():
         plain = re.sub(r"[^\w.\- /]", "_", name)

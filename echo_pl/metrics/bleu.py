@@ -1,4 +1,4 @@
-"""BLEU-1 to BLEU-4 of a corpus with one reference a report, without smoothing (Papineni et al., ACL 2002). Knows words only."""
+"""BLEU-1 to BLEU-4 of a corpus with one reference per report, without smoothing (Papineni et al., ACL 2002)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ORDERS = (1, 2, 3, 4)
 
 
 def bleu_counts(predicted: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """For n = 1..4 the n-grams that match (each at most as often as the reference has it), then all n-grams, then both lengths."""
+    """Matching n-grams for n = 1..4 (each at most as often as in the reference), then all n-grams, then both lengths."""
     ours = [ngrams(predicted, order) for order in ORDERS]
     matches = [(own & ngrams(wanted, order)).total() for own, order in zip(ours, ORDERS, strict=True)]
     return [*matches, *(own.total() for own in ours), len(predicted), len(wanted)]
@@ -24,8 +24,8 @@ def bleu_counts(predicted: Sequence[str], wanted: Sequence[str]) -> list[int]:
 class Bleu(CountedReports):
     """``bleu_1`` to ``bleu_4``: counts are summed over the corpus, then multiplied; BLEU-n weighs orders 1 to n alike.
 
-    A single report without a match of four words has a BLEU-4 of 0, so look at corpora. A report of fewer than n words has no
-    n-grams (nltk counts one for it).
+    A single report without a match of four words has a BLEU-4 of 0, so BLEU-4 is meaningful for corpora only. A report of fewer
+    than n words has no n-grams (nltk counts one for it).
 
     >>> from echo_pl.metrics.words import words_of
     >>> metric = Bleu(words_of("en"))
@@ -43,13 +43,13 @@ class Bleu(CountedReports):
         self.variant = f"bleu|corpus|smoothing:none|brevity penalty:yes|words:{words.name}|v1"
 
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
-        """:func:`bleu_counts`, a row a report."""
+        """:func:`bleu_counts`, a row for each report."""
         split = self.words.split
         counts = [bleu_counts(split(prediction), split(reference)) for prediction, reference in paired(predictions, references)]
         return torch.tensor(counts, dtype=torch.float64).reshape(-1, 10)
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """Brevity penalty times the geometric mean of the precisions; 0 where an order has no match."""
+        """Brevity penalty times the geometric mean of the precisions; 0 if an order has no match."""
         matches, totals = sums[..., :4], sums[..., 4:8]
         length, wanted = sums[..., 8], sums[..., 9]
         brevity = torch.where(length >= wanted, torch.ones_like(length), (1 - wanted / length.clamp(min=1e-300)).exp())

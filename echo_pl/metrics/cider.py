@@ -1,7 +1,7 @@
-"""CIDEr and CIDEr-D (Vedantam et al., CVPR 2015), ours: n-grams weighed by how few of the reference reports have them.
+"""CIDEr and CIDEr-D (Vedantam et al., CVPR 2015): n-grams weighted by their inverse document frequency in the references.
 
-CIDEr-D is what the package pycocoevalcap calls CIDEr: clipped counts and a penalty on a difference in length, so that a report
-cannot gain by saying the same words often. Both are computed on words as they are, without stemming. Knows words only.
+CIDEr-D is the CIDEr of the package pycocoevalcap: clipped counts and a penalty on a difference in length, so that repeated words do
+not raise the score. Both use words without stemming.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Gram = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Vector:
-    """A report as n-gram weights, by order."""
+    """N-gram weights of a report, by order."""
 
     weights: tuple[Mapping[Gram, float], ...]
     norms: tuple[float, ...]
     length: int
-    """In n-grams of order 2, by which the package measures length."""
+    """Number of 2-grams, the length in the package."""
 
 
 def document_frequencies(references: Sequence[Sequence[str]]) -> Counter[Gram]:
-    """In how many reference reports each n-gram stands."""
+    """Number of reference reports with each n-gram."""
     frequencies: Counter[Gram] = Counter()
     for words in references:
         frequencies.update({gram for order in ORDERS for gram in ngrams(words, order)})
@@ -44,7 +44,7 @@ def document_frequencies(references: Sequence[Sequence[str]]) -> Counter[Gram]:
 
 
 def cider_vector(words: Sequence[str], frequencies: Mapping[Gram, int], documents: int) -> Vector:
-    """Counts times log(documents / frequency); an n-gram of no reference is weighed like one of a single reference."""
+    """Counts times log(documents / frequency); an n-gram of no reference has the weight of one in a single reference."""
     weights = []
     for order in ORDERS:
         counts = ngrams(words, order)
@@ -54,7 +54,7 @@ def cider_vector(words: Sequence[str], frequencies: Mapping[Gram, int], document
 
 
 def cider_similarity(predicted: Vector, wanted: Vector, *, clipped: bool) -> float:
-    """Mean over the four orders of the cosine, times 10; with ``clipped`` as in CIDEr-D."""
+    """Mean over the four orders of the cosine, times 10; ``clipped`` gives CIDEr-D."""
     total = 0.0
     for ours, theirs, norm, other in zip(predicted.weights, wanted.weights, predicted.norms, wanted.norms, strict=True):
         if norm == 0 or other == 0:
@@ -69,7 +69,7 @@ def cider_similarity(predicted: Vector, wanted: Vector, *, clipped: bool) -> flo
 
 
 def cider_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], *, clipped: bool) -> list[float]:
-    """One score a report, between 0 and 10; the document frequencies are those of ``references``.
+    """One score per report, between 0 and 10; the document frequencies are those of ``references``.
 
     With a single reference every weight is log(1) = 0, and so is the score.
     """
@@ -87,9 +87,9 @@ class Cider(PairMetric):
     A bootstrap over :meth:`rows` resamples reports and keeps the document frequencies.
 
     Args:
-        words: how texts become words.
-        clipped: CIDEr-D.
-        sync_on_compute: gather over ranks.
+        words: splitter of texts.
+        clipped: compute CIDEr-D.
+        sync_on_compute: gather reports of all ranks.
     """
 
     direction = True
@@ -102,12 +102,12 @@ class Cider(PairMetric):
         self.names = ("cider_d" if clipped else "cider",)
         how = f"clipped, sigma {SIGMA:g}" if clipped else "plain cosine"
         self.variant = f"{self.names[0]}|n:1-4|idf:these references|{how}|times 10|stem:no|words:{words.name}|mean:reports|v1"
-        # Ranks exchange tensors only, so words travel as bytes; as floats, because torchmetrics stands in for a rank that has
-        # seen nothing with an empty tensor of the metric's own type.
+        # Ranks exchange tensors only, so words are sent as bytes. The bytes are floats, because torchmetrics replaces the state of
+        # a rank without reports by an empty tensor of the metric's own type.
         self.add_state("pairs", [], dist_reduce_fx="cat")
 
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
-        """Score and 1, a row a report: the reports given are the reference set."""
+        """Score and 1 for each report; the given reports are the reference set."""
         ours, theirs = ([self.words.split(text) for text in texts] for texts in (predictions, references))
         return mean_rows(cider_scores(ours, theirs, clipped=self.clipped))
 
@@ -128,7 +128,7 @@ class Cider(PairMetric):
             self.reports += 1
 
     def total(self) -> Tensor:
-        """Score and 1, summed over all reports, which are the reference set: ranks exchange reports, not sums."""
+        """Score and 1, summed over all reports, which are the reference set; ranks exchange reports, not sums."""
         if not len(self.pairs):
             return torch.zeros(2, dtype=torch.float64)
         characters = bytes(dim_zero_cat(self.pairs).to(torch.uint8).tolist())

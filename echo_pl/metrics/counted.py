@@ -1,7 +1,7 @@
-"""Scores as counts: what one report adds to a sum, and what the sum of many reports comes to.
+"""Base classes of scores that are functions of sums of counts: each report adds a row, and the sum of rows gives the score.
 
-ROUGE, BLEU, a micro F1 and a perplexity all have this form. One report's own figure, a corpus's figure and each resample of a
-bootstrap are then one function of the sum of some rows. Knows neither words nor findings.
+ROUGE, BLEU, a micro F1 and a perplexity have this form. The score of one report, of a corpus and of a bootstrap resample are then
+the same function of the sum of some rows.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torchmetrics import Metric
 
 
 class ReportScore(Metric, ABC):
-    """One or more figures of a set of reports, as a function of the sum of what each report counts for.
+    """One or more scores of a set of reports, as a function of the sum of their counts.
 
-    Shapes: N reports, K counts. Subclasses say in ``variant`` what would have to be known to compute the figures again.
+    Shapes: N reports, K counts. ``variant`` of a subclass holds everything that is needed to compute the scores again.
     """
 
     full_state_update = False
     names: tuple[str, ...]
-    """The figures, as :meth:`figures` returns them."""
+    """Names of the scores that :meth:`figures` returns."""
     direction: bool | None = None
-    """Whether higher is better; None: neither (a length ratio). torchmetrics' own ``higher_is_better`` is one of a class."""
+    """True if higher is better; None: neither (a length ratio). ``higher_is_better`` of torchmetrics belongs to a class."""
     variant: str
     reports: Tensor
 
@@ -36,28 +36,28 @@ class ReportScore(Metric, ABC):
 
     @abstractmethod
     def total(self) -> Tensor:
-        """The sum (K,) of the rows of all reports seen; of all ranks' reports while :meth:`compute` runs."""
+        """Sum (K,) of the rows of all reports; inside :meth:`compute` of the reports of all ranks."""
 
     @abstractmethod
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """From sums of rows (..., K) to figures (...), under each of :attr:`names`."""
+        """Scores (...) from sums of rows (..., K), one for each of :attr:`names`."""
 
     def better(self, name: str) -> bool | None:
-        """:attr:`direction` of one figure."""
+        """:attr:`direction` of one score."""
         return self.direction
 
     @property
     def signature(self) -> str:
-        """Variant, number of references and of reports: what two figures must share to be compared.
+        """Variant, number of references and of reports, which two scores must share to be comparable.
 
-        Of several ranks each says, before :meth:`compute`, how many it has seen itself, and from then on how many all have.
+        The number of reports is the rank's own before :meth:`compute`, and that of all ranks after it.
         """
         updates, reports = self._whole or (-1, 0)
         return signature(self.variant, reports if updates == self.update_count else int(self.reports))
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures of all reports seen, by whichever rank."""
-        # Behind compute, torchmetrics gives a rank its own count back. Further updates make what is kept here out of date.
+        """Scores of all reports of all ranks."""
+        # After compute, torchmetrics restores the rank's own count. A further update makes the stored count invalid.
         self._whole = (self.update_count, int(self.reports))
         return self.figures(self.total())
 
@@ -76,11 +76,7 @@ class PairMetric(ReportScore):
 
     @abstractmethod
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
-        """What each report counts for: (N, K) float64. Pure: nothing is added.
-
-        Raises:
-            ValueError: the two sequences differ in length.
-        """
+        """Counts of each report, (N, K) float64; raises ValueError if the two sequences differ in length."""
 
 
 def signature(variant: str, reports: int) -> str:
@@ -93,10 +89,10 @@ def signature(variant: str, reports: int) -> str:
 
 
 class CountedReports(PairMetric):
-    """A score whose rows do not depend on the other reports, so that ranks need share nothing but sums.
+    """Score whose rows do not depend on other reports, so that ranks exchange sums only.
 
     Args:
-        counts: how many numbers K a report counts for.
+        counts: number K of counts of a report.
         sync_on_compute: sum over ranks.
     """
 
@@ -107,11 +103,7 @@ class CountedReports(PairMetric):
         self.add_state("sums", torch.zeros(counts, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
-        """Add reports; predictions and references in the same order.
-
-        Raises:
-            ValueError: the two sequences differ in length.
-        """
+        """Add reports; predictions and references in the same order."""
         rows_NK = self.rows(predictions, references)
         self.sums += rows_NK.sum(0).to(self.sums.device)
         self.reports += len(rows_NK)
@@ -125,10 +117,10 @@ class MeanOfPairs(CountedReports):
     """Mean over reports of a pure function of prediction and reference.
 
     Args:
-        name: of the figure.
-        function: from prediction and reference to a score; gives an empty prediction its score too.
+        name: name of the score.
+        function: from prediction and reference to a score, also for an empty prediction.
         variant: see :class:`ReportScore`.
-        higher_is_better: which of two values is the better one.
+        higher_is_better: None if neither direction is better.
         sync_on_compute: sum over ranks.
 
     >>> same = MeanOfPairs("same", lambda prediction, reference: float(prediction == reference), "same", True)
@@ -153,7 +145,7 @@ class MeanOfPairs(CountedReports):
         self.direction = higher_is_better
 
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
-        """Score and 1, a row a report."""
+        """Score and 1 for each report."""
         return mean_rows([self.function(*pair) for pair in paired(predictions, references)])
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
@@ -162,12 +154,12 @@ class MeanOfPairs(CountedReports):
 
 
 class GivenValues(ReportScore):
-    """Mean of values that come with a report (its eos confidence, whether it stopped), where they are known.
+    """Mean of values that come with a report (its eos confidence, its end by eos), over the reports with a value.
 
     Args:
-        name: of the figure.
+        name: name of the score.
         variant: see :class:`ReportScore`.
-        higher_is_better: which of two values is the better one.
+        higher_is_better: None if neither direction is better.
         sync_on_compute: sum over ranks.
 
     >>> stopped = GivenValues("stopped", "stopped", True)
@@ -187,7 +179,7 @@ class GivenValues(ReportScore):
 
     @staticmethod
     def rows(values: Sequence[float | None]) -> Tensor:
-        """Value and 1, a row a report; an unknown value (None) counts for nothing."""
+        """Value and 1 for each report; an unknown value (None) counts 0 and 0."""
         rows = [(0.0, 0.0) if value is None else (float(value), 1.0) for value in values]
         return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
 
@@ -201,7 +193,7 @@ class GivenValues(ReportScore):
         return self.sums
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """The mean over the reports whose value is known; nan without any."""
+        """Mean over the reports with a value; nan without any."""
         return {self.names[0]: sums[..., 0] / sums[..., 1]}
 
 
@@ -211,7 +203,7 @@ def mean_rows(scores: Sequence[float]) -> Tensor:
 
 
 def ratio(part: Tensor, whole: Tensor, empty: float = 0.0) -> Tensor:
-    """Part of whole; ``empty`` where there is no whole.
+    """Part of whole; ``empty`` if the whole is 0.
 
     >>> ratio(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), empty=1.0)
     tensor([0.5000, 1.0000])
@@ -220,11 +212,7 @@ def ratio(part: Tensor, whole: Tensor, empty: float = 0.0) -> Tensor:
 
 
 def paired(predictions: Sequence[Any], references: Sequence[Any]) -> zip[tuple[Any, Any]]:
-    """Pair predictions with references.
-
-    Raises:
-        ValueError: they differ in number, so that a report would be left out.
-    """
+    """Pair predictions with references; raises ValueError if their numbers differ."""
     if len(predictions) != len(references):
         raise ValueError(f"got {len(predictions)} predictions for {len(references)} references")
     return zip(predictions, references, strict=True)

@@ -1,6 +1,6 @@
-"""What decoding cost: forwards and seconds per report, tokens per forward and per second.
+"""Cost of decoding: forwards and seconds per report, tokens per forward and per second.
 
-The definitions of METHOD.md 4, in one place. Knows decode results only; nothing here starts a clock.
+The definitions are those of docs/explain/method.md, "Scores". Times come with the decode results.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Efficiency(Metric):
     * ``studies``: reports decoded.
     * ``nfe``: forwards after prefill per report, KV writes included.
     * ``tpf``: tokens before eos / forwards, both summed over reports (a ratio of sums, not a mean of ratios).
-    * ``tpf_published``: as published tables count: positions written, those after eos included, over the forwards that
-      were not a mere KV write.
-    * ``forwards_per_block``: forwards that were not a mere KV write, over blocks begun: 1 at one step per block, up to 2 with
+    * ``tpf_published``: as in published tables: written positions, also after eos, over the forwards that are not a
+      mere KV write.
+    * ``forwards_per_block``: forwards that are not a mere KV write, over started blocks: 1 at one step per block, up to 2 with
       a gate (``DecodeConfig.gate``).
-    * ``tps``: tokens before eos / seconds after prefill, of the batch as it was decoded.
+    * ``tps``: tokens before eos / seconds after prefill, of the decoded batch.
     * ``prefill_seconds``, ``seconds_per_report``: prefill, and prefill + decoding, per report (a batch's time is shared
       evenly by its reports).
-    * ``stopped``, ``looped``: shares of reports that ended with eos, and that were cut off as a repetition loop.
+    * ``stopped``, ``looped``: shares of reports that ended with eos, and of reports cut off as a repetition loop.
 
     Seconds of several ranks are added up, so ``tps`` is per rank.
 

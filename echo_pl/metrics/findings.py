@@ -1,7 +1,6 @@
-"""Which findings a report claims that its reference does not, and which it leaves out; and how many regions it speaks of.
+"""Scores of findings: hallucinated and omitted findings, precision, recall and F1; and the share of regions in a report.
 
-METHOD.md 1 and 5. The labeller that reads findings out of a text is given ready-made; this file counts. What a labeller cannot read
-is not seen here.
+A labeller reads the findings of a text. Findings that it cannot read are not scored.
 """
 
 from __future__ import annotations
@@ -21,41 +20,41 @@ ABSENT = "absent"
 STATUSES = (POSITIVE, "uncertain", "negative", ABSENT)
 
 
-class Label(Protocol):
-    """What a text says of one concept."""
+class ConceptLabel(Protocol):
+    """Label of one concept in a text."""
 
     @property
     def status(self) -> str | Enum:
         """One of :data:`STATUSES`, or a member of an enumeration with that value."""
 
 
-class LabelText(Protocol):
-    """Reads the concepts out of a text; one that the text does not mention is absent, or not in the result."""
+class TextLabeller(Protocol):
+    """Labeller of the concepts in a text; a concept that is not mentioned is absent, or not in the result."""
 
-    def __call__(self, text: str, /) -> Mapping[str, Label]:
+    def __call__(self, text: str, /) -> Mapping[str, ConceptLabel]:
         """Never raises, whatever the text."""
 
 
-def plain_status(label: Label) -> str:
+def plain_status(label: ConceptLabel) -> str:
     """The status as a word."""
     return str(label.status.value if isinstance(label.status, Enum) else label.status)
 
 
-def positive_findings(labels: Mapping[str, Label]) -> frozenset[str]:
-    """The concepts that are stated as present; neither uncertain nor negated ones.
+def positive_findings(labels: Mapping[str, ConceptLabel]) -> frozenset[str]:
+    """Concepts that are stated as present, without uncertain and negated ones.
 
     Raises:
-        ValueError: a status that is none, which would pass for a concept that is not there.
+        ValueError: an invalid status, which would otherwise count as an absent concept.
     """
     values = {concept: plain_status(label) for concept, label in labels.items()}
-    strange = sorted({value for value in values.values() if value not in STATUSES})
-    if strange:
-        raise ValueError(f"the status of a finding must be one of {STATUSES}, got {strange}")
+    invalid = sorted({value for value in values.values() if value not in STATUSES})
+    if invalid:
+        raise ValueError(f"the status of a finding must be one of {STATUSES}, got {invalid}")
     return frozenset(concept for concept, value in values.items() if value == POSITIVE)
 
 
 def precision_recall_f1(hits: Tensor, extra: Tensor, missed: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From counts. All three are ``right`` where nothing is to be found and nothing is claimed, 0 where only one of them holds."""
+    """Precision, recall and F1 from counts; all three are ``right`` if there is nothing to find and nothing is found."""
     nothing = (hits + extra + missed == 0).to(hits.dtype) * right
     precision = ratio(hits, hits + extra) + nothing
     recall = ratio(hits, hits + missed) + nothing
@@ -69,18 +68,18 @@ class FindingScores(CountedReports):
     reports or references states. ``hallucinated_findings`` and ``omitted_findings`` are numbers per report (so lower is better
     for these two). The side of a finding is not compared.
 
-    Where nothing was to be found and nothing is claimed, precision, recall and F1 are 1 if any of the predictions says something,
-    and 0 if all of them are empty: so an empty report by itself has 0, also about a study without findings. Beside other reports
-    it counts for no finding and changes nothing: read the scores beside the share of empty reports.
+    If there is nothing to find and nothing is found, precision, recall and F1 are 1 if any prediction has a word, and 0 if all
+    predictions are empty. So an empty report alone has 0, also for a study without findings. Among other reports it adds no finding
+    and changes nothing: read the scores beside the share of empty reports.
 
     Args:
-        label: reads a text.
-        concepts: all that it knows.
-        name: of the labeller, with its version.
+        label: labeller of a text.
+        concepts: all concepts of the labeller.
+        name: name and version of the labeller.
         sync_on_compute: sum over ranks.
 
     Raises:
-        ValueError: on update: the labeller gives a concept that is not among ``concepts``.
+        ValueError: on update, if the labeller returns a concept that is not in ``concepts``.
     """
 
     names = (
@@ -95,11 +94,11 @@ class FindingScores(CountedReports):
     )
     direction = True
 
-    def __init__(self, label: LabelText, concepts: Sequence[str], name: str, *, sync_on_compute: bool = True) -> None:
+    def __init__(self, label: TextLabeller, concepts: Sequence[str], name: str, *, sync_on_compute: bool = True) -> None:
         super().__init__(3 * len(concepts) + 2, sync_on_compute=sync_on_compute)
         self.label = label
         self.places = {concept: place for place, concept in enumerate(concepts)}
-        # How many concepts there are is the labeller's own affair, or chance: those of a judge are the ones that the texts have.
+        # The number of concepts is no part of the variant: a judge has the concepts of the scored texts.
         self.variant = f"findings|positive only|uncertain:not positive|side:ignored|empty report alone:0|labeller:{name}|v2"
 
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
@@ -115,15 +114,15 @@ class FindingScores(CountedReports):
         return torch.cat([counts.flatten(1), torch.tensor(ends, dtype=torch.float64).reshape(-1, 2)], 1)
 
     def better(self, name: str) -> bool | None:
-        """Numbers of wrong findings are better low."""
+        """Return False for the numbers of wrong findings."""
         return not name.endswith("_findings")
 
     def found(self, text: str) -> frozenset[str]:
         """Positive findings of a text."""
         findings = positive_findings(self.label(text))
-        unknown = findings - self.places.keys()
-        if unknown:
-            raise ValueError(f"the labeller gives concepts that it was not said to know: {sorted(unknown)}")
+        unexpected = findings - self.places.keys()
+        if unexpected:
+            raise ValueError(f"the labeller returned concepts that are not in its list: {sorted(unexpected)}")
         return findings
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
@@ -144,12 +143,12 @@ class FindingScores(CountedReports):
 
 
 def region_completeness(regions: Callable[[str], Collection[str]], known: Sequence[str], name: str) -> MeanOfPairs:
-    """Share of the regions that a report says something about, findings or their absence; the reference is not looked at.
+    """Share of the regions that a report mentions, with findings or their absence; the reference is not used.
 
     Args:
-        regions: the regions that a text states.
-        known: all of them (METHOD.md 1: seven).
-        name: of who reads them, with its version.
+        regions: reader of the regions of a text.
+        known: all regions.
+        name: name and version of the reader.
     """
 
     def share(prediction: str, reference: str) -> float:

@@ -1,7 +1,7 @@
-"""METEOR (Lavie and Agarwal, 2007; alpha 0.9, beta 3, gamma 0.5) through nltk: exact words, Porter stems, WordNet where asked for.
+"""METEOR (Lavie and Agarwal, 2007; alpha 0.9, beta 3, gamma 0.5) through nltk: exact words, Porter stems, and WordNet on request.
 
-The only file that imports nltk. WordNet is data that the user has or has not; nothing is fetched. nltk compares the synonyms of
-stage three with what is left of stage two, which are stems: a synonym counts only where it is its own stem ("great", not "large").
+WordNet is data that the user installs; nothing is downloaded. nltk compares the synonyms of its third stage with the stems that its
+second stage leaves, so a synonym counts only if it is its own stem ("great", not "large").
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class NoSynonyms:
 
 
 def meteor(predicted: list[str], wanted: list[str], synonyms: Any = None) -> float:
-    """METEOR of one report; 0 where nothing matches.
+    """METEOR of one report; 0 without a match.
 
     Args:
         predicted: words of the prediction.
@@ -42,11 +42,7 @@ def meteor(predicted: list[str], wanted: list[str], synonyms: Any = None) -> flo
 
 
 def meteor_metric(words: Words, *, with_wordnet: bool = False) -> MeanOfPairs:
-    """The metric; its signature says whether WordNet took part, as that changes the score.
-
-    Raises:
-        ValueError: WordNet is asked for and not there.
-    """
+    """METEOR as a metric, whose signature includes WordNet; raises ValueError if WordNet is requested and missing."""
     synonyms, stages = None, "exact, Porter stem"
     if with_wordnet:
         synonyms, stages = wordnet, f"exact, Porter stem, WordNet {_wordnet_version()}"

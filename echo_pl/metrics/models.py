@@ -1,7 +1,7 @@
-"""Scores that ask another model: perplexity under a causal language model, and the cosine of two text embeddings.
+"""Scores by another model: perplexity under a causal language model, and the cosine of two text embeddings.
 
-Both models are given as callables and named in the signature; nothing is loaded here. Neither score may stand alone: a report that
-repeats one sentence has a low perplexity, and a report that denies a finding has nearly the embedding of one that states it.
+Both models are callables and are named in the signature. Do not report either score alone: a report that repeats one sentence has a
+low perplexity, and a report that denies a finding has almost the embedding of a report that states it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from echo_pl.metrics.counted import CountedReports, mean_rows, paired, ratio
 
 
 class Perplexity(CountedReports):
-    """How surprised a language model is by generated reports.
+    """Perplexity of generated reports under a language model.
 
     ``perplexity`` is that of the corpus, exp(sum of -log p / sum of tokens); ``perplexity_per_report`` is the mean of the
-    reports' own. A report without a scored token (an empty one) has none: it is left out of both, as no number would be fair, so
-    read them beside the share of empty reports. nan where no report has any.
+    reports' own. A report without a scored token (an empty one) has no perplexity and is left out of both, so
+    read them beside the share of empty reports. nan if no report has one.
 
     Args:
-        score: from a text to the sum of -log p (natural logarithm) over its tokens, and how many these are.
-        model: name of the language model, with what matters: a hash of its weights, the version of the library that runs it,
-            whether the first token is scored.
+        score: from a text to the sum of -log p (natural logarithm) over its tokens, and the number of tokens.
+        model: name of the language model with the digest of its weights, the version of its library, and the treatment of the
+            first token.
         sync_on_compute: sum over ranks.
 
     >>> metric = Perplexity(lambda text: (2.0 * len(text.split()), len(text.split())), "two nats a word")
@@ -43,7 +43,7 @@ class Perplexity(CountedReports):
         self.variant = f"perplexity|model:{model}|of predictions|corpus: per token, per_report: mean over reports|v1"
 
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
-        """Sum of -log p, tokens, the report's own perplexity, and 1 where it has one."""
+        """Sum of -log p, tokens, the report's own perplexity, and 1 if it has one."""
         rows = []
         for prediction, _ in paired(predictions, references):
             surprise, tokens = self.score(prediction) if prediction else (0.0, 0)
@@ -64,7 +64,7 @@ class EmbeddingSimilarity(CountedReports):
     Args:
         encode: from texts to (N, E).
         model: short name of the model, part of the figure's name.
-        detail: what else matters of it (a hash of its weights, pooling), for the signature.
+        detail: rest of the signature (digest of its weights, pooling).
         sync_on_compute: sum over ranks.
     """
 
@@ -79,7 +79,7 @@ class EmbeddingSimilarity(CountedReports):
         self.variant = f"cosine|model:{model}{f', {detail}' if detail else ''}|blind to negation|mean:reports|v1"
 
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
-        """Cosine and 1, a row a report."""
+        """Cosine and 1 for each report."""
         pairs = list(paired(predictions, references))
         if not pairs:
             return mean_rows([])

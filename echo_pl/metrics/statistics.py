@@ -1,8 +1,8 @@
-"""How sure a figure is, and whether two runs differ: bootstrap intervals and the paired randomisation test over reports.
+"""Bootstrap intervals of scores and the paired randomisation test of two runs, both over reports.
 
-Both work on the rows of :mod:`echo_pl.metrics.counted`: a resample is a weighting of reports, so many resamples are one product of
-matrices, and a corpus-level figure (BLEU, a micro F1) is computed anew in each. Seeded; torch only. They say how a figure varies
-over reports, not over training seeds.
+Both use the rows of :mod:`echo_pl.metrics.counted`: a resample is a weighting of reports, so many resamples are one product of
+matrices, and a corpus score (BLEU, a micro F1) is computed again in each. They describe the variation over reports, not over
+training seeds.
 
 Shapes: N reports, K counts, S resamples.
 """
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 Figures = Callable[[Tensor], dict[str, Tensor]]
-"""From sums of rows (..., K) to named figures (...)."""
+"""From sums of rows (..., K) to named scores (...)."""
 _ELEMENTS = 2**22
 """Largest number of weights held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A figure with its bootstrap interval."""
+    """A score with its bootstrap interval."""
 
     value: float
     low: float
@@ -32,7 +32,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One figure of two runs over the same reports."""
+    """One score of two runs over the same reports."""
 
     difference: float
     """First run minus second."""
@@ -40,9 +40,9 @@ class Comparison:
     high: float
     """Bootstrap interval of the difference, reports resampled in pairs."""
     p: float
-    """Two-sided, of the randomisation test: how often exchanging runs report by report gives a difference as large."""
+    """Two-sided p of the randomisation test: the share of exchanges between the runs that give a difference as large."""
     exact: bool
-    """All exchanges were gone through, instead of random ones."""
+    """True if all exchanges were computed instead of random ones."""
 
 
 def bootstrap(
@@ -51,11 +51,11 @@ def bootstrap(
     """Percentile bootstrap over reports (Efron and Tibshirani, 1993, chapter 13).
 
     Args:
-        rows_NK: what each report counts for.
-        figures: from sums to figures.
-        resamples: how many times N reports are drawn with replacement.
-        level: of the interval.
-        seed: of the draws; the same seed draws the same reports for every metric.
+        rows_NK: counts of each report.
+        figures: from sums to scores.
+        resamples: number of draws of N reports with replacement.
+        level: level of the interval.
+        seed: seed of the draws; the same seed draws the same reports for every metric.
 
     Raises:
         ValueError: no reports, or a bad number.
@@ -77,18 +77,18 @@ def compare(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Comparison]:
-    """Paired randomisation test (Noreen, 1989): if the runs did not differ, which of the two wrote a report would not matter.
+    """Paired randomisation test (Noreen, 1989): without a difference between the runs, exchanging their reports changes nothing.
 
-    With 2^N exchanges or fewer than ``rounds`` all are gone through and p is exact; otherwise p = (hits + 1) / (rounds + 1).
+    If 2^N <= ``rounds``, all exchanges are computed and p is exact; otherwise p = (hits + 1) / (rounds + 1).
 
     Args:
         first_NK: rows of the first run.
         second_NK: rows of the second, reports in the same order.
-        figures: from sums to figures.
-        rounds: random exchanges.
-        resamples: of the interval of the difference.
-        level: of that interval.
-        seed: of both.
+        figures: from sums to scores.
+        rounds: number of random exchanges.
+        resamples: resamples for the interval of the difference.
+        level: level of that interval.
+        seed: seed of both.
 
     Raises:
         ValueError: the runs have different reports, or none.
@@ -105,7 +105,7 @@ def compare(
     for exchanged in _all_exchanges(reports) if exact else _exchanges(reports, rounds, seed):
         moved = exchanged @ change
         for name, values in _differences(figures, first + moved, second - moved).items():
-            # An exchange without a value, as of reports that have none, speaks against a difference: p may not be too small.
+            # An exchange without a value counts as a hit, so that p cannot become too small.
             hits[name] += int((values.isnan() | (values.abs() >= observed[name].abs() * (1 - 1e-9) - 1e-12)).sum())
     drawn = [_differences(figures, weights @ first_NK, weights @ second_NK) for weights in _resamples(reports, resamples, seed)]
     share = {name: count / 2**reports if exact else (count + 1) / (rounds + 1) for name, count in hits.items()}
@@ -121,7 +121,7 @@ def compare(
 
 
 def holm(values: dict[str, float]) -> dict[str, float]:
-    """p-values corrected for their number (Holm, 1979); a nan stays one and does not count.
+    """Correct p-values for their number (Holm, 1979); a nan is kept and does not count.
 
     >>> holm({"bleu": 0.01, "rouge": 0.04, "cider": float("nan")})
     {'bleu': 0.02, 'rouge': 0.04, 'cider': nan}
@@ -149,7 +149,7 @@ def _bounds(values_S: Tensor, level: float) -> dict[str, float]:
 
 
 def _resamples(reports: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each report is drawn, (some of S, N) at a time."""
+    """Number of times that each report is drawn, (part of S, N) at a time."""
     generator = torch.Generator().manual_seed(seed)
     for size in _chunks(reports, resamples):
         drawn = torch.randint(reports, (size, reports), generator=generator)
@@ -157,7 +157,7 @@ def _resamples(reports: int, resamples: int, seed: int) -> Iterator[Tensor]:
 
 
 def _exchanges(reports: int, rounds: int, seed: int) -> Iterator[Tensor]:
-    """1 where the two runs are exchanged, (some of S, N) at a time."""
+    """1 for the reports that the two runs exchange, (part of S, N) at a time."""
     generator = torch.Generator().manual_seed(seed)
     for size in _chunks(reports, rounds):
         yield torch.randint(2, (size, reports), generator=generator).double()

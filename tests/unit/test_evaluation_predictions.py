@@ -131,7 +131,7 @@ def test_a_word_that_is_no_heading_is_left_alone(tmp_path):
         ("a.json", "[]", "has no records"),
         ("a.json", '{"sample_id": "a"}\n{"sample_id": "b"}', r"JSON lines go by the name \.jsonl"),
         ("a.json", "[" * 100_000, "nested too deep"),
-        ("a.json", '{"a": {"prediction": "x", "sample_id": "b"}}', "sample_id is not the id they stand under: a"),
+        ("a.json", '{"a": {"prediction": "x", "sample_id": "b"}}', "sample_id differs from their key: a"),
         ("a.json", '[{"sample_id": "a", "prediction": "\\ud800"}]', "record a of .* half a character"),
         ("a.json", '{"a": {"prediction": "x", "stopped": "yes"}}', "stopped of a must be true, false or left out, got 'yes'"),
         ("a.json", '{"a": {"prediction": "x", "eos_confidence": "0.9"}}', "eos_confidence of a must be a number"),

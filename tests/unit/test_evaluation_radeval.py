@@ -98,4 +98,4 @@ def test_without_the_package_its_name_is_said(tmp_path, monkeypatch):
     (tmp_path / "radeval.py").write_text("raise ModuleNotFoundError('no', name='medspacy')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (one,) = clinical_scores("ratescore", PREDICTIONS, REFERENCES, tmp_path)
-    assert one.reason == "radeval needs a package that is not here: medspacy (pip install radeval)"
+    assert one.reason == "radeval needs a package that is not installed: medspacy (pip install radeval)"

@@ -132,12 +132,12 @@ def test_an_encoder_is_no_language_model_whatever_its_configuration_calls_it(kin
     torch.manual_seed(0)
     kind(BertConfig(**BERT)).save_pretrained(tmp_path)
     save_tokenizer(tmp_path, bos_token="<bos>")
-    with pytest.raises(ValueError, match=f"no causal language model, its configuration says {kind.__name__}"):
+    with pytest.raises(ValueError, match=f"not a causal language model: its configuration names {kind.__name__}"):
         load_language_model(tmp_path)
     for unsaid in (["BertLMHeadModel"], None):
         says_architectures(tmp_path, unsaid)
         headless = r"6 of its weights would be random \(cls\.predictions"
-        message = headless if kind is BertModel else "its BertLMHeadModel reads the tokens behind the one it scores"
+        message = headless if kind is BertModel else "its BertLMHeadModel reads tokens after the scored one"
         with pytest.raises(ValueError, match=message):
             load_language_model(tmp_path)
 

@@ -42,7 +42,7 @@ def test_signatures_say_how_many_reports_the_figures_are_of(folder, name):
         together, own = found(folder, name, rank), len(SHARES[name][rank])
         assert together["signatures"] == [*alone, "stopped|references:1 each, 7 in all"]
         assert together["before"] == f"stopped|references:1 each, {own} in all"
-        assert together["behind"] == f"stopped|references:1 each, {own + 1} in all"
+        assert together["after"] == f"stopped|references:1 each, {own + 1} in all"
 
 
 def found(folder: Path, name: str, rank: int) -> dict:
