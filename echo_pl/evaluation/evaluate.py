@@ -39,12 +39,13 @@ from echo_pl.evaluation.scoring import (
 from echo_pl.io.atomic import write_text_atomic
 from echo_pl.metrics.counted import PairMetric
 from echo_pl.metrics.words import words_of
+from echo_pl.pages.tables import MISSING, Table
 from echo_pl.reports.labeller import Labeller
 from echo_pl.reports.regions import REGION_NAMES
 
 OTHER_RUN = "predictions of the other run"
 WORST_BY = ("findings_f1_micro", "rouge_l_google")
-"""What the worst reports are chosen by: the first of these that there is."""
+"""Scores that order the worst reports: the first one that was computed is used."""
 
 
 def evaluate(options: Options, inputs: Inputs, command: str) -> ScoreReport:
@@ -56,14 +57,14 @@ def evaluate(options: Options, inputs: Inputs, command: str) -> ScoreReport:
         command: command line, shown in the report.
 
     Raises:
-        ValueError, OSError: with what is wrong.
+        ValueError, OSError: an input is invalid or missing.
     """
     words = words_of(options.language)
     resampling = Resampling(resamples=options.resamples, rounds=options.rounds, level=options.level, seed=options.seed)
     inputs = with_other_run(options, inputs)
-    strange = {"other_language": check_language(inputs.cases, options.language)}
+    foreign = {"other_language": check_language(inputs.cases, options.language)}
     if inputs.other is not None:
-        strange["other_language_against"] = check_language(inputs.other, options.language, OTHER_RUN)
+        foreign["other_language_against"] = check_language(inputs.other, options.language, OTHER_RUN)
     reader = _reader(options.reader or inputs.corpus or LABELLER)
     cases = [*inputs.cases, *(inputs.other or [])]
     vocabulary = None
@@ -83,12 +84,12 @@ def evaluate(options: Options, inputs: Inputs, command: str) -> ScoreReport:
     compared = []
     if inputs.other is not None:
         compared = compare_runs(scored, _score(options, inputs.other, metrics, absent, resampling), resampling)
-    about = {**inputs.about, **_settings(options), **strange}
+    about = {**inputs.about, **_settings(options), **foreign}
     return _write(options, inputs, scored, compared, about, reader, command)
 
 
 def _reader(name: str) -> FindingsReader:
-    """Who reads findings: the labeller of real reports, or the judge of a corpus that knows every sentence of it."""
+    """Reader of findings: the labeller of real reports, or the judge of a corpus with a fixed set of sentences."""
     judge = None if name == LABELLER else make_judge(name, "normalized")
     if judge is not None:
         return judge_reader(judge, f"judge of corpus {name}")
@@ -111,8 +112,8 @@ def _score(
         [formatted(one.prediction.report, options.sections) for one in cases],
         [formatted(one.reference, options.sections) for one in cases],
     )
-    wanted = [name for name in BACKENDS if options.clinical == ("all",) or name in options.clinical]
-    for backend in wanted:
+    requested = [name for name in BACKENDS if options.clinical == ("all",) or name in options.clinical]
+    for backend in requested:
         if options.language != "en":
             missing.append(Absent(name=backend, reason=f"reads English reports, these are {options.language}"))
             continue
@@ -122,7 +123,7 @@ def _score(
         else:
             pairs = zip(found.metrics, found.rows, strict=True)
             counted += [MetricRows(metric=metric, rows_NK=rows) for metric, rows in pairs]
-    left = [Absent(name=name, reason="not asked for (--clinical)") for name in BACKENDS if name not in wanted]
+    left = [Absent(name=name, reason="not requested (--clinical)") for name in BACKENDS if name not in requested]
     return summarize(cases, counted, [*absent, *missing, *left], resampling)
 
 
@@ -141,7 +142,7 @@ def _write(
     reader: FindingsReader,
     command: str,
 ) -> ScoreReport:
-    names = [figure.name for figure in scored.scores]
+    names = [score.name for score in scored.scores]
     by = options.worst_by or next(name for name in WORST_BY if name in names)
 
     def difference(prediction: str, reference: str) -> dict[str, list[str]]:
@@ -165,15 +166,15 @@ def _write(
         command=command,
     )
     pages = {"report.md": report.markdown(), "index.html": report.page()}
-    write_records(options.folder, scored.cases, scored.of_reports)  # all that can be refused has been: an older evaluation goes now
+    write_records(options.folder, scored.cases, scored.of_reports)  # after all checks, as it replaces an older evaluation
     for name, page in pages.items():
         write_text_atomic(options.folder / name, page)
-    write_aggregate(options.folder, scored, compared, about)  # last: a folder that has it is whole
+    write_aggregate(options.folder, scored, compared, about)  # last: a folder with it is complete
     return report
 
 
-def _notes(cases: list[Case], strange: list[str], whose: str) -> list[str]:
-    """What must be known of a run before the figures."""
+def _notes(cases: list[Case], foreign: list[str], whose: str) -> list[str]:
+    """Warnings about a run above its scores."""
     unread = [case.key for case in cases if not case.prediction.parsed]
     notes = []
     if unread:
@@ -181,22 +182,24 @@ def _notes(cases: list[Case], strange: list[str], whose: str) -> list[str]:
             f"{len(unread)} {whose} could not be read as a report and score as empty ones: {named(unread)}. If they have no "
             "headings, give --free-text."
         )
-    if strange:
-        notes.append(f"{len(strange)} {whose} are in another language: {named(strange)}.")
+    if foreign:
+        notes.append(f"{len(foreign)} {whose} are in another language: {named(foreign)}.")
     return notes
 
 
 def print_scores(report: ScoreReport, folder: Path) -> None:
-    """Print every score with its interval, and where the files are."""
-    width = max(len(figure.name) for figure in report.scored.scores)
-    for figure in report.scored.scores:
-        own, compared = figure.interval, report.comparison(figure.name)
-        line = f"{figure.name:{width}}  {number(own.value):>8}  {span(own.low, own.high):18}"
+    """Print every score with its interval, and the paths of the files."""
+    headings = ["score", "value", "interval", *(["difference", "p (Holm)", "verdict"] if report.compared else [])]
+    rows = []
+    for score in report.scored.scores:
+        own, compared = score.interval, report.comparison(score.name)
+        row = [score.name, number(own.value), span(own.low, own.high)]
         if compared is not None:
-            line += f"  {compared.result.difference:+.4f}  p (Holm) {probability(compared.p_holm):7}  {compared.verdict}"
-        print(line.rstrip())
+            row += [f"{compared.result.difference:+.4f}", probability(compared.p_holm), compared.verdict]
+        rows.append(row + [MISSING] * (len(headings) - len(row)))
+    print(Table(headings, rows, left=(0, 2, 5)).text())
     for one in report.scored.absent:
-        print(f"{one.name:{width}}  absent: {one.reason}")
+        print(f"absent: {one.name}: {one.reason}")
     for note in report.notes:
         print(f"note: {note}")
-    print(f"\nread {folder / 'report.md'}, look at {folder / 'index.html'}; figures in {folder / AGGREGATE}", flush=True)
+    print(f"\nread {folder / 'report.md'}, look at {folder / 'index.html'}; scores in {folder / AGGREGATE}", flush=True)

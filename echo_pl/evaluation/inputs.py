@@ -30,24 +30,24 @@ UNMATCHED = "unmatched_ids.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What is scored."""
+    """Inputs of an evaluation."""
 
     title: str
     cases: list[Case]
     other: list[Case] | None = None
     """The run to compare with, its cases in the same order."""
     corpus: str | None = None
-    """Of decoded studies: whose judge may read them."""
+    """Corpus of decoded studies, whose judge may read them."""
     about: dict[str, Any]
     images: Images | None = None
-    """None: nobody has said where images are."""
+    """None: the location of the images is unknown."""
 
 
 def with_other_run(options: Options, inputs: Inputs) -> Inputs:
     """Add the run of ``--against``, paired with the inputs.
 
     Raises:
-        ValueError, OSError: with what does not fit; a decode is in ``options.folder`` by then, and so are long lists of ids.
+        ValueError, OSError: the runs do not match; the lists of unmatched ids are written to ``options.folder``.
     """
     require_sections(inputs.cases, options.sections)
     if options.against is None:

@@ -1,4 +1,4 @@
-"""Options of an evaluation, and the checks of what does not go together."""
+"""Options of an evaluation, and checks of their combinations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from echo_pl.evaluation.score_files import AGGREGATE
 LABELLER = "labeller"
 """Reads real reports, English and Chinese."""
 JUDGES = ("synthetic", "nih")
-"""Corpora whose sentences are all known, in English."""
+"""Corpora with a fixed set of English sentences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ def check_options(options: Options) -> None:
     """Check the options before anything is computed.
 
     Raises:
-        ValueError: with the way out.
-        FileNotFoundError: a file or model that was named is not there.
-        FileExistsError: there is an evaluation in ``--out``.
+        ValueError: an invalid option or combination.
+        FileNotFoundError: a file or model is missing.
+        FileExistsError: ``--out`` holds an evaluation.
     """
     if (options.predictions is None) == (options.checkpoint is None):
         raise ValueError("give --predictions <file> or --checkpoint <file>, one of them")
@@ -96,16 +96,12 @@ def check_options(options: Options) -> None:
 
 
 def check_upload(options: Options) -> None:
-    """Check the options of ``--upload``.
-
-    Raises:
-        ValueError: with the way out.
-    """
+    """Check the options of ``--upload``; raises ValueError."""
     used = ("upload", "mlflow", "mlflow_texts", "experiment")
     unused = [each.name for each in fields(Options) if each.name not in used and getattr(options, each.name) != each.default]
     if unused:
         named = ", ".join("configuration" if name == "overrides" else f"--{name.replace('_', '-')}" for name in unused)
-        raise ValueError(f"--upload logs an evaluation that is there: leave out {named}")
+        raise ValueError(f"--upload logs a finished evaluation: leave out {named}")
     if options.mlflow is None:
         raise ValueError("--upload needs --mlflow <tracking uri>")
 
@@ -116,7 +112,7 @@ def _check_device(options: Options) -> None:
     if options.language_model is None and options.embedding_model is None and not options.clinical:
         raise ValueError(
             "--device is where models that score run, and there are none (--language-model, --embedding-model, --clinical); a "
-            "checkpoint decodes where trainer.accelerator= says"
+            "checkpoint decodes on trainer.accelerator="
         )
     try:
         device = torch.device(options.device)
@@ -133,6 +129,6 @@ def _check_unused(options: Options) -> None:
         if options.checkpoint is None and getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for --checkpoint; all of --predictions are scored")
     if options.version is not None and options.vocabulary is None:
-        raise ValueError("--version says which reports of --vocabulary to read: give that, too")
+        raise ValueError("--version selects the reports of --vocabulary: give --vocabulary, too")
     if options.mlflow is None and (options.mlflow_texts or options.experiment is not None):
-        raise ValueError("--mlflow-texts and --experiment say how to log: give --mlflow <tracking uri>, too")
+        raise ValueError("--mlflow-texts and --experiment are options of --mlflow: give --mlflow <tracking uri>, too")

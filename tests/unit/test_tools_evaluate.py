@@ -64,7 +64,7 @@ def test_results_are_whole_and_can_be_read_again(inputs, tmp_path, monkeypatch, 
     )  # fmt: skip
     shown = capsys.readouterr().out
     assert "findings_f1_micro" in shown
-    assert "absent: no language model" in shown
+    assert "absent: perplexity: no language model" in shown
     aggregate = json.loads((out / "aggregate.json").read_text())
     assert aggregate["reports"] == 6
     assert aggregate["figures"]["unparsable"]["value"] == pytest.approx(1 / 6)
@@ -154,7 +154,7 @@ def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inp
         (["--studies", "3"], "--studies is for --checkpoint; all of --predictions are scored"),
         (["--split", "test"], "--split is for --checkpoint"),
         (["--batch-size", "16"], "--batch-size is for --checkpoint"),
-        (["--version", "raw"], "--version says which reports of --vocabulary to read"),
+        (["--version", "raw"], "--version selects the reports of --vocabulary"),
         (["--mlflow-texts"], "give --mlflow <tracking uri>, too"),
         (["--experiment", "x"], "give --mlflow <tracking uri>, too"),
         (["--device", "cpu"], "--device is where models that score run, and there are none"),
@@ -325,7 +325,7 @@ def test_a_server_that_is_down_loses_nothing_and_the_upload_works_later(inputs, 
     assert "--upload needs --mlflow" in refused(monkeypatch, capsys, "--upload", out)
     for unused in (("--studies", "3"), ("--resamples", "20"), ("--worst", "3"), ("--language", "zh"), ("--overwrite",)):
         error = refused(monkeypatch, capsys, "--upload", out, "--mlflow", database, *unused)
-        assert f"--upload logs an evaluation that is there: leave out {unused[0]}" in error
+        assert f"--upload logs a finished evaluation: leave out {unused[0]}" in error
 
 
 @pytest.fixture(scope="module")
