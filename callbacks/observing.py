@@ -1,7 +1,4 @@
-"""What every observer keeps to: looking at a run leaves no trace in it.
-
-Knows nothing of what is observed. Without the callbacks of this package the loss curve of a run is bit-identical.
-"""
+"""Shared parts of the observers. An observer does not change its run: without it the loss curve is bit-identical."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from echo_pl.structs import Batch, SpecialTokens
 
 
 class ReportData(Protocol):
-    """The part of the data module that observers use."""
+    """Part of the data module that observers use."""
 
     special: SpecialTokens
     vocab_size: int
@@ -32,17 +29,17 @@ class ReportData(Protocol):
 
     @property
     def judge(self) -> ReportJudge | None:
-        """Parses reports of this corpus, where it has a grammar."""
+        """Judge of the corpus, if it has a grammar."""
 
     def detokenize(self, tokens: Tensor) -> str:
-        """1-D token ids to text."""
+        """Convert 1-D token ids to text."""
 
     def held_out_batches(self, split: str, batch_size: int, limit: int) -> list[Batch]:
-        """The first ``limit`` studies of a split in a fixed order, the same on every rank."""
+        """Return the first ``limit`` studies of a split in a fixed order, the same on every rank."""
 
 
 class ReportModule(Protocol):
-    """The part of a stage that observers use."""
+    """Part of a stage that observers use."""
 
     stage_name: str
     vlm: Any
@@ -50,11 +47,7 @@ class ReportModule(Protocol):
 
 
 def report_data(trainer: Trainer) -> ReportData:
-    """The trainer's data module.
-
-    Raises:
-        ValueError: the trainer was started with bare loaders, from which no held-out studies can be taken.
-    """
+    """The trainer's data module; raise ValueError if the trainer was started with loaders instead of one."""
     data: ReportData | None = trainer.datamodule  # type: ignore[attr-defined]
     if data is None:
         raise ValueError("this callback decodes held-out studies: start the trainer with datamodule=..., not with loaders")
@@ -63,7 +56,7 @@ def report_data(trainer: Trainer) -> ReportData:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Put the states of the Python, NumPy and torch generators back afterwards, also after an error."""
+    """Restore the states of the Python, NumPy and torch generators afterwards, also after an error."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
@@ -75,10 +68,7 @@ def preserved_rng() -> Iterator[None]:
 
 @contextmanager
 def observing(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Decode inside a run, in its precision: no gradients, every module in eval mode; afterwards all is as before.
-
-    The states of the random generators and each submodule's own train or eval mode are put back.
-    """
+    """Decode inside a run, in its precision, without gradients and in eval mode; restore random states and modes afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     with preserved_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
         module.eval()
@@ -104,7 +94,7 @@ def log_files(trainer: Trainer, folder: str, *paths: Path) -> None:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Every weight without gradient for a while: models that are timed side by side must take the same path through the code."""
+    """Freeze every weight for a while, so that all timed models take the same path through the code."""
     training = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         for parameter in training:

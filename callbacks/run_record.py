@@ -1,7 +1,4 @@
-"""What a run was made from, logged to MLflow: configuration, code, data, environment, and its place in a chain.
-
-An observer (see :mod:`callbacks.observing`). Knows nothing of what the run does.
-"""
+"""Record of a run in MLflow: configuration, code, data, environment, and its place in a chain (an observer)."""
 
 from __future__ import annotations
 
@@ -25,13 +22,13 @@ PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "webdataset", 
 
 
 class RunRecord(Callback):
-    """Logs to every MLflow run of the trainer when a fit starts; does nothing where MLflow is not used.
+    """Logs to every MLflow run of the trainer when a fit starts; does nothing without MLflow.
 
     Args:
-        config: the resolved configuration, as nested plain values or as the path of its YAML file.
+        config: resolved configuration, as nested plain values or as the path of its YAML file.
         stage: tag ``echo_pl.stage``.
         chain: tag ``echo_pl.chain``, shared by the stages that build on one another.
-        parent_run_id: MLflow run under which this one is shown (tag ``mlflow.parentRunId``).
+        parent_run_id: MLflow run that lists this one (tag ``mlflow.parentRunId``).
     """
 
     def __init__(
@@ -47,7 +44,7 @@ class RunRecord(Callback):
         self.tags = {name: value for name, value in tags.items() if value is not None}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log everything."""
+        """Log the record."""
         if not trainer.is_global_zero:
             return
         with preserved_rng():  # MLflow draws names from the global generators
@@ -64,7 +61,7 @@ class RunRecord(Callback):
 
 
 def git_revision(folder: Path) -> dict[str, str]:
-    """Tags with the revision of the code in ``folder`` and whether it has uncommitted changes; warns without git."""
+    """Tags with the revision of the code in ``folder``, and uncommitted changes; warns without git."""
     try:
         revision = _git(folder, "rev-parse", "HEAD")
         dirty = bool(_git(folder, "status", "--porcelain"))
@@ -75,7 +72,7 @@ def git_revision(folder: Path) -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and the machine, as far as they change figures."""
+    """Versions and machine properties that influence figures."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

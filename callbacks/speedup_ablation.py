@@ -1,7 +1,4 @@
-"""How fast and how good each way of decoding is, at the end of a run: AR, base multi-step, base and distilled one step.
-
-An observer (see :mod:`callbacks.observing`); METHOD.md 4 and 5. Knows neither how anything is decoded nor scored.
-"""
+"""Speed and quality of each decode at the end of a run: AR, base multi-step, base and distilled one step (an observer)."""
 
 from __future__ import annotations
 
@@ -36,14 +33,14 @@ class Autoregressive(Sampler, Protocol):
 
 
 class MakeAutoregressive(Protocol):
-    """Makes the AR baseline, where the chain has one."""
+    """Makes the AR baseline, if the chain has one."""
 
     def __call__(self, *, special: SpecialTokens, vocab_size: int) -> Autoregressive | None:
-        """``special`` and ``vocab_size`` are of the data's tokenizer."""
+        """Build it for the data's tokenizer."""
 
 
 class Named(Protocol):
-    """A distillation objective, as far as rows are concerned."""
+    """Part of a distillation objective that rows show."""
 
     @property
     def name(self) -> str:
@@ -51,36 +48,35 @@ class Named(Protocol):
 
 
 class DiffusionModule(ReportModule, Protocol):
-    """A stage with a block-diffusion model; what a ``dcd`` stage alone has is said."""
+    """A stage with a block-diffusion model."""
 
     teacher: Any
-    """Of ``dcd``."""
+    """Only ``dcd``."""
     objective: Named
-    """Of ``dcd``."""
+    """Only ``dcd``."""
     block_size: int
 
     def make_sampler(self, vlm: Any, **changes: Any) -> Sampler:
-        """A sampler like the stage's own, with some fields of its decode configuration changed."""
+        """Make a sampler of the stage with some fields of its decode configuration changed."""
 
     def make_student_sampler(self, **changes: Any) -> Sampler:
-        """Of ``dcd``: one like the student's."""
+        """Make a sampler of the student; only ``dcd``."""
 
 
 class SpeedupAblation(Callback):
-    """Runs every method over block and batch sizes on the same held-out studies, in turns.
+    """Runs every method over block and batch sizes on the same held-out studies, alternating.
 
     Writes ``speedup/fit.{json,png}`` under the run's folder and, to MLflow, the same as a table, a figure and
     metrics ``speedup/<method>/<score>``. A RAD stage has only the base methods; other stages have none.
 
     Args:
-        block_sizes: block sizes to decode with; a row says so when the model was trained with another one.
+        block_sizes: block sizes of the decodes; a row notes a model that was trained with another one.
         batch_sizes: studies decoded at once.
         studies: held-out studies per method.
         split: ``val`` or ``test``.
-        autoregressive: makes the AR baseline, from the stage-1 checkpoint (after RAD the weights are no longer
-            autoregressive). Called at the end only, so that its weights take no memory before, with the data's tokenizer.
-            ``None``, or returning None where the chain has no such checkpoint: no AR row.
-        progress: whether to show a progress bar.
+        autoregressive: makes the AR baseline from the stage-1 checkpoint, as weights after RAD are no longer autoregressive.
+            Called at the end only, to save memory. None, or a return value of None: no AR row.
+        progress: show a progress bar.
     """
 
     def __init__(
@@ -106,23 +102,19 @@ class SpeedupAblation(Callback):
         self.progress = progress
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a block size that the stage cannot decode with before the training, not after it.
-
-        Raises:
-            ValueError: by the decode configuration, naming the size.
-        """
+        """Raise ValueError before the training for a block size that the stage cannot decode with."""
         module = cast(DiffusionModule, pl_module)
         if module.stage_name in STAGES:
             list(self._methods(module, ar=None))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the ablation on the weights the fit ended with."""
+        """Run the ablation on the final weights."""
         module = cast(DiffusionModule, pl_module)
         if module.stage_name not in STAGES:
             rank_zero_warn(f"SpeedupAblation has nothing to compare in stage {module.stage_name!r}: it decodes no blocks")
             return
         # Every rank decodes all studies, since a sharded model needs all ranks for its forwards; rank 0 writes.
-        # Outside autocast, which is for training: timed is the model as it would be deployed, in its weights' own type.
+        # Without autocast: timed is the model as in deployment, in its weights' own type.
         autocast = torch.autocast(pl_module.device.type, enabled=False)
         with observing(trainer, pl_module), frozen(pl_module), autocast, merged_adapters(module.vlm):
             data = report_data(trainer)
@@ -142,7 +134,7 @@ class SpeedupAblation(Callback):
                 self._write(trainer, evaluated, module.block_size)
 
     def _baseline(self, data: ReportData, device: torch.device) -> Sampler | None:
-        """The AR sampler, on the device of the batches."""
+        """The AR sampler on the device of the batches."""
         if self.autoregressive is None:
             return None
         sampler = self.autoregressive(special=data.special, vocab_size=data.vocab_size)
@@ -159,7 +151,7 @@ class SpeedupAblation(Callback):
             if ar is not None:
                 yield Method(setting=Setting(method="ar", batch_size=batch), sampler=ar)
             for size in self.block_sizes:
-                # Of the decode rule a run collects with, only the threshold is kept: a random order is no way to decode.
+                # Of the decode rule of a collection only the threshold is kept, as a random order is for collections only.
                 common = {"block_size": size, "remasking": "low_confidence_dynamic"}
                 several = common | {"denoising_steps": size}
                 one = common | {"denoising_steps": 1, "kv_cache": "fused"}

@@ -1,7 +1,4 @@
-"""One screen at the end of a stage: what ran, how long, what came out, where it lies.
-
-An observer (see :mod:`callbacks.observing`). Knows only what the trainer knows.
-"""
+"""Summary at the end of a stage: steps, time, results, location (an observer)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Shows, after a validation, how a few fixed studies were decoded: token by token, step by step.
-
-An observer (see :mod:`callbacks.observing`). Knows neither how tokens are committed nor how a trajectory is drawn.
-"""
+"""Pages with the decodes of a few fixed studies, token by token and step by step, after a validation (an observer)."""
 
 from __future__ import annotations
 
@@ -20,10 +17,10 @@ from .observing import ReportData, ReportModule, log_files, observing, report_da
 
 
 class TrajectoryLogger(Callback):
-    """Writes ``trajectories/step-XXXXXX.{html,json}`` under the run's folder, and to MLflow where it is used.
+    """Writes ``trajectories/step-XXXXXX.{html,json}`` under the run's folder, and to MLflow if it is used.
 
     Args:
-        num_samples: studies shown, always the first ones of the split.
+        num_samples: studies on the page, always the first ones of the split.
         every_n_validations: write after every n-th validation only.
         split: ``val`` or ``test``.
     """
@@ -62,7 +59,7 @@ class TrajectoryLogger(Callback):
 
 
 def _decode(module: ReportModule, data: ReportData, batch: Batch) -> list[dict[str, Any]]:
-    """One record per study of the batch."""
+    """Decode a batch; return one record per study."""
     recorder = TrajectoryRecorder(distributions=False)
     module.sampler.generate(batch, recorder)
     return [

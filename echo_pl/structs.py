@@ -1,4 +1,4 @@
-"""What travels between rooms: frozen records of tensors, and nothing that computes on them.
+"""Records that pass between the packages: frozen dataclasses of tensors, without computation.
 
 Shape suffixes, used in the whole package: B batch, P context length, R response length, N blocks, L block size,
 V vocabulary, K noisy copies (or key positions after Q), Q query positions, H heads, D head size, E width, F findings.
@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialTokens:
-    """The token ids that the mathematics and the samplers have to know."""
+    """Token ids that losses and samplers need."""
 
     pad: int
     eos: int
     mask: int
     image: int
     never_sampled: tuple[int, ...]
-    """Ids no decoder may emit and no target distribution may hold: pad, mask, image and the other control tokens."""
+    """Ids that no decoder may emit and no target distribution may hold: pad, mask, image and other control tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,10 @@ class ReportText:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Images of a batch in the order of their placeholders: as pixels, or as a frozen vision tower's output."""
+    """Images of a batch in the order of their placeholders, as pixels or as the output of a frozen vision tower."""
 
     pixel_values: Tensor
-    """As in :class:`Batch`; empty where there are features."""
+    """See :class:`Batch`; empty if there are features."""
     grid_thw: Tensor
     features: Tensor | None = None
     vision_fingerprint: str | None = None
@@ -47,7 +47,7 @@ class Images:
         return len(self.grid_thw)
 
     def chosen(self, numbers: Tensor) -> Images:
-        """Some of the images, in this order."""
+        """Select images by number, in this order."""
         if not len(self):
             return self
         patches = self.grid_thw.prod(-1)
@@ -66,12 +66,12 @@ class Images:
 class Batch:
     """One collated batch of studies, ready for a stage.
 
-    Contexts are padded on the right; so are responses, whose true length includes the eos token. ``response_ids_BR`` is padded
-    with the eos id (the eos fill of METHOD.md 2); whole blocks are made of it by :mod:`echo_pl.diffusion.sequence`.
+    Contexts and responses are padded on the right; a response's length includes its eos token. ``response_ids_BR`` is padded with
+    the eos id (the eos fill of stage 2). :mod:`echo_pl.diffusion.sequence` divides it into whole blocks.
     """
 
     keys: tuple[str, ...]
-    """Sample keys, unique in a corpus: they seed the noise and name a sample in messages."""
+    """Sample keys, unique in a corpus; they seed the noise and identify samples in messages."""
     context_ids_BP: Tensor
     context_lengths_B: Tensor
     response_ids_BR: Tensor
@@ -81,20 +81,20 @@ class Batch:
     image_grid_thw: Tensor
     """(images, 3): patches in time, height and width, images in the order of their placeholders."""
     labels_BF: Tensor | None = None
-    """Finding labels as 0/1 floats, where the corpus has them (vision warm-up, label-based scores)."""
+    """Finding labels as 0/1 floats, if the corpus has them."""
     references: tuple[ReportText, ...] = ()
-    """The reference reports as text, where generation will be scored."""
+    """Reference reports as text, for batches whose decodes are scored."""
     image_features: Tensor | None = None
-    """(image tokens of all images, E): what a frozen vision tower made of the images, in the place of ``pixel_values``."""
+    """(image tokens of all images, E): output of a frozen vision tower, instead of ``pixel_values``."""
     vision_fingerprint: str | None = None
-    """With ``image_features``: of the tower that made them."""
+    """Fingerprint of the tower that computed ``image_features``."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def images(self) -> Images:
-        """The images, as a model takes them."""
+        """The images as a model's input."""
         return Images(
             pixel_values=self.pixel_values,
             grid_thw=self.image_grid_thw,
@@ -112,7 +112,7 @@ class Batch:
         return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory (called by the DataLoader)."""
+        """Return the batch in page-locked memory; the DataLoader calls it."""
         pinned: dict[str, Any] = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         return replace(self, **pinned)
 
@@ -125,14 +125,14 @@ class TopTargets:
     """Ids, likeliest first."""
     probability_MK: Tensor
     tail_M: Tensor
-    """Probability of all other tokens together."""
+    """Total probability of all other tokens."""
 
     def at(self, *index: Any) -> TopTargets:
-        """These positions of the leading shape."""
+        """Select positions of the leading shape."""
         return TopTargets(token_MK=self.token_MK[index], probability_MK=self.probability_MK[index], tail_M=self.tail_M[index])
 
     def to(self, device: torch.device | str) -> TopTargets:
-        """The same on a device."""
+        """Return the targets on a device."""
         return TopTargets(
             token_MK=self.token_MK.to(device), probability_MK=self.probability_MK.to(device), tail_M=self.tail_M.to(device)
         )
@@ -140,7 +140,7 @@ class TopTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """One decode, position by position: METHOD.md 3, phase 1. Positions are counted from the first response token.
+    """One decode, position by position, counted from the first response token (docs/explain/method.md, "Stage 3", phase 1).
 
     It covers whole blocks (R = N * L), up to and including the block of the first eos.
     """
@@ -150,31 +150,31 @@ class Trajectory:
     token_R: Tensor
     """Committed token of every position (pseudo-labels)."""
     commit_step_R: Tensor
-    """Step within its block (from 1) at which a position was committed; 0: it was given, and is no teacher's choice."""
+    """Step within its block (from 1) that committed a position; 0: a forced token, not chosen by the teacher."""
     confidence_R: Tensor
     """Largest probability of the position at its commit step."""
     target_RV: Tensor | None = None
-    """Stitched target: the whole distribution of each position *at its commit step*; only when asked for."""
+    """Stitched target: the whole distribution of each position *at its commit step*; None: not recorded."""
     top: TopTargets | None = None
-    """In the place of ``target_RV``: the likeliest tokens of each of those distributions."""
+    """Instead of ``target_RV``: the likeliest tokens of each of those distributions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeResult:
-    """What any decoder returns, for a batch of prompts."""
+    """Result of a decode of a batch of contexts."""
 
     tokens: tuple[Tensor, ...]
     """Per sample: token ids before the first eos (eos not included), 1-D int64 on the CPU."""
     stopped_B: Tensor
-    """bool: the sample ended with eos. False: it ran into the limit or into a repetition loop."""
+    """bool: the sample ended with eos. False: it ended at the limit or in a repetition loop."""
     looped_B: Tensor
     """bool: stopped because of a repetition loop."""
     nfe_B: Tensor
-    """int: forwards after prefill in which the sample took part, KV writes included (METHOD.md 4)."""
+    """int: forwards after prefill with this sample, KV writes included."""
     kv_write_nfe_B: Tensor
-    """int: the part of ``nfe_B`` that did nothing but write keys and values (vanilla block cache)."""
+    """int: forwards of ``nfe_B`` that only wrote keys and values (vanilla block cache)."""
     written_B: Tensor
-    """int: positions decoded, those after eos included (the count of published tables)."""
+    """int: decoded positions, those after eos included (the count of published tables)."""
     forwards: int
     """Batched forwards after prefill; equals ``nfe_B`` at batch 1."""
     prefill_seconds: float
@@ -190,5 +190,5 @@ class DecodeResult:
 
     @property
     def blocks_B(self) -> Tensor:
-        """Blocks begun, per sample. A context tail shortens the first one, but by less than a block."""
+        """Blocks begun, per sample. A context tail shortens the first one by less than a block."""
         return self.written_B.add(self.block_size - 1).div(self.block_size, rounding_mode="floor")

@@ -1,4 +1,4 @@
-"""METHOD.md 3, phase 1: on-policy trajectories of a frozen teacher, batched, without gradients.
+"""On-policy trajectories of a frozen teacher (docs/explain/method.md, "Stage 3, DCDModule", phase 1).
 
 Trajectories that fall into a repetition loop, or never reach eos, are dropped and counted.
 """
@@ -23,14 +23,14 @@ def usable_trajectories(
     """Decode one batch with the teacher.
 
     Args:
-        sampler: of the teacher.
+        sampler: the teacher's.
         batch: contexts.
         distributions: also record the distribution of every position.
-        top: so many likeliest tokens of each, and what the others have together; 0: the whole of it.
-        prefix: blocks that the reports begin with, for the teacher to go on from.
+        top: likeliest tokens to record of each distribution, with the probability of all others as one; 0: all tokens.
+        prefix: blocks that the reports begin with.
 
     Returns:
-        Per sample its trajectory, or None where it was dropped; and the counts.
+        A trajectory per sample, None where it was dropped; and the counts.
     """
     recorder = TrajectoryRecorder(distributions, top)
     result = sampler.generate(batch, recorder, prefix=prefix)
@@ -43,9 +43,9 @@ def usable_trajectories(
 def store_identity(
     config: DecodeConfig, teacher: str, data: str, distributions: bool, top: int = 0, tilt: float = 0.0, tilt_student: str = ""
 ) -> StoreIdentity:
-    """What trajectories decoded this way belong to.
+    """Identity of trajectories decoded with this configuration.
 
-    Left out are the KV cache mode, which changes no token, and the seed: another draw from the same teacher is as good.
+    It leaves out the KV cache mode, which changes no token, and the seed, as samples of any seed are valid.
     """
     return StoreIdentity(
         teacher_fingerprint=teacher,
@@ -69,7 +69,7 @@ def store_identity(
 
 
 def collect_part(sampler: BlockSampler, batches: Iterable[Batch], writer: TrajectoryWriter, part: int) -> None:
-    """Decode the batches of one part, and write it."""
+    """Decode and write the batches of one part."""
     trajectories: list[Trajectory] = []
     dropped: list[str] = []
     total = CollectionCounts()
@@ -84,11 +84,7 @@ def collect_part(sampler: BlockSampler, batches: Iterable[Batch], writer: Trajec
 def collect(
     sampler: BlockSampler, batches: Sequence[Batch], folder: str | Path, identity: StoreIdentity
 ) -> tuple[Path, CollectionCounts]:
-    """Decode batches that are at hand, a part each, and write the usable trajectories to ``folder``.
-
-    Raises:
-        FileExistsError: ``folder`` exists already.
-    """
+    """Decode batches, one part each, into ``folder``; raise FileExistsError if it exists."""
     plan = CollectionPlan(studies=sum(map(len, batches)), batches=len(batches), batch_size=max(map(len, batches)))
     writer = TrajectoryWriter(folder, identity, plan)
     for part in writer.missing():

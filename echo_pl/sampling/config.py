@@ -1,4 +1,4 @@
-"""How to decode: every choice of METHOD.md 4, checked once. Knows nothing of models."""
+"""Decode configuration: the options of docs/explain/method.md, "Decoding", checked once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KVCacheMode = Literal["none", "vanilla", "fused"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenChoice:
-    """Which token a position takes; never which position is committed."""
+    """Choice of the token of a position. It does not change which positions are committed."""
 
     temperature: float = 0.0
     """0 is greedy."""
@@ -36,7 +36,7 @@ class TokenChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopStop:
-    """When a report counts as a repetition loop: its end is one n-gram of up to ``max_period`` tokens, over and over."""
+    """Definition of a repetition loop: a report ends in one n-gram of up to ``max_period`` tokens, repeated."""
 
     enabled: bool = True
     max_period: int = 16
@@ -71,11 +71,10 @@ class DecodeConfig:
     token_choice: TokenChoice = TokenChoice()
     loop_stop: LoopStop = LoopStop()
     gate: float = 0.0
-    """A second forward for blocks that one step leaves unsure: those with a position below this confidence. Their first forward
-    commits the positions at or above it, at least the surest one, and the second one the rest. 0: never; one-step decoding alone
-    has a gate."""
+    """One-step decoding only: a second forward for blocks with a position below this confidence. Their first forward commits the
+    positions at or above it, at least the most confident one, and the second one the rest. 0: never."""
     compile: bool = False
-    """The denoising step as one compiled function of fixed shapes. Needs a C++ compiler or a GPU, and a minute at first."""
+    """Run the denoising step as one compiled function of fixed shapes. Needs a C++ compiler or a GPU; compiling takes a minute."""
 
     def __post_init__(self) -> None:
         _ = self.layout  # checks block_size, grid and context_attention
@@ -108,7 +107,7 @@ class DecodeConfig:
 
     @property
     def layout(self) -> BlockLayout:
-        """The block grid as training knows it."""
+        """The block grid, as in training."""
         return BlockLayout(block_size=self.block_size, grid=self.grid, context_attention=self.context_attention)
 
     @property
@@ -120,26 +119,22 @@ class DecodeConfig:
 
     @property
     def step_configs(self) -> tuple[DecodeConfig, ...]:
-        """How each forward of a block commits, as many as there are at most: all alike; behind a gate the second takes the rest."""
+        """The commit rule of each forward of a block; with a gate the second one commits the rest."""
         return (self, replace(self, gate=0.0)) if self.gate else (self,) * self.steps
 
     @property
     def quota(self) -> int:
-        """Positions that a forward commits at least, as long as so many are open."""
+        """Fewest positions that a forward commits, if as many are masked."""
         return 1 if self.gate else math.ceil(self.block_size / self.steps)
 
     @property
     def commits_vary(self) -> bool:
-        """Whether a forward may commit more than its quota, depending on what it predicts."""
+        """True if a forward may commit more than its quota, depending on its prediction."""
         varies = self.gate > 0 or self.remasking in ("low_confidence_dynamic", "entropy_bounded")
         return varies and self.quota < self.block_size
 
 
 def check_weight(weight: float, of: str) -> None:
-    """Refuse a weight that is none.
-
-    Raises:
-        ValueError: it is negative or not finite.
-    """
+    """Raise ValueError for a weight that is negative or not finite."""
     if not 0.0 <= weight < math.inf:
         raise ValueError(f"the weight of {of} must be at least 0 and finite, got {weight}")

@@ -1,8 +1,6 @@
-"""Blocks that a report begins with, for a sampler to go on from: a student's own prefix, which the teacher completes.
+"""Forced prefixes: blocks that a report begins with, and that a sampler continues. A student writes them, the teacher completes.
 
-Knows tokens and blocks; nothing of who wrote them.
-
-Shapes: B batch, A active samples, L block size, W width of the given tokens.
+Shapes: B batch, A active samples, L block size, W width of the forced tokens.
 """
 
 from __future__ import annotations
@@ -18,54 +16,54 @@ from echo_pl.structs import TopTargets, Trajectory
 
 @dataclass(frozen=True, kw_only=True)
 class ForcedPrefix:
-    """The first blocks of every sample's report, in whole blocks: none for some, perhaps."""
+    """The first blocks of every sample's report, in whole blocks; a sample may have none."""
 
     token_BW: Tensor
-    """Response tokens (behind a context tail, on the absolute grid), padded on the right."""
+    """Response tokens (after a context tail, on the absolute grid), padded on the right."""
     blocks_B: Tensor
-    """How many blocks of each sample are given; on the CPU."""
+    """Number of forced blocks of each sample; on the CPU."""
 
     def tokens(self, row: int, tail: int, block_size: int) -> Tensor:
-        """The given tokens of one sample, without padding."""
+        """The forced tokens of one sample, without padding."""
         return self.token_BW[row, : max(0, int(self.blocks_B[row]) * block_size - tail)]
 
     @classmethod
     def of(cls, prefixes: Sequence[Tensor], blocks: Sequence[int]) -> ForcedPrefix:
-        """From one 1-D tensor of tokens per sample, and its number of blocks."""
+        """Build from one 1-D tensor of tokens per sample, and its number of blocks."""
         return cls(token_BW=torch.nn.utils.rnn.pad_sequence(list(prefixes), batch_first=True), blocks_B=torch.tensor(list(blocks)))
 
     def fill(self, block_ids_AL: Tensor, is_masked_AL: Tensor, rows_A: Tensor, tail_B: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        """Put the given tokens of a block into it; what is given is no longer open.
+        """Write the forced tokens of a block into it, and unmask them.
 
         Args:
             block_ids_AL: the block.
-            is_masked_AL: bool, which of it are still to be decided.
-            rows_A: the samples of the batch, on the CPU.
-            tail_B: context tokens that stand in each sample's first block, on the CPU.
+            is_masked_AL: bool.
+            rows_A: rows of the batch, on the CPU.
+            tail_B: context tokens in each sample's first block, on the CPU.
             block: its number.
         """
-        is_given_A = self.blocks_B[rows_A] > block
-        if not bool(is_given_A.any()):
+        is_forced_A = self.blocks_B[rows_A] > block
+        if not bool(is_forced_A.any()):
             return block_ids_AL, is_masked_AL
         L, device = block_ids_AL.shape[1], block_ids_AL.device
         place_AL = block * L + torch.arange(L)[None] - tail_B[rows_A, None]
         token_AL = self.token_BW[rows_A].gather(1, place_AL.clamp(0, self.token_BW.shape[1] - 1)).to(device)
-        take_AL = is_given_A[:, None].to(device) & is_masked_AL
+        take_AL = is_forced_A[:, None].to(device) & is_masked_AL
         return torch.where(take_AL, token_AL, block_ids_AL), is_masked_AL & ~take_AL
 
 
 def sample_prefix_lengths(
     written: Sequence[Trajectory], tail_B: Tensor, share: float, eos: int, generators: Sequence[torch.Generator]
 ) -> ForcedPrefix:
-    """For a share of the samples, a number of the first blocks that a student wrote; for the others none.
+    """Force a number of a student's first blocks for a share of the samples, and none for the others.
 
-    The number is uniform from one to all blocks before the one with eos (before the last one, where there is no eos), so that
-    something is left to be completed.
+    The number is uniform, from one to all blocks before the one with eos, or before the last one without eos. So something is
+    always left to complete.
 
     Args:
         written: the student's reports, in whole blocks.
         tail_B: context tokens in each sample's first block, on the CPU.
-        share: of the samples.
+        share: share of the samples that get a prefix.
         eos: its id.
         generators: one per sample, fresh.
     """
@@ -82,24 +80,24 @@ def sample_prefix_lengths(
 
 
 def prepend_prefix(trajectory: Trajectory, prefix_R: Tensor) -> Trajectory:
-    """A trajectory behind the tokens that were given to it: these have commit step 0, and no targets."""
+    """Prepend the forced tokens to a trajectory, with commit step 0 and without targets."""
     W = len(prefix_R)
     if not W:
         return trajectory
 
-    def behind(value: Tensor, fill: float) -> Tensor:
+    def after(value: Tensor, fill: float) -> Tensor:
         return torch.cat([value.new_full((W, *value.shape[1:]), fill), value])
 
     top = trajectory.top
     return replace(
         trajectory,
         token_R=torch.cat([prefix_R, trajectory.token_R]),
-        commit_step_R=behind(trajectory.commit_step_R, 0),
-        confidence_R=behind(trajectory.confidence_R, 1.0),
-        target_RV=None if trajectory.target_RV is None else behind(trajectory.target_RV, 0.0),
+        commit_step_R=after(trajectory.commit_step_R, 0),
+        confidence_R=after(trajectory.confidence_R, 1.0),
+        target_RV=None if trajectory.target_RV is None else after(trajectory.target_RV, 0.0),
         top=None
         if top is None
         else TopTargets(
-            token_MK=behind(top.token_MK, 0), probability_MK=behind(top.probability_MK, 0.0), tail_M=behind(top.tail_M, 0.0)
+            token_MK=after(top.token_MK, 0), probability_MK=after(top.probability_MK, 0.0), tail_M=after(top.tail_M, 0.0)
         ),
     )

@@ -1,6 +1,4 @@
-"""Commit rules: which open positions of a block are settled after a forward (METHOD.md 4, ``remasking``).
-
-Batched tensor code over samples and positions; knows probabilities, not models or caches.
+"""Commit rules: the masked positions of a block that a forward commits (docs/explain/method.md, "Decoding").
 
 Shapes: A active samples, L block size, V vocabulary.
 """
@@ -17,7 +15,7 @@ from echo_pl.sampling.config import DecodeConfig, TokenChoice
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a forward says about every position of a block. What a commit rule does not ask for is not computed."""
+    """Prediction of a forward at every position of a block. Confidences and log-probabilities are computed on demand."""
 
     token_AL: Tensor
     logits_ALV: Tensor
@@ -25,25 +23,25 @@ class Prediction:
 
     @property
     def confidence_AL(self) -> Tensor:
-        """Probability of the chosen token under the untempered distribution; the largest one when greedy."""
-        # One pass over the vocabulary, and none to convert it: a third of the time of a logsumexp.
+        """Probability of the chosen token without temperature; the largest one when greedy."""
+        # One pass over the vocabulary without a conversion: three times faster than a logsumexp.
         probs_ALV = self.logits_ALV.softmax(-1, dtype=_precise(self.logits_ALV.dtype))
         return probs_ALV.gather(-1, self.token_AL[..., None])[..., 0]
 
     @property
     def log_probs_ALV(self) -> Tensor:
-        """The untempered distribution."""
+        """The distribution without temperature."""
         return self.logits_ALV.log_softmax(-1, dtype=_precise(self.logits_ALV.dtype))
 
 
 def predict(logits_ALV: Tensor, never_sampled: Tensor, choice: TokenChoice, generator: torch.Generator | None) -> Prediction:
-    """Turn logits into tokens; ids that are never sampled get probability 0 (in ``logits_ALV`` itself)."""
-    # In place: they are this forward's own, and a large vocabulary is worth no copy.
+    """Choose tokens from logits; ids that are never sampled get probability 0, in ``logits_ALV`` itself."""
+    # In place, as a copy of a large vocabulary is slow and no one else uses these logits.
     logits_ALV.index_fill_(-1, never_sampled, -torch.inf)
     if choice.temperature == 0:
         return Prediction(token_AL=first_largest(logits_ALV), logits_ALV=logits_ALV)
     log_probs_ALV = logits_ALV.log_softmax(-1, dtype=_precise(logits_ALV.dtype))
-    return Prediction(token_AL=draw(log_probs_ALV, choice, generator), logits_ALV=logits_ALV)
+    return Prediction(token_AL=sample(log_probs_ALV, choice, generator), logits_ALV=logits_ALV)
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
@@ -52,10 +50,10 @@ def _precise(dtype: torch.dtype) -> torch.dtype:
 
 
 def first_largest(logits_ALV: Tensor) -> Tensor:
-    """``argmax`` over the vocabulary, the first of equals; over a large one on a CPU in two stages, at a fifth of the time.
+    """``argmax`` over the vocabulary, the first of equals; for a large one on a CPU in two stages, five times faster.
 
-    The CPU's argmax goes through a row value by value, its amax with vector instructions: so first the chunk with the largest
-    value is found, then its place there.
+    On a CPU argmax reads a row value by value, amax uses vector instructions. So amax finds the chunk of the largest value, and
+    argmax its place in the chunk.
     """
     V = logits_ALV.shape[-1]
     width = _chunk_width(V) if logits_ALV.device.type == "cpu" else 1
@@ -73,17 +71,17 @@ _NARROWEST_CHUNK = 32
 
 
 def _chunk_width(vocabulary: int) -> int:
-    """The widest chunk that a large vocabulary consists of; 1 where there is none, or no need.
+    """Largest chunk width that divides a large vocabulary; 1 if there is none, or no need.
 
-    Not cached, as torch.compile warns of caches; a large vocabulary takes far longer than these divisions.
+    Not cached, as torch.compile warns of caches.
     """
     if vocabulary < _LARGE_VOCABULARY:
         return 1
     return next((w for w in range(_WIDEST_CHUNK, _NARROWEST_CHUNK - 1, -1) if vocabulary % w == 0), 1)
 
 
-def draw(log_probs_ALV: Tensor, choice: TokenChoice, generator: torch.Generator | None) -> Tensor:
-    """Draw tokens with temperature, top-k and top-p."""
+def sample(log_probs_ALV: Tensor, choice: TokenChoice, generator: torch.Generator | None) -> Tensor:
+    """Sample tokens with temperature, top-k and top-p."""
     scaled = log_probs_ALV / choice.temperature
     if choice.top_k:
         floor = scaled.topk(min(choice.top_k, scaled.shape[-1]), dim=-1).values[..., -1:]
@@ -93,7 +91,7 @@ def draw(log_probs_ALV: Tensor, choice: TokenChoice, generator: torch.Generator 
         ordered, index = probs.sort(dim=-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= choice.top_p
         probs = torch.zeros_like(probs).scatter(-1, index, ordered.masked_fill(beyond, 0.0))
-    # On the CPU, where the generator is: the draws of a seed do not depend on the device.
+    # On the CPU, so that the samples of a seed do not depend on the device.
     flat = torch.multinomial(probs.flatten(0, -2).cpu(), 1, generator=generator).to(probs.device)
     return flat.view(probs.shape[:-1])
 
@@ -101,19 +99,19 @@ def draw(log_probs_ALV: Tensor, choice: TokenChoice, generator: torch.Generator 
 def choose_commits(
     prediction: Prediction, is_masked_AL: Tensor, config: DecodeConfig, random_order_AL: Tensor | None = None
 ) -> Tensor:
-    """Which open positions to commit now: bool (A, L). At least ``config.quota`` of them, or all that are open.
+    """Masked positions to commit now, bool (A, L): at least ``config.quota`` of them, or all that are masked.
 
     Args:
-        prediction: of this forward.
-        is_masked_AL: bool, still masked.
+        prediction: prediction of this forward.
+        is_masked_AL: bool.
         config: rule and thresholds.
-        random_order_AL: a score for every position, highest first; ``random`` needs it, nobody else reads it.
+        random_order_AL: a score for every position, highest first; for ``random`` only.
     """
     quota = config.quota
     if quota >= config.block_size:
         return is_masked_AL
     if config.gate:
-        return _sure(prediction.confidence_AL, is_masked_AL, config.gate, quota)
+        return _confident(prediction.confidence_AL, is_masked_AL, config.gate, quota)
     if config.remasking == "sequential":
         place = torch.arange(config.block_size, device=is_masked_AL.device, dtype=torch.float32)
         return is_masked_AL & (_rank(-place.expand(is_masked_AL.shape), is_masked_AL) < quota)
@@ -124,17 +122,17 @@ def choose_commits(
         return _entropy_bounded(prediction.log_probs_ALV, is_masked_AL, config.entropy_bound, quota)
     confidence = prediction.confidence_AL
     if config.remasking == "low_confidence_dynamic":
-        return _sure(confidence, is_masked_AL, config.confidence_threshold, quota)
+        return _confident(confidence, is_masked_AL, config.confidence_threshold, quota)
     return is_masked_AL & (_rank(confidence, is_masked_AL) < quota)
 
 
-def _sure(confidence_AL: Tensor, is_masked_AL: Tensor, threshold: float, quota: int) -> Tensor:
-    """Positions at or above a threshold, and the surest ones up to a quota."""
+def _confident(confidence_AL: Tensor, is_masked_AL: Tensor, threshold: float, quota: int) -> Tensor:
+    """Positions at or above a threshold, and the most confident ones up to a quota."""
     return is_masked_AL & ((_rank(confidence_AL, is_masked_AL) < quota) | (confidence_AL >= threshold))
 
 
 def _rank(score_AL: Tensor, is_masked_AL: Tensor) -> Tensor:
-    """Place of every open position in the order of falling score (ties: leftmost first)."""
+    """Rank of every masked position by descending score (ties: leftmost first)."""
     order = score_AL.masked_fill(~is_masked_AL, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     return order.argsort(dim=-1)
 
@@ -143,6 +141,6 @@ def _entropy_bounded(log_probs_ALV: Tensor, is_masked_AL: Tensor, bound: float, 
     entropy = -(log_probs_ALV.exp() * log_probs_ALV.nan_to_num(neginf=0.0)).sum(-1)
     rank = _rank(-entropy, is_masked_AL)
     by_rank = torch.zeros_like(entropy).scatter(-1, rank, entropy.masked_fill(~is_masked_AL, 0.0))
-    # The joint error of a set is bounded by its entropies without the largest one, here the last one taken.
+    # The joint error of a set is bounded by the sum of its entropies without the largest one, which is the last one taken.
     before = (by_rank.cumsum(-1) - by_rank).gather(-1, rank)
     return is_masked_AL & ((before <= bound) | (rank < quota))

@@ -1,6 +1,6 @@
-"""Is the end of a report one phrase over and over? Batched; knows token ids only.
+"""Repetition loops at the end of reports.
 
-Shapes: A samples, R tokens so far, N periods that fit, W tokens looked at.
+Shapes: A samples, R tokens so far, N periods that fit, W compared tokens.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _STRIDE = 16
 
 
 def is_loop_check_due(before: int, after: int, limit: int) -> bool:
-    """Whether to look for a loop after reports grew from ``before`` to ``after`` tokens: once every 16 and at the limit.
+    """Return True once every 16 tokens and at the limit, for reports that grew from ``before`` to ``after`` tokens.
 
-    A loop needs several tokens to show, and looking costs a small model some percent of a block's time.
+    The check takes some percent of a small model's time per block, and a loop needs several tokens to show.
     """
     return after // _STRIDE > before // _STRIDE or after >= limit
 
 
 def in_loop(tokens_AR: Tensor, stop: LoopStop) -> Tensor:
-    """bool (A,): the last tokens of a row repeat one n-gram at least ``min_repeats`` times over ``min_tokens`` or more.
+    """Return True (A,) for rows whose last tokens repeat one n-gram ``min_repeats`` times or more, over ``min_tokens`` or more.
 
     >>> rows = torch.tensor([[7, 1, 2, 1, 2, 1, 2, 1, 2], [1, 2, 3, 4, 5, 6, 7, 8, 9]])
     >>> in_loop(rows, LoopStop(max_period=2, min_repeats=3, min_tokens=6)).tolist()
@@ -40,10 +40,10 @@ def in_loop(tokens_AR: Tensor, stop: LoopStop) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _tables(stop: LoopStop, tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Which places are compared with which, for every period at once: made once per length, as decoding asks at every block.
+    """Compared places of all periods, cached by length.
 
     Returns:
-        (W,) places from the end, (N, W) the places one period before them, and (N, W) True where a period does not look.
+        (W,) places from the end, (N, W) the places one period before them, and (N, W) True where a period compares nothing.
         None: no period fits.
     """
     periods = range(1, stop.max_period + 1)

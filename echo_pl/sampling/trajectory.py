@@ -1,7 +1,6 @@
-"""Watching a decode: the hook that every sampler calls, and the recorder that turns it into trajectories.
+"""Recording a decode: the hook that every sampler calls, and the recorder that turns its calls into trajectories.
 
-METHOD.md 3, phase 1, step 4: what is recorded of a committed position is its distribution *at that step*. Stage 3, the
-trajectory logger and the demo page all read this one; nobody has a copy of the decoding loop.
+A committed position is recorded with its distribution *at that step* (docs/explain/method.md, "Stage 3, DCDModule", phase 1).
 
 Shapes: A active samples, L block size, V vocabulary, R positions.
 """
@@ -24,7 +23,7 @@ class Recorder(Protocol):
     def on_commit(
         self, *, rows_A: Tensor, block: int, step: int, committed_AL: Tensor, token_AL: Tensor, log_probs_ALV: Tensor
     ) -> None:
-        """Called after each denoising forward.
+        """Record the commits of a denoising forward.
 
         Args:
             rows_A: row of each active sample in the batch.
@@ -38,7 +37,7 @@ class Recorder(Protocol):
 
 
 class _Commits(NamedTuple):
-    """What one step committed."""
+    """Commits of one step."""
 
     step: int
     rows_A: Tensor
@@ -46,11 +45,11 @@ class _Commits(NamedTuple):
     token_AL: Tensor
     confidence_AL: Tensor
     targets: tuple[Tensor, ...]
-    """Of the committed positions, sample after sample: nothing, (distribution,) or (top tokens, their probabilities, tail)."""
+    """Targets of the committed positions, sample after sample: (), (distribution,) or (top tokens, probabilities, tail)."""
 
 
 class _Block(NamedTuple):
-    """One sample's block, all its steps put together."""
+    """One sample's block, after all its steps."""
 
     token: Tensor
     commit_step: Tensor
@@ -59,14 +58,14 @@ class _Block(NamedTuple):
 
 
 class TrajectoryRecorder:
-    """Keeps who was committed when, with what confidence and, when asked, which distribution."""
+    """Keeps commit steps, confidences and, optionally, distributions."""
 
     def __init__(self, distributions: bool = False, top: int = 0) -> None:
         """Record.
 
         Args:
             distributions: also keep the distribution of every position (R * V numbers a sample).
-            top: keep of each distribution so many of its likeliest tokens, and what the others have together; 0: all of it.
+            top: likeliest tokens to keep of each distribution, with the probability of all others as one; 0: all tokens.
 
         Raises:
             ValueError: ``top`` is negative.
@@ -81,7 +80,7 @@ class TrajectoryRecorder:
     ) -> None:
         """See :class:`Recorder`."""
         confidence = log_probs_ALV.gather(-1, token_AL[..., None])[..., 0].exp()
-        # Only what is committed is kept, so a trajectory costs R rows of V and not R * steps.
+        # Only committed positions are kept, so a trajectory costs R rows of V and not R * steps.
         targets = self._targets(log_probs_ALV[committed_AL].exp()) if self.distributions else ()
         committed = committed_AL.cpu()
         entry = _Commits(step, rows_A.cpu(), committed, token_AL.cpu(), confidence.cpu(), targets)
@@ -97,13 +96,13 @@ class TrajectoryRecorder:
         """One trajectory per sample of the decoded batch, in its order."""
         blocks = [self._blocks[block] for block in sorted(self._blocks)]
         parts = [[self._block_of(entries, row) for entries in blocks] for row in range(len(keys))]
-        # As wide as it was recorded: after a context tail, what is left of a first block is shorter than a block.
+        # The recorded width: after a context tail the first block has fewer tokens.
         width = blocks[0][0].committed_AL.shape[1] if blocks else 0
         return [self._assemble(key, width, blocks) for key, blocks in zip(keys, parts, strict=True)]
 
     @staticmethod
     def _block_of(entries: list[_Commits], row: int) -> _Block | None:
-        """One sample's block; None if it had stopped before, or was given."""
+        """One sample's block; None if the sample had stopped before, or the block was forced."""
         L = entries[0].committed_AL.shape[1]
         token, when = torch.zeros(L, dtype=torch.long), torch.zeros(L, dtype=torch.long)
         sure = torch.zeros(L)
@@ -118,7 +117,7 @@ class TrajectoryRecorder:
             start = int(entry.committed_AL[:place].sum())
             for room, kind in zip(targets, entry.targets, strict=True):
                 room[now] = kind[start : start + int(now.sum())]
-        done = when > 0  # the context tail of the absolute grid is never committed, and not part of a response
+        done = when > 0  # the context tail is never committed, and no part of a response
         if not bool(done.any()):
             return None
         return _Block(token[done], when[done], sure[done], tuple(room[done] for room in targets))

@@ -1,7 +1,7 @@
-"""Trajectories on disk: collected once from a frozen teacher, read by stage 3 as often as it likes.
+"""Trajectories on disk: collected once from a frozen teacher, read by stage 3.
 
-A folder of safetensors parts (numbers only, nothing that runs) and an ``index.json`` that says which teacher, which decoding and
-which data they belong to, and which samples were dropped. :mod:`echo_pl.sampling.trajectory_writer` writes it.
+A folder of safetensors parts (numbers only, no code) and an ``index.json`` with their teacher, decode and data,
+and the dropped samples. :mod:`echo_pl.sampling.trajectory_writer` writes it.
 
 Shapes: R positions of one trajectory.
 """
@@ -25,7 +25,7 @@ INDEX_NAME = "index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class StoreIdentity:
-    """What a collection belongs to; training refuses one that belongs to something else."""
+    """Teacher, decode and data of a collection; training rejects a collection of another identity."""
 
     teacher_fingerprint: str
     data_fingerprint: str
@@ -35,7 +35,7 @@ class StoreIdentity:
     remasking: str
     distributions: bool
     kept_tokens: int = 0
-    """Of each distribution, the likeliest tokens that are stored, beside what the others have together; 0: all of it."""
+    """Likeliest tokens stored of each distribution, with the probability of all others as one; 0: all tokens."""
     entropy_bound: float = 0.5
     grid: str = "response"
     context_attention: str = "causal"
@@ -44,14 +44,14 @@ class StoreIdentity:
     top_p: float = 1.0
     gate: float = 0.0
     tilt: float = 0.0
-    """Weight of the student that the teacher leant to; 0: none."""
+    """Weight of the student that the teacher was tilted towards; 0: none."""
     tilt_student: str = ""
-    """Its weights' fingerprint."""
+    """Fingerprint of its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectionCounts:
-    """What became of the studies that were decoded."""
+    """Numbers of kept and dropped studies."""
 
     kept: int = 0
     dropped_loops: int = 0
@@ -64,12 +64,12 @@ class CollectionCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectionPlan:
-    """How a collection is divided; the same plan gives the same parts, whoever writes them."""
+    """Division of a collection into parts. The same plan gives the same parts, from any number of processes."""
 
     studies: int
     batches: int
     batch_size: int
-    """Studies decoded at once. A batch's numbers depend on it in their last bits."""
+    """Studies decoded at once. The last bits of a batch's values depend on it."""
     batches_per_part: int = 1
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class CollectionPlan:
 
     @property
     def parts(self) -> int:
-        """Files."""
+        """Number of files."""
         return -(-self.batches // self.batches_per_part)
 
     def batches_of(self, part: int) -> range:
@@ -91,7 +91,7 @@ class TrajectoryStore:
     """Reads a collection into memory, by sample key."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Read everything.
+        """Read all parts.
 
         Raises:
             FileNotFoundError: no collection at ``folder``.
@@ -127,7 +127,7 @@ class TrajectoryStore:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Of the samples that have a trajectory."""
+        """Keys of the samples that have a trajectory."""
         return tuple(self._by_key)
 
     def get(self, key: str) -> Trajectory | None:
@@ -145,21 +145,16 @@ class TrajectoryStore:
         return trajectory
 
     def check(self, wanted: StoreIdentity) -> None:
-        """Refuse a collection that belongs to another teacher, other data or another way of decoding.
-
-        Raises:
-            ValueError: naming the first difference and both values.
-        """
+        """Raise ValueError with both values for a collection of another teacher, other data or another decode."""
         for field in fields(StoreIdentity):
             have, want = getattr(self.identity, field.name), getattr(wanted, field.name)
-            # How much of a distribution is there is the store's own affair: objectives train from all or from the top of it.
-            # So is which student the teacher leant to: one that was is as good as another.
+            # Objectives train from whole distributions or from their top, and with any student that the teacher was tilted to.
             if (field.name == "distributions" and have and not want) or field.name in ("kept_tokens", "tilt_student"):
                 continue
             if have != want:
                 raise ValueError(
                     f"the trajectories in {self.folder} have {field.name} {have!r}, this run needs {want!r}; "
-                    "collect them anew or point stage.module.trajectories elsewhere"
+                    "collect them again or point stage.module.trajectories elsewhere"
                 )
 
 
@@ -185,7 +180,9 @@ def _read_index(folder: Path) -> _Index:
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error) from error
     if version != SCHEMA_VERSION:
-        raise ValueError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; collect the trajectories anew")
+        raise ValueError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; collect the trajectories again"
+        )
     try:
         return _Index(
             identity=StoreIdentity(**index["identity"]),
@@ -194,11 +191,11 @@ def _read_index(folder: Path) -> _Index:
             parts=[(part["file"], part["keys"]) for part in index["parts"]],
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is incomplete: {error}; collect the trajectories anew") from error
+        raise ValueError(f"{path} is incomplete: {error}; collect the trajectories again") from error
 
 
 def stored_tokens(folder: str | Path) -> tuple[StoreIdentity, list[Tensor]]:
-    """What a collection belongs to and the tokens (R,) of its reports, in whole blocks; its distributions are not read.
+    """Identity of a collection, and the tokens (R,) of its reports, in whole blocks; distributions are not read.
 
     Raises:
         FileNotFoundError: no collection at ``folder``.
@@ -217,7 +214,7 @@ def stored_tokens(folder: str | Path) -> tuple[StoreIdentity, list[Tensor]]:
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read: {error}; collect the trajectories anew")
+    return ValueError(f"{path} cannot be read: {error}; collect the trajectories again")
 
 
 def _top(tensors: dict[str, Tensor], place: slice) -> TopTargets:

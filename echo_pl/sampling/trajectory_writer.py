@@ -1,8 +1,7 @@
-"""Writing trajectories to disk, part by part: by one process or several, at one go or after an interruption, with the same bytes.
+"""Writing trajectories to disk part by part, by one process or several, with the same bytes after an interruption.
 
-Until all parts are there they are in ``<folder>.part``, beside a ``plan.json`` that says what is collected and how it is divided.
-A part is a function of the plan, its number and the teacher alone; it is written under a temporary name and renamed, so that what
-stands there is whole. Who writes which part is not this file's business.
+Parts are written to ``<folder>.part``, beside a ``plan.json`` with the identity and the division of the collection. A part depends
+only on the plan, its number and the teacher. It is written under a temporary name and renamed, so every part is complete.
 """
 
 from __future__ import annotations
@@ -24,40 +23,40 @@ from echo_pl.structs import Trajectory
 
 _PLAN = "plan.json"
 _RECORD = "record"
-"""What a part says of itself. One key: several would be written in an order of their own each time."""
+"""The only key of a part's metadata: the order of several keys would change from write to write."""
 
 
 class TrajectoryWriter:
-    """Writes parts, then the index, then gives the folder its name; goes on with what an interrupted collection has left."""
+    """Writes parts, then the index, then renames the folder; continues an interrupted collection."""
 
     def __init__(self, folder: str | Path, identity: StoreIdentity, plan: CollectionPlan) -> None:
-        """Begin in ``<folder>.part``, or go on there.
+        """Start or continue in ``<folder>.part``.
 
         Raises:
-            FileExistsError: ``folder`` holds something already.
-            ValueError: ``<folder>.part`` is an unfinished collection of something else, or none.
+            FileExistsError: ``folder`` exists.
+            ValueError: ``<folder>.part`` is another unfinished collection, or something else.
         """
         self.folder, self.identity, self.plan = Path(folder), identity, plan
-        refuse_finished(self.folder)
+        check_absent(self.folder)
         self._work = _work_of(self.folder)
         wanted = {"schema_version": SCHEMA_VERSION, "identity": asdict(identity), "plan": asdict(plan)}
         if _is_begun(self._work):
-            self._refuse_other(wanted)
+            self._check_same(wanted)
         else:
             self._work.mkdir(parents=True, exist_ok=True)
             write_text_atomic(self._work / _PLAN, json.dumps(wanted, indent=1))
 
-    def _refuse_other(self, wanted: dict[str, object]) -> None:
-        had = _plan_of(self._work)
+    def _check_same(self, wanted: dict[str, object]) -> None:
+        saved = _plan_of(self._work)
         for name, value in _flat(wanted).items():
-            if had.get(name) != value:
+            if saved.get(name) != value:
                 raise ValueError(
-                    f"{self._work} is an unfinished collection of {name} {had.get(name)!r}, this one is of {value!r}; "
+                    f"{self._work} is an unfinished collection of {name} {saved.get(name)!r}, this one is of {value!r}; "
                     f"{_way_out(self._work)}"
                 )
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet."""
+        """Numbers of the parts that are not written yet."""
         return [part for part in range(self.plan.parts) if not (self._work / _name(part)).is_file()]
 
     def write(self, part: int, trajectories: Sequence[Trajectory], dropped: Sequence[str], counts: CollectionCounts) -> None:
@@ -65,16 +64,16 @@ class TrajectoryWriter:
 
         Args:
             part: its number.
-            trajectories: what was kept.
+            trajectories: usable trajectories.
             dropped: keys of the samples that were decoded and have no usable trajectory.
-            counts: of both.
+            counts: numbers of both.
         """
         record = {"keys": [t.key for t in trajectories], "dropped": list(dropped), "counts": asdict(counts)}
         with atomic_path(self._work / _name(part)) as partial:
             save_file(_tensors(trajectories, self.identity), partial, metadata={_RECORD: json.dumps(record)})
 
     def finish(self) -> tuple[Path, CollectionCounts]:
-        """Write the index, once all parts are there, and rename the folder.
+        """Write the index, once all parts are written, and rename the folder.
 
         Returns:
             The folder, and the counts of all parts together.
@@ -107,16 +106,12 @@ class TrajectoryWriter:
                 return record
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} cannot be read ({error}); remove it and start the collection again, which makes it anew"
+                f"{path} cannot be read ({error}); remove it and start the collection again, which writes it again"
             ) from error
 
 
-def refuse_finished(folder: Path) -> None:
-    """Refuse a folder that is there.
-
-    Raises:
-        FileExistsError: it is.
-    """
+def check_absent(folder: Path) -> None:
+    """Raise FileExistsError if the folder exists."""
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; remove it, or collect into another folder")
 
@@ -130,11 +125,11 @@ def _is_begun(work: Path) -> bool:
 
 
 def _plan_of(work: Path) -> dict[str, object]:
-    """What an unfinished collection is of."""
+    """Identity and plan of an unfinished collection."""
     try:
         return _flat(json.loads((work / _PLAN).read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{work} is no unfinished collection that could be gone on with ({error}); {_way_out(work)}") from error
+        raise ValueError(f"{work} is not an unfinished collection that can be continued ({error}); {_way_out(work)}") from error
 
 
 def _way_out(work: Path) -> str:
@@ -146,7 +141,7 @@ def _name(part: int) -> str:
 
 
 def _tensors(trajectories: Sequence[Trajectory], identity: StoreIdentity) -> dict[str, Tensor]:
-    """Whole distributions are stored as float16; of those by their top tokens there are so few numbers that float32 will do."""
+    """Tensors of a part: whole distributions as float16, top tokens, which are few, as float32."""
 
     def joined(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         return torch.cat([torch.empty(0, *parts[0].shape[1:]), *parts]).to(dtype) if parts else torch.empty(0, dtype=dtype)
@@ -170,7 +165,7 @@ def _tensors(trajectories: Sequence[Trajectory], identity: StoreIdentity) -> dic
 
 
 def _flat(record: dict[str, object]) -> dict[str, object]:
-    """The values of nested groups beside the others."""
+    """Flatten nested groups."""
     return {
         name: inner
         for key, value in record.items()

@@ -1,6 +1,4 @@
-"""The mean-field gap over a validation: what the teacher decodes is kept, as neither it nor the studies change. Used by stage 3.
-
-Knows gaps and batches; nothing of models.
+"""The mean-field gap of a validation. The teacher's decodes are kept, as neither it nor the studies change.
 
 Shapes: R response in whole blocks, M chosen positions, V vocabulary, G blocks.
 """
@@ -19,7 +17,7 @@ from echo_pl.stages.parallel import is_distributed
 from echo_pl.structs import Batch, Trajectory
 
 Gaps = Callable[[list[Trajectory | None]], Tensor]
-"""From trajectories of a batch to the gaps of their blocks."""
+"""From the trajectories of a batch to the gaps of their blocks."""
 
 
 def gaps_of(
@@ -28,9 +26,9 @@ def gaps_of(
     """Gaps (G,) of all blocks that a teacher has decoded.
 
     Args:
-        trajectories: of a batch.
+        trajectories: trajectories of a batch.
         labels: the same on the batch's block grid.
-        logits_MV: at the supervised positions, all of their blocks masked.
+        logits_MV: logits at the supervised positions, with all of their blocks masked.
         never_sampled: ids that no decoder emits.
     """
     chosen_BR = labels.supervised_BR
@@ -50,7 +48,7 @@ class GapCheck:
         self._sums = torch.zeros(3)
 
     def start(self, device: torch.device) -> None:
-        """Begin an epoch."""
+        """Start an epoch."""
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def update(
@@ -59,11 +57,11 @@ class GapCheck:
         """Measure one batch, if it is among the first.
 
         Args:
-            batch: of the validation.
+            batch: a validation batch.
             batch_index: its number.
-            decode: the teacher's trajectories of it; asked once per batch and training.
+            decode: decodes the teacher's trajectories; called once per batch and training.
             student: gaps of the student.
-            teacher: gaps of the teacher; likewise asked once.
+            teacher: gaps of the teacher; called once per batch and training.
         """
         if batch_index >= self.batches:
             return
@@ -75,7 +73,7 @@ class GapCheck:
         self._sums += torch.stack([gaps.sum(), of_teacher.to(gaps.device), gaps.new_tensor(len(gaps))])
 
     def compute(self) -> dict[str, float]:
-        """``val/mean_field_gap`` and ``val/mean_field_gap_teacher``, in nats per block; empty without a block on any rank."""
+        """``val/mean_field_gap`` and ``val/mean_field_gap_teacher``, in nats per block; empty if no rank has a block."""
         if self.batches == 0:
             return {}
         sums = self._sums.clone()

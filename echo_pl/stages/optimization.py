@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule, shared by the stages by composition."""
+"""Optimizer and learning-rate schedule of the stages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Optimization:
         return self.final_share + (1.0 - self.final_share) * cosine
 
     def configure(self, module: nn.Module, total_steps: int | float) -> OptimizerLRSchedulerConfig:
-        """Return what ``LightningModule.configure_optimizers`` returns, over the parameters that are trained.
+        """Return optimizer and schedule of the trained parameters, in the form of ``LightningModule.configure_optimizers``.
 
         Raises:
             ValueError: a cosine over a training without an end.

@@ -1,4 +1,4 @@
-"""From a training sequence to the logits that a loss wants, with one study a row or several. Used by the stages by composition."""
+"""Logits of training sequences at the positions of a loss, with one study per row or several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SequenceLogits:
     """Forwards of training sequences.
 
     Args:
-        pack_tokens: most tokens of a packed row; None: every study has a row of its own.
+        pack_tokens: most tokens of a packed row; None: one study per row.
 
     Raises:
         ValueError: ``pack_tokens`` is not positive.
@@ -23,19 +23,19 @@ class SequenceLogits:
 
     def __init__(self, pack_tokens: int | None = None) -> None:
         if pack_tokens is not None and pack_tokens < 1:
-            raise ValueError(f"pack_tokens must be positive, or null for one study a row; got {pack_tokens}")
+            raise ValueError(f"pack_tokens must be positive, or null for one study per row; got {pack_tokens}")
         self.pack_tokens = pack_tokens
         self.padding: dict[str, float] = {}
-        """Of the last forward, if it was packed: the share of padding, and what it would have been."""
+        """Share of padding in the last packed forward, and the share without packing."""
 
     def __call__(self, vlm: VLM, sequence: TrainingSequence, images: Images, chosen_BT: Tensor) -> Tensor:
         """Logits (M, V) at chosen tokens, row after row of ``chosen_BT``.
 
         Args:
             vlm: the model.
-            sequence: one study a row.
-            images: of all studies, in their order.
-            chosen_BT: bool, where logits are wanted.
+            sequence: one study per row.
+            images: images of all studies, in their order.
+            chosen_BT: bool, positions of the logits.
         """
         positions = vlm.sequence_positions(sequence, images.grid_thw)
         if self.pack_tokens is None:
@@ -53,12 +53,12 @@ class SequenceLogits:
 
 
 def images_in_order(sequence: TrainingSequence, images: Images, packing: Packing, image_token: int) -> Tensor:
-    """Numbers of the images in the order in which packed rows hold their placeholders."""
+    """Numbers of the images in the order of their placeholders in packed rows."""
     if not len(images):
         return torch.zeros(0, dtype=torch.long)
     patches_I = images.grid_thw.prod(-1).cpu()
     tokens_B = (sequence.input_ids_BT == image_token).sum(-1).cpu()
     per_token = int(patches_I.sum()) // int(tokens_B.sum())
-    # An image belongs to the study whose placeholders its last one is among.
+    # An image belongs to the study that holds its last placeholder.
     study_I = torch.searchsorted(tokens_B.cumsum(0), (patches_I // per_token).cumsum(0))
     return torch.cat([(study_I == b).nonzero()[:, 0] for b in packing.studies])

@@ -1,7 +1,4 @@
-"""What every stage that writes reports validates with: decoding a small fixed set and scoring the texts.
-
-Used by the stages by composition. Knows samplers and metrics; nothing of losses.
-"""
+"""Validation of a stage that writes reports: decode a small fixed set and score the texts."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ LOGGED = {
     "val": ("finding_f1", "valid_sentences", "rouge_l", "duplicate_word_rate", "stopped", "looped"),
     "speed": ("tpf", "nfe", "forwards_per_block", "tps"),
 }
-"""What is logged of the suite's scores, by the group it is logged in; ``tps`` is of one rank."""
+"""Logged scores of the suite, by group; ``tps`` is measured on one rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTools:
-    """What a stage has to know of its data: ids, and the way from ids to a judged text. Ready-made by the data room."""
+    """Parts of the data that a stage needs: ids, and the conversion from ids to a judged text."""
 
     special: SpecialTokens
     vocab_size: int
@@ -36,15 +33,15 @@ class TextTools:
     """Token ids before eos -> report."""
     judge: ReportJudge | None
     fingerprint: str
-    """Of the data; kept in checkpoints."""
+    """Fingerprint of the data; kept in checkpoints."""
     vision_fingerprint: str | None = None
-    """Of the vision tower whose stored output the batches carry; None: they carry pixels."""
+    """Fingerprint of the vision tower whose stored output is in the batches; None: the batches hold pixels."""
     word_starts: Callable[[], Sequence[int]] = tuple
-    """The ids that begin a word; none, unless the data room says."""
+    """Returns the ids that begin a word."""
 
 
 def check_not_compiled(decode: DecodeConfig) -> None:
-    """Raise ValueError for compiled steps: what a stage decodes is in training, and has other weights at every step."""
+    """Raise ValueError for compiled steps, as the weights of a stage's model change at every step."""
     if decode.compile:
         raise ValueError(
             "stage.module.decode.compile=true is for frozen models (echo_pl.sampling, make bench); a stage trains its own"
@@ -55,8 +52,9 @@ class GenerationCheck:
     """Decodes the first validation batches of an epoch and scores them.
 
     Args:
-        batches: How many.
-        in_blocks: Whether what is decoded has blocks, and so a number of forwards for each.
+        text: ids and texts.
+        batches: number of batches.
+        in_blocks: the model decodes in blocks, so there is a number of forwards per block.
 
     Raises:
         ValueError: ``batches`` is negative.
@@ -70,7 +68,7 @@ class GenerationCheck:
         self._suite: ReportSuite | None = None
 
     def start(self, device: torch.device) -> None:
-        """Begin an epoch. The sums are kept on ``device``, the module's, since ranks add them up there."""
+        """Start an epoch. The sums are kept on the module's ``device``, where ranks add them."""
         self._suite = ReportSuite(self.text.judge).to(device)
 
     def update(self, sampler: BlockSampler | AutoregressiveSampler, batch: Batch, batch_index: int) -> None:

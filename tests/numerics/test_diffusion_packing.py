@@ -232,7 +232,7 @@ def test_a_chosen_token_of_no_study_is_refused(batch):
 
 @pytest.mark.parametrize("tokens", [0, -5])
 def test_rows_without_room_are_refused(batch, tokens):
-    with pytest.raises(ValueError, match=f"pack_tokens must be positive, or null for one study a row; got {tokens}"):
+    with pytest.raises(ValueError, match=f"pack_tokens must be positive, or null for one study per row; got {tokens}"):
         SequenceLogits(tokens)
     with pytest.raises(ValueError, match=f"room for at least one token, got {tokens}"):
         pack(rad(batch, "response", "causal", copies=1)[0], tokens)

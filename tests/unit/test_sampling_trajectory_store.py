@@ -126,7 +126,7 @@ def test_an_unfinished_collection_of_something_else_raises(tmp_path, identity, p
 def test_a_folder_without_a_collection_is_not_changed(tmp_path):
     (tmp_path / "store.part").mkdir()
     (tmp_path / "store.part" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"store.part is no unfinished collection .*; remove .* or collect into another folder"):
+    with pytest.raises(ValueError, match=r"store.part is not an unfinished collection .*; remove .* or collect into"):
         TrajectoryWriter(tmp_path / "store", IDENTITY, PLAN)
     assert contents(tmp_path / "store.part") == {"notes.txt": b"mine"}
 
@@ -184,7 +184,7 @@ def test_a_torn_part_is_named(tmp_path):
     write(tmp_path / "store")
     part = tmp_path / "store" / "part-00002.safetensors"
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"part-00002.safetensors cannot be read: .*collect the trajectories anew"):
+    with pytest.raises(ValueError, match=r"part-00002.safetensors cannot be read: .*collect the trajectories again"):
         TrajectoryStore(tmp_path / "store")
     part.unlink()
     with pytest.raises(ValueError, match=r"part-00002.safetensors cannot be read"):
@@ -199,7 +199,7 @@ def test_a_torn_index_is_named(tmp_path):
     without = {name: value for name, value in whole.items() if name != "dropped"}
     for torn in (text[:40], "[]", json.dumps({"schema_version": whole["schema_version"]}), json.dumps(without)):
         index.write_text(torn, encoding="utf-8")
-        with pytest.raises(ValueError, match=r"index.json.*collect the trajectories anew"):
+        with pytest.raises(ValueError, match=r"index.json.*collect the trajectories again"):
             TrajectoryStore(tmp_path / "store")
 
 
@@ -334,5 +334,5 @@ def test_bigrams_that_cannot_be_counted_raise(tmp_path):
     ):
         stored_bigrams(tmp_path / "store", 0.5, 9, "f00d")
     (tmp_path / "store" / "part-00002.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"part-00002.safetensors cannot be read: .*; collect the trajectories anew"):
+    with pytest.raises(ValueError, match=r"part-00002.safetensors cannot be read: .*; collect the trajectories again"):
         stored_bigrams(tmp_path / "store", 0.5, 60_000, "f00d")
