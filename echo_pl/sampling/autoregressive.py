@@ -8,7 +8,7 @@ Shapes: B batch, A active samples, P context.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from echo_pl.sampling.forwards import NfeCounter
 from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.remasking import Prediction, predict
 from echo_pl.sampling.repetition import in_loop, is_loop_check_due
+from echo_pl.sampling.reports import DecodedReports
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
@@ -86,15 +87,7 @@ class AutoregressiveSampler:
             decode = _Decode(self, start, recorder)
             decode.run(start.logits_BV.clone())  # a decode masks the ids that are never sampled in its logits
             seconds = now(device) - started
-        return DecodeResult(
-            **decode.fields(),
-            nfe_B=decode.counter.nfe_B,
-            kv_write_nfe_B=decode.counter.kv_write_nfe_B,
-            forwards=decode.counter.forwards,
-            prefill_seconds=start.seconds,
-            decode_seconds=seconds,
-            block_size=1,
-        )
+        return decode.reports.result(self.special.eos, self.max_response_tokens, decode.counter, start.seconds, seconds)
 
 
 class _TokenStep(Protocol):
@@ -129,8 +122,7 @@ class _Decode:
         self.recorder, self.choice = recorder, sampler.token_choice
         B, self.device = len(start.next_position_B), start.next_position_B.device
         self.next_position_A, self.rows_A = start.next_position_B, torch.arange(B)
-        self.counter, self.looped_B = NfeCounter(B), torch.zeros(B, dtype=torch.bool)
-        self._written: list[tuple[Tensor, Tensor]] = []
+        self.counter, self.reports = NfeCounter(B), DecodedReports(torch.zeros(B, dtype=torch.long), 1)
         self.never_sampled = torch.tensor(self.special.never_sampled, device=self.device)
         self.generator = torch.Generator().manual_seed(self.choice.seed) if self.choice.temperature else None
         start.rewind(self.limit)
@@ -169,24 +161,10 @@ class _Decode:
 
     def _append(self, token_A1: Tensor, history: list[Tensor], place: int) -> Tensor:
         """Append one token to each active report; return which samples continue (bool (A,), on the CPU)."""
-        token = token_A1[:, 0].cpu()
-        self._written.append((self.rows_A, token))
-        continues_A = token != self.special.eos
+        token, looped = token_A1.cpu(), None
+        continues_A = token[:, 0] != self.special.eos
         if is_loop_check_due(place, place + 1, self.limit):
             looped = in_loop(torch.cat(history, dim=1), self.loop_stop).cpu() & continues_A
-            self.looped_B[self.rows_A] |= looped
             continues_A &= ~looped
+        self.reports.add(self.rows_A, token, looped)
         return continues_A
-
-    def fields(self) -> dict[str, Any]:
-        """Fields of the result that hold the reports and the reasons of their end."""
-        B = len(self.looped_B)
-        tokens_BR = torch.zeros(B, len(self._written), dtype=torch.long)
-        written_B, stopped_B = torch.zeros(B, dtype=torch.long), torch.zeros(B, dtype=torch.bool)
-        for place, (rows_A, token_A) in enumerate(self._written):
-            tokens_BR[rows_A, place] = token_A
-            written_B[rows_A] += 1
-            stopped_B[rows_A] |= token_A == self.special.eos
-        lengths = (written_B - stopped_B.long()).tolist()
-        tokens = tuple(tokens_BR[row, :length] for row, length in enumerate(lengths))
-        return {"tokens": tokens, "stopped_B": stopped_B, "looped_B": self.looped_B, "written_B": written_B}

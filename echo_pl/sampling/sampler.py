@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from echo_pl.sampling.forced_prefix import ForcedPrefix
 from echo_pl.sampling.forwards import BlockForwards, CachedForwards, NfeCounter, UncachedForwards, cache_capacity
 from echo_pl.sampling.prefill import Prefill, prefill
 from echo_pl.sampling.repetition import in_loop, is_loop_check_due
+from echo_pl.sampling.reports import DecodedReports
 from echo_pl.sampling.tilted import Tilt, TiltedForwards
 from echo_pl.sampling.trajectory import Recorder
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
@@ -94,15 +95,8 @@ class BlockSampler:
             decode = _Decode(self, prompt, batch.keys, self._forwards(prompt, batch, start, counter), recorder, prefix)
             decode.run()
             seconds = now(device) - started
-        return DecodeResult(
-            **decode.reports.fields(self.special.eos, self.config.max_response_tokens),
-            nfe_B=counter.nfe_B,
-            kv_write_nfe_B=counter.kv_write_nfe_B,
-            forwards=counter.forwards,
-            prefill_seconds=0.0 if start is None else start.seconds,
-            decode_seconds=seconds,
-            block_size=self.config.block_size,
-        )
+        limit, prefill_seconds = self.config.max_response_tokens, 0.0 if start is None else start.seconds
+        return decode.reports.result(self.special.eos, limit, counter, prefill_seconds, seconds)
 
     def _prompt(self, batch: Batch) -> BlockedContext:
         return block_context(batch.context_ids_BP, batch.context_lengths_B, self.config.layout, self.special.image)
@@ -168,7 +162,7 @@ class _Decode:
         self.forwards, self.recorder = forwards, recorder
         self.device = prompt.context_ids_BP.device
         self.bigrams = None if sampler.bigrams is None else sampler.bigrams.to(self.device)
-        self.reports = _Reports(prompt.tail_lengths_B.cpu(), self.config.block_size)
+        self.reports = DecodedReports(prompt.tail_lengths_B.cpu(), self.config.block_size)
         self.history: list[Tensor] = []
         """Final ids (A, L) of the blocks so far, of the active samples."""
         # The context tail takes part of the first block, so the absolute grid may need one block more for the same response.
@@ -262,7 +256,7 @@ class _Decode:
                 looped_A &= was_masked_AL.any(-1)  # a loop in forced tokens is no failure of this decode
         # The only host sync of a block whose number of steps is fixed.
         block_stats = torch.cat([block_ids_AL, ended_A[:, None], looped_A[:, None]], dim=1).cpu()
-        self.reports.add(rows_A, block_stats)
+        self.reports.add(rows_A, block_stats[:, :L], block_stats[:, L + 1].bool())
         continues_A = block_stats[:, L:].sum(-1) == 0
         if block.number + 1 == self.n_response_blocks:  # only samples with a tail have another block
             continues_A &= self.reports.tail_B[rows_A] > 0
@@ -275,33 +269,3 @@ class _Decode:
             self.forwards.keep_rows(kept_rows)
             block_ids_AL, self.history = block_ids_AL[kept_rows], [past[kept_rows] for past in self.history]
         self.forwards.finish_block(number, block_ids_AL)
-
-
-class _Reports:
-    """Decoded blocks of the whole batch."""
-
-    def __init__(self, tail_B: Tensor, block_size: int) -> None:
-        self.tail_B, self._L = tail_B, block_size
-        self._blocks: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, rows_A: Tensor, block_stats: Tensor) -> None:
-        """Append the next block of these samples: (A, L + 2) with its tokens, has it eos, is it a loop."""
-        self._blocks.append((rows_A, block_stats))
-
-    def fields(self, eos: int, limit: int) -> dict[str, Any]:
-        """Fields of the result: tokens after the context tail and before the first eos, at most ``limit``; reasons of their end."""
-        B, L = len(self.tail_B), self._L
-        tokens_BR = torch.zeros(B, len(self._blocks) * L, dtype=torch.long)
-        written_B, looped_B = -self.tail_B, torch.zeros(B, dtype=torch.bool)
-        for number, (rows_A, block_stats) in enumerate(self._blocks):
-            tokens_BR[rows_A, number * L : (number + 1) * L] = block_stats[:, :L]
-            written_B[rows_A] += L
-            looped_B[rows_A] |= block_stats[:, L + 1].bool()
-        reports = []
-        stopped_B = torch.zeros(B, dtype=torch.bool)
-        for row, (tail, written) in enumerate(zip(self.tail_B.tolist(), written_B.tolist(), strict=True)):
-            tokens = tokens_BR[row, tail : tail + min(written, limit)]
-            at_eos = (tokens == eos).nonzero()
-            stopped_B[row] = len(at_eos) > 0
-            reports.append(tokens[: int(at_eos[0, 0])] if len(at_eos) else tokens)
-        return {"tokens": tuple(reports), "stopped_B": stopped_B, "looped_B": looped_B, "written_B": written_B}

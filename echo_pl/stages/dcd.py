@@ -187,7 +187,7 @@ class DCDModule(ReportStage):
 
     def decode_teacher(self, batch: Batch) -> Found:
         """The teacher's own trajectories of a batch, decoded now and without distributions; nothing is counted."""
-        return self.phase_1.decode(self.teacher, batch, distributions=False)[0]
+        return self.phase_1.decode_teacher(batch, self.teacher)
 
     def loss(
         self, batch: Batch, trajectories: Found, epoch: int, progress: float | None = None

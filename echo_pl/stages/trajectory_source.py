@@ -6,6 +6,8 @@ Implements docs/explain/method.md, "Stage 3, DCDModule". Used by the stage by co
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -16,8 +18,7 @@ from echo_pl.diffusion.noise import sample_generator
 from echo_pl.sampling.collect import store_identity, usable_trajectories
 from echo_pl.sampling.config import DecodeConfig, check_weight
 from echo_pl.sampling.decoder import StageDecoder
-from echo_pl.sampling.forced_prefix import prepend_prefix, sample_prefix_lengths
-from echo_pl.sampling.sampler import BlockSampler
+from echo_pl.sampling.forced_prefix import ForcedPrefix, prepend_prefix, sample_prefix_lengths
 from echo_pl.sampling.tilted import Tilt
 from echo_pl.sampling.trajectory import TrajectoryRecorder
 from echo_pl.sampling.trajectory_store import CollectionCounts, TrajectoryStore
@@ -65,7 +66,7 @@ class TrajectorySource:
             raise ValueError("student_prefix follows the student as it learns: it decodes on the fly, leave trajectories unset")
         self.distributions, self.folder, self.student_prefix = distributions, folder, student_prefix
         check_weight(tilt, "a tilt")
-        self.decode = TeacherDecode(decoder, decode, seed, tilt)
+        self.decoder, self.decode, self.tilt, self.seed = decoder, decode, tilt, seed
         self.dropped = {"loops": 0, "endless": 0}
         """Trajectories dropped so far on all ranks, when decoded on the fly."""
         self._whole = whole
@@ -85,16 +86,13 @@ class TrajectorySource:
         if self.folder is None:
             return
         store = TrajectoryStore(self.folder)
-        store.check(
-            store_identity(self.decode.decode, weights_fingerprint(teacher), data, self.distributions, tilt=self.decode.tilt)
-        )
+        store.check(store_identity(self.decode, weights_fingerprint(teacher), data, self.distributions, tilt=self.tilt))
         kept, vocabulary = store.identity.kept_tokens, len(teacher.network.lm_head.weight)
         if self._whole and 0 < kept < vocabulary:
             log.warning(
                 "the trajectories in %s keep the %s likeliest of %s tokens of every distribution, and reverse KL loses several "
                 "per cent of itself on them: collect whole ones (echo-pl trajectories collect --keep 0; in a sweep "
-                "sweep.kept_tokens=0), or "
-                "leave stage.module.trajectories unset to decode on the fly",
+                "sweep.kept_tokens=0), or leave stage.module.trajectories unset to decode on the fly",
                 store.folder, kept, vocabulary,
             )  # fmt: skip
         self._store = store
@@ -115,13 +113,41 @@ class TrajectorySource:
         if self._store is not None:
             return [self._store.get(key) for key in batch.keys]
         if self.student_prefix:
-            found, counts = self.decode.after_student(
-                teacher, student, batch, self.distributions, self.student_prefix, epoch, tail_B
-            )
+            found, counts = self._after_student(batch, teacher, student, epoch, tail_B)
         else:
-            found, counts = self.decode(teacher, batch, self.distributions, student)
+            found, counts = self._decode(batch, teacher, student, self.distributions)
         self._count(counts, tail_B.device)
         return found
+
+    def decode_teacher(self, batch: Batch, teacher: VLM) -> Found:
+        """The teacher's own trajectories of a batch, decoded now and without distributions; nothing is counted."""
+        return self._decode(batch, teacher, student=None, distributions=False)[0]
+
+    def _decode(
+        self, batch: Batch, teacher: VLM, student: VLM | None, distributions: bool, prefix: ForcedPrefix | None = None
+    ) -> tuple[Found, CollectionCounts]:
+        """The teacher's trajectories of a batch; with a student, tilted towards it."""
+        tilt = None if student is None or not self.tilt else Tilt(student=student, weight=self.tilt)
+        with _as_collected(batch):
+            return usable_trajectories(self.decoder.multi_step(teacher, tilt), batch, distributions, prefix=prefix)
+
+    def _after_student(
+        self, batch: Batch, teacher: VLM, student: VLM, epoch: int, tail_B: Tensor
+    ) -> tuple[Found, CollectionCounts]:
+        """For a share of the studies, the student writes the first blocks in one step, and the teacher the rest.
+
+        The student's tokens have commit step 0 in the trajectories: they are context, and not trained on.
+        """
+        L, special, tails = self.decode.block_size, self.decoder.special, tail_B.cpu()
+        recorder = TrajectoryRecorder()
+        with _as_collected(batch):
+            self.decoder.multi_step(student, denoising_steps=1, kv_cache="fused", gate=0.0).generate(batch, recorder)
+        # Different keys, as the objective's masks are seeded by the keys of the studies.
+        generators = [sample_generator(self.seed, f"{key}/student_prefix", epoch) for key in batch.keys]
+        forced = sample_prefix_lengths(recorder.trajectories(batch.keys), tails, self.student_prefix, special.eos, generators)
+        found, counts = self._decode(batch, teacher, student, self.distributions, forced)
+        prefixes = [forced.tokens(row, tail, L) for row, tail in enumerate(tails.tolist())]
+        return [None if t is None else prepend_prefix(t, prefix) for t, prefix in zip(found, prefixes, strict=True)], counts
 
     def _count(self, counts: CollectionCounts, device: torch.device) -> None:
         dropped = torch.tensor([counts.dropped_loops, counts.dropped_endless], device=device)
@@ -139,40 +165,8 @@ class TrajectorySource:
         return {"train/dropped_loops": float(loops), "train/dropped_endless": float(endless)}
 
 
-class TeacherDecode:
-    """Decodes a teacher's trajectories; see :class:`TrajectorySource` for the arguments."""
-
-    def __init__(self, decoder: StageDecoder, decode: DecodeConfig, seed: int, tilt: float) -> None:
-        self.decoder, self.decode, self.seed, self.tilt = decoder, decode, seed, tilt
-
-    def __call__(
-        self, teacher: VLM, batch: Batch, distributions: bool, student: VLM | None = None
-    ) -> tuple[Found, CollectionCounts]:
-        """The teacher's trajectories of a batch; with ``student``, tilted towards it."""
-        # Without autocast, trajectories are the same as those that a collection stores.
-        with torch.random.fork_rng(devices=[]), torch.autocast(batch.context_ids_BP.device.type, enabled=False):
-            return usable_trajectories(self._sampler(teacher, student), batch, distributions)
-
-    def _sampler(self, teacher: VLM, student: VLM | None) -> BlockSampler:
-        tilt = None if student is None or not self.tilt else Tilt(student=student, weight=self.tilt)
-        return self.decoder.multi_step(teacher, tilt)
-
-    def after_student(
-        self, teacher: VLM, student: VLM, batch: Batch, distributions: bool, share: float, epoch: int, tail_B: Tensor
-    ) -> tuple[Found, CollectionCounts]:
-        """For a share of the studies, the student writes the first blocks in one step, and the teacher the rest.
-
-        The student's tokens have commit step 0 in the trajectories: they are context, and not trained on.
-        """
-        tails = tail_B.cpu()
-        # Different keys, as the objective's masks are seeded by the keys of the studies.
-        generators = [sample_generator(self.seed, f"{key}/student_prefix", epoch) for key in batch.keys]
-        with torch.random.fork_rng(devices=[]), torch.autocast(batch.context_ids_BP.device.type, enabled=False):
-            recorder = TrajectoryRecorder()
-            self.decoder.multi_step(student, denoising_steps=1, kv_cache="fused", gate=0.0).generate(batch, recorder)
-            written = recorder.trajectories(batch.keys)
-            forced = sample_prefix_lengths(written, tails, share, self.decoder.special.eos, generators)
-            found, counts = usable_trajectories(self._sampler(teacher, student), batch, distributions, prefix=forced)
-        L = self.decode.block_size
-        prefixes = [forced.tokens(row, tail, L) for row, tail in enumerate(tails.tolist())]
-        return [None if t is None else prepend_prefix(t, prefix) for t, prefix in zip(found, prefixes, strict=True)], counts
+@contextmanager
+def _as_collected(batch: Batch) -> Iterator[None]:
+    """Decode in the weights' own type, without autocast, as a collection does; keep the random state."""
+    with torch.random.fork_rng(devices=[]), torch.autocast(batch.context_ids_BP.device.type, enabled=False):
+        yield
