@@ -23,6 +23,8 @@ from echo_pl.config.keys import ROOT, did_you_mean, dotted_names
 
 TRACEBACK = "ECHO_PL_TRACEBACK"
 """Set this environment variable to see the traceback of an error."""
+_WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""Errors of the system that a wrong argument causes."""
 
 
 def explain(error: Exception) -> str:
@@ -85,14 +87,18 @@ def options(group: str) -> list[str]:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn errors that a user can act on into one message and exit status 2."""
+    """Turn errors that a user can act on into one message, and exit.
+
+    Exit status 2: wrong usage, such as a bad value or a missing file. Exit status 1: the work failed, such as on a full disk.
+    """
     try:
         yield
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get(TRACEBACK):
             raise
         print(f"echo-pl: {explain(error)}\n(set {TRACEBACK}=1 to see the traceback)", file=sys.stderr)
-        raise SystemExit(2) from None
+        failed = isinstance(error, OSError) and not isinstance(error, _WRONG_PATHS)
+        raise SystemExit(1 if failed else 2) from None
 
 
 @contextmanager

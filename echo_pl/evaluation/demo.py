@@ -68,7 +68,8 @@ class DemoResults:
             reproduce=command,
         )
         shown = [item for item in self.evaluated if item.setting.batch_size == 1]
-        references = dict(list(_references(self.data).items())[:SHOWN])
+        decoded = set(self.evaluated[0].outcome.keys)
+        references = {key: reference for key, reference in _references(self.data).items() if key in decoded}
         studies = shown_studies(shown, references, self.data.images("test", list(references)), self.trajectories)
         page = render_page(
             title, rows, studies, self.data.judge, introduction=" ".join(notes), signatures=signatures, reproduce=command

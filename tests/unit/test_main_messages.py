@@ -56,6 +56,13 @@ def test_errors_of_a_user_end_in_one_message_and_status_2(capsys, monkeypatch):
     assert "Traceback" not in message
 
 
+def test_work_that_failed_ends_with_status_1(capsys):
+    with pytest.raises(SystemExit) as ended, reported():
+        raise OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+    assert ended.value.code == 1
+    assert "no space left" in capsys.readouterr().err
+
+
 def test_errors_of_the_program_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), reported():
         raise ZeroDivisionError
