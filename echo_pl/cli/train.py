@@ -118,9 +118,9 @@ def run_job(config: DictConfig) -> None:
     from echo_pl.runs.run import run
 
     if config.get("sweep") is not None:  # one job of several: the sweeper reports its errors at the end
-        from echo_pl.sweeps.job import carry_out
+        from echo_pl.sweeps.job import run_part
 
-        carry_out(config)
+        run_part(config)
         return
     try:
         with reported(), together():

@@ -1,4 +1,4 @@
-"""What a sweep compares: a cell for every student, and one for every teacher and AR model that it comes from. Knows no launcher."""
+"""Cells of a sweep: one for every student, and one for every teacher and AR model that it starts from."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from echo_pl.sweeps.plan import FIRST_STUDENT, Part, parts
+from echo_pl.sweeps.plan import FIRST_STUDENT, SweepPart, parts
 
 AXES = ("block_size", "ablation", "seed")
-"""What cells are told apart by; other swept keys are their variant."""
+"""Swept keys that identify a cell; other swept keys are its variant."""
 AR, TEACHER = "ar", "teacher"
-"""What stands in the place of an objective, for models that were not distilled."""
-OF_TEACHERS = {
+"""Names instead of an objective, for models without distillation."""
+TEACHER_ABLATIONS = {
     "rad_scale": "+sweep.stages.rad.limit_train=600,1200,2400",
     "grow": "sweep.grow=[4,8]",
 }
-"""Ablations of stage 2, which a sweep's students have nothing of, and how a sweep asks for the same."""
+"""Ablations of stage 2, which do not apply to the students of a sweep, and the setting of a sweep that replaces each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,14 @@ class Job:
     """One combination of the axes, and the chain of parts that it needs."""
 
     overrides: tuple[str, ...]
-    chain: tuple[Part, ...]
+    chain: tuple[SweepPart, ...]
     objective: str
     variant: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A part whose scores are compared, as tables name it."""
+    """A scored part, with its names in tables."""
 
     part: str
     objective: str
@@ -40,17 +40,17 @@ class Cell:
     block_size: int
     seed: int
     base: str
-    """Name of the AR model that it comes from, or its own."""
+    """Name of the AR model that it starts from, or its own name."""
 
     @property
     def label(self) -> str:
-        """What people read."""
+        """Name in tables and plots."""
         block = "" if self.objective == AR else f" L{self.block_size}"
         return f"{self.objective}{block} seed {self.seed}" + (f" ({self.variant})" if self.variant else "")
 
     @property
     def params(self) -> dict[str, str]:
-        """As MLflow keeps them."""
+        """Parameters in MLflow."""
         return {
             "objective": self.objective,
             "variant": self.variant or "-",
@@ -60,38 +60,30 @@ class Cell:
 
 
 def make_job(overrides: Sequence[str], swept: Sequence[str], config: DictConfig) -> Job:
-    """From a composed configuration, Hydra's own node included.
-
-    Raises:
-        ValueError: it cannot be part of a sweep.
-    """
+    """Job of a composed configuration, the ``hydra`` node included; raises ValueError if it cannot be part of a sweep."""
     objective = config.hydra.runtime.choices.get("ablation") or "dcd"
-    refuse_ablation(objective)
+    check_ablation(objective)
     plain = [one.lstrip("+") for one in overrides]
     others = [one for one in plain if (key := one.partition("=")[0]) in swept and key not in AXES]
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return Job(overrides=tuple(overrides), chain=tuple(parts(own)), objective=str(objective), variant=" ".join(others))
 
 
-def refuse_ablation(name: str) -> None:
-    """Refuse an ablation of the stage before, whose settings the students of a sweep would take for theirs, or not at all.
-
-    Raises:
-        ValueError: naming what to give in its place.
-    """
-    if name in OF_TEACHERS:
+def check_ablation(name: str) -> None:
+    """Raise ValueError for an ablation of stage 2, whose settings students would take for their own or ignore."""
+    if name in TEACHER_ABLATIONS:
         raise ValueError(
-            f"ablation={name} is for single runs of stage rad, and a sweep's jobs are of stage dcd: leave it out, and give "
-            f"{OF_TEACHERS[name]}, which is for the teachers"
+            f"ablation={name} is for single runs of stage rad, and a sweep's jobs are of stage dcd: replace it by "
+            f"{TEACHER_ABLATIONS[name]}, which is for the teachers"
         )
 
 
 def make_cells(jobs: Sequence[Job]) -> list[Cell]:
-    """One for each part that writes reports, in the order of the jobs; shared parts once.
+    """Cells of all parts that write reports, in the order of the jobs; a shared part has one cell.
 
-    Of several teachers of the same block size and seed (other reports, other data) each is named after the jobs that use it.
+    Several teachers of one block size and seed (other reports, other data) are named after the jobs that use them.
     """
-    users: dict[str, tuple[Part, list[Job]]] = {}
+    users: dict[str, tuple[SweepPart, list[Job]]] = {}
     for job in jobs:
         for part in job.chain:
             if part.writes_reports:
@@ -103,7 +95,7 @@ def make_cells(jobs: Sequence[Job]) -> list[Cell]:
         own = next((job for job in of if job.chain[-1].name == name), None)
         if own is not None:
             objective, variant = own.objective, own.variant
-        elif part.stage == "dcd":  # a student that a teacher leans to, and that no job asks for by itself
+        elif part.stage == "dcd":  # a student that a teacher is tilted to and that is no job by itself
             objective, variant = (
                 part.config.stage.module.objective.get("name", FIRST_STUDENT),
                 f"for {of[0].objective} {of[0].variant}".strip(),
@@ -117,5 +109,5 @@ def make_cells(jobs: Sequence[Job]) -> list[Cell]:
     return cells
 
 
-def _place(part: Part) -> tuple[int, int]:
+def _place(part: SweepPart) -> tuple[int, int]:
     return 1 if part.stage == "pretrain" else int(part.config.block_size), int(part.config.seed)

@@ -47,17 +47,13 @@ COLUMNS = (
 
 
 def find_parent(client: MlflowClient, experiment: str, sweep: str | None, parent: str | None) -> Run:
-    """The parent run of a sweep: by id, by name, or the only one.
-
-    Raises:
-        ValueError: there is none, or there are several to choose from.
-    """
+    """Parent run of a sweep: by id, by name, or the only one; raises ValueError without exactly one."""
     if parent is not None:
         if sweep is not None:
-            raise ValueError("--sweep and --parent both say which sweep: give one of them")
+            raise ValueError("--sweep and --parent both name a sweep: give one of them")
         found = client.get_run(parent)
         if SWEEP not in found.data.tags:
-            raise ValueError(f"run {parent} is no parent run of a sweep: it has no tag {SWEEP}")
+            raise ValueError(f"run {parent} is not the parent run of a sweep: it has no tag {SWEEP}")
         return found
     place = client.get_experiment_by_name(experiment)
     if place is None:
@@ -67,13 +63,15 @@ def find_parent(client: MlflowClient, experiment: str, sweep: str | None, parent
     sweeps = [run for run in there if sweep in (None, run.data.tags[SWEEP])]
     if len(sweeps) != 1:
         names = ", ".join(f"{run.data.tags[SWEEP]} ({run.info.run_id})" for run in sweeps or there) or "none"
-        asked = "one sweep" if sweep is None else f"one sweep named {sweep!r}"
-        raise ValueError(f"experiment {experiment!r} has not {asked}; there are: {names}; give --sweep <name> or --parent <run id>")
+        wanted = "one sweep" if sweep is None else f"one sweep named {sweep!r}"
+        raise ValueError(
+            f"experiment {experiment!r} does not have {wanted}; there are: {names}; give --sweep <name> or --parent <run id>"
+        )
     return sweeps[0]
 
 
 def measured(runs: Sequence[Run]) -> list[Measured]:
-    """The cells that have their scores."""
+    """Cells with scores."""
     return [
         Measured(
             key=_key(run),
@@ -88,14 +86,14 @@ def measured(runs: Sequence[Run]) -> list[Measured]:
 
 
 def _scores(run: Run) -> dict[str, float]:
-    """Without what has no meaning: token by token, there are no blocks."""
+    """Scores of a run; forwards per block are left out for AR, which has no blocks."""
     token_by_token = run.data.params["objective"] == "ar"
     return {name: value for name, value in run.data.metrics.items() if not (token_by_token and name == "forwards_per_block")}
 
 
 def study_counts(uri: str, runs: Sequence[Run]) -> tuple[dict[str, StudyCounts], list[str]]:
-    """What each study counts for, by cell, and the cells that have none."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file
+    """Counts by study of every cell, and a line for each cell without them."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would print a bar for each small file
     found, absent = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for run in runs:
@@ -107,7 +105,7 @@ def study_counts(uri: str, runs: Sequence[Run]) -> tuple[dict[str, StudyCounts],
                 )
             except (MlflowException, OSError):
                 absent.append(
-                    f"{run.info.run_name} has no counts by study, so it is in no test; start the sweep again, which makes them"
+                    f"{run.info.run_name} has no counts by study, so it is in no test; start the sweep again to make them"
                 )
             else:
                 found[run.data.tags[CELL]] = StudyCounts.load(Path(path))
@@ -115,11 +113,11 @@ def study_counts(uri: str, runs: Sequence[Run]) -> tuple[dict[str, StudyCounts],
 
 
 def missing(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
-    """What was planned and is not there, and groups that have fewer seeds than others."""
+    """Lines about planned cells without scores, and groups with fewer seeds than others."""
     lines = []
     for run in sorted(runs, key=lambda run: str(run.info.run_name)):
         if run.info.status == "FAILED":
-            lines.append(f"{run.info.run_name} failed: {run.data.tags.get(ERROR, 'it is not known why')}")
+            lines.append(f"{run.info.run_name} failed: {run.data.tags.get(ERROR, 'for an unknown reason')}")
         elif run.info.status != "FINISHED":
             lines.append(f"{run.info.run_name} has no scores yet ({run.info.status.lower()})")
     planned: dict[Key, set[int]] = {}
@@ -236,5 +234,5 @@ def _write(folder: Path, found: SweepComparison) -> None:
 
 
 def _plain(one: Drop | Contrast) -> dict[str, Any]:
-    """For JSON, which has no nan."""
+    """Record for JSON, with null instead of nan."""
     return json.loads(json.dumps(asdict(one)).replace("NaN", "null"))

@@ -28,65 +28,60 @@ from echo_pl.sweeps.pareto import Key, Mean, Measured, label, mean
 COUNTS = ("reports", "rouge_l", "duplicate_word_rate", "stopped", "empty", "unparsable")
 """Counts without a judge."""
 TESTED = ("finding_f1", "rouge_l", "valid_sentences", "valid_reports")
-"""Scores that are tested."""
+"""Tested scores."""
 NOT_DISTILLED = ("ar", "teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCounts:
-    """Of one model, by study."""
+    """Counts of one model, by study."""
 
     keys: tuple[str, ...]
     names: tuple[str, ...]
     rows_NK: Tensor
-    """float64, a row for each key and a column for each name."""
+    """float64, one row per key and one column per name."""
     references: str = ""
-    """Fingerprint of the reports that these were scored against."""
+    """Fingerprint of the reference reports."""
     signatures: Mapping[str, str] = field(default_factory=dict)
     """Variant of every score."""
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """From sums of rows (..., K) to scores (...), each under the name that it has in ``summary.json``."""
+        """Scores (...) from sums of rows (..., K), by their names in ``summary.json``."""
         column = dict(zip(self.names, sums.unbind(-1), strict=True))
         shares = {name: ratio(column[name], column["reports"]) for name in ("stopped", "empty", "unparsable")}
         return report_scores(column) | shares
 
     def save(self, path: Path) -> None:
-        """Write as JSON: keys, and a list of numbers for each name."""
+        """Write as JSON: keys, and a list of numbers per name."""
         columns = {name: self.rows_NK[:, place].tolist() for place, name in enumerate(self.names)}
         about = {"references": self.references, "signatures": dict(self.signatures)}
         write_text_atomic(path, json.dumps(about | {"keys": list(self.keys), "counts": columns}) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> StudyCounts:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ValueError: it is damaged.
-            FileNotFoundError: it is not there.
-        """
+        """Read the file of :meth:`save`; raises ValueError if it is damaged."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             keys, columns, signatures = tuple(content["keys"]), content["counts"], dict(content["signatures"])
             references = str(content["references"])
             rows_NK = torch.tensor([columns[name] for name in columns], dtype=torch.float64).T.contiguous()
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it, and start the sweep again, which measures anew") from error
+            raise ValueError(f"{path} is damaged ({error}): remove it, and start the sweep again to measure it") from error
         if not set(COUNTS) <= set(columns) or len(keys) != len(rows_NK):
-            raise ValueError(f"{path} is damaged: remove it, and start the sweep again, which measures anew")
+            raise ValueError(f"{path} is damaged: remove it, and start the sweep again to measure it")
         return cls(keys=keys, names=tuple(columns), rows_NK=rows_NK, references=references, signatures=signatures)
 
 
 def study_counts(outcome: MethodScores, references: Sequence[ReportText], judge: ReportJudge | None) -> StudyCounts:
-    """What each report of an evaluation counts for.
+    """Counts of each report of an evaluation.
 
     Args:
         outcome: decoded reports and their results.
-        references: of the same studies, in the same order.
-        judge: parses reports; None leaves what is judged out.
+        references: references of the same studies, in the same order.
+        judge: parses reports; None leaves out the counts that need it.
 
     Raises:
-        ValueError: there are more or fewer references than reports.
+        ValueError: the numbers of references and reports differ.
     """
     names = COUNTS if judge is None else COUNTS + JUDGED_COUNTS
     stopped = torch.cat([result.stopped_B for result in outcome.results]).tolist()
@@ -109,7 +104,7 @@ def study_counts(outcome: MethodScores, references: Sequence[ReportText], judge:
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """How much lower than its AR model a group scores, in shares of the AR model's score (.02: 2 % lower)."""
+    """Loss of a group against its AR models, as a share of their score (.02: 2 % lower)."""
 
     key: Key
     name: str
@@ -125,15 +120,15 @@ class Contrast:
     name: str
     seeds: tuple[int, ...]
     comparison: Comparison
-    """Over the reports of all seeds."""
+    """Comparison over the reports of all seeds."""
     by_seed: tuple[float, ...]
-    """The difference in each."""
+    """Difference in each seed."""
     corrected: float = float("nan")
     """p, corrected for the number of tests (Holm)."""
 
 
 def drops(cells: Iterable[Measured], names: Sequence[str], level: float) -> list[Drop]:
-    """Of every group whose AR models are known, by group, then by score."""
+    """Drops of every group with known AR models, by group, then by score."""
     there = {cell.name: cell for cell in cells}
     of: dict[tuple[Key, str], list[float]] = {}
     for cell in there.values():
@@ -155,18 +150,17 @@ def contrasts(
     names: Sequence[str] = TESTED,
     rounds: int = 10_000,
 ) -> tuple[list[Contrast], list[str]]:
-    """Every distilled group against the groups of the same block size whose objective is one of ``against``.
+    """Test every distilled group against the groups of the same block size with an objective of ``against``.
 
     Args:
-        cells: measured ones.
-        counts: by name of the cell; a seed that lacks one side's is left out.
-        against: objectives; of the same variant where there is one, otherwise without a variant.
-        names: of the scores that are tested.
+        cells: measured cells.
+        counts: counts by name of the cell; a seed without those of both sides is left out.
+        against: objectives; with the same variant if there is one, otherwise without a variant.
+        names: tested scores.
         rounds: random exchanges of each test; the smallest p is 1 / (rounds + 1).
 
     Returns:
-        The tests, and a line for each pair that could not be tested: other studies, other references for them, or another variant
-        of a score.
+        The tests, and a line for each untested pair: other studies, other references, or another variant of a score.
     """
     of: dict[Key, dict[int, str]] = {}
     for cell in cells:

@@ -1,6 +1,6 @@
-"""One job of a sweep: make one part of a chain (a run, or stored trajectories) if it is not there, and score what writes reports.
+"""One job of a sweep: make one missing part of a chain (a run, or stored trajectories), and score it if it writes reports.
 
-What there is to make is in :mod:`echo_pl.sweeps.plan`. A job that is started again goes on where it was cut off.
+:mod:`echo_pl.sweeps.plan` defines the parts. A restarted job resumes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from echo_pl.io.locks import LockedError, exclusive_lock
 from echo_pl.runs.run import prepare, run
 from echo_pl.structs import ReportText
 from echo_pl.sweeps.contrasts import study_counts
-from echo_pl.sweeps.plan import SCORES, STUDIES, Part, measurement, parts
+from echo_pl.sweeps.plan import SCORES, STUDIES, SweepPart, measurement, parts
 
 
-def carry_out(config: DictConfig) -> None:
-    """The part that ``sweep.part`` names.
+def run_part(config: DictConfig) -> None:
+    """Make the part of ``sweep.part``.
 
     Raises:
-        ValueError: a bad value; several processes that no launcher has started.
-        OSError: a file is missing, or the job's process was ended from outside.
+        ValueError: an invalid value, or several processes without a launcher.
+        OSError: a missing file, or a killed process of the job.
     """
     part = next(part for part in parts(config) if part.name == config.sweep.part)
     launch = detect()
@@ -52,7 +52,7 @@ def carry_out(config: DictConfig) -> None:
         make(part)
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports are shared, memory is not
+    context.set_forkserver_preload([__name__])  # jobs share imports, not memory
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             pool.submit(_make_apart, part).result()
@@ -60,25 +60,25 @@ def carry_out(config: DictConfig) -> None:
             raise OSError(f"the process of {part.name} was ended from outside ({error}): is there enough memory?") from error
 
 
-def _make_apart(part: Part) -> None:
+def _make_apart(part: SweepPart) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make(part)
 
 
 def _end_with_parent() -> None:
-    """When the sweep's own process is killed, its job ends as if it had been told to: a run at the end of its step, on record."""
+    """End the job by SIGTERM when the sweep's own process dies, so that its run ends after its step with a record."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is the job's process
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def make(part: Part) -> None:
-    """Train or collect what is missing of a part, then score it; nothing where all is there."""
-    with alone(part):
+def make(part: SweepPart) -> None:
+    """Train or collect a part if it is missing, then score it if it has no scores."""
+    with exclusive(part):
         if not part.trained:
-            with together():  # ranks part before the scores, which take one of them as long as they take
+            with together():  # ranks separate before the scores, which only rank 0 computes
                 if part.stage == "trajectories":
                     collect_trajectories(part.config, part.folder, kept_tokens=part.config.sweep.kept_tokens, student=part.student)
                 else:
@@ -89,12 +89,8 @@ def make(part: Part) -> None:
 
 
 @contextmanager
-def alone(part: Part) -> Iterator[None]:
-    """Refuse to make what another job is making, perhaps of a sweep that was started twice. The lock ends with the process.
-
-    Raises:
-        OSError: it is being made.
-    """
+def exclusive(part: SweepPart) -> Iterator[None]:
+    """Hold the lock of a part until the process ends; raises OSError if another job is making the part."""
     if detect().rank > 0:
         yield
         return
@@ -106,12 +102,12 @@ def alone(part: Part) -> Iterator[None]:
         yield
 
 
-def measure(part: Part) -> dict[str, float]:
-    """Scores on held-out studies, and the speed of decoding them one by one (``tps``) and together (``tps_together``).
+def measure(part: SweepPart) -> dict[str, float]:
+    """Scores on held-out studies, and the speed of decoding one by one (``tps``) and in batches (``tps_together``).
 
-    Leaves what each study counts for in the run folder.
+    Writes the counts by study into the run folder.
     """
-    config, asked = part.config, part.config.sweep
+    config, settings = part.config, part.config.sweep
     data = prepare(config)
     device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
     vlm: VLM = instantiate(config.backbone.factory, _convert_="all").build(data.special, data.vocab_size)
@@ -121,13 +117,13 @@ def measure(part: Part) -> dict[str, float]:
     sampler = decoder.for_stage(part.stage, vlm.to(device).eval().requires_grad_(False))
 
     def decoded(studies: int, batch_size: int) -> tuple[MethodScores, list[ReportText]]:
-        batches = [batch.to(device) for batch in data.held_out_batches(asked.split, batch_size, studies)]
+        batches = [batch.to(device) for batch in data.held_out_batches(settings.split, batch_size, studies)]
         outcome = evaluate(sampler, batches, data.detokenize, data.judge, description=part.name)
         return outcome, [reference for batch in batches for reference in batch.references]
 
     with torch.no_grad():
-        outcome, references = decoded(asked.studies, asked.batch_size)
-        one_by_one = decoded(min(asked.timed_studies, asked.studies), 1)[0].scores
+        outcome, references = decoded(settings.studies, settings.batch_size)
+        one_by_one = decoded(min(settings.timed_studies, settings.studies), 1)[0].scores
     study_counts(outcome, references, data.judge).save(part.folder / STUDIES)
     together = outcome.scores
     return together | {"tps": one_by_one["tps"], "tps_together": together["tps"]}

@@ -1,4 +1,4 @@
-"""A comparison of a sweep's cells as text, Markdown and a page. Knows figures and what is missing, not where they come from."""
+"""Comparison of a sweep's cells as text, Markdown and a page, with a plot of quality against speed."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ DIGITS = {"tps": 0, "tps_together": 0, "nfe": 1, "forwards_per_block": 2, "dupli
 
 @dataclass(frozen=True, kw_only=True)
 class SweepComparison:
-    """What is shown."""
+    """Content of the comparison."""
 
     title: str
     groups: Sequence[Group]
     qualities: Sequence[str]
-    """Scores that fronts are drawn for."""
+    """Scores with a Pareto front."""
     columns: Sequence[str]
     """Scores in the table."""
     missing: Sequence[str]
-    """What is not there, a line each."""
+    """A line for each missing cell or test."""
     level: float
     command: str
     drops: Sequence[Drop] = ()
@@ -48,17 +48,17 @@ class SweepComparison:
     speeds: Sequence[str] = ("tps", "nfe")
 
     def text(self) -> str:
-        """For a terminal."""
+        """Comparison for a terminal."""
         tables = [f"{about}\n\n{table.text()}".lstrip() for about, table in self._tables()]
         return "\n\n".join([*tables, "\n".join([*self._fronts(), *self._missing()])])
 
     def markdown(self, picture: str) -> str:
-        """With the picture beside it."""
+        """Comparison in Markdown, beside the picture."""
         parts = [f"# {self.title}", self._introduction()]
         for about, table in self._tables():
             parts += [*filter(None, [about]), table.markdown()]
         parts.append("\n".join(f"- {line}" for line in self._fronts()))
-        parts += [f"![quality against speed]({picture})", "## What is missing", "\n".join(f"- {line}" for line in self._missing())]
+        parts += [f"![quality against speed]({picture})", "## Missing", "\n".join(f"- {line}" for line in self._missing())]
         parts += [f"<sub>{score_variants(self.signatures)}</sub>"] if self.signatures else []
         return "\n\n".join([*parts, "## How to reproduce", f"```sh\n{self.command}\n```"]) + "\n"
 
@@ -77,13 +77,13 @@ class SweepComparison:
         )
 
     def picture(self) -> str:
-        """As SVG."""
+        """Plot as SVG."""
         return svg(pareto_figure(self.groups, self.qualities, self.speeds))
 
     def _introduction(self) -> str:
         return (
             f"Means over training seeds with {self.level:.0%} intervals (Student's t); an interval needs two seeds. tps was "
-            "measured when each cell was made, so compare it only where the machine was as busy; nfe does not depend on that."
+            "measured when each cell was made, so compare it only under the same load of the machine; nfe does not depend on it."
         )
 
     def _tables(self) -> list[tuple[str, Table]]:
@@ -96,8 +96,8 @@ class SweepComparison:
             about = (
                 "Objectives against each other: difference of the scores, reports of all seeds together, with a 95% interval "
                 "(reports resampled in pairs); the difference in each seed; p of the paired randomisation test, two-sided, and p "
-                "corrected for all tests of this table (Holm). The test is about which reports were drawn; what training seeds do "
-                "stands in the seeds' own differences."
+                "corrected for all tests of this table (Holm). The test covers the choice of reports; the differences by seed show "
+                "the variation over training seeds."
             )
             tables.append((about, self._contrasts()))
         return tables
@@ -184,7 +184,7 @@ def pareto_figure(groups: Sequence[Group], qualities: Sequence[str], speeds: Seq
 
 
 def svg(figure: Figure) -> str:
-    """The figure as a picture that keeps its words; the same figure gives the same bytes."""
+    """Figure as SVG that keeps its text; the same figure gives the same bytes."""
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "echo_pl"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -214,10 +214,10 @@ def _panel(axes: Axes, groups: Sequence[Group], quality: str, speed: str) -> Non
     if shown and min(one.means[speed].value for one in shown) > 0:
         axes.set_xscale("log")
         for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            axis(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else ""))  # plain figures, and few
+            axis(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else ""))  # few, plain
     if not FASTER[speed]:
         axes.invert_xaxis()
-    axes.margins(x=0.14)  # room for the names
+    axes.margins(x=0.14)  # space for the labels
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

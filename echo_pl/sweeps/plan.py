@@ -1,7 +1,7 @@
-"""What one job of a sweep is made from: the runs before it, each named after all that decides what it trains.
+"""Chain of parts of one job of a sweep; the name of each part is a digest of every setting that affects its training.
 
-So two jobs share a base, a teacher or stored trajectories exactly when they would train the same one, and a sweep that is started
-again finds what is done. Plans only: nothing is trained, launched or written here.
+Two jobs share a base, a teacher or stored trajectories exactly if they would train the same one, and a restarted sweep finds its
+finished parts. This file plans only: it trains, launches and writes nothing.
 """
 
 from __future__ import annotations
@@ -27,61 +27,61 @@ from echo_pl.sampling.student import StudentDecode
 
 PartStage = Literal["warmup", "pretrain", "rad", "trajectories", "dcd"]
 STAGES: tuple[PartStage, ...] = ("warmup", "pretrain", "rad", "trajectories", "dcd")
-"""The order in which parts are made. Trajectories of a teacher that leans to a student come after that student."""
+"""Order of the parts. Trajectories of a teacher that is tilted to a student come after that student."""
 FIRST_STUDENT = "ce"
-"""Ablation of the student that a teacher leans to first."""
+"""Ablation of the first student that a teacher is tilted to."""
 SCORES = "sweep_scores.json"
-"""In a run folder: what its final checkpoint got on held-out studies."""
+"""File in a run folder: scores of its final checkpoint on held-out studies."""
 STUDIES = "sweep_studies.json"
-"""Beside it: what each of those studies counts for (:mod:`echo_pl.sweeps.contrasts`)."""
+"""File beside it: counts of each of these studies (:mod:`echo_pl.sweeps.contrasts`)."""
 MEASURED = ("studies", "batch_size", "timed_studies", "split")
-"""What of ``sweep`` decides the scores."""
+"""Settings of ``sweep`` that affect the scores."""
 _MEASUREMENT = 4
-"""Raised when something else is written than before, so that what is there is measured anew."""
+"""Version of the files; a new one makes finished parts be measured again."""
 
-_DECIDES_NOTHING = {
+_NO_EFFECT = {
     "resume", "start", "run_name", "task", "threads", "min_free_gb", "outputs", "data_root",
     "data.root", "data.cache_dir", "data.cache_bytes", "data.num_workers", "data.prefetch_batches", "data.cache_samples",
     "data.stored_features", "data.limit_val", "data.eval_batch_size", "stage.eval_batch_size", "stage.validate_every",
     "stage.checkpoint_every", "stage.module.generation_batches", "stage.module.trajectories",
 }  # fmt: skip
-"""Settings that change nothing of what is trained; the data itself is in its fingerprint."""
-_OF_BLOCKS = {"block_size", "grid", "context_attention"}
-"""Settings that stages before the diffusion stages do not read."""
-_OF_THE_TRAINER = ("precision", "devices", "num_nodes")
+"""Settings without effect on training; the data itself is in its fingerprint."""
+_BLOCK_SETTINGS = {"block_size", "grid", "context_attention"}
+"""Settings that only the diffusion stages read."""
+_TRAINER_SETTINGS = ("precision", "devices", "num_nodes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One thing to make: a run, or stored trajectories."""
+class SweepPart:
+    """One product of a sweep: a run, or stored trajectories."""
 
     stage: PartStage
     name: str
     config: DictConfig
     before: tuple[str, ...]
-    """Names of the parts that must be there."""
+    """Names of the parts that it starts from."""
     student: Path | None = None
-    """Of trajectories: the checkpoint that their teacher leans to."""
+    """Checkpoint that the teacher of trajectories is tilted to."""
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """Folder of the run or of the trajectories."""
         kind = "trajectories" if self.stage == "trajectories" else "runs"
         return Path(self.config.outputs) / kind / self.name
 
     @property
     def checkpoint(self) -> Path:
-        """Of a run that has finished."""
+        """Final checkpoint of a finished run."""
         return self.folder / "checkpoints" / FINAL
 
     @property
     def writes_reports(self) -> bool:
-        """Whether it is scored."""
+        """True if the part is scored."""
         return self.stage in ("pretrain", "rad", "dcd")
 
     @property
     def trained(self) -> bool:
-        """Whether all of it is there but the scores."""
+        """True if everything but the scores exists."""
         if self.stage == "trajectories":
             return self.folder.is_dir()
         info = read_info(self.folder)
@@ -89,35 +89,35 @@ class Part:
 
     @property
     def scores(self) -> dict[str, float] | None:
-        """What it got in the measurement that the configuration asks for; None: not measured."""
+        """Scores of the configured measurement; None: not measured."""
         path = self.folder / SCORES
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return content["scores"] if content.get("measured") == measurement(self.config) else None
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do."""
+        """True if nothing is left to do."""
         return self.trained and (not self.writes_reports or self.scores is not None)
 
 
 def measurement(config: DictConfig) -> dict[str, Any]:
-    """How checkpoints of a sweep are measured."""
-    asked = {name: config.sweep[name] for name in MEASURED} | {"version": _MEASUREMENT}
-    # English words are cut alike everywhere, Chinese ones as what is installed can do.
+    """Settings of the measurement of checkpoints."""
+    settings = {name: config.sweep[name] for name in MEASURED} | {"version": _MEASUREMENT}
+    # English is split the same everywhere; Chinese depends on the installed splitter.
     is_english = config.data.language == "en" and not config.data.get("corpora")
-    return asked if is_english else asked | {"words": cut_words_variant()}
+    return settings if is_english else settings | {"words": cut_words_variant()}
 
 
-def parts(config: DictConfig) -> list[Part]:
-    """The chain of one job, from the first thing to make to its own student.
+def parts(config: DictConfig) -> list[SweepPart]:
+    """Chain of one job, from the first part to its own student.
 
     Args:
-        config: of the job: stage 3, with a ``sweep`` node.
+        config: configuration of the job: stage 3, with a ``sweep`` node.
 
     Raises:
-        ValueError: it is of another stage, or says itself what it starts from.
+        ValueError: see :func:`check_job`.
     """
-    refuse_unsuited(config)
+    check_job(config)
     if config.start_stage == "dcd":  # the student of another chain is the teacher
         chain = parts(_student_before(config, config.sweep.round_before))
         stored = _part(config, "trajectories", start=chain[-1])
@@ -134,7 +134,7 @@ def parts(config: DictConfig) -> list[Part]:
     rounds = [config]
     if config.stage.module.tilt:
         rounds = [_student_before(config, FIRST_STUDENT), *[config] * config.sweep.tilt_rounds]
-    student: Part | None = None
+    student: SweepPart | None = None
     for own in rounds:
         stored = _part(own, "trajectories", start=teacher, student=student)
         student = _part(own, "dcd", start=teacher, stored=stored)
@@ -143,7 +143,7 @@ def parts(config: DictConfig) -> list[Part]:
 
 
 def _teachers(config: DictConfig) -> list[DictConfig]:
-    """Of the stage-2 runs on the way to a job's teacher, one for each block size that it grows through; its own comes last."""
+    """Configurations of the stage-2 runs up to a job's teacher, one per block size of ``sweep.grow``; the job's own is last."""
     sizes = [size for size in config.sweep.grow if size < config.block_size]
     found = []
     for before, size in zip([None, *sizes], [*sizes, config.block_size], strict=True):
@@ -158,7 +158,7 @@ def _teachers(config: DictConfig) -> list[DictConfig]:
 
 
 def _student_before(config: DictConfig, ablation: str) -> DictConfig:
-    """Of a student that is needed before a job's own: one that learns from what the teacher of stage 2 writes by itself."""
+    """Configuration of a student before the job's own, which learns from trajectories of the untilted teacher of stage 2."""
     own = deepcopy(config)
     own.start_stage = None
     own.stage.module.tilt = 0.0
@@ -171,13 +171,13 @@ def _stores(config: DictConfig) -> bool:
     return bool(config.sweep.store and not config.stage.module.student_prefix)
 
 
-def refuse_unsuited(config: DictConfig) -> None:
-    """Raise ValueError where a job cannot be part of a sweep."""
+def check_job(config: DictConfig) -> None:
+    """Raise ValueError if a job cannot be part of a sweep."""
     if config.stage.name != "dcd" or config.task != "fit":
         raise ValueError(f"a sweep's jobs are of stage dcd, which brings the stages before; got {config.stage.name}, {config.task}")
     for name in ("start_block_size", "resume", "run_name"):
         if config[name] is not None:
-            raise ValueError(f"a sweep finds by itself what its jobs start from and how they are named: leave {name} out")
+            raise ValueError(f"a sweep sets the start and the names of its jobs: leave {name} out")
     if config.start_stage not in (None, "dcd") or (
         config.start_stage == "dcd" and (config.stage.module.tilt or not _stores(config))
     ):
@@ -207,8 +207,8 @@ def refuse_unsuited(config: DictConfig) -> None:
 
 
 def _part(
-    config: DictConfig, stage: PartStage, start: Part | None, stored: Part | None = None, student: Part | None = None
-) -> Part:
+    config: DictConfig, stage: PartStage, start: SweepPart | None, stored: SweepPart | None = None, student: SweepPart | None = None
+) -> SweepPart:
     before = tuple(part.name for part in (start, stored, student) if part is not None)
     own = _with_stage(config, stage)
     if start is not None:
@@ -219,11 +219,11 @@ def _part(
         own.stage.batch_size = config.sweep.collect_batch_size
     name = _name(own, stage, before)
     own.run_name, own.resume = name, "if_any"
-    return Part(stage=stage, name=name, config=own, before=before, student=None if student is None else student.checkpoint)
+    return SweepPart(stage=stage, name=name, config=own, before=before, student=None if student is None else student.checkpoint)
 
 
 def _with_stage(config: DictConfig, stage: PartStage) -> DictConfig:
-    """The job's configuration with another stage in the place of its own; all else stays, references to the stage included."""
+    """The job's configuration with another stage; everything else stays, references to the stage included."""
     own = deepcopy(config)
     if stage in ("trajectories", "dcd"):
         return own
@@ -236,15 +236,15 @@ def _with_stage(config: DictConfig, stage: PartStage) -> DictConfig:
 
 @cache
 def _usual(stage: PartStage) -> DictConfig:
-    """A stage as its file has it."""
+    """Configuration of a stage in its file."""
     node: DictConfig = compose_config([f"stage={stage}"]).stage
     return node
 
 
 def _name(config: DictConfig, stage: PartStage, before: Sequence[str]) -> str:
-    """Readable, and other for everything that trains something else."""
-    flat = {name: value for name, value in _settings(config).items() if _decides(name, stage)}
-    flat |= {f"trainer.{name}": config.trainer[name] for name in _OF_THE_TRAINER}
+    """Readable name with a digest of every setting that affects training."""
+    flat = {name: value for name, value in _settings(config).items() if _has_effect(name, stage)}
+    flat |= {f"trainer.{name}": config.trainer[name] for name in _TRAINER_SETTINGS}
     flat |= {"stage": stage, "before": list(before), "data": _data_fingerprint(_data_text(config))}
     if stage == "trajectories":
         flat["kept_tokens"] = config.sweep.kept_tokens
@@ -254,7 +254,7 @@ def _name(config: DictConfig, stage: PartStage, before: Sequence[str]) -> str:
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    """Every value of a run by its dotted name, without its trainer and observers."""
+    """Every value of a run by its dotted name, without trainer and callbacks."""
 
     def flat(node: Any, name: str) -> dict[str, Any]:
         if isinstance(node, dict):
@@ -268,13 +268,13 @@ def _settings(config: DictConfig) -> dict[str, Any]:
     return found
 
 
-def _decides(name: str, stage: PartStage) -> bool:
+def _has_effect(name: str, stage: PartStage) -> bool:
     node = name.partition(".")[0]
-    if name in _DECIDES_NOTHING:
+    if name in _NO_EFFECT:
         return False
-    if stage in ("warmup", "pretrain") and name in _OF_BLOCKS:
+    if stage in ("warmup", "pretrain") and name in _BLOCK_SETTINGS:
         return False
-    if stage == "trajectories" and node == "stage":  # a teacher decodes alike, whatever its students make of it
+    if stage == "trajectories" and node == "stage":  # the settings of students do not change the decodes of a teacher
         return name in ("stage.batch_size", "stage.limit_train", "stage.module.tilt") or name.startswith("stage.module.decode.")
     return True
 
@@ -282,7 +282,7 @@ def _decides(name: str, stage: PartStage) -> bool:
 def _data_text(config: DictConfig) -> str:
     node = OmegaConf.to_container(config.data, resolve=True)
     assert isinstance(node, dict)
-    # Neither decides what the data is, and every axis of a sweep would open it anew.
+    # These do not change the data, and every axis of a sweep would open it again.
     return json.dumps(
         node | {"seed": 0, "batch_size": 1, "eval_batch_size": 1, "limit_train": None, "length_window": 0}, sort_keys=True
     )

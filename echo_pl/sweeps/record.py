@@ -1,6 +1,6 @@
-"""A sweep in MLflow: one parent run, and a child run for every cell with its parameters, its scores or what was wrong with it.
+"""A sweep in MLflow: one parent run, and a child run for every cell with its parameters and its scores or its error.
 
-All of it is made from files that the jobs leave behind, so what MLflow did not take is logged when the sweep is started again.
+The source is the files of the jobs, so a restarted sweep logs everything that MLflow has missed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from echo_pl.sweeps.plan import STUDIES, measurement
 from echo_pl.tracking.upload import bound_retries
 
 PARENT, CELL, ERROR, SCORES, RUN_NAME = "mlflow.parentRunId", "echo_pl.cell", "echo_pl.error", "echo_pl.scores", "mlflow.runName"
-_TOLD = 2
-"""Raised when scores are logged in another way than before, so that what is there is logged anew."""
+_LOG_VERSION = 2
+"""Version of the logged metrics; a new one makes finished cells be logged again."""
 BASE = "echo_pl.base"
-"""Tag of a cell: which one is the AR model that it comes from."""
+"""Tag of a cell: name of its AR model."""
 SWEEP = "echo_pl.sweep"
 """Tag of a parent run: the sweep's name."""
 
@@ -36,7 +36,7 @@ class SweepRecord:
     """Keeps MLflow up to date with a sweep.
 
     Args:
-        config: of any of its jobs.
+        config: configuration of any of its jobs.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -55,11 +55,11 @@ class SweepRecord:
 
     @property
     def compare_command(self) -> str:
-        """What shows the sweep."""
+        """Command that shows the sweep."""
         return f"echo-pl compare --mlflow {self.uri} --experiment {self.experiment} --sweep {self.name}"
 
     def begin(self, cells: Sequence[Cell]) -> None:
-        """Make the parent run and a child for every cell, or find them.
+        """Find or create the parent run and a child for every cell.
 
         Raises:
             OSError: MLflow cannot be reached, and ``mlflow.on_failure`` is ``error``.
@@ -71,7 +71,7 @@ class SweepRecord:
             raise OSError(f"MLflow at {self.uri} cannot be reached ({self._trouble}); start it, or give mlflow.on_failure=local")
 
     def log(self, cells: Sequence[Cell], scores: Mapping[str, Mapping[str, float]], failed: Mapping[str, str]) -> None:
-        """Log every cell that has got something new."""
+        """Log every cell with something new."""
 
         def everything() -> None:
             if self.parent is None:
@@ -85,14 +85,14 @@ class SweepRecord:
         self._try(everything)
 
     def end(self, failed: bool) -> None:
-        """Close the parent run, and say if MLflow did not take everything."""
+        """Close the parent run, and report if MLflow has missed something."""
         if self._trouble is None and self.parent is not None:
             parent = self.parent
             self._try(lambda: MlflowClient(self.uri).set_terminated(parent, "FAILED" if failed else "FINISHED"))
         if self._trouble is not None:
-            say(
-                f"MLflow at {self.uri} did not take the sweep's figures ({self._trouble}). They are in the run folders: start the "
-                "same command again when the server is there; it logs what is missing and trains nothing anew"
+            print_notice(
+                f"MLflow at {self.uri} did not accept the sweep's scores ({self._trouble}). They are in the run folders: start the "
+                "same command again when the server is up; it logs the missing scores and trains nothing again"
             )
 
     def _try(self, work: Callable[[], None]) -> None:
@@ -100,7 +100,7 @@ class SweepRecord:
             work()
         except (MlflowException, OSError) as error:
             if self._trouble is None:
-                say(f"MLflow at {self.uri}: {str(error).splitlines()[0][:200]}; the sweep goes on and tries again")
+                print_notice(f"MLflow at {self.uri}: {str(error).splitlines()[0][:200]}; the sweep continues and tries again")
             self._trouble = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         else:
             self._trouble = None
@@ -126,24 +126,24 @@ class SweepRecord:
                 client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in cell.params.items()])
                 client.update_run(run.info.run_id, "SCHEDULED")
                 self._children[cell.part] = client.get_run(run.info.run_id)
-            elif BASE not in (known := self._children[cell.part]).data.tags:  # of a version that did not say it
+            elif BASE not in (known := self._children[cell.part]).data.tags:  # logged by an older version
                 client.set_tag(known.info.run_id, BASE, cell.base)
         self.parent = identifier
 
     def _finished(self, cell: Cell, scores: Mapping[str, float]) -> None:
-        told = hashlib.sha256(json.dumps([_TOLD, dict(scores)], sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([_LOG_VERSION, dict(scores)], sort_keys=True).encode()).hexdigest()[:16]
         run = self._children[cell.part]
-        if run.info.status == "FINISHED" and run.data.tags.get(SCORES) == told:
+        if run.info.status == "FINISHED" and run.data.tags.get(SCORES) == digest:
             return
         client, identifier = MlflowClient(self.uri), run.info.run_id
-        # Of values at one time MLflow shows the largest, not the last; the same time for what is logged twice, one value then.
+        # MLflow shows the largest of several values of one time, so a new measurement needs a new time, and the same one its old.
         file = self.runs / cell.part / SCORES_FILE
         time = max(run.info.start_time, int(file.stat().st_mtime * 1000) if file.is_file() else 0)
         metrics = [Metric(name, float(value), time, 0) for name, value in scores.items() if math.isfinite(value)]
         client.log_batch(identifier, metrics=metrics)
         if (studies := self.runs / cell.part / STUDIES).is_file():
             client.log_artifact(identifier, str(studies))
-        client.set_tag(identifier, SCORES, told)
+        client.set_tag(identifier, SCORES, digest)
         if ERROR in run.data.tags:
             client.delete_tag(identifier, ERROR)
         client.set_terminated(identifier, "FINISHED")
@@ -159,13 +159,13 @@ class SweepRecord:
         self._children[cell.part] = client.get_run(run.info.run_id)
 
 
-def say(text: str) -> None:
-    """To a person: Hydra takes log handlers away and puts its own in their place."""
+def print_notice(text: str) -> None:
+    """Print to stderr, because Hydra replaces log handlers."""
     print(f"echo-pl: {text}", file=sys.stderr, flush=True)
 
 
 def children(client: MlflowClient, experiment: str, parent: str) -> list[Run]:
-    """All cells of a sweep, whatever their status."""
+    """Runs of all cells of a sweep, of any status."""
     found: list[Run] = []
     token = None
     while True:

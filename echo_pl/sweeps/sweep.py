@@ -1,9 +1,8 @@
-"""``echo-pl -m sweep=...``: every job of a sweep with what it starts from, each thing made once, and all of it on record in MLflow.
+"""``echo-pl -m sweep=...``: make every part of a sweep's jobs once, and record the sweep in MLflow.
 
-The parts of all jobs (docs/how-to/sweeps.md) are launched stage by stage: bases, teachers, stored trajectories, students.
-What is done is left out, so the same command goes on with a sweep that was interrupted.
-A part that fails takes along only what starts from it.
-Hydra's launcher decides where jobs run; this file knows neither SLURM nor processes.
+The parts of all jobs (docs/how-to/sweeps.md) are launched stage by stage: bases, teachers, stored trajectories, students. Finished
+parts are skipped, so the same command resumes an interrupted sweep. A failed part stops only the parts that start from it. Hydra's
+launcher decides where jobs run.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from echo_pl.config.errors import explain, reported
 from echo_pl.runs.checkpointing import StoppedError
 from echo_pl.runs.run import silence_noisy_loggers
 from echo_pl.sweeps.cells import Cell, Job, make_cells, make_job
-from echo_pl.sweeps.plan import STAGES, Part
+from echo_pl.sweeps.plan import STAGES, SweepPart
 from echo_pl.sweeps.record import SweepRecord
 
 log = logging.getLogger(__name__)
@@ -31,39 +30,39 @@ Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]
 
 @dataclass(kw_only=True)
 class Progress:
-    """What has become of the parts."""
+    """State of the parts."""
 
-    parts: dict[str, Part]
+    parts: dict[str, SweepPart]
     jobs: dict[str, Job]
-    """By part: one that needs it, whose overrides compose it."""
+    """A job by part, whose overrides compose the part."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Part -> what was wrong."""
+    """Error by part."""
     launched: int = 0
 
     @classmethod
     def of(cls, jobs: Sequence[Job]) -> Progress:
-        """Nothing has been tried yet."""
+        """State before the first launch."""
         of: dict[str, Job] = {}
-        found: dict[str, Part] = {}
+        found: dict[str, SweepPart] = {}
         for job in jobs:
             for part in job.chain:
                 of.setdefault(part.name, job)
                 found.setdefault(part.name, part)
         return cls(parts=found, jobs=of)
 
-    def todo(self) -> list[Part]:
-        """What of the earliest stage can be made now; what starts from something that failed is put among the failed."""
+    def todo(self) -> list[SweepPart]:
+        """Parts of the earliest stage that can be made now; parts that start from a failed one are marked as failed."""
         waiting = [part for part in self.parts.values() if part.name not in self.failed and not part.done]
-        for part in waiting:  # chains are in the order of their making, so a failure goes all the way down
+        for part in waiting:  # chains are in the order of work, so a failure reaches the end of its chain
             missing = [name for name in part.before if name in self.failed]
             if missing:
-                self.failed[part.name] = f"not begun: it starts from {missing[0]}"
+                self.failed[part.name] = f"not begun: it starts from {missing[0]}, which failed"
         able = [part for part in waiting if part.name not in self.failed and all(self.parts[name].done for name in part.before)]
         first = min((STAGES.index(part.stage) for part in able), default=None)
         return [part for part in able if STAGES.index(part.stage) == first]
 
-    def overrides(self, part: Part) -> list[str]:
-        """Of the job that makes a part."""
+    def overrides(self, part: SweepPart) -> list[str]:
+        """Overrides of the job that makes a part."""
         return [*self.jobs[part.name].overrides, f"sweep.part={part.name}"]
 
 
@@ -71,13 +70,13 @@ def sweep(overrides: Sequence[Sequence[str]], swept: Sequence[str], compose: Com
     """Carry out a sweep.
 
     Args:
-        overrides: of every job.
-        swept: keys that have several values.
-        compose: from overrides to the configuration, Hydra's own node included.
+        overrides: overrides of every job.
+        swept: keys with several values.
+        compose: from overrides to the configuration, the ``hydra`` node included.
         launch: starts jobs.
 
     Raises:
-        SystemExit: something failed (status 1), or a signal ended it (128 + its number); said on stderr.
+        SystemExit: something failed (status 1), or a signal ended it (128 + its number); the error is on stderr.
     """
     silence_noisy_loggers()
     with reported():
@@ -99,8 +98,8 @@ def sweep(overrides: Sequence[Sequence[str]], swept: Sequence[str], compose: Com
         raise SystemExit(1)
 
 
-def _launch(progress: Progress, parts: Sequence[Part], launch: Launch) -> None:
-    """Launch what the launcher takes at once, and note what failed."""
+def _launch(progress: Progress, parts: Sequence[SweepPart], launch: Launch) -> None:
+    """Launch parts together, and record failures."""
     try:
         results = launch([progress.overrides(part) for part in parts], progress.launched)
     except RuntimeError as error:  # a launcher's own: a job was lost with its node
@@ -128,8 +127,8 @@ def _scores(progress: Progress, cells: Sequence[Cell]) -> dict[str, dict[str, fl
 
 
 def _failures(progress: Progress) -> str:
-    """What did not work, for a person: each thing that failed with the job that it came from."""
+    """Message with every failed part and the job that needs it."""
     lines = [f"echo-pl: {len(progress.failed)} of {len(progress.parts)} parts of the sweep are missing:"]
     for name, message in progress.failed.items():
         lines += [f"  {name}: {message}", f"    ({' '.join(progress.jobs[name].overrides)})"]
-    return "\n".join([*lines, "start the same command again: it makes what is missing and nothing else"])
+    return "\n".join([*lines, "start the same command again: it makes the missing parts only"])

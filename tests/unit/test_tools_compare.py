@@ -146,13 +146,13 @@ def test_the_table_the_front_and_what_is_missing(uri, monkeypatch, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sweep", "other"], "has not one sweep named 'other'; there are: "),
-        ([], "has not one sweep; there are: "),
+        (["--sweep", "other"], "does not have one sweep named 'other'; there are: "),
+        ([], "does not have one sweep; there are: "),
         (["--sweep", "empty"], "none of the 0 cells has scores yet"),
         (["--experiment", "x"], "there is no experiment 'x'"),
         (["--sweep", "lab", "--quality", "cider"], "no cell has the score cider"),
-        (["--sweep", "it's"], 'has not one sweep named "it\'s"; there are: '),
-        (["--sweep", "lab", "--parent", "x"], "--sweep and --parent both say which sweep"),
+        (["--sweep", "it's"], 'does not have one sweep named "it\'s"; there are: '),
+        (["--sweep", "lab", "--parent", "x"], "--sweep and --parent both name a sweep"),
         (["--sweep", "lab", "--quality", "duplicate_word_rate"], "larger is better, which duplicate_word_rate is not"),
         (["--sweep", "lab", "--level", "95"], "must be between 0 and 1, got 95.0"),
     ],

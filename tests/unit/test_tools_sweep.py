@@ -28,7 +28,7 @@ from echo_pl.runs.checkpointing import StoppedError
 from echo_pl.sweeps import job as sweep_job
 from echo_pl.sweeps import plan as sweep_plan
 from echo_pl.sweeps.cells import Cell, make_cells, make_job
-from echo_pl.sweeps.plan import Part, parts
+from echo_pl.sweeps.plan import SweepPart, parts
 from echo_pl.sweeps.record import SweepRecord
 from echo_pl.sweeps.sweep import Progress
 
@@ -70,7 +70,7 @@ class Runs:
         self.make(folder.name, folder, config, "rad")
 
     @staticmethod
-    def measure(part: Part) -> dict[str, float]:
+    def measure(part: SweepPart) -> dict[str, float]:
         return {"finding_f1": part.config.block_size / 100, "rouge_l": 0.5, "tps": 7.0, "nfe": 3.0, "nothing": float("nan")}
 
 
@@ -162,7 +162,7 @@ def test_students_start_from_the_teacher_of_their_own_block_size_and_seed(data_r
 
 
 def test_teachers_of_larger_blocks_may_grow_from_those_of_smaller_ones(data_root):
-    def planned(*overrides: str) -> list[Part]:
+    def planned(*overrides: str) -> list[SweepPart]:
         own = [f"data_root={data_root}", *OWN, "sweep.grow=[4,8]", "+sweep.stages.grown.max_steps=7"]
         return parts(compose_config([*own, *overrides]))
 
@@ -183,7 +183,7 @@ def test_teachers_of_larger_blocks_may_grow_from_those_of_smaller_ones(data_root
 
 
 def test_a_student_may_be_the_teacher_of_the_next_round(data_root):
-    def planned(*overrides: str) -> list[Part]:
+    def planned(*overrides: str) -> list[SweepPart]:
         return parts(compose_config([f"data_root={data_root}", *OWN, *overrides]))
 
     *before, stored, student = planned("ablation=next_round", "sweep.round_before=ce")
@@ -206,7 +206,7 @@ def test_a_server_that_is_down_is_logged_to_by_the_next_start(runs, monkeypatch,
     assert runs.made == []
     assert command(monkeypatch, data_root, tmp_path, *one, down) == 0
     assert len(runs.made) == 3
-    assert "start the same command again when the server is there" in capsys.readouterr().err
+    assert "start the same command again when the server is up" in capsys.readouterr().err
     assert command(monkeypatch, data_root, tmp_path, *one) == 0
     assert len(runs.made) == 3
     assert [status for status, *_ in cells(tmp_path).values()] == ["FINISHED"] * 3
@@ -234,7 +234,7 @@ def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
     with pytest.raises(ValueError, match="are compared from MLflow: leave mlflow=null out"):
         SweepRecord(config("mlflow=null"))
     with pytest.raises(ValueError, match="add hydra/launcher=slurm"):
-        sweep_job.carry_out(config("trainer.devices=2", "sweep.part=" + parts(config("trainer.devices=2"))[0].name))
+        sweep_job.run_part(config("trainer.devices=2", "sweep.part=" + parts(config("trainer.devices=2"))[0].name))
     assert not list(tmp_path.iterdir())
 
 
@@ -244,7 +244,7 @@ def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
 )
 def test_ablations_of_teachers_are_refused_with_the_way_a_sweep_has(runs, monkeypatch, data_root, tmp_path, capsys, ablation, way):
     assert command(monkeypatch, data_root, tmp_path, "block_size=4", f"ablation=dcd,{ablation}", "seed=0") == 2
-    assert re.search(rf"ablation={ablation} is for single runs of stage rad, .* give {way}", capsys.readouterr().err)
+    assert re.search(rf"ablation={ablation} is for single runs of stage rad, .* replace it by {way}", capsys.readouterr().err)
     assert runs.made == []
     with pytest.raises(ValueError, match="leave start_block_size out"):  # by its keys too, where nobody has named it
         parts(compose_config([f"data_root={data_root}", *OWN, "ablation=grow"]))
@@ -339,7 +339,7 @@ def test_teachers_of_other_reports_are_named_after_who_uses_them(data_root):
 
 
 def test_a_teacher_leans_to_the_student_of_the_round_before(data_root):
-    def planned(*overrides: str) -> list[Part]:
+    def planned(*overrides: str) -> list[SweepPart]:
         return parts(compose_config([f"data_root={data_root}", *OWN, *overrides]))
 
     base, teacher, plain, first, leaning, second, again, third = planned("ablation=tilted", "sweep.tilt_rounds=2")
@@ -370,7 +370,7 @@ def test_a_teacher_that_leans_waits_for_its_student(runs, monkeypatch, data_root
 
 
 def test_scores_of_another_measurement_are_not_taken(runs, data_root, tmp_path):
-    def base(*overrides: str) -> Part:
+    def base(*overrides: str) -> SweepPart:
         return parts(compose_config([f"data_root={data_root}", f"outputs={tmp_path}", *OWN, *overrides]))[0]
 
     part, other = base(), base("sweep.studies=4")
@@ -405,7 +405,7 @@ def test_a_signal_ends_the_sweep_and_is_no_failure(runs, monkeypatch, data_root,
 
 def test_a_part_that_is_being_made_is_not_made_twice(runs, data_root, tmp_path):
     part = parts(compose_config([f"data_root={data_root}", f"outputs={tmp_path}", *OWN]))[0]
-    with sweep_job.alone(part), pytest.raises(OSError, match="another job is making pretrain-s0-"):
+    with sweep_job.exclusive(part), pytest.raises(OSError, match="another job is making pretrain-s0-"):
         sweep_job.make(part)
     sweep_job.make(part)
     assert part.done
