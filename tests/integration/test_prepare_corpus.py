@@ -19,7 +19,6 @@ from endpoint_stub import EndpointStub, Reply, says
 from pipeline_fakes import row, write_dataset
 
 import echo_pl.__main__
-from echo_pl.cli import corpus_prepare as prepare_corpus
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.data.store.shard_reader import decode_study, read_samples
@@ -126,7 +125,7 @@ def test_redaction(tmp_path, capsys):
 
 
 def test_near_duplicates_leave_one_of_each(table, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(prepare_corpus, "default_embedder", NgramEmbedder)  # the other one takes seconds to load
+    monkeypatch.setattr("echo_pl.reports.embeddings.default_embedder", NgramEmbedder)  # the other one takes seconds to load
     all_train = ["--val-share", "0", "--test-share", "0"]
     command = [*OPTIONS, *all_train, "--near-duplicates", "0.97", "--source", str(table), "--out", str(tmp_path / "out")]
     assert main([*command, "--workers", "0"]) == 0
@@ -230,6 +229,7 @@ def start(table: Path, out: Path) -> subprocess.Popen[bytes]:
         "faulthandler",
         "-m",
         "echo_pl",
+        "corpus",
         "prepare",
         *OPTIONS,
         "--source",
@@ -280,7 +280,7 @@ def test_a_signal_ends_the_run_and_the_next_goes_on(table, made, tmp_path, numbe
     process.send_signal(number)
     said = end_of(process)
     assert process.returncode == 128 + number
-    assert said.strip() == f"echo-pl prepare: ended by {signal.Signals(number).name}; run the same command again to go on"
+    assert said.strip() == f"echo-pl corpus prepare: ended by {signal.Signals(number).name}; run the same command again to continue"
     assert main([*OPTIONS, "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"]) == 0
     assert contents(tmp_path / "out") == contents(made)
 
@@ -290,9 +290,9 @@ def test_a_signal_that_breaks_a_librarys_own_code_ends_the_run_as_any_signal(tab
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("the connection was reset")
 
-    monkeypatch.setattr(prepare_corpus, "prepare", broken)
+    monkeypatch.setattr("echo_pl.data.pipeline.run.prepare", broken)
     assert main([*OPTIONS, "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"]) == 128 + signal.SIGTERM
-    assert "ended by SIGTERM; run the same command again to go on" in capsys.readouterr().err
+    assert "ended by SIGTERM; run the same command again to continue" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(table, made, tmp_path, capsys, monkeypatch):
