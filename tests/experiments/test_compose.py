@@ -30,7 +30,9 @@ from echo_pl.structs import SpecialTokens
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
     for folder in sorted(EXPERIMENTS.iterdir())
-    if folder.is_dir() and list(folder.glob("*.yaml")) and folder.name != "bench"  # read by its tool: tests/unit/test_bench.py
+    if folder.is_dir()
+    and list(folder.glob("*.yaml"))
+    and folder.name not in ("bench", "demo")  # of no run: test_bench.py, test_tools_demo.py
 }
 # Found by no glob here: pieces that only other files name.
 PIECES = {"ablation/base/no_objective.yaml", "stage/base/shared.yaml", "stage/base/decode.yaml", "config.yaml"}
@@ -58,7 +60,13 @@ def compose(data_root: Path, *overrides: str) -> DictConfig:
 
 def test_every_file_is_in_a_group_that_is_tested():
     files = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml")}
-    files -= {"bench/decode.yaml", "bench/rad.yaml", "hydra/launcher/slurm.yaml"}  # the last needs submitit: make test-slurm
+    files -= {
+        "bench/decode.yaml",
+        "bench/rad.yaml",
+        "demo/quick.yaml",
+        "demo/full.yaml",
+        "hydra/launcher/slurm.yaml",
+    }  # the last needs submitit: make test-slurm
     files -= {"hydra/sweeper/chain.yaml"}  # of sweep/*.yaml: tests/unit/test_tools_sweep.py
     assert files == PIECES | {f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names}
     assert set(GROUPS) == {"stage", "backbone", "data", "trainer", "callbacks", "lora", "ablation", "sweep"}

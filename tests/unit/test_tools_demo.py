@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_pl.sweeps.demo import Demo, DemoSettings
+from echo_pl.sweeps.demo import STEPS, Demo, DemoSettings
 
 
 @pytest.fixture
@@ -59,3 +59,17 @@ def test_an_evaluation_alone_needs_a_finished_demo_and_keeps_what_it_measured(de
     assert {objective: path.parts[-3] for objective, path in checkpoints.distilled.items()} == {
         "dcd": "stage3-dcd", "ce": "stage3-ce"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["quick", "full"])
+def test_settings_of_a_demo_compose_for_every_step(demo, name):
+    demo.settings = DemoSettings.load(name)
+    stages = {"warmup": "warmup", "stage1": "pretrain", "stage2": "rad", "stage3": "dcd"}
+    assert set(demo.settings.stages) == set(stages)
+    assert set(demo.settings.seconds) <= set(STEPS)
+    for step, stage in stages.items():
+        config = demo.compose(f"stage={stage}", *demo.settings.stages[step])
+        assert config.stage.name == stage
+        assert config.block_size == 4
+    with pytest.raises(ValueError, match=r"quick.yaml: .*studis"):
+        DemoSettings.load("quick", studis=3)
