@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, create_model
 
 from echo_pl.llm.chat import AnswerError, ChatRequest
-from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.endpoint import ChatEndpoint, EndpointSpec
 from echo_pl.llm.json_answer import Answer, Form, parse_answer, response_format, wrong
 from echo_pl.llm.usage import Usage
 from echo_pl.reports.regions import OTHER, REGION_NAMES, REGIONS
@@ -67,6 +67,11 @@ ReportAnswer: Final[Any] = create_model(
 """Form of an answer: the regions, what belongs to none, the impression, and the pieces left out."""
 
 
+def normalizer_name(endpoint: EndpointSpec, language: Language) -> str:
+    """Return model, prompt version and language: part of a corpus's identity."""
+    return f"llm-{endpoint.name}-prompt{PROMPT_VERSION}-{language}"
+
+
 class LLMNormalizer:
     """Normalizer of reports by a language model.
 
@@ -104,11 +109,6 @@ class LLMNormalizer:
     def usage(self) -> Usage:
         """Requests, tokens and failures so far."""
         return self._endpoint.usage
-
-    @property
-    def name(self) -> str:
-        """Model, version of the prompt, language."""
-        return f"llm-{self._endpoint.settings.name}-prompt{PROMPT_VERSION}-{self._language}"
 
     def normalize(self, report: RawReport) -> NormalizedReport:
         """Normalize one report.

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, create_model
 
 from echo_pl.llm.chat import AnswerError, ChatRequest
-from echo_pl.llm.endpoint import ChatEndpoint
+from echo_pl.llm.endpoint import ChatEndpoint, EndpointSpec
 from echo_pl.llm.json_answer import Answer, Form, parse_answer, response_format
 from echo_pl.llm.usage import Usage
 from echo_pl.reports.regions import REGION_NAMES
@@ -84,6 +84,11 @@ def filling_in_chinese(text: str) -> str | None:
     return _CANONICAL.get(text)
 
 
+def translator_name(endpoint: EndpointSpec) -> str:
+    """Return model and prompt version: part of a corpus's identity."""
+    return f"translate-{endpoint.name}-prompt{PROMPT_VERSION}"
+
+
 class Translator:
     """Translator of normalized reports from English into Chinese.
 
@@ -116,11 +121,6 @@ class Translator:
     def usage(self) -> Usage:
         """Requests, tokens and failures so far."""
         return self._endpoint.usage
-
-    @property
-    def name(self) -> str:
-        """Model and version of the prompt."""
-        return f"translate-{self._endpoint.settings.name}-prompt{PROMPT_VERSION}"
 
     def translate(self, report: NormalizedReport) -> NormalizedReport:
         """Translate one report, with one more request if a number or a side is lost.

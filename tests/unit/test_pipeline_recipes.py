@@ -56,7 +56,7 @@ def translated(report: NormalizedReport, folder) -> tuple[NormalizedReport, list
         return says(json.dumps({"translations": ["左肺结节。" if "left" in one else "结节。" for one in sent]}))
 
     with EndpointStub(answer) as stub:
-        translator = TranslatorRecipe.of(EndpointSpec(base_url=stub.url, model="m", answers=folder)).build()
+        translator = TranslatorRecipe(endpoint=EndpointSpec(base_url=stub.url, model="m", answers=folder)).build()
         (found,) = translator.translate_many([report])
         return found, [one for user in stub.users() for one in json.loads(user)]
 

@@ -20,7 +20,15 @@ from echo_pl.llm.chat import AnswerError
 from echo_pl.llm.endpoint import ChatEndpoint, EndpointSpec
 from echo_pl.llm.json_answer import answer_schema
 from echo_pl.llm.pacing import Pacing
-from echo_pl.reports.llm_normalizer import CANONICAL, DROP_REASONS, LLMNormalizer, ReportAnswer, pieces_of, system_message
+from echo_pl.reports.llm_normalizer import (
+    CANONICAL,
+    DROP_REASONS,
+    LLMNormalizer,
+    ReportAnswer,
+    normalizer_name,
+    pieces_of,
+    system_message,
+)
 from echo_pl.reports.regions import OTHER, REGION_NAMES, SECTIONS
 from echo_pl.reports.report import NormalizedReport, RawReport, Statement
 
@@ -141,9 +149,8 @@ def test_chinese():
         "impression": [sentence("心影增大。", "I1"), sentence("结节。", "F2")],
     }
     with EndpointStub(lambda request, number: says(json.dumps(answer, ensure_ascii=False))) as stub:
-        chinese = normalizer(stub, language="zh")
-        found = chinese.normalize(REPORT)
-    assert chinese.name == "llm-small-prompt1-zh"
+        found = normalizer(stub, language="zh").normalize(REPORT)
+        assert normalizer_name(EndpointSpec(base_url=stub.url, model="small"), "zh") == "llm-small-prompt1-zh"
     assert (found.language, found.impression) == ("zh", "心影增大。结节。")
     assert "".join(found.text.findings.split()) == found.text.findings.replace("3 mm", "3mm")
     assert found.statements[0].text == CANONICAL["zh"]["thorax"]

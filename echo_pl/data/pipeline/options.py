@@ -70,7 +70,7 @@ def make_parts(args: Namespace, search: EmbeddingSearch | None) -> Parts:
     source, options = _source(args), _reader_options(args.reader_option or ())
     asks = args.engine == "llm" or args.chinese_share > 0
     endpoint = _endpoint(args) if asks else None
-    engine = RuleRecipe() if endpoint is None or args.engine == "rules" else LLMRecipe.of(endpoint, args.language)
+    engine = RuleRecipe() if endpoint is None or args.engine == "rules" else LLMRecipe(endpoint=endpoint, language=args.language)
     return Parts(
         source=source,
         reader=make_reader(args.reader, source, options),
@@ -79,7 +79,7 @@ def make_parts(args: Namespace, search: EmbeddingSearch | None) -> Parts:
         engine_waits=args.engine == "llm",
         check=CheckRecipe(verbatim=args.engine == "rules"),
         redact=redact_report if args.redact else None,
-        translator=TranslatorRecipe.of(endpoint) if endpoint is not None and args.chinese_share > 0 else None,
+        translator=TranslatorRecipe(endpoint=endpoint) if endpoint is not None and args.chinese_share > 0 else None,
         duplicates=search,
         general=args.general,
         tokenizer=_tokenizer(args),

@@ -1,6 +1,6 @@
-"""How the project's own parts are made in any process: rule engine, language model, translator, check, search for duplicates.
+"""Recipes of the pipeline's parts: rule engine, language model, translator, check, near-duplicates.
 
-The only file of the pipeline that knows them by name.
+A recipe is small and picklable, and each process builds its part from it once.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from echo_pl.reports.cleaning import OtherLanguageError, clean
 from echo_pl.reports.completeness import CompletenessCheck
 from echo_pl.reports.embeddings import Embedder, Vectors
 from echo_pl.reports.labeller import Labeller
-from echo_pl.reports.llm_normalizer import LLMNormalizer
+from echo_pl.reports.llm_normalizer import LLMNormalizer, normalizer_name
 from echo_pl.reports.near_duplicates import Duplicate, critical_words, find_near_duplicates
 from echo_pl.reports.report import NormalizedReport, RawReport
 from echo_pl.reports.response import Language
 from echo_pl.reports.rules import RuleNormalizer
-from echo_pl.reports.translation import Translator, filling_in_chinese
+from echo_pl.reports.translation import Translator, filling_in_chinese, translator_name
 
 
 class RuleEngine:
-    """The rule engine, one report after the other."""
+    """The rule engine, one report at a time."""
 
     def __init__(self) -> None:
         self._rules = RuleNormalizer()
 
     def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | RefusedError]:
-        """Yield each report normalized, or why it cannot be, in their order."""
+        """Yield each report normalized, or its error, in order."""
         for report in reports:
             try:
                 yield self._rules.normalize(report)
@@ -51,32 +51,32 @@ class RuleEngine:
 
 @dataclass(frozen=True, kw_only=True)
 class RuleRecipe:
-    """Makes the rule engine."""
+    """Recipe of the rule engine."""
 
     @property
     def name(self) -> str:
-        """That of the rules."""
+        """Name of the rules."""
         return RuleNormalizer.name
 
     def build(self) -> RuleEngine:
-        """Make it."""
+        """Build it."""
         return RuleEngine()
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRecipe:
-    """Makes the completeness check."""
+    """Recipe of the completeness check."""
 
     verbatim: bool
-    """Whether what is there must have kept its words, as the rule engine promises."""
+    """Require the words of positive statements, which the rule engine keeps."""
 
     @property
     def name(self) -> str:
-        """The check reads with the tables of the rules, so it has their version."""
+        """Name with the version of the rules, whose tables the check uses."""
         return f"completeness-{RuleNormalizer.name}{'-verbatim' if self.verbatim else ''}"
 
     def build(self) -> CompletenessCheck:
-        """Make it."""
+        """Build it."""
         return CompletenessCheck(verbatim=self.verbatim)
 
 
@@ -88,39 +88,28 @@ class LLMEngine:
 
     @property
     def usage(self) -> Usage:
-        """What was asked so far, and what it cost."""
+        """Requests, tokens and failures so far."""
         return self._normalizer.usage
 
-    @property
-    def name(self) -> str:
-        """Model, version of the prompt, language."""
-        return self._normalizer.name
-
     def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | RefusedError]:
-        """Yield each report normalized, or why it cannot be, in their order."""
+        """Yield each report normalized, or its error, in order."""
         return _refusals(self._normalizer.normalize_many(reports))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LLMRecipe:
-    """Makes a language model that normalizes."""
+    """Recipe of a language model that normalizes."""
 
-    name: str
     endpoint: EndpointSpec
     language: Language = "en"
 
-    @classmethod
-    def of(cls, endpoint: EndpointSpec, language: Language) -> LLMRecipe:
-        """The recipe with the name that its engine will have.
-
-        Raises:
-            ValueError: the endpoint is none.
-        """
-        recipe = cls(name="", endpoint=endpoint, language=language)
-        return cls(name=recipe.build().name, endpoint=endpoint, language=language)
+    @property
+    def name(self) -> str:
+        """Model, prompt version, language."""
+        return normalizer_name(self.endpoint, self.language)
 
     def build(self) -> LLMEngine:
-        """Make it."""
+        """Build it."""
         return LLMEngine(LLMNormalizer(ChatEndpoint(self.endpoint), language=self.language))
 
 
@@ -132,37 +121,27 @@ class LLMTranslator:
 
     @property
     def usage(self) -> Usage:
-        """What was asked so far, and what it cost."""
+        """Requests, tokens and failures so far."""
         return self._translator.usage
 
-    @property
-    def name(self) -> str:
-        """Model, version of the prompt, and of the tables that translate what is canonical."""
-        return f"{self._translator.name}-{RuleNormalizer.name}"
-
     def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | RefusedError]:
-        """Yield each report translated, or why it cannot be, in their order."""
+        """Yield each report translated, or its error, in order."""
         return _refusals(self._translator.translate_many(reports))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatorRecipe:
-    """Makes a language model that translates."""
+    """Recipe of a language model that translates."""
 
-    name: str
     endpoint: EndpointSpec
 
-    @classmethod
-    def of(cls, endpoint: EndpointSpec) -> TranslatorRecipe:
-        """The recipe with the name that its translator will have.
-
-        Raises:
-            ValueError: the endpoint is none.
-        """
-        return cls(name=cls(name="", endpoint=endpoint).build().name, endpoint=endpoint)
+    @property
+    def name(self) -> str:
+        """Model, and versions of the prompt and of the tables for canonical sentences."""
+        return f"{translator_name(self.endpoint)}-{RuleNormalizer.name}"
 
     def build(self) -> LLMTranslator:
-        """Make it; sentences of either engine's tables are not sent."""
+        """Build it; canonical sentences of both engines are not sent."""
         return LLMTranslator(Translator(ChatEndpoint(self.endpoint), known=_canonical))
 
 
@@ -171,13 +150,10 @@ def _canonical(text: str) -> str | None:
 
 
 class EmbeddingSearch:
-    """Near-duplicates by the cosine of embeddings, where findings, negations, sides and numbers are equal.
+    """Near-duplicates by the cosine of embeddings, with equal findings, negations, sides and numbers.
 
-    Findings are what the labeller reads, with their certainty, sides and zones: "left effusion, no nodule" has the denials and
-    sides of "no effusion, left nodule", and is no duplicate of it.
-
-    Args:
-        embedder: makes the vectors.
+    Findings are labels with status, sides and zones: "left effusion, no nodule" has the negations
+    and sides of "no effusion, left nodule", and is no duplicate of it.
     """
 
     def __init__(self, embedder: Embedder) -> None:
@@ -185,23 +161,23 @@ class EmbeddingSearch:
 
     @property
     def name(self) -> str:
-        """That of the embedder and of the labeller."""
+        """Names of the embedder and of the labeller."""
         return f"{self._embedder.name}-{self._labeller.version}"
 
     @property
     def threshold(self) -> float:
-        """Cosine from which on two texts say the same, as the embedder has it."""
+        """The embedder's smallest cosine of duplicates."""
         return self._embedder.threshold
 
     def find(
         self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float, kept: Path
     ) -> Iterable[Duplicate]:
-        """Return which (key, text) of the training split are to go."""
+        """Return the studies (key, text) to omit from the training split."""
         vectors = KeptVectors(self._embedder, kept)
         return find_near_duplicates(train, held_out, vectors, threshold=threshold, signature=self.signature)
 
     def signature(self, text: str) -> str:
-        """What two duplicates have in common: findings that are there or in doubt, and denials, sides and numbers as they stand."""
+        """Return what duplicates share: positive and uncertain findings, negations, sides, numbers."""
         readable = clean(text).text
         found = (
             " ".join((name, label.status.value, *sorted(label.sides), *sorted(label.zones)))
@@ -212,18 +188,18 @@ class EmbeddingSearch:
 
 
 def usages(parts: Parts) -> dict[str, Usage]:
-    """What each language model was asked in this process, where models are always asked; those that were not are not there."""
+    """Return the usage of each language model that this process has used."""
     models = [one for one in (parts.engine, parts.translator) if isinstance(one, LLMRecipe | TranslatorRecipe)]
     found = {one.name: built(one).usage for one in models}
     return {name: usage for name, usage in found.items() if usage.requests or usage.cached}
 
 
 class KeptVectors:
-    """An embedder whose vectors are kept in files: a search that was killed reads again what it had, and embeds the rest.
+    """An embedder whose vectors are kept in files, so that a killed search resumes.
 
     Args:
         embedder: makes the vectors.
-        folder: for the files, one for each call; nobody else's.
+        folder: for the files, one for each call.
     """
 
     def __init__(self, embedder: Embedder, folder: Path) -> None:
@@ -232,7 +208,7 @@ class KeptVectors:
         self._folder = folder
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Vectors (texts, E)."""
+        """Return vectors (texts, E)."""
         check_stop()
         path = self._folder / f"{hashlib.sha256(json.dumps([self.name, *texts]).encode()).hexdigest()}.npy"
         if not path.is_file():
@@ -243,7 +219,7 @@ class KeptVectors:
 
 
 def folder_digest(folder: Path) -> str:
-    """Hash of the files in a folder, for the name of what is copied from it."""
+    """Return a hash of the files in a folder."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
