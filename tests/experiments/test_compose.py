@@ -19,7 +19,6 @@ from echo_pl.backbone.lora import LoraSettings
 from echo_pl.config.compose import EXPERIMENTS, compose_config
 from echo_pl.config.keys import check_keys
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.objectives import DirectConditional
 from echo_pl.distributed.fsdp2 import FSDP2Strategy
 from echo_pl.runs.assemble import make_stage, make_trainer
@@ -39,10 +38,8 @@ PIECES = {"ablation/base/no_objective.yaml", "stage/base/shared.yaml", "stage/ba
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_synthetic(folder / "synthetic", train=8, val=4, test=4, seed=2, shard_size=8, progress=False)
-    return folder
+def data_root(tiny_data) -> Path:
+    return tiny_data
 
 
 def build(config: DictConfig, data_root: Path) -> L.LightningModule:

@@ -16,15 +16,12 @@ from omegaconf import OmegaConf
 from echo_pl.config.compose import EXPERIMENTS, compose_config
 from echo_pl.config.errors import TRACEBACK, explain, reported
 from echo_pl.config.keys import target
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.run import run
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_synthetic(folder / "synthetic", train=32, val=4, test=4, seed=2, shard_size=32, progress=False)
-    return folder
+def data_root(medium_data) -> Path:
+    return medium_data
 
 
 TYPOS = [

@@ -12,7 +12,6 @@ from ranks import SIZES, SMALL, pretrained_checkpoint
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
 from echo_pl.config.compose import EXPERIMENTS, compose_config
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.distill.collect_trajectories import collect_trajectories
 from echo_pl.runs.run import run
 
@@ -27,10 +26,10 @@ ONE_STEP = [
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory, tiny_data) -> Path:
     """A corpus, and one model's weights as checkpoints of stages 1 to 3; its reports end at once, so trajectories are usable."""
     folder = tmp_path_factory.mktemp("ablations")
-    make_synthetic(folder / "data" / "synthetic", train=16, val=4, test=2, seed=2, shard_size=8, progress=False)
+    (folder / "data").symlink_to(tiny_data)
     pretrained_checkpoint(folder / "data", folder)
     about, content = read_checkpoint(folder / "pretrain.ckpt")
     for name, stage, size in (("rad4", "rad", 4), ("rad", "rad", 8), ("dcd", "dcd", 8)):

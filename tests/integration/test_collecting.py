@@ -21,7 +21,6 @@ from ranks import SIZES
 from stage_parts import BACKBONE, lively, record, write_checkpoint
 
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 
@@ -50,9 +49,9 @@ def two() -> tuple[dict[str, str], ...]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, small_data) -> Path:
     folder = tmp_path_factory.mktemp("collecting")
-    make_synthetic(folder / "synthetic", train=20, val=2, test=2, seed=1, shard_size=8, progress=False)
+    (folder / "synthetic").symlink_to(small_data / "synthetic")
     data = ReportDataModule(root=folder / "synthetic")
     vlm = lively(replace(BACKBONE, seed=8).build(data.special, data.vocab_size), data.special, eos_scale=2.0)
     write_checkpoint(folder / "rad.ckpt", vlm, record("rad", vocabulary=data.vocabulary_fingerprint))

@@ -11,7 +11,6 @@ from ranks import SIZES, SMALL, pretrained_checkpoint
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
 from echo_pl.config.compose import compose_config
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.baseline import ancestor
 from echo_pl.runs.run import RunOutcome, run
 
@@ -19,9 +18,9 @@ SHORT = ["stage.max_steps=2", "stage.validate_every=2", "stage.checkpoint_every=
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory, tiny_data) -> Path:
     folder = tmp_path_factory.mktemp("rounds")
-    make_synthetic(folder / "data" / "synthetic", train=16, val=4, test=2, seed=2, shard_size=8, progress=False)
+    (folder / "data").symlink_to(tiny_data)
     pretrained_checkpoint(folder / "data", folder)
     return folder
 

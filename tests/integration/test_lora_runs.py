@@ -15,7 +15,6 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
 from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.distill.collect_trajectories import collect_trajectories
 from echo_pl.runs.checkpoint_files import describe, to_hf
 from echo_pl.runs.run import RunOutcome, run
@@ -25,10 +24,8 @@ OWN = ["stage.batch_size=4", "stage.checkpoint_every=1", "stage.max_steps=4", "s
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_synthetic(folder / "synthetic", train=12, val=4, test=2, seed=2, shard_size=6, progress=False)
-    return folder
+def data_root(tiny_data) -> Path:
+    return tiny_data
 
 
 @pytest.fixture(scope="module")

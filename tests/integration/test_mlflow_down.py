@@ -13,7 +13,6 @@ from ranks import SIZES, SMALL
 
 from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.config.compose import compose_config
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.run import RunOutcome, run
 from echo_pl.tracking.upload import SERVER_RUN, upload_runs
 
@@ -25,9 +24,9 @@ OWN = [
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory, tiny_data) -> Path:
     folder = tmp_path_factory.mktemp("down")
-    make_synthetic(folder / "data" / "synthetic", train=16, val=4, test=2, seed=2, shard_size=8, progress=False)
+    (folder / "data").symlink_to(tiny_data)
     return folder
 
 

@@ -51,10 +51,8 @@ QUIET = ["mlflow=null", "callbacks=none"]
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_synthetic(folder / "synthetic", train=16, val=4, test=4, seed=2, shard_size=8, progress=False)
-    return folder
+def data_root(tiny_data) -> Path:
+    return tiny_data
 
 
 def start_run(data_root: Path, outputs: Path, *overrides: str) -> RunOutcome:

@@ -12,7 +12,6 @@ from echo_pl.bench.scale_check import Case, carried_out, predict
 from echo_pl.bench.step_trace import StepTokens, trace_step, trace_tower
 from echo_pl.bench.token_statistics import token_statistics
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 
 MODEL = BenchModel(width=64, layers=3, heads=2, key_heads=1, mlp_width=256, vocabulary=512, dtype="float32")
 
@@ -127,10 +126,9 @@ def test_the_slowest_link_counts():
     assert inside["memory_gb"] == pytest.approx(always + worst)
 
 
-def test_lengths_of_a_corpus_are_what_training_sees(tmp_path):
-    make_synthetic(tmp_path / "synthetic", train=40, val=2, test=2, seed=2, shard_size=20, progress=False)
-    found = token_statistics([f"data_root={tmp_path}", "data.limit_train=33"])
-    data = ReportDataModule(root=tmp_path / "synthetic", limit_train=33)
+def test_lengths_of_a_corpus_are_what_training_sees(medium_data):
+    found = token_statistics([f"data_root={medium_data}", "data.limit_train=33"])
+    data = ReportDataModule(root=medium_data / "synthetic", limit_train=33)
     batches = list(data.train_batches_once(1))
     responses = [int(batch.response_lengths_B) for batch in batches]
     assert found.studies == len(batches) == 33

@@ -101,10 +101,10 @@ def test_limits_are_of_each_corpus():
 
 
 @pytest.fixture(scope="module")
-def roots(tmp_path_factory) -> dict[str, Path]:
+def roots(tmp_path_factory, medium_data) -> dict[str, Path]:
     """Two corpora with one tokenizer and other labels, and a third with another tokenizer."""
     folder = tmp_path_factory.mktemp("mixed")
-    large = make_synthetic(folder / "large", train=40, val=6, test=4, seed=6, shard_size=10, progress=False)
+    large = medium_data / "synthetic"
     corpus = SyntheticCorpus(seed=7)
     small = folder / "small"
     split = list(corpus.studies("train", 15))
@@ -260,7 +260,7 @@ def test_labels_that_one_does_not_name_are_said(roots, caplog):
 def test_other_tokenizers_are_refused_by_name(roots):
     corpora = {"a": {"root": roots["large"]}, "b": {"root": roots["other"]}}
     with pytest.raises(
-        ValueError, match=r"the corpora a \(.*large\) and b \(.*other\) differ in their vocabulary.*data\.tokenizer_path"
+        ValueError, match=r"the corpora a \(.*synthetic\) and b \(.*other\) differ in their vocabulary.*data\.tokenizer_path"
     ):
         ReportDataModule(corpora=corpora).setup()
 

@@ -17,7 +17,6 @@ import torch
 from http_folder import HTTPFolder, serving
 
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.data.store import remote_folder
 from echo_pl.data.store.corpus_folder import LocalCorpus, RemoteCorpus, open_folder
 from echo_pl.data.store.corpus_index import AttachedFile, CorpusIndex
@@ -31,9 +30,8 @@ ROOM = 10**9
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("remote") / "corpus"
-    return make_synthetic(folder, train=40, val=6, test=4, seed=6, shard_size=10, progress=False)
+def root(medium_data) -> Path:
+    return medium_data / "synthetic"
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
 from echo_pl.backbone.factory import PretrainedBackbone
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.block_mask import CLEAN, AttentionRule, response_coords
 from echo_pl.runs.checkpoint_files import describe, from_hf, merge, to_hf
 
@@ -24,10 +23,8 @@ main = command("checkpoint")
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_synthetic(folder / "synthetic", train=4, val=2, test=2, seed=2, shard_size=4, progress=False)
-    return folder
+def data_root(tiny_data) -> Path:
+    return tiny_data
 
 
 @pytest.fixture(scope="module")

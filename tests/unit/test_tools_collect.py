@@ -14,7 +14,6 @@ from stage_parts import BACKBONE, DECODE, dcd, lively, record, report_data, writ
 
 from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.losses import DistillationConfig
 from echo_pl.diffusion.objectives import DirectConditional, SequenceLevel
 from echo_pl.distill.collect_trajectories import collect_trajectories
@@ -28,10 +27,10 @@ TINY = ("width", "layers", "heads", "key_heads", "mlp_width", "vision_width", "v
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, small_data) -> Path:
     """A corpus and a teacher: random weights, whose reports sometimes end."""
     folder = tmp_path_factory.mktemp("collect")
-    make_synthetic(folder / "data" / "synthetic", train=20, val=2, test=2, seed=1, shard_size=8, progress=False)
+    (folder / "data").symlink_to(small_data)
     data = corpus(folder)
     vlm = lively(replace(BACKBONE, seed=8).build(data.special, data.vocab_size), data.special, eos_scale=2.0)
     write_checkpoint(folder / "rad.ckpt", vlm, record("rad", vocabulary=data.vocabulary_fingerprint))

@@ -9,14 +9,12 @@ import pytest
 from ranks import SIZES, SMALL, pretrained_checkpoint
 
 from echo_pl.bench.copies import compare
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 
 
-def test_every_k_gets_the_steps_that_fit(tmp_path: Path):
-    make_synthetic(tmp_path / "data" / "synthetic", train=24, val=4, test=4, seed=2, shard_size=8, progress=False)
-    start = pretrained_checkpoint(tmp_path / "data", tmp_path)
+def test_every_k_gets_the_steps_that_fit(tiny_data: Path, tmp_path: Path):
+    start = pretrained_checkpoint(tiny_data, tmp_path)
     own = [*(o for o in SMALL if not o.startswith(("stage.max", "stage.val", "stage.check", "mlflow", "callbacks"))), *SIZES]
-    places = [f"data_root={tmp_path / 'data'}", f"start={start}", "stage.batch_size=4"]
+    places = [f"data_root={tiny_data}", f"start={start}", "stage.batch_size=4"]
     out = tmp_path / "out"
     record = compare([1, 3], 0.05, 4, out, [*own, *places])
     one, three = record["rows"]

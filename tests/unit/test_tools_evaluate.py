@@ -18,7 +18,6 @@ from stage_parts import BACKBONE, DECODE, lively, record, report_data, write_che
 
 from echo_pl.__main__ import main as echo_pl_main
 from echo_pl.config.compose import compose_config
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.distill import decode_checkpoint as evaluate_checkpoint
 from echo_pl.distill.decode_checkpoint import Decoded, EosConfidence, decode_checkpoint
 from echo_pl.distill.decoder import stage_decoder
@@ -329,10 +328,10 @@ def test_a_server_that_is_down_loses_nothing_and_the_upload_works_later(inputs, 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, small_data) -> Path:
     """A corpus, and a model with random weights, whose reports sometimes end, as two stages."""
     folder = tmp_path_factory.mktemp("evaluate")
-    make_synthetic(folder / "data" / "synthetic", train=12, val=2, test=5, seed=1, shard_size=8, progress=False)
+    (folder / "data").symlink_to(small_data)
     data = report_data(folder / "data" / "synthetic")
     vlm = lively(replace(BACKBONE, seed=8).build(data.special, data.vocab_size), data.special, eos_scale=2.0)
     for stage in ("pretrain", "rad", "dcd", "warmup"):

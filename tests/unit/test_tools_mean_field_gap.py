@@ -13,7 +13,6 @@ from stage_parts import BACKBONE, lively, record, report_data, write_checkpoint
 
 from echo_pl.backbone.vlm import VLM
 from echo_pl.config.compose import compose_config
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.distill.gap import last_steps, measure, students_by_block_size, table
 from echo_pl.io.run_folders import RunInfo, now_text, write_info
 
@@ -21,9 +20,9 @@ STUDIES = 6
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, small_data) -> Path:
     folder = tmp_path_factory.mktemp("gap")
-    make_synthetic(folder / "data" / "synthetic", train=8, val=2, test=STUDIES, seed=1, shard_size=8, progress=False)
+    (folder / "data").symlink_to(small_data)
     write_checkpoint(folder / "rad.ckpt", model(folder, seed=8), about(folder, "rad"))
     return folder
 

@@ -31,10 +31,10 @@ TINY = ("width", "layers", "heads", "key_heads", "mlp_width", "vision_width", "v
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, small_data) -> Path:
     """A corpus of several shards, stage-1 and stage-2 checkpoints with one vision tower, and features in float32."""
     folder = tmp_path_factory.mktemp("features")
-    make_synthetic(folder / "data" / "synthetic", train=20, val=4, test=2, seed=1, shard_size=8, progress=False)
+    (folder / "data").symlink_to(small_data)
     data = report_data(folder / "data" / "synthetic")
     vlm = lively(replace(BACKBONE, seed=8).build(data.special, data.vocab_size), data.special)
     for stage in ("pretrain", "rad"):

@@ -36,10 +36,8 @@ OWN = ["threads=1", "min_free_gb=0", "sweep=lab", "backbone.needs_warmup=false",
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_synthetic(folder / "synthetic", train=8, val=4, test=4, seed=2, shard_size=8, progress=False)
-    return folder
+def data_root(tiny_data) -> Path:
+    return tiny_data
 
 
 class Runs:
