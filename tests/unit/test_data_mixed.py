@@ -12,8 +12,7 @@ import torch
 from http_folder import serving
 
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.data.loading.mixed_order import mixed_order, visits_of_an_epoch
-from echo_pl.data.loading.order import shuffled_order
+from echo_pl.data.loading.order import mixed_order, shuffled_order, visits_of_an_epoch
 from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.data.store.corpus_index import CorpusIndex, attach_folder
 from echo_pl.data.store.shard_writer import write_corpus

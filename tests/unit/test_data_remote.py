@@ -21,10 +21,10 @@ from echo_pl.data.store import remote_folder
 from echo_pl.data.store.corpus_folder import LocalCorpus, RemoteCorpus, open_folder
 from echo_pl.data.store.corpus_index import AttachedFile, CorpusIndex
 from echo_pl.data.store.file_cache import CacheFullError, ChecksumError, FileCache
-from echo_pl.data.store.remote_folder import Patience, RemoteFileError, RemoteFolder
+from echo_pl.data.store.remote_folder import RemoteFileError, RemoteFolder, RetryPolicy
 
-QUICK = Patience(attempts=3, first_wait=0.01, silence=30.0)
-HASTY = replace(QUICK, silence=0.2)
+QUICK = RetryPolicy(attempts=3, first_wait=0.01, timeout=30.0)
+HASTY = replace(QUICK, timeout=0.2)
 """For a server that stays silent; where an answer has to come in time, a busy machine may need seconds for it."""
 ROOM = 10**9
 
@@ -44,8 +44,8 @@ def module(root: str | Path, cache: Path | None = None, **options) -> ReportData
     return ReportDataModule(root=root, cache_dir=cache, **{"batch_size": 8, "shuffle_buffer": 10, "seed": 1, **options})
 
 
-def corpus(url: str, cache: Path, patience: Patience = QUICK) -> RemoteCorpus:
-    return RemoteCorpus(remote=RemoteFolder(url=url, patience=patience), cache=FileCache(cache, ROOM))
+def corpus(url: str, cache: Path, retry: RetryPolicy = QUICK) -> RemoteCorpus:
+    return RemoteCorpus(remote=RemoteFolder(url=url, retry=retry), cache=FileCache(cache, ROOM))
 
 
 def same(one, other) -> bool:
@@ -72,7 +72,7 @@ def test_a_reader_that_is_forked_does_not_take_the_parents_connection(root, tmp_
     def fetch_in_child() -> None:
         held(corpus(server.url, tmp_path, impatient), second)
 
-    impatient = replace(QUICK, silence=5.0)
+    impatient = replace(QUICK, timeout=5.0)
     with serving(root, "HTTP/1.1") as server:
         held(corpus(server.url, tmp_path, impatient), first)
         child = multiprocessing.get_context("fork").Process(target=fetch_in_child)
@@ -112,7 +112,7 @@ def test_s3(root, tmp_path, monkeypatch):
         there = module("s3://lab/corpus", tmp_path)
         assert all(same(a, b) for a, b in zip(there.train_dataloader(), module(root).train_dataloader(), strict=True))
         with pytest.raises(FileNotFoundError, match=r"there is no s3://lab/corpus/absent\.tar"):
-            RemoteFolder(url="s3://lab/corpus", patience=QUICK).read("absent.tar", 10)
+            RemoteFolder(url="s3://lab/corpus", retry=QUICK).read("absent.tar", 10)
     finally:
         server.stop()
 
@@ -162,25 +162,25 @@ def held(folder: RemoteCorpus, shard) -> bytes:
         return (place / shard.name).read_bytes()
 
 
-@pytest.mark.parametrize(("fault", "silence"), [("503", 30.0), ("429", 30.0), ("cut", 30.0), ("silent", 2.0)])
-def test_faults_that_pass_are_waited_for(root, server, tmp_path, caplog, fault, silence):
+@pytest.mark.parametrize(("fault", "timeout"), [("503", 30.0), ("429", 30.0), ("cut", 30.0), ("silent", 2.0)])
+def test_faults_that_pass_are_waited_for(root, server, tmp_path, caplog, fault, timeout):
     shard = CorpusIndex.load(root).shards("train")[0]
     server.faults[shard.name] = [fault, fault]
-    assert held(corpus(server.url, tmp_path, replace(QUICK, silence=silence)), shard) == (root / shard.name).read_bytes()
+    assert held(corpus(server.url, tmp_path, replace(QUICK, timeout=timeout)), shard) == (root / shard.name).read_bytes()
     assert server.asked == [shard.name] * 3
     assert f"{server.url}/{shard.name}: attempt 1 of 3 failed" in caplog.text
     assert "again in 0.02 s" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("fault", "patience", "said"),
+    ("fault", "retry", "said"),
     [("503", QUICK, "status 503"), ("silent", HASTY, "Timeout"), ("cut", QUICK, "ClientPayloadError")],
 )
-def test_faults_that_stay_are_said(root, server, tmp_path, fault, patience, said):
+def test_faults_that_stay_are_said(root, server, tmp_path, fault, retry, said):
     shard = CorpusIndex.load(root).shards("train")[0]
     server.faults[shard.name] = [fault] * 9
     with pytest.raises(RemoteFileError, match=rf"{server.url}/{shard.name} could not be fetched in 3 attempts.*{said}"):
-        held(corpus(server.url, tmp_path, patience), shard)
+        held(corpus(server.url, tmp_path, retry), shard)
     assert not list(tmp_path.glob("*/*.tar*")), "nothing half is left"
 
 
@@ -325,7 +325,7 @@ def test_attached_files_have_plain_names(name):
 def test_a_hostile_index_asks_for_nothing_else(server, root, tmp_path):
     shard = CorpusIndex.load(root).shards("train")[0]
     for change in ({"name": "a?b.tar"}, {"name": "a%2e%2e.tar"}):
-        with pytest.raises(ValueError, match="is no plain file name"):
+        with pytest.raises(ValueError, match="is not a plain file name"):
             held(corpus(server.url, tmp_path), replace(shard, **change))
     with pytest.raises(ValueError, match="the index has no sha256"):
         held(corpus(server.url, tmp_path), replace(shard, sha256="../../x"))
@@ -374,9 +374,9 @@ def test_keys_of_fsspec_reach_the_server(root, tmp_path, monkeypatch):
     assert seen == ["1"]
 
 
-def test_patience():
-    with pytest.raises(ValueError, match="patience needs attempts >= 1"):
-        Patience(attempts=0)
+def test_a_retry_policy_is_checked():
+    with pytest.raises(ValueError, match="a retry policy needs attempts >= 1"):
+        RetryPolicy(attempts=0)
 
 
 def test_waiting_grows(server: HTTPFolder, monkeypatch):
@@ -385,5 +385,5 @@ def test_waiting_grows(server: HTTPFolder, monkeypatch):
     server.pause = 0.0
     server.faults["index.json"] = ["503"] * 9
     with pytest.raises(RemoteFileError):
-        RemoteFolder(url=server.url, patience=Patience(attempts=4, first_wait=0.5)).read("index.json", 10)
+        RemoteFolder(url=server.url, retry=RetryPolicy(attempts=4, first_wait=0.5)).read("index.json", 10)
     assert [wait for wait in waits if wait] == [0.5, 1.0, 2.0]

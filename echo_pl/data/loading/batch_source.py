@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from echo_pl.data.loading.collator import ReportCollator
 from echo_pl.data.loading.corpus_set import CorpusSet
-from echo_pl.data.loading.order import EpochOrder, Places, eval_batches, fixed_order, in_turns
+from echo_pl.data.loading.order import EpochOrder, Indices, eval_batches, fixed_order, in_turns
 from echo_pl.data.loading.processor import ReportProcessor, Sample
 from echo_pl.data.loading.stream import BatchStream, OnBad
 from echo_pl.data.loading.training_order import TrainingOrder
@@ -64,7 +64,7 @@ class BatchSource:
         self,
         split: str,
         order: EpochOrder,
-        batches: Sequence[Places],
+        batches: Sequence[Indices],
         *,
         references: bool,
         cache: dict[str, Sample] | None = None,

@@ -1,7 +1,11 @@
-"""In which order an epoch visits its studies, and who takes which: pure functions of seed, epoch, counts, lengths and global batch.
+"""Order of an epoch over one corpus or several: pure functions of seed, epoch, counts, lengths and global batch.
 
-Nothing here depends on the number of ranks or workers but the last step, in which the global batches, the same for all,
-are divided. So a run on two ranks sees what a run on one sees, and a place in the epoch is one number.
+Only the last step depends on the number of ranks: it divides the global batches, which are the same for all. So a run on two ranks
+sees the studies of a run on one, and a position in the epoch is one number.
+
+An epoch of a mixture has as many visits as its corpora have studies together. A corpus of weight w gets its share of them and
+continues in the next epoch where it stopped: visit v of a corpus of n studies is index v mod n of its pass v div n, and every pass
+has a shuffle of its own. So each pass visits every study once, also where a corpus repeats within an epoch or does not end in it.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +26,9 @@ class EpochOrder:
 
     shards: tuple[int, ...]
     """Shard numbers in the order in which they are read."""
-    starts: Places
+    starts: Indices
     """Place of the first sample of each of these shards in the stream; one more entry, the total."""
-    places: Places
+    places: Indices
     """Places in the stream, in the order in which the studies are visited."""
     streams: tuple[int, ...] = (0,)
     """Which of these shards are the first of a stream that is read by itself: one stream, or one for each corpus of a mixture."""
@@ -38,7 +42,7 @@ def fixed_order(counts: Sequence[int], limit: int | None = None, *, streams: tup
     return EpochOrder(shards=tuple(range(len(counts))), starts=starts, places=np.concatenate(visited), streams=streams)
 
 
-def in_turns(order: EpochOrder) -> Places:
+def in_turns(order: EpochOrder) -> Indices:
     """The places of a fixed order, dealt out: the first of each stream, the second of each, and so on."""
     streams = np.split(order.places, np.searchsorted(order.places, order.starts[list(order.streams[1:])]))
     turn = np.concatenate([np.arange(len(stream)) for stream in streams])
@@ -67,7 +71,73 @@ def shuffled_order(counts: Sequence[int], *, seed: int, epoch: int, buffer: int,
     return EpochOrder(shards=tuple(int(s) for s in shards), starts=starts, places=places[np.argsort(moved, kind="stable")])
 
 
-def group_by_length(places: Places, lengths: Places, *, batch: int, window: int, seed: int, epoch: int) -> Places:
+def visits_of_an_epoch(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
+    """Visits of each corpus in one epoch: the sum of the sizes, shared out by weight, rounded by largest remainder.
+
+    >>> visits_of_an_epoch([60, 40], [1.0, 3.0])
+    (25, 75)
+    """
+    exact = np.asarray(weights, dtype=np.float64) * (sum(sizes) / sum(weights))
+    visits = np.floor(exact).astype(np.int64)
+    largest = np.argsort(visits - exact, kind="stable")
+    visits[largest[: sum(sizes) - int(visits.sum())]] += 1
+    return tuple(visits.tolist())
+
+
+def mixed_order(
+    counts: Sequence[Sequence[int]], visits: Sequence[int], *, seed: int, epoch: int, buffer: int, limit: int | None = None
+) -> EpochOrder:
+    """Go through several corpora at once.
+
+    In the first k visits of an epoch each corpus has its share of k, to within one visit.
+
+    Args:
+        counts: Studies in each shard, corpus by corpus.
+        visits: Visits of each corpus in an epoch.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        buffer: How far a study may move in the stream of its corpus.
+        limit: Only the first so many studies of each corpus take part.
+
+    Returns:
+        Shards are numbered through all corpora in their order; a stream for each corpus.
+    """
+    rng = np.random.default_rng([seed, epoch, 2])  # 2: another stream of random numbers than the functions above
+    parts, streams, times = [], [], []
+    shards: list[int] = []
+    starts: list[Indices] = []
+    total = first_shard = 0
+    for own, share in zip(counts, visits, strict=True):
+        part = _stretch(own, epoch * share, (epoch + 1) * share, seed=seed, buffer=buffer, limit=limit)
+        streams.append(len(shards))
+        shards += [first_shard + shard for shard in part.shards]
+        starts.append(part.starts[:-1] + total)
+        parts.append(part.places + total)
+        times.append((np.arange(share) + rng.random(share)) / share)
+        total += int(part.starts[-1])
+        first_shard += len(own)
+    places = np.concatenate(parts)[np.argsort(np.concatenate(times), kind="stable")]
+    ends = np.asarray([total], dtype=np.int64)
+    return EpochOrder(shards=tuple(shards), starts=np.concatenate([*starts, ends]), places=places, streams=tuple(streams))
+
+
+def _stretch(counts: Sequence[int], first: int, end: int, *, seed: int, buffer: int, limit: int | None) -> EpochOrder:
+    """Visits ``first`` to ``end`` of one corpus, its passes one behind the other."""
+    size = min(sum(counts), sum(counts) if limit is None else limit)
+    shards: list[int] = []
+    starts, places = [], []
+    total = 0
+    for number in range(first // size, (end - 1) // size + 1):
+        one = shuffled_order(counts, seed=seed, epoch=number, buffer=buffer, limit=limit)
+        shards += one.shards
+        starts.append(one.starts[:-1] + total)
+        places.append(one.places[max(first - number * size, 0) : end - number * size] + total)
+        total += int(one.starts[-1])
+    ends = np.asarray([total], dtype=np.int64)
+    return EpochOrder(shards=tuple(shards), starts=np.concatenate([*starts, ends]), places=np.concatenate(places))
+
+
+def group_by_length(places: Indices, lengths: Indices, *, batch: int, window: int, seed: int, epoch: int) -> Indices:
     """Rearrange an order so that the studies of a global batch are of like length: less padding, the same studies.
 
     Within each window of global batches the studies are sorted by length, cut into batches, and the batches shuffled, and the
@@ -91,7 +161,7 @@ def group_by_length(places: Places, lengths: Places, *, batch: int, window: int,
     return np.concatenate(grouped).ravel() if grouped else rows.ravel()
 
 
-def train_batches(places: Places, *, batch_size: int, rank: int, world_size: int) -> list[Places]:
+def train_batches(places: Indices, *, batch_size: int, rank: int, world_size: int) -> list[Indices]:
     """Divide the visited places into this rank's batches; what does not fill a global batch is left out.
 
     Args:
@@ -105,7 +175,7 @@ def train_batches(places: Places, *, batch_size: int, rank: int, world_size: int
     return list(grid[:, rank])
 
 
-def eval_batches(places: Places, *, batch_size: int, rank: int, world_size: int) -> list[Places]:
+def eval_batches(places: Indices, *, batch_size: int, rank: int, world_size: int) -> list[Indices]:
     """Divide the places into this rank's batches, leaving nothing out and nothing empty.
 
     Every rank has the same number of batches: the last global batch is shared out, and one too small for that joins

@@ -4,7 +4,7 @@ With any number of workers the batches come in the same order, since worker w of
 DataLoader takes from its workers in turn. A worker reads the shards of each stream (one, or one for each corpus of a mixture)
 front to back and holds only its own samples that are still to be visited. Reading, decoding of images, tokenisation and
 collation all happen in :meth:`BatchStream.__iter__`, so with workers none of them is in the training process.
-Knows places; the order itself comes from :mod:`echo_pl.data.loading.order` and :mod:`echo_pl.data.loading.mixed_order`.
+Knows places; the order itself comes from :mod:`echo_pl.data.loading.order`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from echo_pl.data.loading.order import EpochOrder, Places
+from echo_pl.data.loading.order import EpochOrder, Indices
 from echo_pl.data.loading.processor import LongResponseError, Sample
 from echo_pl.data.store.corpus import CorpusShard, Raw
 from echo_pl.data.store.shard_reader import ShardError, decode_study
@@ -51,7 +51,7 @@ class BatchStream(IterableDataset[Batch]):
         *,
         shards: Sequence[CorpusShard],
         order: EpochOrder,
-        batches: Sequence[Places],
+        batches: Sequence[Indices],
         process: Callable[[Study], Sample],
         collate: Callable[[Sequence[Sample]], Batch],
         on_bad_sample: OnBad = "error",
@@ -97,7 +97,7 @@ class BatchStream(IterableDataset[Batch]):
                 )
             yield self._collate(samples)
 
-    def _read(self, batches: Sequence[Places], stream: int) -> Iterator[tuple[int, Found]]:
+    def _read(self, batches: Sequence[Indices], stream: int) -> Iterator[tuple[int, Found]]:
         """Yield the raw samples of these batches as they stand in one stream; shards without any are not opened."""
         places = np.sort(np.concatenate(batches)) if batches else np.empty(0, dtype=np.int64)
         cuts = np.searchsorted(places, self._starts)

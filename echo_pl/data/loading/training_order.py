@@ -1,6 +1,6 @@
 """The order of the training split as one rank sees it: which studies are in which of its batches, epoch by epoch.
 
-Binds the pure functions of :mod:`echo_pl.data.loading.order` and :mod:`echo_pl.data.loading.mixed_order`
+Binds the pure functions of :mod:`echo_pl.data.loading.order`
 to one corpus or several, to settings and to a place among the ranks; reads nothing.
 """
 
@@ -11,8 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echo_pl.data.loading.mixed_order import mixed_order, visits_of_an_epoch
-from echo_pl.data.loading.order import EpochOrder, Places, group_by_length, shuffled_order, train_batches
+from echo_pl.data.loading.order import (
+    EpochOrder,
+    Indices,
+    group_by_length,
+    mixed_order,
+    shuffled_order,
+    train_batches,
+    visits_of_an_epoch,
+)
 from echo_pl.data.store.corpus_index import Shard
 
 
@@ -38,7 +45,7 @@ class TrainingOrder:
     rank: int
     world_size: int
 
-    def epoch(self, number: int) -> tuple[EpochOrder, list[Places]]:
+    def epoch(self, number: int) -> tuple[EpochOrder, list[Indices]]:
         """One epoch's way through the shards, and this rank's batches along it."""
         order = self._one(number) if self.weights is None else self._mixed(number)
         places = order.places

@@ -16,7 +16,7 @@ from typing import IO, Final
 
 import numpy as np
 
-from echo_pl.data.loading.order import Places
+from echo_pl.data.loading.order import Indices
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
 from echo_pl.data.pipeline.files import json_line, read_json, read_lines
 from echo_pl.data.pipeline.listing import Listing, chunk_path
@@ -44,7 +44,7 @@ class Arrangement:
     shared_patients: int
     """Patients who are in more than one split, which official splits may bring about."""
 
-    def places(self, split: str) -> Places:
+    def places(self, split: str) -> Indices:
         """(studies, 2): number of the work file, offset in it; in the order of the shards."""
         return np.load(self.folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from echo_pl.data.loading.order import Places
+from echo_pl.data.loading.order import Indices
 from echo_pl.data.pipeline.arranging import Arrangement, arrange
 from echo_pl.data.pipeline.card import Card, make_card
 from echo_pl.data.pipeline.duplicates import find_duplicates
@@ -201,7 +201,7 @@ class _Making:
                 advance(count)
         return [task.written(one) for one in self._slices(arrangement, extra)]
 
-    def _slices(self, arrangement: Arrangement, general: Places) -> Iterator[ShardSlice]:
+    def _slices(self, arrangement: Arrangement, general: Indices) -> Iterator[ShardSlice]:
         for split in arrangement.counts:
             extra = general if split == "train" else general[:0]
             yield from shard_slices(split, arrangement.places(split), extra, size=self.settings.shard_size, seed=self.settings.seed)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from echo_pl.data.images.images import ImageError, load_image
-from echo_pl.data.loading.order import Places
+from echo_pl.data.loading.order import Indices
 from echo_pl.data.loading.request import GENERAL
 from echo_pl.data.pipeline.arranging import GENERAL_FILE
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
@@ -83,7 +83,7 @@ class WrittenShard:
     """``studies``, ``languages``, ``imputed``, ``labels``, ``images``, ``redacted``, ``dropped``, ``notes`` by name."""
 
 
-def shard_slices(split: str, places: Places, general: Places, *, size: int, seed: int) -> Iterator[ShardSlice]:
+def shard_slices(split: str, places: Indices, general: Indices, *, size: int, seed: int) -> Iterator[ShardSlice]:
     """Shuffle the studies of a split, general samples among them, and cut them into shards."""
     total = len(places) + len(general)
     order = np.random.default_rng([seed, 2]).permutation(total)
@@ -216,7 +216,7 @@ def beside(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def general_places(folder: Path) -> Places:
+def general_places(folder: Path) -> Indices:
     """(samples, 2): the places of the general samples that can be used."""
     found = [[GENERAL_FILE, offset] for offset, record in read_lines(chunk_path(folder, 0)) if "entry" in record]
     return np.asarray(found, dtype=np.int64).reshape(-1, 2)

@@ -1,7 +1,6 @@
-"""Files of a folder behind a URL, through fsspec: fetched whole, again and again where the fault may pass.
+"""Files of a remote folder, downloaded through fsspec, with retries after transient errors.
 
-Only the protocols named here are spoken; commands and chained URLs are refused. Knows names, bytes and patience; nothing of
-checksums, caches or corpora.
+Only the protocols in :data:`PROTOCOLS` are allowed; commands and chained URLs are invalid.
 """
 
 from __future__ import annotations
@@ -26,49 +25,49 @@ logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("http", "https", "s3", "file", "memory")
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-_PASSING_STATUS = (408, 425, 429)
-_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)
-"""Faults of the local disk and process, which trying again does not heal."""
+_TRANSIENT_STATUS = (408, 425, 429)
+_LOCAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)
+"""Errors of the local disk and process, which a retry does not solve."""
 
 
 class RemoteFileError(OSError):
-    """A file could not be fetched."""
+    """A file could not be downloaded."""
 
 
 class TooLongError(ValueError):
-    """A file is longer than it may be."""
+    """A file is longer than its limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long a server is waited for."""
+class RetryPolicy:
+    """Attempts and waits of a download."""
 
     attempts: int = 5
-    """Times a file is asked for."""
+    """Most attempts for one file."""
     first_wait: float = 1.0
-    """Seconds before the second attempt; twice as long before each further one."""
-    silence: float = 60.0
-    """Seconds without a connection or a byte after which an attempt has failed."""
+    """Seconds before the second attempt; doubled before each further one."""
+    timeout: float = 60.0
+    """Seconds without a connection or a byte after which an attempt fails."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.first_wait < 0 or self.silence <= 0:
-            raise ValueError(f"patience needs attempts >= 1, first_wait >= 0 and silence > 0, got {self}")
+        if self.attempts < 1 or self.first_wait < 0 or self.timeout <= 0:
+            raise ValueError(f"a retry policy needs attempts >= 1, first_wait >= 0 and timeout > 0, got {self}")
 
 
 def is_url(place: Path | str) -> bool:
-    """Whether this is a URL, of whatever protocol, and no local path."""
+    """Return True for a URL of any protocol, False for a local path."""
     return not isinstance(place, Path) and "://" in place
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFolder:
-    """A folder behind a URL.
+    """A remote folder.
 
-    Credentials are those of fsspec and of the protocol (``FSSPEC_HTTPS``, ``AWS_PROFILE``), never part of the URL.
+    Credentials come from fsspec or the protocol (``FSSPEC_HTTPS``, ``AWS_PROFILE``), never from the URL.
     """
 
     url: str
-    patience: Patience = field(default_factory=Patience)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def __post_init__(self) -> None:
         _check_url(self.url)
@@ -80,36 +79,36 @@ class RemoteFolder:
 
     @property
     def protocol(self) -> str:
-        """The part of the URL before ``://``."""
+        """Protocol of the URL."""
         return self.url.split("://", 1)[0]
 
     def place(self, name: str) -> str:
         """URL of a file.
 
         Raises:
-            ValueError: If the name is not plain, as an index from outside may have it.
+            ValueError: If the name is not a plain one; the index may come from an untrusted source.
         """
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{self.url}: {name!r} is no plain file name, it is not asked for")
+            raise ValueError(f"{self.url}: {name!r} is not a plain file name; it is not requested")
         return f"{self.url.rstrip('/')}/{name}"
 
     def fetch(self, name: str, target: Path, most: int) -> None:
-        """Write a file to ``target``, over what is there.
+        """Download a file to ``target``, which is overwritten.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            RemoteFileError: If it could not be fetched with all patience.
-            TooLongError: If it comes from elsewhere and has more than ``most`` bytes; few megabytes more are written.
+            RemoteFileError: If all attempts failed.
+            TooLongError: If it has more than ``most`` bytes (not checked for local protocols). A few megabytes more may be written.
         """
         place = self.place(name)
-        self._patiently(place, lambda: self._files().get_file(place, str(target), callback=_AtMost(place, most)))
+        self._with_retries(place, lambda: self._files().get_file(place, str(target), callback=_ByteLimit(place, most)))
 
     def read(self, name: str, most: int) -> bytes:
-        """Return a file that is small.
+        """Return the content of a small file.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            RemoteFileError: If it could not be fetched with all patience.
+            RemoteFileError: If all attempts failed.
             TooLongError: If it has more than ``most`` bytes.
         """
         with tempfile.TemporaryDirectory(prefix="echo_pl-") as folder:
@@ -118,37 +117,35 @@ class RemoteFolder:
             return target.read_bytes()
 
     def _files(self) -> Any:
-        """The file system; fsspec keeps one per process, so a forked reader has its own."""
+        """File system of the protocol. fsspec keeps one per process, so a forked reader has its own."""
         if self.protocol in ("http", "https"):
-            silence = self.patience.silence
-            timeout = aiohttp.ClientTimeout(total=None, connect=silence, sock_connect=silence, sock_read=silence)
+            seconds = self.retry.timeout
+            timeout = aiohttp.ClientTimeout(total=None, connect=seconds, sock_connect=seconds, sock_read=seconds)
             return fsspec.filesystem(self.protocol, timeout=timeout, get_client=_client)
         if self.protocol == "s3":
-            silence = self.patience.silence
-            return fsspec.filesystem("s3", config_kwargs={"connect_timeout": silence, "read_timeout": silence})
+            timeout = self.retry.timeout
+            return fsspec.filesystem("s3", config_kwargs={"connect_timeout": timeout, "read_timeout": timeout})
         return fsspec.filesystem(self.protocol)
 
-    def _patiently(self, place: str, ask: Callable[[], None]) -> None:
-        faults = _faults(self.protocol)
-        wait = self.patience.first_wait
-        for attempt in range(1, self.patience.attempts + 1):
+    def _with_retries(self, place: str, download: Callable[[], None]) -> None:
+        errors = _errors(self.protocol)
+        wait = self.retry.first_wait
+        for attempt in range(1, self.retry.attempts + 1):
             try:
-                ask()
+                download()
                 return
-            except faults as error:
-                said = _said(error)
+            except errors as error:
+                reason = _describe(error)
                 if isinstance(error, FileNotFoundError):
                     raise FileNotFoundError(f"there is no {place}") from error
-                if not _may_pass(error):
-                    raise RemoteFileError(f"{place} cannot be fetched: {said}") from error
-                if attempt == self.patience.attempts:
+                if not _is_transient(error):
+                    raise RemoteFileError(f"{place} cannot be fetched: {reason}") from error
+                if attempt == self.retry.attempts:
                     raise RemoteFileError(
-                        f"{place} could not be fetched in {attempt} attempts, the last one: {said}; see whether the server is up, "
+                        f"{place} could not be fetched in {attempt} attempts, the last one: {reason}; check the server, "
                         "and run again: what was fetched is kept"
                     ) from error
-                logger.warning(
-                    "%s: attempt %d of %d failed (%s); again in %g s", place, attempt, self.patience.attempts, said, wait
-                )
+                logger.warning("%s: attempt %d of %d failed (%s); again in %g s", place, attempt, self.retry.attempts, reason, wait)
             time.sleep(wait)
             wait *= 2
 
@@ -169,29 +166,29 @@ def _check_url(url: str) -> None:
         raise ValueError(f"the URL of a corpus is that of a folder, without query, fragment or spaces, got {url!r}")
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     if isinstance(error, aiohttp.ClientResponseError):
-        return _is_no_http(error) or error.status >= 500 or error.status in _PASSING_STATUS
+        return _is_invalid_http(error) or error.status >= 500 or error.status in _TRANSIENT_STATUS
     if isinstance(error, aiohttp.InvalidURL | PermissionError | IsADirectoryError | NotADirectoryError):
         return False
-    return not (isinstance(error, OSError) and error.errno in _OURS)
+    return not (isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS)
 
 
-def _is_no_http(error: aiohttp.ClientResponseError) -> bool:
-    """Whether the status is aiohttp's own, for an answer against the rules: other lengths than it says, nonsense in its head."""
+def _is_invalid_http(error: aiohttp.ClientResponseError) -> bool:
+    """Return True if aiohttp chose the status, for an answer with a wrong length or an invalid header."""
     return isinstance(error.__cause__, HttpProcessingError)
 
 
-def _said(error: BaseException) -> str:
-    if isinstance(error, aiohttp.ClientResponseError) and _is_no_http(error):
+def _describe(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientResponseError) and _is_invalid_http(error):
         return f"the answer breaks the rules of HTTP: {' '.join(error.message.split())[:100]}"
     if isinstance(error, aiohttp.ClientResponseError):
         return f"status {error.status}"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _faults(protocol: str) -> tuple[type[Exception], ...]:
-    """What a file system of fsspec may raise; s3fs lets errors of its library through."""
+def _errors(protocol: str) -> tuple[type[Exception], ...]:
+    """Errors that a file system of fsspec may raise; s3fs raises those of its library too."""
     if protocol != "s3":
         return (OSError, aiohttp.ClientError)
     from botocore.exceptions import BotoCoreError, ClientError
@@ -200,25 +197,25 @@ def _faults(protocol: str) -> tuple[type[Exception], ...]:
 
 
 async def _client(**options: Any) -> aiohttp.ClientSession:
-    """A session that keeps no connection open.
+    """Session that keeps no connection open.
 
-    A process forked beside an open one that throws its copy away takes it from what the parent's loop watches as well, and the
-    parent's next request over it gets no answer.
+    A forked process that closes its copy of an open connection removes it from the parent's event loop as well. The parent's next
+    request over it would then never get an answer.
     """
     return aiohttp.ClientSession(**{"connector": aiohttp.TCPConnector(force_close=True), **options})
 
 
-class _AtMost(Callback):
-    """Ends a transfer that brings more than was announced."""
+class _ByteLimit(Callback):
+    """Callback that ends a download longer than its limit."""
 
     def __init__(self, place: str, most: int) -> None:
         super().__init__()
         self._place = place
         self._most = most
-        self._had = 0
+        self._received = 0
 
     def relative_update(self, inc: int = 1) -> None:
         """Count bytes."""
-        self._had += inc
-        if self._had > self._most:
+        self._received += inc
+        if self._received > self._most:
             raise TooLongError(f"{self._place} has more than {self._most} bytes")
