@@ -360,13 +360,13 @@ def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
     tokens, forwards = {}, {}
     for stage in ("pretrain", "rad", "dcd"):
         decoded = decode_checkpoint(folder / f"{stage}.ckpt", settings(folder), "test", None, 2)
-        assert len(decoded.cases) == 5
+        assert len(decoded.cases) == 6
         assert decoded.judge == "synthetic"
         assert ("in one step" in decoded.name) == (stage == "dcd")
         tokens[stage] = decoded.about["tpf"]
         for case in decoded.cases:
             assert (case.prediction.eos_confidence is not None) == case.prediction.stopped
-        assert decoded.about["nfe"] == pytest.approx(sum(case.prediction.nfe for case in decoded.cases) / 5)
+        assert decoded.about["nfe"] == pytest.approx(sum(case.prediction.nfe for case in decoded.cases) / 6)
         assert ("forwards_per_block" in decoded.about) == (stage != "pretrain")
         forwards[stage] = [case.prediction.forwards_per_block for case in decoded.cases]
     assert tokens["pretrain"] < 1.1
@@ -384,7 +384,7 @@ def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
     assert decode_checkpoint(folder / "rad.ckpt", [*settings(folder), steps], "test", 1, 2).cases
     with pytest.raises(ValueError, match="stage: these are the checkpoint's own"):
         decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "stage=rad"], "test", None, 2)
-    for studies, message in ((0, "0 studies of split test"), (6, "split test has 5 studies, 6 were asked for")):
+    for studies, message in ((0, "0 studies of split test"), (7, "split test has 6 studies, 7 were asked for")):
         with pytest.raises(ValueError, match=message):
             decode_checkpoint(folder / "dcd.ckpt", settings(folder), "test", studies, 2)
 
