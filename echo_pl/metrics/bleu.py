@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from echo_pl.metrics.counted import CountedReports, paired
+from echo_pl.metrics.counted import PairMetric, count_rows, paired
 from echo_pl.metrics.rouge import ngrams
 from echo_pl.metrics.words import Words
 
@@ -21,7 +21,7 @@ def bleu_counts(predicted: Sequence[str], wanted: Sequence[str]) -> list[int]:
     return [*matches, *(own.total() for own in ours), len(predicted), len(wanted)]
 
 
-class Bleu(CountedReports):
+class Bleu(PairMetric):
     """``bleu_1`` to ``bleu_4``: counts are summed over the corpus, then multiplied; BLEU-n weighs orders 1 to n alike.
 
     A single report without a match of four words has a BLEU-4 of 0, so BLEU-4 is meaningful for corpora only. A report of fewer
@@ -37,8 +37,8 @@ class Bleu(CountedReports):
     names = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
     direction = True
 
-    def __init__(self, words: Words, *, sync_on_compute: bool = True) -> None:
-        super().__init__(10, sync_on_compute=sync_on_compute)
+    def __init__(self, words: Words) -> None:
+        super().__init__(10)
         self.words = words
         self.variant = f"bleu|corpus|smoothing:none|brevity penalty:yes|words:{words.name}|v1"
 
@@ -46,7 +46,7 @@ class Bleu(CountedReports):
         """:func:`bleu_counts`, a row for each report."""
         split = self.words.split
         counts = [bleu_counts(split(prediction), split(reference)) for prediction, reference in paired(predictions, references)]
-        return torch.tensor(counts, dtype=torch.float64).reshape(-1, 10)
+        return count_rows(counts, 10)
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
         """Brevity penalty times the geometric mean of the precisions; 0 if an order has no match."""

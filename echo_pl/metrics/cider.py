@@ -89,14 +89,13 @@ class Cider(PairMetric):
     Args:
         words: splitter of texts.
         clipped: compute CIDEr-D.
-        sync_on_compute: gather reports of all ranks.
     """
 
     direction = True
     pairs: list[Tensor] | Tensor
 
-    def __init__(self, words: Words, *, clipped: bool, sync_on_compute: bool = True) -> None:
-        super().__init__(sync_on_compute=sync_on_compute)
+    def __init__(self, words: Words, *, clipped: bool) -> None:
+        super().__init__(2)
         self.words = words
         self.clipped = clipped
         self.names = ("cider_d" if clipped else "cider",)

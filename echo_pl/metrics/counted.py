@@ -19,6 +19,9 @@ class ReportScore(Metric, ABC):
     """One or more scores of a set of reports, as a function of the sum of their counts.
 
     Shapes: N reports, K counts. ``variant`` of a subclass holds everything that is needed to compute the scores again.
+
+    Args:
+        counts: number K of counts of a report.
     """
 
     full_state_update = False
@@ -29,14 +32,22 @@ class ReportScore(Metric, ABC):
     variant: str
     reports: Tensor
 
-    def __init__(self, *, sync_on_compute: bool = True) -> None:
-        super().__init__(sync_on_compute=sync_on_compute)
+    sums: Tensor
+
+    def __init__(self, counts: int) -> None:
+        super().__init__()
         self.add_state("reports", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(counts, dtype=torch.float64), dist_reduce_fx="sum")
         self._whole: tuple[int, int] | None = None
 
-    @abstractmethod
+    def add(self, rows_NK: Tensor) -> None:
+        """Add the rows of some reports."""
+        self.sums += rows_NK.sum(0).to(self.sums.device)
+        self.reports += len(rows_NK)
+
     def total(self) -> Tensor:
         """Sum (K,) of the rows of all reports; inside :meth:`compute` of the reports of all ranks."""
+        return self.sums
 
     @abstractmethod
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
@@ -78,6 +89,48 @@ class PairMetric(ReportScore):
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
         """Counts of each report, (N, K) float64; raises ValueError if the two sequences differ in length."""
 
+    def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
+        """Add reports; predictions and references in the same order."""
+        self.add(self.rows(predictions, references))
+
+
+class PairRatio(PairMetric):
+    """Ratio of two counts of a prediction and its reference, both summed over reports.
+
+    Args:
+        name: name of the score.
+        counts: from prediction and reference to part and whole; a whole of 1 makes the score a mean over reports.
+        variant: see :class:`ReportScore`.
+        higher_is_better: None if neither direction is better.
+
+    >>> same = PairRatio("same", lambda prediction, reference: (float(prediction == reference), 1.0), "same", True)
+    >>> same.update(["clear lungs", ""], ["clear lungs", "clear lungs"])
+    >>> same.plain(), same.signature
+    ({'same': 0.5}, 'same|references:1 each, 2 in all')
+    """
+
+    def __init__(
+        self, name: str, counts: Callable[[str, str], tuple[float, float]], variant: str, higher_is_better: bool | None
+    ) -> None:
+        super().__init__(2)
+        self.names = (name,)
+        self.counts = counts
+        self.variant = variant
+        self.direction = higher_is_better
+
+    def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
+        """Part and whole of each report."""
+        return count_rows([self.counts(*pair) for pair in paired(predictions, references)], 2)
+
+    def figures(self, sums: Tensor) -> dict[str, Tensor]:
+        """Part over whole; 0 if the whole is 0."""
+        return {self.names[0]: ratio(sums[..., 0], sums[..., 1])}
+
+
+def mean_over_reports(name: str, function: Callable[[str, str], float], variant: str, higher_is_better: bool | None) -> PairRatio:
+    """Mean over reports of a function of prediction and reference."""
+    return PairRatio(name, lambda prediction, reference: (function(prediction, reference), 1.0), variant, higher_is_better)
+
 
 def signature(variant: str, reports: int) -> str:
     """A variant with the size of the reference set.
@@ -88,71 +141,6 @@ def signature(variant: str, reports: int) -> str:
     return f"{variant}|references:1 each, {reports} in all"
 
 
-class CountedReports(PairMetric):
-    """Score whose rows do not depend on other reports, so that ranks exchange sums only.
-
-    Args:
-        counts: number K of counts of a report.
-        sync_on_compute: sum over ranks.
-    """
-
-    sums: Tensor
-
-    def __init__(self, counts: int, *, sync_on_compute: bool = True) -> None:
-        super().__init__(sync_on_compute=sync_on_compute)
-        self.add_state("sums", torch.zeros(counts, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
-        """Add reports; predictions and references in the same order."""
-        rows_NK = self.rows(predictions, references)
-        self.sums += rows_NK.sum(0).to(self.sums.device)
-        self.reports += len(rows_NK)
-
-    def total(self) -> Tensor:
-        """See :meth:`ReportScore.total`."""
-        return self.sums
-
-
-class MeanOfPairs(CountedReports):
-    """Mean over reports of a pure function of prediction and reference.
-
-    Args:
-        name: name of the score.
-        function: from prediction and reference to a score, also for an empty prediction.
-        variant: see :class:`ReportScore`.
-        higher_is_better: None if neither direction is better.
-        sync_on_compute: sum over ranks.
-
-    >>> same = MeanOfPairs("same", lambda prediction, reference: float(prediction == reference), "same", True)
-    >>> same.update(["clear lungs", ""], ["clear lungs", "clear lungs"])
-    >>> same.plain(), same.signature
-    ({'same': 0.5}, 'same|references:1 each, 2 in all')
-    """
-
-    def __init__(
-        self,
-        name: str,
-        function: Callable[[str, str], float],
-        variant: str,
-        higher_is_better: bool | None,
-        *,
-        sync_on_compute: bool = True,
-    ) -> None:
-        super().__init__(2, sync_on_compute=sync_on_compute)
-        self.names = (name,)
-        self.function = function
-        self.variant = variant
-        self.direction = higher_is_better
-
-    def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
-        """Score and 1 for each report."""
-        return mean_rows([self.function(*pair) for pair in paired(predictions, references)])
-
-    def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """The mean; 0 without reports."""
-        return {self.names[0]: ratio(sums[..., 0], sums[..., 1])}
-
-
 class GivenValues(ReportScore):
     """Mean of values that come with a report (its eos confidence, its end by eos), over the reports with a value.
 
@@ -160,7 +148,6 @@ class GivenValues(ReportScore):
         name: name of the score.
         variant: see :class:`ReportScore`.
         higher_is_better: None if neither direction is better.
-        sync_on_compute: sum over ranks.
 
     >>> stopped = GivenValues("stopped", "stopped", True)
     >>> stopped.update([True, None, False])
@@ -168,29 +155,20 @@ class GivenValues(ReportScore):
     {'stopped': 0.5}
     """
 
-    sums: Tensor
-
-    def __init__(self, name: str, variant: str, higher_is_better: bool | None, *, sync_on_compute: bool = True) -> None:
-        super().__init__(sync_on_compute=sync_on_compute)
+    def __init__(self, name: str, variant: str, higher_is_better: bool | None) -> None:
+        super().__init__(2)
         self.names = (name,)
         self.variant = variant
         self.direction = higher_is_better
-        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     @staticmethod
     def rows(values: Sequence[float | None]) -> Tensor:
         """Value and 1 for each report; an unknown value (None) counts 0 and 0."""
-        rows = [(0.0, 0.0) if value is None else (float(value), 1.0) for value in values]
-        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
+        return count_rows([(0.0, 0.0) if value is None else (float(value), 1.0) for value in values], 2)
 
     def update(self, values: Sequence[float | None]) -> None:
         """Add the values of some reports."""
-        self.sums += self.rows(values).sum(0).to(self.sums.device)
-        self.reports += len(values)
-
-    def total(self) -> Tensor:
-        """See :meth:`ReportScore.total`."""
-        return self.sums
+        self.add(self.rows(values))
 
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
         """Mean over the reports with a value; nan without any."""
@@ -199,7 +177,12 @@ class GivenValues(ReportScore):
 
 def mean_rows(scores: Sequence[float]) -> Tensor:
     """Rows whose sums give a mean: (N, 2), score and 1."""
-    return torch.tensor([(score, 1.0) for score in scores], dtype=torch.float64).reshape(-1, 2)
+    return count_rows([(score, 1.0) for score in scores], 2)
+
+
+def count_rows(rows: Sequence[Sequence[float]], counts: int) -> Tensor:
+    """Counts of some reports as (N, K) float64, also for no reports."""
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, counts)
 
 
 def ratio(part: Tensor, whole: Tensor, empty: float = 0.0) -> Tensor:

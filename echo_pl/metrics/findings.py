@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from echo_pl.metrics.counted import CountedReports, MeanOfPairs, paired, ratio
+from echo_pl.metrics.counted import PairMetric, PairRatio, count_rows, mean_over_reports, paired, ratio
 from echo_pl.metrics.words import split_words
 
 POSITIVE = "positive"
@@ -61,7 +61,7 @@ def precision_recall_f1(hits: Tensor, extra: Tensor, missed: Tensor, right: Tens
     return precision, recall, ratio(2 * hits, 2 * hits + extra + missed) + nothing
 
 
-class FindingScores(CountedReports):
+class FindingScores(PairMetric):
     """Positive findings of predictions against those of references.
 
     ``findings_{precision,recall,f1}_micro`` count over all concepts; ``_macro`` are means over the concepts that any of the
@@ -76,7 +76,6 @@ class FindingScores(CountedReports):
         label: labeller of a text.
         concepts: all concepts of the labeller.
         name: name and version of the labeller.
-        sync_on_compute: sum over ranks.
 
     Raises:
         ValueError: on update, if the labeller returns a concept that is not in ``concepts``.
@@ -94,8 +93,8 @@ class FindingScores(CountedReports):
     )
     direction = True
 
-    def __init__(self, label: TextLabeller, concepts: Sequence[str], name: str, *, sync_on_compute: bool = True) -> None:
-        super().__init__(3 * len(concepts) + 2, sync_on_compute=sync_on_compute)
+    def __init__(self, label: TextLabeller, concepts: Sequence[str], name: str) -> None:
+        super().__init__(3 * len(concepts) + 2)
         self.label = label
         self.places = {concept: place for place, concept in enumerate(concepts)}
         # The number of concepts is no part of the variant: a judge has the concepts of the scored texts.
@@ -111,7 +110,7 @@ class FindingScores(CountedReports):
                 for concept in concepts:
                     row[kind, self.places[concept]] = 1.0
         ends = [(float(not split_words(prediction)), 1.0) for prediction, _ in pairs]
-        return torch.cat([counts.flatten(1), torch.tensor(ends, dtype=torch.float64).reshape(-1, 2)], 1)
+        return torch.cat([counts.flatten(1), count_rows(ends, 2)], 1)
 
     def better(self, name: str) -> bool | None:
         """Return False for the numbers of wrong findings."""
@@ -142,7 +141,7 @@ class FindingScores(CountedReports):
         return dict(zip(self.names, (*values, *rates), strict=True))
 
 
-def region_completeness(regions: Callable[[str], Collection[str]], known: Sequence[str], name: str) -> MeanOfPairs:
+def region_completeness(regions: Callable[[str], Collection[str]], known: Sequence[str], name: str) -> PairRatio:
     """Share of the regions that a report mentions, with findings or their absence; the reference is not used.
 
     Args:
@@ -154,6 +153,6 @@ def region_completeness(regions: Callable[[str], Collection[str]], known: Sequen
     def share(prediction: str, reference: str) -> float:
         return len(set(regions(prediction)) & set(known)) / len(known)
 
-    return MeanOfPairs(
+    return mean_over_reports(
         "region_completeness", share, f"region_completeness|{len(known)} regions|reader:{name}|mean:reports|v1", True
     )

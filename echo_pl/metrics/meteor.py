@@ -13,7 +13,7 @@ from nltk.corpus import wordnet
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.meteor_score import single_meteor_score
 
-from echo_pl.metrics.counted import MeanOfPairs
+from echo_pl.metrics.counted import PairRatio, mean_over_reports
 from echo_pl.metrics.words import Words
 
 _STEMMER = PorterStemmer()
@@ -41,7 +41,7 @@ def meteor(predicted: list[str], wanted: list[str], synonyms: Any = None) -> flo
     return float(single_meteor_score(wanted, predicted, stemmer=_STEMMER, wordnet=synonyms or NoSynonyms()))
 
 
-def meteor_metric(words: Words, *, with_wordnet: bool = False) -> MeanOfPairs:
+def meteor_metric(words: Words, *, with_wordnet: bool = False) -> PairRatio:
     """METEOR as a metric, whose signature includes WordNet; raises ValueError if WordNet is requested and missing."""
     synonyms, stages = None, "exact, Porter stem"
     if with_wordnet:
@@ -51,7 +51,7 @@ def meteor_metric(words: Words, *, with_wordnet: bool = False) -> MeanOfPairs:
         return meteor(words.split(prediction), words.split(reference), synonyms)
 
     variant = f"meteor|nltk {nltk.__version__}|matching:{stages}|alpha 0.9, beta 3, gamma 0.5|words:{words.name}|mean:reports|v1"
-    return MeanOfPairs("meteor", score, variant, True)
+    return mean_over_reports("meteor", score, variant, True)
 
 
 def _wordnet_version() -> str:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from echo_pl.metrics.counted import CountedReports, mean_rows, paired, ratio
+from echo_pl.metrics.counted import PairMetric, count_rows, mean_rows, paired, ratio
 
 
-class Perplexity(CountedReports):
+class Perplexity(PairMetric):
     """Perplexity of generated reports under a language model.
 
     ``perplexity`` is that of the corpus, exp(sum of -log p / sum of tokens); ``perplexity_per_report`` is the mean of the
@@ -26,7 +26,6 @@ class Perplexity(CountedReports):
         score: from a text to the sum of -log p (natural logarithm) over its tokens, and the number of tokens.
         model: name of the language model with the digest of its weights, the version of its library, and the treatment of the
             first token.
-        sync_on_compute: sum over ranks.
 
     >>> metric = Perplexity(lambda text: (2.0 * len(text.split()), len(text.split())), "two nats a word")
     >>> metric.update(["clear lungs", "clear"], ["", ""])
@@ -37,8 +36,8 @@ class Perplexity(CountedReports):
     names = ("perplexity", "perplexity_per_report")
     direction = False
 
-    def __init__(self, score: Callable[[str], tuple[float, int]], model: str, *, sync_on_compute: bool = True) -> None:
-        super().__init__(4, sync_on_compute=sync_on_compute)
+    def __init__(self, score: Callable[[str], tuple[float, int]], model: str) -> None:
+        super().__init__(4)
         self.score = score
         self.variant = f"perplexity|model:{model}|of predictions|corpus: per token, per_report: mean over reports|v1"
 
@@ -48,7 +47,7 @@ class Perplexity(CountedReports):
         for prediction, _ in paired(predictions, references):
             surprise, tokens = self.score(prediction) if prediction else (0.0, 0)
             rows.append((surprise, tokens, surprise / tokens, 1) if tokens else (0.0, 0, 0.0, 0))
-        found = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+        found = count_rows(rows, 4)
         found[:, 2] = torch.where(found[:, 3] > 0, found[:, 2].exp(), 0.0)  # inf where math.exp would raise
         return found
 
@@ -58,22 +57,19 @@ class Perplexity(CountedReports):
         return {"perplexity": (surprise / tokens).exp(), "perplexity_per_report": own / reports}
 
 
-class EmbeddingSimilarity(CountedReports):
+class EmbeddingSimilarity(PairMetric):
     """Mean cosine between the embeddings of prediction and reference; 0 for an empty prediction. Named after its model.
 
     Args:
         encode: from texts to (N, E).
         model: short name of the model, part of the figure's name.
         detail: rest of the signature (digest of its weights, pooling).
-        sync_on_compute: sum over ranks.
     """
 
     direction = True
 
-    def __init__(
-        self, encode: Callable[[Sequence[str]], Tensor], model: str, detail: str = "", *, sync_on_compute: bool = True
-    ) -> None:
-        super().__init__(2, sync_on_compute=sync_on_compute)
+    def __init__(self, encode: Callable[[Sequence[str]], Tensor], model: str, detail: str = "") -> None:
+        super().__init__(2)
         self.encode = encode
         self.names = (f"cosine_{model}",)
         self.variant = f"cosine|model:{model}{f', {detail}' if detail else ''}|blind to negation|mean:reports|v1"

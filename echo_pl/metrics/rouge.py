@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from echo_pl.metrics.counted import MeanOfPairs
+from echo_pl.metrics.counted import PairRatio, mean_over_reports
 from echo_pl.metrics.words import Words, cut_words
 
 Order = Literal["1", "2", "l"]
@@ -128,7 +128,7 @@ def paper_subsequence(wanted: Sequence[str], predicted: Sequence[str]) -> set[st
     return found
 
 
-def rouge_metrics(words: Words) -> list[MeanOfPairs]:
+def rouge_metrics(words: Words) -> list[PairRatio]:
     """ROUGE-1, 2 and L in both variants: ``rouge_l_google``, ``rouge_l_paper`` and so on."""
     metrics = []
     for order in ORDERS:
@@ -141,9 +141,9 @@ def rouge_metrics(words: Words) -> list[MeanOfPairs]:
 
         common = f"rouge_{order}|measure:f1|mean:reports"
         name = f"{common}|variant:google (rouge-score)|stem:no|words:{words.name}|v1"
-        metrics.append(MeanOfPairs(f"rouge_{order}_google", google, name, True))
+        metrics.append(mean_over_reports(f"rouge_{order}_google", google, name, True))
         name = f"{common}|variant:paper (rouge 1.0.1)|n-grams:sets|sentences:full stop|words:{_spaces(words)}|v1"
-        metrics.append(MeanOfPairs(f"rouge_{order}_paper", paper, name, True))
+        metrics.append(mean_over_reports(f"rouge_{order}_paper", paper, name, True))
     return metrics
 
 

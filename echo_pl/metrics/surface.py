@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 
-import torch
-from torch import Tensor
-
-from echo_pl.metrics.counted import CountedReports, MeanOfPairs, paired, ratio
+from echo_pl.metrics.counted import PairRatio, mean_over_reports
 from echo_pl.metrics.words import Words, cut_words
 from echo_pl.reports.sentences import split_at_marks
 
@@ -47,54 +44,37 @@ def repetition_rate(text: str, split: Split = cut_words, order: int = 4) -> floa
     return (len(grams) - len(set(grams))) / len(grams) if grams else 0.0
 
 
-class WordRatio(CountedReports):
-    """A ratio of two counts of words, both summed over the corpus.
+def word_ratio(
+    name: str,
+    counts: Callable[[Sequence[str], Sequence[str]], tuple[int, int]],
+    words: Words,
+    variant: str,
+    higher_is_better: bool | None,
+) -> PairRatio:
+    """Ratio of two counts of words, both summed over reports.
 
     Args:
         name: name of the score.
         counts: from the words of prediction and reference to part and whole.
-        words: how texts become words.
-        variant: see :class:`~echo_pl.metrics.counted.ReportScore`; the words are added.
+        words: splitter of texts.
+        variant: see :class:`~echo_pl.metrics.counted.ReportScore`; the name of the splitter is added.
         higher_is_better: None if neither direction is better.
-        sync_on_compute: sum over ranks.
     """
 
-    def __init__(
-        self,
-        name: str,
-        counts: Callable[[Sequence[str], Sequence[str]], tuple[int, int]],
-        words: Words,
-        variant: str,
-        higher_is_better: bool | None,
-        *,
-        sync_on_compute: bool = True,
-    ) -> None:
-        super().__init__(2, sync_on_compute=sync_on_compute)
-        self.names = (name,)
-        self.counts = counts
-        self.words = words
-        self.variant = f"{variant}|words:{words.name}|v1"
-        self.direction = higher_is_better
+    def of_texts(prediction: str, reference: str) -> tuple[float, float]:
+        return counts(words.split(prediction), words.split(reference))
 
-    def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
-        """Part and whole, a row a report."""
-        split = self.words.split
-        counts = [self.counts(split(prediction), split(reference)) for prediction, reference in paired(predictions, references)]
-        return torch.tensor(counts, dtype=torch.float64).reshape(-1, 2)
-
-    def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """Part over whole; 0 if the whole is 0."""
-        return {self.names[0]: ratio(sums[..., 0], sums[..., 1])}
+    return PairRatio(name, of_texts, f"{variant}|words:{words.name}|v1", higher_is_better)
 
 
-def length_ratio(words: Words) -> WordRatio:
+def length_ratio(words: Words) -> PairRatio:
     """Words of all predictions over words of all references; above 1 the predictions are longer."""
-    return WordRatio(
+    return word_ratio(
         "length_ratio", lambda ours, theirs: (len(ours), len(theirs)), words, "length_ratio|sum over sum", higher_is_better=None
     )
 
 
-def non_word_rate(words: Words, vocabulary: Collection[str], name: str) -> WordRatio:
+def non_word_rate(words: Words, vocabulary: Collection[str], name: str) -> PairRatio:
     """Share of generated words that occur in no training report; numbers never count.
 
     Args:
@@ -113,17 +93,17 @@ def non_word_rate(words: Words, vocabulary: Collection[str], name: str) -> WordR
         return sum(word not in known and not word.isdigit() for word in ours), len(ours)
 
     variant = f"non_word_rate|corpus|numbers:words|vocabulary:{name}, {len(known)} words"
-    return WordRatio("non_word_rate", counts, words, variant, higher_is_better=False)
+    return word_ratio("non_word_rate", counts, words, variant, higher_is_better=False)
 
 
-def surface_metrics(words: Words) -> list[CountedReports]:
+def surface_metrics(words: Words) -> list[PairRatio]:
     """Share of empty reports, length ratio, duplicate words, repeated phrases."""
 
-    def of_report(name: str, function: Callable[[str], float], detail: str, version: int = 1) -> MeanOfPairs:
+    def of_report(name: str, function: Callable[[str], float], detail: str, version: int = 1) -> PairRatio:
         def score(prediction: str, reference: str) -> float:
             return function(prediction)
 
-        return MeanOfPairs(name, score, f"{name}|{detail}|words:{words.name}|mean:reports|v{version}", False)
+        return mean_over_reports(name, score, f"{name}|{detail}|words:{words.name}|mean:reports|v{version}", False)
 
     return [
         of_report("empty", lambda report: float(not words.split(report)), "no word"),
