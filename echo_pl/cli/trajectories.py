@@ -37,7 +37,7 @@ def add_commands(app: typer.Typer) -> None:
         ] = None,
         no_distributions: Annotated[bool, Option("--no-distributions", help="Tokens and steps only, for hard targets.")] = False,
         student: Annotated[
-            Path | None, Option(metavar="CHECKPOINT", help="Stage-3 model that the teacher leans to (stage.module.tilt).")
+            Path | None, Option(metavar="CHECKPOINT", help="Stage-3 model that the teacher is tilted to (stage.module.tilt).")
         ] = None,
     ) -> None:
         """Decode training studies with the teacher and store its trajectories for stage 3.

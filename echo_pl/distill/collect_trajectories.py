@@ -36,8 +36,8 @@ from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 from echo_pl.structs import Batch
 
 log = logging.getLogger(__name__)
-_LOOK_AGAIN = 0.5
-"""Seconds between looks at what the other processes have written."""
+_POLL_SECONDS = 0.5
+"""Interval of the checks for parts of other processes."""
 
 
 def collect_trajectories(
@@ -48,21 +48,21 @@ def collect_trajectories(
     batches_per_part: int = 1,
     student: Path | None = None,
 ) -> tuple[Path, CollectionCounts]:
-    """Decode one pass over the training studies of a stage-3 configuration with its teacher; this process's share of it.
+    """Decode this process's part of the training studies of a stage-3 configuration with its teacher.
 
     Args:
-        config: composed with ``stage=dcd``; ``stage.limit_train`` says how many studies, ``stage.batch_size`` how many at once.
-        out: folder to make; while it is being made, ``<out>.part``.
+        config: composed with ``stage=dcd``; decodes ``stage.limit_train`` studies, ``stage.batch_size`` at once.
+        out: folder to make; ``<out>.part`` until it is complete.
         distributions: also store the distribution of every position (objectives ``dcd`` and ``sdtt`` need it).
-        kept_tokens: so many likeliest tokens of each, and what the others have together; 0: all of it.
+        kept_tokens: likeliest tokens to store of each, with the probability of all others as one; 0: all tokens.
         batches_per_part: batches in a file.
-        student: with ``stage.module.tilt``, a stage-3 checkpoint that the teacher leans to; None: to its own one-step predictions.
+        student: a stage-3 checkpoint that the teacher is tilted towards; None: its own one-step predictions.
 
     Raises:
         FileExistsError: ``out`` exists.
         FileNotFoundError: no stage-2 run to start from.
-        ValueError: an unknown key in the configuration, no start checkpoint, or one with another vocabulary; an unfinished
-            collection of something else; processes with other configurations.
+        ValueError: an unknown key in the configuration, no start checkpoint, or one with another vocabulary; another unfinished
+            collection; processes with different configurations.
     """
     launch = detect()
     warn_of_idle_tasks(launch)
@@ -97,11 +97,11 @@ def collect_trajectories(
 def teacher(
     config: DictConfig, data: ReportDataModule, launch: Launch, distributions: bool, kept_tokens: int, student: Path | None
 ) -> tuple[BlockSampler, StoreIdentity]:
-    """The frozen teacher of a stage-3 configuration on this process's device, and what its trajectories belong to."""
+    """Sampler of the frozen teacher on this process's device, and the identity of its trajectories."""
     weight = config.stage.module.tilt
     check_weight(weight, "a tilt")
     if student is not None and not weight:
-        raise ValueError(f"{student} is a student for the teacher to lean to, but stage.module.tilt is 0: give ablation=tilted too")
+        raise ValueError(f"{student} is a student to tilt the teacher to, but stage.module.tilt is 0: give ablation=tilted too")
     start = read_start(config)
     if start is None:
         raise ValueError("trajectories come from a stage-2 checkpoint: give start=<path>")
@@ -115,22 +115,22 @@ def teacher(
 
     vlm = frozen(start.path, start_stages(config), start_layout(config))
     fingerprint = weights_fingerprint(vlm)
-    leans_to, theirs = vlm, fingerprint if weight else ""
+    student_vlm, student_fingerprint = vlm, fingerprint if weight else ""
     if student is not None:
-        leans_to = frozen(student, ("dcd",), (config.block_size, config.grid, config.context_attention))
-        theirs = weights_fingerprint(leans_to)
+        student_vlm = frozen(student, ("dcd",), (config.block_size, config.grid, config.context_attention))
+        student_fingerprint = weights_fingerprint(student_vlm)
     if config.trainer.accelerator == "gpu":
         device = torch.device("cuda", launch.rank % launch.processes_per_node)
-        vlm, leans_to = vlm.to(device), leans_to.to(device)
-    tilt = Tilt(student=leans_to, weight=weight) if weight else None
+        vlm, student_vlm = vlm.to(device), student_vlm.to(device)
+    tilt = Tilt(student=student_vlm, weight=weight) if weight else None
     decode: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
-    identity = store_identity(decode, fingerprint, data.fingerprint, distributions, kept_tokens, weight, theirs)
+    identity = store_identity(decode, fingerprint, data.fingerprint, distributions, kept_tokens, weight, student_fingerprint)
     decoder = StageDecoder(special=data.special, max_response_tokens=decode.max_response_tokens, decode=decode)
     return decoder.multi_step(vlm, tilt, kv_cache="fused"), identity
 
 
 def begin(launch: Launch, out: Path, identity: StoreIdentity, plan: CollectionPlan) -> tuple[TrajectoryWriter, list[int]]:
-    """The writer, and this process's parts: every so many-th of those that are missing. Rank 0 looks, so that all see the same."""
+    """The writer, and this process's share of the missing parts. Rank 0 lists them, so that all ranks have the same list."""
     if launch.world_size == 1:
         writer = TrajectoryWriter(out, identity, plan)
         return writer, writer.missing()
@@ -144,27 +144,27 @@ def begin(launch: Launch, out: Path, identity: StoreIdentity, plan: CollectionPl
     raise_on_all_ranks(launch, problem)
     missing = agreed(launch, {"missing": missing})["missing"]
     writer = TrajectoryWriter(out, identity, plan)
-    dist.barrier()  # rank 0 may have nothing left to do but to rename the folder
+    dist.barrier()  # rank 0 may be about to rename the folder
     return writer, missing[launch.rank :: launch.world_size]
 
 
 def counted(batches: Iterable[Batch], device: torch.device, bar: tqdm[Any]) -> Iterator[Batch]:
-    """The batches on a device; the bar moves behind each."""
+    """Batches on a device; the bar advances after each."""
     for batch in batches:
         yield batch.to(device)
         bar.update(len(batch))
 
 
 def finish(launch: Launch, writer: TrajectoryWriter) -> tuple[Path, CollectionCounts]:
-    """Wait for the other processes' parts; rank 0 writes the index and gives the folder its name."""
+    """Wait for the other processes' parts; rank 0 writes the index and renames the folder."""
     if launch.rank == 0:
         if writer.missing() and launch.world_size > 1:
             log.info("this process's share is done; waiting for the others")
         while writer.missing():
-            time.sleep(_LOOK_AGAIN)
+            time.sleep(_POLL_SECONDS)
         return writer.finish()
     while not writer.folder.is_dir():
-        time.sleep(_LOOK_AGAIN)
+        time.sleep(_POLL_SECONDS)
     return writer.folder, TrajectoryStore(writer.folder).counts
 
 

@@ -1,7 +1,7 @@
-"""Decode held-out studies with a checkpoint of any stage that writes reports, the way its stage means it to be decoded.
+"""Decode held-out studies with a checkpoint of any stage that writes reports.
 
-Stage 1 token by token; stage 2 as its ``stage.module.decode`` says; stage 3 in one step per block, with what
-``stage.module.student`` adds to it. Knows no score.
+Stage 1 decodes token by token, stage 2 by ``stage.module.decode``, stage 3 in one step per block with the additions of
+``stage.module.student``.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ STAGES = {
     "rad": "stage 2, blocks of {block}",
     "dcd": "stage 3, blocks of {block} in one step",
 }
-"""Stages that write reports, and how people call what they do; what stage 3 was distilled with, its checkpoint does not say."""
+"""Stages that write reports, and their names in a report; a stage-3 checkpoint does not record its objective."""
 _STEPS = tuple(
     f"stage.module.decode.{name}" for name in ("denoising_steps", "remasking", "confidence_threshold", "entropy_bound", "gate")
 )
-"""What one step per block leaves no choice of."""
+"""Options that have no effect with one step per block."""
 COUNTS = ("nfe", "tpf", "tpf_published", "forwards_per_block", "stopped", "looped")
-"""What of decoding is worth keeping; seconds are not, as watching a decode takes some (make bench measures)."""
+"""Scores of the decode to keep; no seconds, as a recorder takes time (the decode benchmark measures them)."""
 
 BATCH_SIZE = 16
 """Studies decoded at once unless the options give a number."""
@@ -51,7 +51,7 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What a checkpoint wrote."""
+    """Reports of a checkpoint."""
 
     name: str
     cases: list[Case]
@@ -63,7 +63,7 @@ class Decoded:
 
 
 class EosConfidence:
-    """Watches a decode and keeps, by row, the probability of the first eos token when it was committed."""
+    """Recorder of the probability of each row's first eos token when it was committed."""
 
     def __init__(self, eos: int) -> None:
         self.eos = eos
@@ -84,7 +84,7 @@ class EosConfidence:
 
 
 class Watched:
-    """A sampler with the eos confidences of all that it decoded, by sample key; a batch is on the device while it is decoded."""
+    """A sampler that records eos confidences by sample key; a batch is on the device while it is decoded."""
 
     def __init__(self, sampler: Sampler, eos: int, device: str) -> None:
         self.sampler = sampler
@@ -164,7 +164,7 @@ def decode_checkpoint(
 def _cases(
     outcome: MethodScores, references: Sequence[ReportText], confidences: Mapping[str, float | None], record: StageRecord
 ) -> list[Case]:
-    blocks = record.block_size is not None  # token by token there are none
+    blocks = record.block_size is not None  # none in autoregressive decodes
     ends = [
         (bool(stopped), bool(looped), int(nfe), float(nfe - written) / float(begun) if blocks else None)
         for result in outcome.results

@@ -37,7 +37,7 @@ class GapRow:
     student: str | None
     studies: int
     usable: int
-    """Studies whose trajectory ends; the others have no part in the rest."""
+    """Studies whose trajectory ends; only these count in the other fields."""
     blocks: int
     teacher_forwards: float
     """Denoising steps of the teacher per block."""
@@ -47,7 +47,7 @@ class GapRow:
     """The same with the student's one-step log p."""
 
     def per_token(self, gap: float) -> float:
-        """A gap per block, shared out to its tokens."""
+        """A gap per block, divided by its tokens."""
         return gap / self.block_size
 
 
@@ -57,7 +57,7 @@ def measure(config: DictConfig, studies: int, student: Path | None = None) -> Ga
     Args:
         config: composed with ``stage=dcd``.
         studies: held-out studies of the test split.
-        student: a stage-3 checkpoint; None: of the newest student of this block size, if there is one.
+        student: a stage-3 checkpoint; None: the newest student of this block size, if there is one.
 
     Raises:
         FileNotFoundError: no stage-2 run, or the teacher of the newest student is gone.

@@ -80,6 +80,17 @@ class ReportStage(Stage):
         pack_tokens: int | None,
         generation_batches: int,
     ) -> None:
+        """Take the ready-made parts of every stage.
+
+        Args:
+            backbone: builds the model.
+            text: ids and texts.
+            optimization: optimizer and schedule.
+            lineage: record for every checkpoint.
+            start: checkpoint with the initial weights; None: those of the backbone.
+            pack_tokens: most tokens of a row of several studies; None: one study per row.
+            generation_batches: validation batches that are decoded and scored.
+        """
         super().__init__(backbone, text, optimization, lineage, start)
         self.logits = SequenceLogits(pack_tokens)
         self.generation = GenerationCheck(text, generation_batches, in_blocks=self.in_blocks)

@@ -62,22 +62,17 @@ class DCDModule(ReportStage):
     ) -> None:
         """Take the ready-made parts; student and teacher are built in ``configure_model``.
 
-        Args:
-            backbone: builds both models.
-            text: ids and texts.
-            optimization: optimizer and schedule.
-            lineage: record for every checkpoint.
+        Args: those of :class:`ReportStage`, and
             decode: decode of the teacher's trajectories; the student's validation is the same at one step.
             objective: training objective of the student.
             start: the stage-2 checkpoint of the teacher, and the student's initial weights; None: a student to validate.
             trajectories: a folder of stored trajectories, or None to decode each training batch on the fly.
             lora: train low-rank adapters of the student alone; None: its whole language model.
-            pack_tokens: most tokens of a row of several studies; None: one study per row.
             seed: seed of the objective's masks and of ``student_prefix``.
             student_prefix: share of the studies whose first blocks the student in training writes, and the teacher completes.
             tilt: weight of the student that the teacher is tilted towards (:mod:`echo_pl.sampling.tilted`); 0: none.
             student: additions to the student's one step in validation; None: none.
-            generation_batches: validation batches that are decoded and scored, and whose mean-field gap is measured.
+            generation_batches: also the batches of the mean-field gap.
 
         Raises:
             ValueError: a share or a weight outside its range; a share together with stored trajectories; bigrams without a folder,

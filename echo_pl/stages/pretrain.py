@@ -42,15 +42,9 @@ class NormalizedPretrain(ReportStage):
     ) -> None:
         """Take the ready-made parts; the model is built in ``configure_model``.
 
-        Args:
-            backbone: builds the model.
-            text: ids and texts.
-            optimization: optimizer and schedule.
-            lineage: record for every checkpoint.
+        Args: those of :class:`ReportStage`, and
             max_response_tokens: limit of validation decodes.
             start: checkpoint of the vision warm-up, or None (a pretrained backbone).
-            pack_tokens: most tokens of a row of several studies; None: one study per row.
-            generation_batches: validation batches that are decoded and scored.
         """
         super().__init__(backbone, text, optimization, lineage, start, pack_tokens, generation_batches)
         self.decoder = StageDecoder(special=text.special, max_response_tokens=max_response_tokens)

@@ -52,19 +52,13 @@ class RADModule(ReportStage):
     ) -> None:
         """Take the ready-made parts; the model is built in ``configure_model``.
 
-        Args:
-            backbone: builds the model.
-            text: ids and texts.
-            optimization: optimizer and schedule.
-            lineage: record for every checkpoint.
+        Args: those of :class:`ReportStage`, and
             decode: decode of validation; its block grid is the one of training.
             noise: schedule and number of noisy copies.
             loss_weight: ``elbo`` (1/t) or ``mean``.
             supervise_eos_fill: supervise the eos tokens that fill the last block.
             start: the stage-1 checkpoint, or None (a pretrained AR backbone).
             lora: train low-rank adapters alone; None: the whole language model.
-            pack_tokens: most tokens of a row of several studies; None: one study per row.
-            generation_batches: validation batches that are decoded and scored.
         """
         super().__init__(backbone, text, optimization, lineage, start, pack_tokens, generation_batches)
         check_not_compiled(decode)

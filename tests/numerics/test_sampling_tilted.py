@@ -1,4 +1,4 @@
-"""A teacher that leans to its student decodes from p q^w / Z, q being what the student says of a whole block in one step."""
+"""A tilted teacher decodes from p q^w / Z, where q is the student's one-step prediction of a block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When decoding stops, what is cut, and what is counted: scripted predictions, so that every number can be told by eye."""
+"""End of a decode, cut tokens and counts, for scripted predictions."""
 
 from __future__ import annotations
 
@@ -31,35 +31,36 @@ def test_stops_in_the_block_of_the_first_eos_and_cuts_there(kv_cache, writes):
     assert result.block_size == L
 
 
-def test_eos_at_once_is_an_empty_report():
-    result = decode([[E, *WORDS[:3]]])
-    assert result.tokens[0].tolist() == []
-    assert result.stopped_B.tolist() == [True]
-    assert result.nfe_B.tolist() == [1]
+ABSOLUTE = {"grid": "absolute", "limit": 8}
+LOOP_OF_18 = LoopStop(min_tokens=18, min_repeats=4)
+CASES = {  # scripts, lengths of the contexts, options; tokens, stopped, nfe, written
+    "eos at once": ([[E, *WORDS[:3]]], [5], {}, [[]], [True], [1], [4]),
+    "the limit is no stop": ([WORDS], [5], {"limit": 12}, [WORDS[:12]], [False], [3], [12]),
+    "eos in the last place": ([[*WORDS[:11], E]], [5], {"limit": 12}, [WORDS[:11]], [True], [3], [12]),
+    "each sample of a batch": (
+        [[*WORDS[:6], E, E], [E] * 4, WORDS, [*WORDS[:8], E]], [5, 7, 3, 6], {},
+        [WORDS[:6], [], WORDS[:16], WORDS[:8]], [True, True, False, True], [2, 1, 4, 3], [8, 4, 16, 12],
+    ),
+    "eos in a loop": ([[10] * 17 + [E]], [5], {"limit": 40, "loop_stop": LOOP_OF_18}, [[10] * 17], [True], [5], [20]),
+    # Absolute grid: places are counted from the grid's block. Tails of 2, 0 and 3; only samples with a tail need a third block.
+    "the limit with any tail": (
+        [[0, 0, *WORDS], WORDS, [0, 0, 0, *WORDS]], [6, 8, 7], ABSOLUTE,
+        [WORDS[:8]] * 3, [False] * 3, [3, 2, 3], [10, 8, 9],
+    ),
+    "eos beyond the limit": ([[0, 0, *WORDS[:9], E]], [6], ABSOLUTE, [WORDS[:8]], [False], [3], [10]),
+}  # fmt: skip
 
 
-def test_the_limit_is_reported_as_not_stopped():
-    result = decode([WORDS], limit=12)
-    assert result.tokens[0].tolist() == WORDS[:12]
-    assert result.stopped_B.tolist() == [False]
-    assert result.looped_B.tolist() == [False]
-    assert result.written_B.tolist() == [12]
-    assert result.nfe_B.tolist() == [3]
-
-
-def test_an_eos_in_the_last_place_still_counts():
-    result = decode([[*WORDS[:11], E]], limit=12)
-    assert result.tokens[0].tolist() == WORDS[:11]
-    assert result.stopped_B.tolist() == [True]
-
-
-def test_samples_of_a_batch_stop_on_their_own():
-    scripts = [[*WORDS[:6], E, E], [E] * 4, WORDS, [*WORDS[:8], E]]
-    result = decode(scripts, limit=16, context=[5, 7, 3, 6])
-    assert [tokens.tolist() for tokens in result.tokens] == [WORDS[:6], [], WORDS[:16], WORDS[:8]]
-    assert result.stopped_B.tolist() == [True, True, False, True]
-    assert result.nfe_B.tolist() == [2, 1, 4, 3]
-    assert result.forwards == 4
+@pytest.mark.parametrize("case", CASES)
+def test_where_a_report_ends(case):
+    scripts, context, options, tokens, stopped, nfe, written = CASES[case]
+    result = decode(scripts, context=context, **options)
+    assert [report.tolist() for report in result.tokens] == tokens
+    assert result.stopped_B.tolist() == stopped
+    assert not result.looped_B.any()
+    assert result.nfe_B.tolist() == nfe
+    assert result.forwards == max(nfe)
+    assert result.written_B.tolist() == written
 
 
 def test_a_repetition_loop_is_stopped_and_reported():
@@ -90,12 +91,6 @@ def test_a_loop_at_the_limit_is_reported_in_any_batch():
     assert result.looped_B.tolist() == [True, False]
 
 
-def test_eos_wins_over_a_loop():
-    result = decode([[10, 10, 10, 10] * 4 + [10, E]], limit=40, loop_stop=LoopStop(min_tokens=18, min_repeats=4))
-    assert result.stopped_B.tolist() == [True]
-    assert result.looped_B.tolist() == [False]
-
-
 def test_an_eos_among_the_context_tail_does_not_end_a_report():
     """Absolute grid: the first block begins with context tokens, which may be anything (a chat template ends turns with eos)."""
     batch = contexts([6])
@@ -106,24 +101,6 @@ def test_an_eos_among_the_context_tail_does_not_end_a_report():
     assert result.tokens[0].tolist() == WORDS[:3]
     assert result.stopped_B.tolist() == [True]
     assert result.written_B.tolist() == [6]
-
-
-def test_absolute_grid_keeps_the_limit_for_any_tail():
-    config = DecodeConfig(block_size=L, max_response_tokens=8, denoising_steps=1, grid="absolute")
-    scripts = [[0, 0, *WORDS], WORDS, [0, 0, 0, *WORDS]]
-    result = BlockSampler(ScriptedVLM(scripts), SPECIAL, config).generate(contexts([6, 8, 7]))
-    assert [tokens.tolist() for tokens in result.tokens] == [WORDS[:8]] * 3
-    assert result.stopped_B.tolist() == [False] * 3
-    # Tails of 2, 0 and 3: only those with a tail need a third block.
-    assert result.nfe_B.tolist() == [3, 2, 3]
-
-
-def test_absolute_grid_does_not_count_an_eos_beyond_the_limit():
-    """Two tail places push the last block over the limit; what it says there is cut, an eos as well."""
-    config = DecodeConfig(block_size=L, max_response_tokens=8, denoising_steps=1, grid="absolute")
-    result = BlockSampler(ScriptedVLM([[0, 0, *WORDS[:9], E]]), SPECIAL, config).generate(contexts([6]))
-    assert result.tokens[0].tolist() == WORDS[:8]
-    assert result.stopped_B.tolist() == [False]
 
 
 def autoregressive(scripts: list[list[int]], limit: int, **options) -> DecodeResult:
