@@ -1,4 +1,4 @@
-"""Every file of experiments/ablation is trained with for one step, at the smallest size."""
+"""Ablations: every file composes and builds its objective; one of each kind trains a step, at the smallest size."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from ranks import SIZES, SMALL, pretrained_checkpoint
 
 from echo_pl.backbone.checkpoint import RECORD_KEY, read_checkpoint, record_dict
 from echo_pl.config.compose import EXPERIMENTS, compose_config
+from echo_pl.config.keys import check_keys
 from echo_pl.distill.collect_trajectories import collect_trajectories
 from echo_pl.runs.run import run
 
 NAMES = sorted(path.stem for path in (EXPERIMENTS / "ablation").glob("*.yaml"))
+TRAINED = ("d3llm", "ddo", "grow", "next_round", "sdtt", "tilted_bigrams")
+"""One of each kind: trajectory masks, a reference model, larger blocks, a student as teacher, a random order, pair counts."""
 OF_STAGE_2 = {"grow": ["start_block_size=4"], "rad_scale": []}
 STORED = ("bigrams", "tilted_bigrams")
 """Those that count something in stored trajectories."""
@@ -38,7 +42,17 @@ def root(tmp_path_factory, tiny_data) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_ablation_trains(root, name):
+def test_every_ablation_builds_its_objective_and_teacher(name):
+    """Keys and values that a class rejects show here; the losses are in tests/numerics."""
+    config = compose_config([f"stage={'rad' if name in OF_STAGE_2 else 'dcd'}", f"ablation={name}"])
+    check_keys(config)
+    for node in ("objective", "decode", "noise", "student"):
+        if config.stage.module.get(node) is not None:
+            assert instantiate(config.stage.module[node], _convert_="all") is not None
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_one_of_each_kind_trains(root, name):
     stage = "rad" if name in OF_STAGE_2 else "dcd"
     start = {"grow": "rad4", "rad_scale": "pretrain", "next_round": "dcd"}.get(name, "rad")
     steps = [] if stage == "rad" or name == "sdtt" else ["stage.module.decode.denoising_steps=3"]
