@@ -216,7 +216,7 @@ class Demo:
 
     @property
     def command(self) -> str:
-        """How to get these figures again."""
+        """Command that reproduces the results."""
         target = "demo-real" if self.data == "nih" else "demo-full" if self.full else "demo"
         return f'make {target} ARGS="{" ".join(self.overrides)}"' if self.overrides else f"make {target}"
 
@@ -227,7 +227,7 @@ def _stage3() -> dict[str, str]:
 
 
 def _with_peak(work: Callable[..., Result], *args: Any) -> tuple[Result, float]:
-    """What a call returns, and the most memory its process has had."""
+    """Result of a call, and the peak memory of its process."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return work(*args), peak_memory_gb()
 

@@ -37,7 +37,7 @@ def test_the_interval_is_that_of_scipy():
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=2e-3)
 
 
-def test_a_corpus_figure_is_computed_anew_in_every_resample(monkeypatch):
+def test_a_corpus_score_is_computed_again_in_every_resample(monkeypatch):
     """Against a loop that resamples texts; and the chunks of the work do not matter."""
     metric = Bleu(words_of("en"))
     predictions, references = reports(1, 12), reports(2, 12)
@@ -131,7 +131,7 @@ def test_holm_is_stepwise():
     assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == {"a": pytest.approx(0.06), "b": 0.03, "c": 0.06}
 
 
-def test_what_cannot_be_compared_is_said():
+def test_incomparable_runs_are_an_error():
     with pytest.raises(ValueError, match="same reports: got 2 and 3"):
         compare(mean_rows([1, 2]), mean_rows([1, 2, 3]), mean)
     with pytest.raises(ValueError, match="no reports"):

@@ -60,7 +60,7 @@ def test_rows_have_the_keys_of_the_summary() -> None:
     assert isinstance(row["studies"], int)
 
 
-def test_different_studies_are_refused() -> None:
+def test_different_studies_are_an_error() -> None:
     methods = [
         Method(setting=AR, sampler=FakeSampler(1)),
         Method(setting=replace(AR, batch_size=2), sampler=FakeSampler(1)),
@@ -71,7 +71,7 @@ def test_different_studies_are_refused() -> None:
         evaluate_methods(methods, {1: batches(4, 1)}, detokenize, None)
 
 
-def test_a_batch_without_references_is_refused() -> None:
+def test_a_batch_without_references_is_an_error() -> None:
     with pytest.raises(ValueError, match="'study-0': 2 studies but 0 references"):
         evaluate(FakeSampler(), [replace(batches(2, 2)[0], references=())], detokenize, None)
     with pytest.raises(ValueError, match="got no batches"):

@@ -101,7 +101,7 @@ def test_page_is_self_contained_and_shows_failures(evaluated: list[EvaluatedMeth
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
 
 
-def test_a_study_nobody_decoded_is_refused(evaluated: list[EvaluatedMethod]) -> None:
+def test_a_study_without_a_decode_is_an_error(evaluated: list[EvaluatedMethod]) -> None:
     with pytest.raises(ValueError, match="'study-9' was not decoded"):
         shown_studies(evaluated, {"study-9": REPORTS[0]}, {}, {})
 

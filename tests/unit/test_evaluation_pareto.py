@@ -73,7 +73,7 @@ def test_the_front_is_that_of_the_definition_by_all_pairs():
         assert {int(one.key[0]) for one in front(groups, "f1", speed)} == set(range(40)) - beaten
 
 
-def test_what_is_shown_has_every_group_and_what_is_missing():
+def test_the_comparison_shows_every_group_and_missing_cells():
     groups = [point("dcd", 0.8123, 4.0, 10.0), point("<ce>", 0.5, 2.0, 20.0)]
     shown = SweepComparison(
         title="Sweep lab", groups=groups, qualities=["f1"], columns=["f1", "tps", "nfe"], missing=["ce lacks seed 2"], level=0.95,

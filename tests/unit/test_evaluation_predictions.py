@@ -141,12 +141,12 @@ def test_a_word_that_is_no_heading_is_left_alone(tmp_path):
         ("a.json", '[{"sample_id": "a", "ground_truth": {}}]', "1 of 1 records .* have no 'prediction'.*--references"),
     ],
 )
-def test_a_file_of_another_kind_is_refused(tmp_path, name, content, message):
+def test_a_file_of_another_format_is_an_error(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message):
         read_predictions(write(tmp_path / name, content))
 
 
-def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path):
+def test_a_missing_or_binary_file_is_an_error(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="is not UTF-8"):
         read_predictions(tmp_path / "a.json")
@@ -162,7 +162,7 @@ def test_a_message_never_has_a_report_in_it(tmp_path):
 
 
 @pytest.mark.parametrize("reference", [None, {}, {"findings": " ", "impression": ""}, "", 3])
-def test_a_study_without_a_reference_is_refused(tmp_path, reference):
+def test_a_study_without_a_reference_is_an_error(tmp_path, reference):
     good = {"sample_id": "good", "reference": RESPONSE}
     with pytest.raises(ValueError, match=r"1 of 2 records .*: bad; a study without a reference"):
         read_references(write(tmp_path / "a.json", [good, {"sample_id": "bad", "reference": reference}]))
@@ -174,7 +174,7 @@ def test_both_sides_are_formatted_alike():
     assert (formatted(CLEAR, "findings"), formatted(CLEAR, "impression")) == ("The lungs are clear.", "Normal chest.")
 
 
-def test_another_language_is_refused_in_references_and_named_in_predictions():
+def test_another_language_is_an_error_in_references_and_listed_in_predictions():
     zh, en = "心影正常，双肺清晰", "the lungs are clear"
     with pytest.raises(ValueError, match="1 of 2 references are not in language 'en': b"):
         check_language([case("a", en), case("b", en, zh)], "en")
@@ -195,7 +195,7 @@ def test_another_language_is_refused_in_references_and_named_in_predictions():
         ("以下是报告。所见: 心影正常。结论: 正常", "心影正常。", "正常"),
     ],
 )
-def test_headings_are_read_as_others_write_them_and_leave_nothing_behind(text, findings, impression):
+def test_variants_of_headings_are_parsed_completely(text, findings, impression):
     assert parsed_prediction(text).report == parsed_reference(text) == ReportText(findings=findings, impression=impression)
 
 

@@ -94,7 +94,7 @@ def test_without_models_every_figure_is_absent(backend, tmp_path):
     assert all(str(tmp_path / "gone") in one.reason for one in gone)
 
 
-def test_without_the_package_its_name_is_said(tmp_path, monkeypatch):
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "radeval.py").write_text("raise ModuleNotFoundError('no', name='medspacy')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (one,) = clinical_scores("ratescore", PREDICTIONS, REFERENCES, tmp_path)

@@ -38,7 +38,7 @@ def score(run: list[Case], reader: FindingsReader | None = READER) -> ScoredRun:
     return summarize(run, [*metric_rows(run, metrics, "both", progress=False), *known], [*absent, *missing], FEW, progress=False)
 
 
-def test_every_score_is_there_or_said_to_be_absent():
+def test_every_score_is_computed_or_listed_as_absent():
     scored = score(cases(1))
     names = {figure.name for figure in scored.scores}
     assert {"rouge_1_google", "rouge_l_paper", "meteor", "cider", "cider_d", "bleu_4", "findings_f1_macro", "empty"} <= names
@@ -166,7 +166,7 @@ def test_the_page_shows_figures_what_is_absent_and_the_worst_reports():
     assert {line.count(" | ") for line in rows} == {8}
 
 
-def test_every_figure_stands_under_one_heading():
+def test_every_score_has_one_heading():
     scored = score(cases(1))
     groups = ScoreReport(title="x", scored=scored, level=0.9).groups
     assert sorted(name for names in groups.values() for name in names) == sorted(figure.name for figure in scored.scores)

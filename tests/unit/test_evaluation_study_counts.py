@@ -49,7 +49,7 @@ def test_other_references_have_another_fingerprint():
     assert one != other
 
 
-def test_references_of_other_studies_are_refused():
+def test_references_of_other_studies_are_an_error():
     outcome = evaluate(FakeSampler(), batches(3, 2), detokenize, None, progress=False)
     with pytest.raises(ValueError, match="got 3 predictions for 2 references"):
         study_counts(outcome, REPORTS[:2], None)

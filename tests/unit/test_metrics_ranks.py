@@ -1,4 +1,4 @@
-"""Several processes: whoever has seen which reports, all ranks get the figures of all reports."""
+"""Several processes: all ranks get the scores of all reports, however the reports are shared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARES = {"uneven": [[0, 3, 4, 5, 6], [1, 2]], "one has none": [[0, 1, 2, 3, 4, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What two processes find in every way of sharing; started once, with the libraries imported once for both."""
+    """Results of two processes for every way of sharing; started once, with the libraries imported once for both."""
     folder = tmp_path_factory.mktemp("ranks")
     multiprocessing.set_forkserver_preload(["torchmetrics"])
     mp.start_processes(on_rank, (str(folder), SHARES), nprocs=2, start_method="forkserver")

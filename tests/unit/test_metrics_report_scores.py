@@ -1,4 +1,4 @@
-"""What every report metric keeps to: empty reports score 0 and count, signatures say what is scored, models are named."""
+"""Rules of every report metric: empty reports score 0 and count, signatures name the variant and the models."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_an_empty_report_has_no_finding_score_by_itself_and_does_not_change_that
             assert float(metric.figures(right)[name]) == 1.0, "nothing to find, and a report says so"
 
 
-def test_a_labeller_that_knows_more_than_it_says_is_refused():
+def test_a_labeller_with_unlisted_concepts_is_an_error():
     metric = FindingScores(lambda text: {"fracture": Found("positive")}, CONCEPTS, "test")
     with pytest.raises(ValueError, match="fracture"):
         metric.update(["x"], ["y"])
@@ -174,7 +174,7 @@ def test_without_jieba_the_extra_is_named(monkeypatch):
         words_of("de")
 
 
-def test_wordnet_is_used_only_where_it_is_and_said(monkeypatch):
+def test_wordnet_is_used_and_named_only_if_installed(monkeypatch):
     from echo_pl.metrics import meteor as module
 
     class Absent:

@@ -43,6 +43,6 @@ def test_reset_and_signatures() -> None:
     assert suite.signatures["rouge_l"].startswith("rouge_l|")
 
 
-def test_missing_decode_results_are_refused() -> None:
+def test_missing_decode_results_are_an_error() -> None:
     with pytest.raises(ValueError, match="1 decoded samples for 2 predictions"):
         ReportSuite(None).update([FakeSampler().generate(make_batch([0]))], REPORTS[:2], REPORTS[:2])

@@ -184,7 +184,7 @@ def test_reverse_kl_from_the_top_of_distributions_warns_with_the_way_out(folder,
         (["--studies", "4", "--out", "x", "--keep", "4", "--no-distributions"], "give --keep or --no-distributions"),
     ],
 )
-def test_options_that_would_not_be_used_are_refused(capsys, options, said):
+def test_unused_options_are_an_error(capsys, options, said):
     assert command("trajectories", "collect")(options) == 2
     assert said in capsys.readouterr().err
 

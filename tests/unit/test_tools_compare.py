@@ -157,7 +157,7 @@ def test_the_table_the_front_and_what_is_missing(uri, monkeypatch, tmp_path, cap
         (["--sweep", "lab", "--level", "95"], "must be between 0 and 1, got 95.0"),
     ],
 )
-def test_what_is_not_there_is_said(uri, monkeypatch, tmp_path, capsys, arguments, message):
+def test_missing_sweeps_and_scores_are_named(uri, monkeypatch, tmp_path, capsys, arguments, message):
     assert run(monkeypatch, "--mlflow", uri, "--out", str(tmp_path), *arguments) == 2
     assert message in capsys.readouterr().err
 
@@ -169,7 +169,7 @@ def test_no_database_is_made(monkeypatch, tmp_path, capsys):
     assert not place.exists()
 
 
-def test_another_variant_of_a_score_is_not_tested():
+def test_other_variants_of_a_score_are_not_tested():
     """One cell was scored where jieba is, the other where it is not."""
     cells = [Measured(name=name, key=(name, "", 8), seed=0, scores={}) for name in ("dcd", "ce")]
     signatures = [{"rouge_l": f"rouge_l|words:{how}", "finding_f1": "finding_f1"} for how in ("jieba", "single")]

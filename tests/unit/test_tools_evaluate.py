@@ -161,13 +161,13 @@ def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inp
         (["--upload", "x", "--mlflow", "sqlite:///x.db"], "leave out --predictions, --references, --out"),
     ],
 )
-def test_options_that_would_not_be_used_are_refused(inputs, tmp_path, monkeypatch, capsys, options, said):
+def test_unused_options_are_an_error(inputs, tmp_path, monkeypatch, capsys, options, said):
     where = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
     assert said in refused(monkeypatch, capsys, *where, *options)
     assert not (tmp_path / "out").exists()
 
 
-def test_references_without_the_section_that_is_scored_are_refused(inputs, tmp_path, monkeypatch, capsys):
+def test_references_without_the_scored_section_are_an_error(inputs, tmp_path, monkeypatch, capsys):
     references = json.loads(inputs[1].read_text())
     references[2]["ground_truth"] = {"findings": "", "impression": "normal."}
     inputs[1].write_text(json.dumps(references))
@@ -178,7 +178,7 @@ def test_references_without_the_section_that_is_scored_are_refused(inputs, tmp_p
 
 
 @pytest.mark.parametrize("by", ["length_ratio", "nonsense"])
-def test_what_is_refused_late_leaves_an_older_evaluation_alone(by, inputs, tmp_path, monkeypatch, capsys):
+def test_a_late_error_keeps_an_older_evaluation(by, inputs, tmp_path, monkeypatch, capsys):
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
     run(monkeypatch, *base, *FAST)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -189,7 +189,7 @@ def test_what_is_refused_late_leaves_an_older_evaluation_alone(by, inputs, tmp_p
 @pytest.mark.parametrize(
     ("device", "said"), [("nonsense", "must be cpu, cuda or"), ("cpu:9x", "must be cpu, cuda or"), ("cuda:99", "GPUs that torch")]
 )
-def test_a_device_that_is_none_is_refused(device, said, inputs, tmp_path, monkeypatch, capsys):
+def test_an_invalid_device_is_an_error(device, said, inputs, tmp_path, monkeypatch, capsys):
     base = ["--predictions", inputs[0], "--out", tmp_path / "out", "--language-model", tmp_path, "--device", device]
     assert said in refused(monkeypatch, capsys, *base)
 
@@ -227,7 +227,7 @@ def test_the_command_to_reproduce_is_one_that_works(inputs, tmp_path, monkeypatc
     assert (out / "report.md").read_text() == first
 
 
-def test_what_cannot_work_is_said_before_anything_is_written(inputs, tmp_path, monkeypatch, capsys):
+def test_invalid_options_are_reported_before_anything_is_written(inputs, tmp_path, monkeypatch, capsys):
     predictions, references = inputs
     out = tmp_path / "out"
     base = ["--predictions", predictions, "--references", references, "--out", out]
@@ -273,7 +273,7 @@ REAL = {
 
 
 @pytest.mark.parametrize("language", REAL)
-def test_real_reports_are_read_by_the_labeller_unless_told_otherwise(language, tmp_path, monkeypatch):
+def test_real_reports_are_read_by_the_labeller_by_default(language, tmp_path, monkeypatch):
     wanted, written, (hits, extra, missed), regions = REAL[language]
     predictions, references = files(
         tmp_path,
@@ -293,7 +293,7 @@ def test_real_reports_are_read_by_the_labeller_unless_told_otherwise(language, t
     assert f"labeller:echo-pl {Labeller.version}|" in figures["findings_f1_micro"]["signature"]
 
 
-def test_an_evaluation_is_not_written_over_unless_told(inputs, tmp_path, monkeypatch, capsys):
+def test_an_evaluation_is_overwritten_only_on_request(inputs, tmp_path, monkeypatch, capsys):
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out", *FAST]
     run(monkeypatch, *base)
     assert "there is an evaluation in" in refused(monkeypatch, capsys, *base)
@@ -389,7 +389,7 @@ def test_a_checkpoint_is_decoded_as_its_stage_is(folder):
             decode_checkpoint(folder / "dcd.ckpt", settings(folder), "test", studies, 2)
 
 
-def test_a_student_behind_a_gate_takes_second_steps_and_says_how_many(folder):
+def test_a_gated_student_takes_second_steps_and_counts_them(folder):
     gated = decode_checkpoint(folder / "dcd.ckpt", [*settings(folder), "stage.module.student.gate=1.0"], "test", None, 2)
     found = [case.prediction.forwards_per_block for case in gated.cases]
     assert all(1.0 < forwards <= 2.0 for forwards in found)
@@ -448,14 +448,14 @@ def test_the_judge_reads_the_same_findings_from_the_text_that_is_scored(folder):
     assert [set(label(formatted(reference))) for reference in references] == [set(findings) for findings in found]
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_the_decode(folder, tmp_path, monkeypatch, capsys):
+def test_an_unwritable_folder_is_reported_before_the_decode(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(evaluate_checkpoint, "decode_checkpoint", lambda *_: pytest.fail("decoded"))
     base = ["--checkpoint", folder / "dcd.ckpt", "--out", tmp_path / "file" / "out"]
     assert "Not a directory" in refused(monkeypatch, capsys, *base, *settings(folder))
 
 
-def test_a_batch_of_none_is_refused(folder, tmp_path, monkeypatch, capsys):
+def test_an_empty_batch_is_an_error(folder, tmp_path, monkeypatch, capsys):
     base = ["--checkpoint", folder / "dcd.ckpt", "--out", tmp_path / "out", "--batch-size", "0"]
     assert "0 at once" in refused(monkeypatch, capsys, *base, *settings(folder))
 

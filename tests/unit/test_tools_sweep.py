@@ -41,7 +41,7 @@ def data_root(tiny_data) -> Path:
 
 
 class Runs:
-    """Stands in for training: leaves what a run leaves, and fails where it is told to."""
+    """Fake training: writes the files of a run, and fails on request."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
@@ -210,7 +210,7 @@ def test_a_server_that_is_down_is_logged_to_by_the_next_start(runs, monkeypatch,
     assert [status for status, *_ in cells(tmp_path).values()] == ["FINISHED"] * 3
 
 
-def test_what_cannot_be_swept_is_refused(data_root, tmp_path):
+def test_unsuitable_jobs_are_an_error(data_root, tmp_path):
     def config(*wrong: str):
         return compose_config([f"data_root={data_root}", f"outputs={tmp_path}", *OWN, *wrong])
 
@@ -295,7 +295,7 @@ def test_settings_that_are_lists_have_a_name(data_root):
     assert chain(data_root, "lora=all_linear")["dcd"] != chain(data_root)["dcd"]
 
 
-def test_chinese_is_measured_anew_where_it_is_cut_otherwise(monkeypatch, data_root):
+def test_chinese_is_measured_again_with_another_splitter(monkeypatch, data_root):
     def asked(*overrides: str) -> dict[str, object]:
         return sweep_plan.measurement(compose_config([f"data_root={data_root}", *OWN, *overrides]))
 
