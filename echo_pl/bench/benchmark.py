@@ -1,4 +1,4 @@
-"""What the benchmark commands share: a checked configuration, progress, the machine's record, an MLflow run."""
+"""Shared parts of the benchmarks: a checked configuration, progress, an MLflow run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from echo_pl.tracking.upload import select_experiment
+
 
 def load_benchmark(schema: type, path: Path, overrides: Sequence[str]) -> DictConfig:
-    """A benchmark's YAML with overrides, and threads and device set by it.
+    """Load a benchmark's YAML with overrides.
 
     Args:
-        schema: dataclass that says which keys there are, ``models``, ``sizes``, ``device`` and ``threads`` among them.
-        path: of the YAML file.
+        schema: dataclass of the keys, with ``models``, ``sizes``, ``device`` and ``threads``.
+        path: YAML file.
         overrides: ``key=value``.
 
     Raises:
-        ValueError: an unknown key, a value of the wrong kind, an unknown model, no such device.
+        ValueError: an unknown key or model, a value of the wrong type, a device that does not exist.
     """
     try:
         config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
@@ -39,21 +41,15 @@ def load_benchmark(schema: type, path: Path, overrides: Sequence[str]) -> DictCo
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Print one line of progress to stderr."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 def log_benchmark(
     config: DictConfig, name: str, machine: Mapping[str, Any], metrics: Mapping[str, float], files: Sequence[Path]
 ) -> None:
-    """One MLflow run with every figure as a metric."""
-    mlflow.set_tracking_uri(config.mlflow)
-    if str(config.mlflow).startswith("sqlite:///"):
-        folder = Path(str(config.mlflow).removeprefix("sqlite:///")).parent.absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        if mlflow.get_experiment_by_name(config.experiment) is None:  # left alone, artifacts would go to the working directory
-            mlflow.create_experiment(config.experiment, artifact_location=(folder / "mlartifacts").as_uri())
-    mlflow.set_experiment(config.experiment)
+    """Log one MLflow run with every figure as a metric."""
+    select_experiment(str(config.mlflow), config.experiment)
     with mlflow.start_run(run_name=name):
         mlflow.log_params({"threads": machine["threads"], "processor": machine["processor"]})
         mlflow.log_dict(dict(machine), "machine.json")

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
+from tqdm.auto import tqdm
 
 from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.vlm import VLM
 from echo_pl.bench.scale import Machine, decoding_memory, memory_per_gpu, parts_of, traffic_per_step
 from echo_pl.bench.scale_check import CHECK_COLUMNS, CHECK_LINE, CHECKED, TOLERANCE, check
 from echo_pl.bench.step_trace import Stage, StepTokens, trace_step, trace_tower
-from echo_pl.bench.token_statistics import TokenStatistics, token_statistics
+from echo_pl.config.compose import compose_config
+from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.pages.tables import Column, Table, number, text
 from echo_pl.structs import SpecialTokens
@@ -114,6 +117,51 @@ def estimate(
                 }
             )
     return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStatistics:
+    """Lengths of the training studies of a corpus, in tokens."""
+
+    studies: int
+    context_mean: float
+    """Image tokens and instruction."""
+    context_longest: int
+    response_mean: float
+    """Report and its end."""
+    response_longest: int
+
+    @property
+    def sentence(self) -> str:
+        """Summary for the terminal."""
+        return (
+            f"{self.studies} studies: contexts of {self.context_mean:.1f} tokens, at most {self.context_longest}; "
+            f"responses of {self.response_mean:.1f}, at most {self.response_longest}"
+        )
+
+
+def token_statistics(overrides: Sequence[str]) -> TokenStatistics:
+    """Read every training study of a configuration, images too, whose sizes decide their number of tokens.
+
+    Args:
+        overrides: configuration, as for ``echo-pl train``.
+
+    Raises:
+        FileNotFoundError: the corpus does not exist.
+        ValueError: an unknown key, or damaged data.
+    """
+    data: ReportDataModule = instantiate(compose_config(["stage=rad", *overrides]).data, _convert_="all")
+    data.setup()
+    batches = data.train_batches_once(32)
+    read = [(b.context_lengths_B, b.response_lengths_B) for b in tqdm(batches, total=len(batches), desc="lengths", unit="batch")]
+    contexts, responses = (torch.cat(lengths).double() for lengths in zip(*read, strict=True))
+    return TokenStatistics(
+        studies=len(contexts),
+        context_mean=float(contexts.mean()),
+        context_longest=int(contexts.max()),
+        response_mean=float(responses.mean()),
+        response_longest=int(responses.max()),
+    )
 
 
 def steps_of(statistics: TokenStatistics, given: StepTokens) -> tuple[StepTokens, StepTokens]:

@@ -72,7 +72,7 @@ def add_commands(app: typer.Typer) -> None:
 
         The page holds patients' images and reports. Only its owner can read it.
         """
-        from echo_pl.cli.corpus_view import view_shard
+        from echo_pl.data.pipeline.view import view_shard
 
         print(f"{view_shard(shard, out, studies=studies, keys=keys or ())} studies in {out}")
 

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from echo_pl.evaluation.predictions import RECORDS
 from echo_pl.evaluation.score_files import AGGREGATE, PAGES, read_aggregate
 from echo_pl.io.command_line import command_line
-from echo_pl.tracking.upload import bound_retries
+from echo_pl.tracking.upload import bound_retries, select_experiment
 
 WITH_TEXTS = (RECORDS, *PAGES)
 
@@ -35,8 +35,7 @@ def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False)
     aggregate = read_aggregate(folder)
     bound_retries()
     try:
-        mlflow.set_tracking_uri(uri)
-        _experiment(uri, experiment)
+        select_experiment(uri, experiment)
         with mlflow.start_run(run_name=folder.resolve().name) as run:
             settings = ("reports", "language", "sections", "seed", "resamples", "level", "predictions", "against")
             mlflow.log_params({name: aggregate[name] for name in settings if name in aggregate})
@@ -71,13 +70,3 @@ def _metrics(figures: dict[str, dict[str, float | None]]) -> dict[str, float]:
             if number is not None:
                 found[f"eval/{plain}{suffix}"] = number
     return found
-
-
-def _experiment(uri: str, name: str) -> None:
-    """Select an experiment; a new one in a local database keeps its artifacts beside it, not in the working directory."""
-    if uri.startswith("sqlite:///"):
-        place = Path(uri.removeprefix("sqlite:///")).parent.absolute()
-        place.mkdir(parents=True, exist_ok=True)
-        if mlflow.get_experiment_by_name(name) is None:
-            mlflow.create_experiment(name, artifact_location=(place / "mlartifacts").as_uri())
-    mlflow.set_experiment(name)

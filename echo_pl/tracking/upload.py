@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -153,6 +154,20 @@ def _find_by_tag(client: MlflowClient, tag: str, value: str) -> Run | None:
     experiments = [one.experiment_id for one in client.search_experiments()]
     found = client.search_runs(experiments, f"tags.`{tag}` = '{value}'", max_results=1) if experiments else []
     return found[0] if found else None
+
+
+def select_experiment(uri: str, name: str) -> None:
+    """Select a store and an experiment for ``mlflow.start_run``.
+
+    A new experiment in a local database keeps its artifacts beside it; MLflow would put them into the working directory.
+    """
+    mlflow.set_tracking_uri(uri)
+    if uri.startswith("sqlite:///"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        if mlflow.get_experiment_by_name(name) is None:
+            mlflow.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
+    mlflow.set_experiment(name)
 
 
 def experiment_id(client: MlflowClient, name: str, artifacts: str | None = None) -> str:

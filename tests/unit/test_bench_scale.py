@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from echo_pl.bench.models import BenchModel
-from echo_pl.bench.plan import SEVEN_B, builder, estimate, steps_of
+from echo_pl.bench.plan import SEVEN_B, builder, estimate, steps_of, token_statistics
 from echo_pl.bench.scale import Machine, memory_per_gpu, parts_of, traffic_per_step
 from echo_pl.bench.scale_check import Case, carried_out, predict
 from echo_pl.bench.step_trace import StepTokens, trace_step, trace_tower
-from echo_pl.bench.token_statistics import token_statistics
 from echo_pl.data.loading.datamodule import ReportDataModule
 
 MODEL = BenchModel(width=64, layers=3, heads=2, key_heads=1, mlp_width=256, vocabulary=512, dtype="float32")

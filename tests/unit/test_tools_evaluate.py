@@ -83,10 +83,10 @@ def test_results_are_whole_and_can_be_read_again(inputs, tmp_path, monkeypatch, 
     assert read_predictions(again) == read_predictions(out)
 
 
-def refused(monkeypatch, capsys, *arguments: object) -> str:
+def refused(monkeypatch, capsys, *arguments: object, status: int = 2) -> str:
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, *arguments, *(() if "--upload" in arguments else FAST))
-    assert caught.value.code == 2
+    assert caught.value.code == status
     return capsys.readouterr().err
 
 
@@ -305,12 +305,12 @@ def test_a_server_that_is_down_loses_nothing_and_the_upload_works_later(inputs, 
     out, database = tmp_path / "my reports", f"sqlite:///{tmp_path / 'later' / 'mlflow.db'}"
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", out]
     where = ["--mlflow", "http://127.0.0.1:9", "--experiment", "one step"]
-    error = refused(monkeypatch, capsys, *base, *where)
+    error = refused(monkeypatch, capsys, *base, *where, status=1)
     assert f"the evaluation is whole in {out}" in error
     said = shlex.join(["echo-pl", "evaluate", "--upload", str(out), *where])
     assert f"upload it later: {said}\n" in error
     assert (out / "aggregate.json").is_file()
-    error = refused(monkeypatch, capsys, "--upload", out, *where, "--mlflow-texts")
+    error = refused(monkeypatch, capsys, "--upload", out, *where, "--mlflow-texts", status=1)
     assert f"upload it later: {said} --mlflow-texts\n" in error
     run(monkeypatch, "--upload", out, "--mlflow", database)
     client = mlflow.MlflowClient(database)

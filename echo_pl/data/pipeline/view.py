@@ -14,16 +14,16 @@ from echo_pl.io.atomic import atomic_file
 
 
 def view_shard(path: Path, out: Path, *, studies: int = 20, keys: Sequence[str] = ()) -> int:
-    """Write the page; return how many studies it shows.
+    """Write the page, and return the number of studies on it.
 
     Args:
-        path: of the shard, in its corpus folder.
-        out: of the page.
-        studies: so many from the start at most.
-        keys: these, in the place of the first.
+        path: shard in its corpus folder.
+        out: page to write, readable by its owner alone.
+        studies: most studies from the start of the shard.
+        keys: ids of studies to show instead.
 
     Raises:
-        FileNotFoundError: there is no corpus around the shard.
+        FileNotFoundError: the shard is in no corpus folder.
         ValueError: the corpus has no such shard, the shard is damaged, or it has no such study.
     """
     index = CorpusIndex.load(path.parent)
