@@ -53,10 +53,10 @@ stage3: $(DATA) ## stage 3, DCDModule, from the newest stage 2 (ARGS="block_size
 	$(BIN)/echo-pl train stage=dcd $(ARGS)
 
 test: $(DEV) ## all tests, in WORKERS=2 processes
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-quick: $(DEV) ## the tests that take no training: under 90 seconds
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
 
 test-slurm: $(DEV) ## batch jobs on two emulated SLURM nodes (installs Debian's slurm; needs root; about 8 minutes)
 	$(PIP) -e '.[slurm]'
