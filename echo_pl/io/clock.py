@@ -1,4 +1,4 @@
-"""What time it is, on a machine that queues work."""
+"""Wall time on a machine that queues work."""
 
 from __future__ import annotations
 

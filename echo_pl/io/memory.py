@@ -1,4 +1,4 @@
-"""How much memory the process has needed, and giving it back. Knows nothing of what it did."""
+"""Memory of the process: in use, at its peak, and the return of what is free."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def return_free_memory() -> None:
 
 
 def restart_peak_memory(device: torch.device) -> bool:
-    """Let :func:`peak_memory_gb` speak of the time from now on; False where the system keeps the whole process's peak."""
+    """Restart :func:`peak_memory_gb`; False where the system keeps the whole process's peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True

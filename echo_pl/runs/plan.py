@@ -110,7 +110,7 @@ def check_plan(plan: RunPlan, config: DictConfig, data: ReportDataModule) -> Non
     check_same_data(data, plan.start, plan.resume)
     if config.stage.name == "dcd" and plan.start is None:
         raise ValueError("stage dcd needs a stage-2 checkpoint as its teacher: give start=<path>")
-    data.refuse_too_few(config.trainer.devices * config.trainer.num_nodes)
+    data.check_batches(config.trainer.devices * config.trainer.num_nodes)
     for checkpoint in {saved.path: saved for saved in (plan.resume, plan.start) if saved is not None}.values():
         check_model_fits(config, data, checkpoint)
 

@@ -1,7 +1,7 @@
 """The pixels of a DICOM file as a radiologist's screen would show them, in 8 bit. Needs pydicom (extra ``dicom``).
 
 In the order of PS3.4 N.2: stored values -> modality LUT or rescale -> VOI LUT, or window (linear, linear exact or sigmoid,
-PS3.3 C.11.2.1) -> 8 bit -> turned over where MONOCHROME1 says that the lowest value is white. A file with several VOI LUTs or
+PS3.3 C.11.2.1) -> 8 bit -> turned over for MONOCHROME1, whose lowest value is white. A file with several VOI LUTs or
 windows is shown with the first, one with neither by the range of its values, padding left out. Of several frames the first is
 taken, and how many there are is said. Only the tags that this takes are read at all: no private tag, no name, no date ever
 leaves the file.
@@ -48,11 +48,11 @@ _DISPLAY: Final = (
     "PixelPaddingValue",
 )
 _DAMAGE: Final = (OSError, ValueError, AttributeError, KeyError, IndexError, TypeError, EOFError, RuntimeError, struct.error)
-"""What pydicom raises at damaged files; NotImplementedError is a RuntimeError."""
+"""Errors of pydicom for damaged files; NotImplementedError is a RuntimeError."""
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that starts with these 132 bytes says that it is DICOM."""
+    """Return True if the first 132 bytes are those of a DICOM file."""
     return head[128:132] == b"DICM"
 
 
@@ -96,7 +96,7 @@ def _pydicom() -> ModuleType:
         import pydicom.pixels
     except ModuleNotFoundError:
         raise ImageError("needs_pydicom", "DICOM is read by pydicom: pip install 'echo-pl[dicom]'") from None
-    # For the whole process: pydicom's warnings about odd values quote them, and they would stand in a log.
+    # For the whole process: pydicom's warnings quote odd values, which would then be in a log.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     return pydicom
 
@@ -121,7 +121,7 @@ def _read(pydicom: ModuleType, path: Path) -> Any:
 
 
 def _check_decoder(pydicom: ModuleType, dataset: Any) -> None:
-    """Refuse a compression that nothing installed decodes."""
+    """Raise ImageError for a compression that no installed library decodes."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:
         return
@@ -138,7 +138,7 @@ def _shown(pydicom: ModuleType, stored: NDArray[np.generic], dataset: Any) -> tu
     values = pydicom.pixels.apply_modality_lut(stored, dataset)
     if tables := dataset.get("VOILUTSequence"):
         entries, first, bits = (int(number) for number in tables[0].LUTDescriptor)
-        # What lies beyond the table gets its first or last entry; pydicom 3.0 wraps around behind 8-bit tables.
+        # Values outside the table get its first or last entry; pydicom 3.0 wraps around after 8-bit tables.
         within = np.clip(np.rint(values), first, first + (entries or 2**16) - 1).astype(np.int64)
         return stretch(pydicom.pixels.apply_voi(within, dataset, index=0), 0, 2**bits - 1), "voi_lut"
     centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))

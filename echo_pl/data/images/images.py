@@ -1,8 +1,8 @@
 """Opens an image of a dataset that may be anything: PNG, JPEG, DICOM, damaged, too large, a link to somewhere else.
 
 What comes out has 8 bit, grey or RGB, at most so many pixels, and nothing of the file's own text (EXIF, PNG text, DICOM tags
-may name a patient). What cannot be opened is an :class:`ImageError` whose reason can be counted. A file is told by its content,
-never by its name.
+may name a patient). What cannot be opened is an :class:`ImageError` whose reason can be counted. The format is recognized
+by the content, never by the name.
 
 Grey values of 16 bit without a window (PNG) are scaled by their own range: the lowest value becomes 0, the highest 255. For
 those of DICOM see :mod:`echo_pl.data.images.dicom`. Colour of 16 bit keeps its upper 8 bits.
@@ -29,12 +29,12 @@ from echo_pl.data.images.pixels import ImageError, check_size, stretch
 __all__ = ["MAX_PIXELS", "ImageError", "OpenedImage", "fit", "load_image", "open_image"]
 
 MAX_PIXELS: Final = 2_250_000
-"""METHOD.md 1."""
+"""Limit of the method (docs/explain/method.md, "Reports")."""
 _HEAD_BYTES: Final = 132
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _LAST_BYTES: Final = {_PNG: b"IEND", _JPEG: b"\xff\xd9"}
 _DAMAGE: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError, KeyError)
-"""What Pillow raises at damaged files, whichever part of it meets the damage."""
+"""Errors of the parts of Pillow for damaged files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class OpenedImage:
 
 
 def open_image(path: Path | str, max_pixels: int = MAX_PIXELS, *, root: Path | None = None) -> Image.Image:
-    """Open an image; :func:`load_image` without what it says besides.
+    """Open an image; :func:`load_image` without its notes.
 
     Raises:
         ImageError: it cannot be opened, or must not be.
@@ -100,7 +100,7 @@ def fit(image: Image.Image, max_pixels: int) -> Image.Image:
 
 
 def _follow(path: Path, root: Path | None) -> Path:
-    """The regular file behind all links. Pipes and devices would be waited for."""
+    """Resolve links to a regular file; reading a pipe or a device could block."""
     try:
         real = path.resolve(strict=True)
         mode = os.stat(real).st_mode
@@ -138,7 +138,7 @@ def _read_picture(file: BinaryIO, head: bytes) -> tuple[Image.Image, dict[str, s
 
 
 def _is_whole(file: BinaryIO, magic: bytes) -> bool:
-    """Whether the file ends as its format does, give or take some padding."""
+    """Return True if the file ends as its format requires, apart from padding."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 64))
     return _LAST_BYTES[magic] in file.read()

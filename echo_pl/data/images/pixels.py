@@ -1,7 +1,4 @@
-"""What opening an image of any format needs: the error with its reason, the bound on a file's pixels, grey values to 8 bit.
-
-Knows arrays; nothing of files.
-"""
+"""Helpers for images of all formats: the error with its reason, the limit of pixels, grey values to 8 bit."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_SOURCE_PIXELS = 80_000_000
-"""An image with more is refused by its header. The largest detectors for the chest have under 20 million pixels."""
+"""Limit of the pixels in a header. The largest detectors for the chest have under 20 million pixels."""
 
 
 class ImageError(ValueError):
@@ -27,7 +24,7 @@ class ImageError(ValueError):
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse a decompression bomb by what its header says.
+    """Check the size in a header against decompression bombs.
 
     Raises:
         ImageError: ``too_many_pixels`` or, without any, ``damaged_image``.

@@ -1,1 +1,1 @@
-"""From shards to batches: order, stream, processor, collator, datamodule."""
+"""Batches from shards: order, stream, processor, collator, datamodule."""

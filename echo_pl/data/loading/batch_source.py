@@ -1,7 +1,4 @@
-"""Batches of the splits of one corpus or several: what is read, in which order, and what becomes of it, bound together.
-
-Knows neither ranks nor processes; all of it can be sent to the processes that read.
-"""
+"""Batches of the splits of one corpus or several: what is read, in which order, and what becomes of it, bound together."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class BatchSource:
     on_long_response: OnBad
 
     def fixed_order(self, split: str, limit: int | None) -> EpochOrder:
-        """The first ``limit`` studies of each corpus that has the split, as they stand in its shards.
+        """The first ``limit`` studies of each corpus that has the split, in the order of its shards.
 
         Raises:
             ValueError: If no corpus has such a split.
@@ -88,12 +85,12 @@ class BatchSource:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPasses:
-    """From (epoch, batches to leave out at its start) to the stream of the rest."""
+    """Function from (epoch, number of batches to skip) to the stream of the remaining batches."""
 
     source: BatchSource
     order: TrainingOrder
     cache: dict[str, Sample] | None
-    """Finished samples, kept from pass to pass; None: every pass decodes anew."""
+    """Finished samples, kept from pass to pass; None: every pass decodes again."""
     cache_size: int
 
     def __call__(self, epoch: int, done: int) -> BatchStream:

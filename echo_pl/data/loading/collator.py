@@ -1,6 +1,6 @@
-"""From samples to a :class:`~echo_pl.structs.Batch`: padding on the right, images one after the other.
+"""Collation of samples to a :class:`~echo_pl.structs.Batch`: padding on the right, images one after the other.
 
-Knows tensors only. Shapes: B batch, P context, R response, F findings.
+Shapes: B batch, P context, R response, F findings.
 """
 
 from __future__ import annotations

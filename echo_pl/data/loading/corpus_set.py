@@ -1,7 +1,4 @@
-"""One corpus, or several as if they were one: shards in a row, keys that stay unique, labels joined by name.
-
-Knows what corpora must have in common to be mixed; nothing of order, batches or tensors.
-"""
+"""One corpus, or several as if they were one: shards in a row, keys that stay unique, labels joined by name."""
 
 from __future__ import annotations
 
@@ -80,7 +77,7 @@ class CorpusSet:
 
     @property
     def vision_fingerprint(self) -> str | None:
-        """Of the tower whose stored output is read; None: images are.
+        """Fingerprint of the vision tower whose stored output is read; None if images are read.
 
         Raises:
             ValueError: If two corpora have it of different towers, naming both.
@@ -91,7 +88,7 @@ class CorpusSet:
 
     @property
     def stored_precision(self) -> str | None:
-        """In which that tower computed.
+        """Precision in which that tower computed.
 
         Raises:
             ValueError: If two corpora have different ones, naming both.
@@ -103,7 +100,7 @@ class CorpusSet:
     def common(
         self, what: str, of: Callable[[Corpus], Property], remedy: str = "store the features of both in the same way"
     ) -> Property:
-        """What all corpora have in common.
+        """Return a property that all corpora share.
 
         Args:
             what: Its name, for messages.
@@ -142,13 +139,13 @@ class CorpusSet:
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """Of a mixture; None: this is one corpus by itself."""
+        """Weights of a mixture; None for a single corpus."""
         if self._weights == ():
             return tuple(float(corpus.index.count("train")) for corpus in self.corpora)
         return self._weights
 
     def judge(self, version: Version) -> ReportJudge | None:
-        """Who can read back the reports of all corpora, where there is one."""
+        """Return the judge of the reports of all corpora, or None."""
         kinds = {corpus.index.corpus for corpus in self.corpora}
         return make_judge(kinds.pop(), version) if len(kinds) == 1 else None
 
@@ -187,7 +184,7 @@ def open_corpora(
         corpora: Name to the fields of :class:`CorpusShare`; None with ``root``.
         stored_features: Of the only one.
         processing: How images become patches.
-        cache_dir: Where files behind a URL are kept.
+        cache_dir: Folder for downloaded files.
         cache_bytes: Most bytes there.
 
     Raises:

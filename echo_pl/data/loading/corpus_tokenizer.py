@@ -1,7 +1,4 @@
-"""The tokenizer of one corpus or several: the one they were made with, or one that is given.
-
-Knows folders and vocabularies; nothing of studies.
-"""
+"""The tokenizer of one corpus or several: the one they were made with, or one that is given."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The data room's door: a LightningDataModule that streams one corpus, or several mixed, as batches.
 
-Wires corpora, tokenizer, processor, order, stream and loader, and knows which rank it is on. Knows nothing of diffusion
-or models.
+Wires corpora, tokenizer, processor, order, stream and loader, and knows which rank it is on.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class ReportDataModule(L.LightningDataModule):
         eval_batch_size: Studies of one rank in one validation or test step; None: ``batch_size``.
         seed: Seed of the training order.
         shuffle_buffer: How many places a study may move from its place in the shuffled shards.
-        length_window: Global batches whose studies are sorted by the length of their (normalized) reports and dealt out anew,
+        length_window: Global batches whose studies are sorted by the length of their (normalized) reports and divided again,
             so that batches are padded less; 0: batches as they come.
         num_workers: Processes that read, decode, tokenize and collate, per rank; the batches do not depend on it. 0: all that
             happens in the training process.
@@ -67,15 +66,15 @@ class ReportDataModule(L.LightningDataModule):
         max_response_tokens: Longest response, eos included.
         on_bad_sample: ``error`` or ``skip``, for a sample that cannot be decoded.
         on_long_response: ``error`` or ``skip``, for a response longer than ``max_response_tokens``.
-        stored_features: Folder of stored vision features (``echo-pl corpus features``), which are read in the
-            place of images, for stages whose vision tower is frozen; None: the images.
+        stored_features: Folder of stored vision features (``echo-pl corpus features``), which are read
+            instead of images, for stages whose vision tower is frozen; None: the images.
         cache_samples: Training samples kept in memory once decoded (a 64 x 64 one takes 0.1 MB); only with num_workers=0.
         limit_train: Train on the first so many studies (of each corpus) only.
         limit_val: Validate on the first so many studies (of each corpus) only.
         limit_test: Test on the first so many studies (of each corpus) only.
         pin_memory: Whether batches are put in page-locked memory (for a GPU).
-        rank: This process's number; None: asked of the trainer or of torch.distributed.
-        world_size: Number of processes; None: asked likewise.
+        rank: Rank of this process; None: that of the trainer or of torch.distributed.
+        world_size: Number of processes; None: the same.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -193,7 +192,7 @@ class ReportDataModule(L.LightningDataModule):
 
     @property
     def index(self) -> CorpusIndex:
-        """What the only corpus holds."""
+        """Index of the only corpus."""
         return self.corpus.index
 
     @property
@@ -201,7 +200,7 @@ class ReportDataModule(L.LightningDataModule):
         """The folder of the only corpus.
 
         Raises:
-            ValueError: If there are several, or it is behind a URL.
+            ValueError: If there are several, or it is remote.
         """
         if not isinstance(self.corpus.folder, LocalCorpus):
             raise ValueError(f"{self.corpus} is no local folder")
@@ -228,7 +227,7 @@ class ReportDataModule(L.LightningDataModule):
 
     @cached_property
     def processor(self) -> ReportProcessor:
-        """From a study to tensors."""
+        """Processor from a study to tensors."""
         return ReportProcessor(self.tokenizer, self.special, self.processor_config)
 
     @property
@@ -238,7 +237,7 @@ class ReportDataModule(L.LightningDataModule):
 
     @cached_property
     def judge(self) -> ReportJudge | None:
-        """Who can read the reports of all corpora back, where there is one."""
+        """Judge of the reports of all corpora, or None."""
         return self.corpora.judge(self.processor_config.version)
 
     @cached_property
@@ -254,27 +253,27 @@ class ReportDataModule(L.LightningDataModule):
 
     @property
     def image_processing(self) -> dict[str, int]:
-        """What decides how an image becomes patches."""
+        """Settings that determine the patches of an image."""
         c = self.processor_config
         return {name: getattr(c, name) for name in ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")}
 
     @property
     def vision_fingerprint(self) -> str | None:
-        """Of the vision tower whose stored output the batches carry; None: they carry pixels."""
+        """Fingerprint of the vision tower whose stored output the batches hold; None if they hold pixels."""
         return self.corpora.vision_fingerprint
 
     @property
     def skips_bad_samples(self) -> bool:
-        """Whether a study that cannot be read is left out, and not an error."""
+        """True if a study that cannot be read is skipped, False if it is an error."""
         return self._on_bad_sample == "skip"
 
     @property
     def stored_precision(self) -> str | None:
-        """In which the tower computed its stored output; None: batches carry pixels."""
+        """Precision in which the tower computed its stored output; None if batches hold pixels."""
         return self.corpora.stored_precision
 
     def setup(self, stage: str | None = None) -> None:
-        """Read indices, tokenizer and indices of features, so that what is missing is said before training starts."""
+        """Read indices, tokenizer and indices of features, so that missing files are reported before training starts."""
         _ = self.labels, self.special, self.vision_fingerprint, self.stored_precision
         for corpus in self.corpora.corpora:
             unknown = [shard.name for shard in corpus.index.splits.get("train", ()) if not shard.characters]
@@ -302,8 +301,8 @@ class ReportDataModule(L.LightningDataModule):
             prefetch_batches=self._prefetch_batches,
         )
 
-    def refuse_too_few(self, world_size: int) -> None:
-        """Refuse a training split that does not fill one batch of every rank, and a weight too small for one visit.
+    def check_batches(self, world_size: int) -> None:
+        """Check that the training split fills one batch of every rank and that every weight gives a visit.
 
         Raises:
             ValueError: naming both numbers.
@@ -320,7 +319,7 @@ class ReportDataModule(L.LightningDataModule):
 
     @property
     def training_studies(self) -> int:
-        """How many studies training visits."""
+        """Number of studies that training visits."""
         return len(self._source.fixed_order("train", self._limits["train"]).places)
 
     def train_batches_once(self, batch_size: int, numbers: Sequence[int] | None = None) -> FixedLoader:
@@ -328,7 +327,7 @@ class ReportDataModule(L.LightningDataModule):
 
         Args:
             batch_size: Studies of a batch.
-            numbers: Which of these batches, in rising order; None: all. A batch is the same whatever else is asked for.
+            numbers: Which of these batches, in rising order; None: all. The content of a batch does not depend on this.
         """
         return self._fixed_loader(self._source.training_once(self._limits["train"], batch_size=batch_size, numbers=numbers))
 
@@ -349,7 +348,7 @@ class ReportDataModule(L.LightningDataModule):
         return self.processor.detokenize(tokens)
 
     def word_starts(self) -> list[int]:
-        """The ids that begin a word behind another: a space and a letter. None in Chinese, which has no spaces."""
+        """Return the ids that begin a word after another: a space and a letter. None in Chinese, which has no spaces."""
         return word_starts(self.tokenizer)
 
     @cached_property

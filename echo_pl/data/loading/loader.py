@@ -43,7 +43,8 @@ def _end_when_told_by(process: int) -> None:
 class Epochs(IterableDataset[Batch]):
     """One epoch each time it is iterated, and the next one the next time.
 
-    A loading process that lives on from epoch to epoch counts them here by itself; it is told that one begins, not which.
+    A loading process that lives on from epoch to epoch counts them here by itself; it is notified of
+    the start of an epoch, not of its number.
 
     Args:
         make_stream: As of :class:`ResumableLoader`.
@@ -154,7 +155,7 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         self._epoch, self._done, self._skip = self._next_epoch, self._skip, 0
-        # counted now and not at the end: with a length, nobody reads an epoch until it is exhausted
+        # counted now and not at the end: with a length, the trainer does not read an epoch until it is exhausted
         self._next_epoch = self._epoch + 1
         if self._loader is None:
             self._loader = _torch_loader(
@@ -169,7 +170,7 @@ class ResumableLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int | str]:
-        """Where the loader is: the epoch and the batches of it handed out, equal on every rank."""
+        """Position of the loader: epoch and number of its batches handed out, equal on every rank."""
         return {"epoch": self._epoch, "batches_done": self._done, "order": self._order}
 
     def load_state_dict(self, state: Mapping[str, int | str]) -> None:

@@ -31,11 +31,11 @@ class EpochOrder:
     places: Indices
     """Places in the stream, in the order in which the studies are visited."""
     streams: tuple[int, ...] = (0,)
-    """Which of these shards are the first of a stream that is read by itself: one stream, or one for each corpus of a mixture."""
+    """Indices of the shards that begin a stream: one stream, or one for each corpus of a mixture."""
 
 
 def fixed_order(counts: Sequence[int], limit: int | None = None, *, streams: tuple[int, ...] = (0,)) -> EpochOrder:
-    """Visit every study as it stands in the shards, or the first ``limit`` of each stream, of which one is the rule."""
+    """Visit every study in the order of the shards, or the first ``limit`` of each stream, of which one is the rule."""
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     cuts = [*starts[list(streams)].tolist(), int(starts[-1])]
     visited = [np.arange(a, b if limit is None else min(b, a + limit), dtype=np.int64) for a, b in pairwise(cuts)]
@@ -50,7 +50,7 @@ def in_turns(order: EpochOrder) -> Indices:
 
 
 def shuffled_order(counts: Sequence[int], *, seed: int, epoch: int, buffer: int, limit: int | None = None) -> EpochOrder:
-    """Shuffle the shards, then the studies, each by at most ``buffer`` places, so that reading goes on in order.
+    """Shuffle the shards, then the studies, each by at most ``buffer`` places, so that shards are read in order.
 
     Args:
         counts: Studies in each shard.
@@ -122,7 +122,7 @@ def mixed_order(
 
 
 def _stretch(counts: Sequence[int], first: int, end: int, *, seed: int, buffer: int, limit: int | None) -> EpochOrder:
-    """Visits ``first`` to ``end`` of one corpus, its passes one behind the other."""
+    """Visits ``first`` to ``end`` of one corpus, its passes one after the other."""
     size = min(sum(counts), sum(counts) if limit is None else limit)
     shards: list[int] = []
     starts, places = [], []

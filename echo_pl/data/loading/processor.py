@@ -1,7 +1,7 @@
-"""From one study to tensors: image patches, context ids, response ids.
+"""Tensors of one study: image patches, context ids, response ids.
 
 The library's PIL image processor, a tokenizer and our own expansion of the image placeholder; the library's complete
-processor needs torchvision, which this project does without. Knows nothing of shards, batches or noise.
+processor needs torchvision, which this project does without.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Template = Literal["plain", "chat"]
 
 _INSTRUCTIONS = frozenset(form.instruction for form in FORMS.values())
 SYSTEM_PROMPT = "You are a helpful assistant."
-"""What Qwen2.5-VL's chat format puts first when nothing else is said."""
+"""Default system prompt of Qwen2.5-VL's chat format."""
 
 
 class LongResponseError(ValueError):
@@ -33,10 +33,10 @@ class LongResponseError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessorConfig:
-    """How a study becomes tensors."""
+    """Settings of the tensors of a study."""
 
     version: Version = "normalized"
-    """Which of the two reports of a study is the response."""
+    """Version of a study's report that is the response."""
     language: str = "en"
     """Language of the instruction and of the headings of a response, for reports that do not say theirs: ``en`` or ``zh``."""
     template: Template = "plain"
@@ -113,7 +113,7 @@ class ReportProcessor:
 
         Raises:
             LongResponseError: If the response has more than ``max_response_tokens`` tokens.
-            ValueError: If the study lacks the report asked for, or its image has an impossible shape.
+            ValueError: If the study lacks this version of its report, or its image has an impossible shape.
         """
         request = request_of(study, version=self.config.version, language=self.config.language)
         response_ids_R = self._response_ids(request.response)

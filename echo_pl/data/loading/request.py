@@ -1,7 +1,4 @@
-"""What a study asks of a model and what the answer is, as text: a report in its own language, or a general image-text sample.
-
-Knows studies and strings; no tokens.
-"""
+"""Prompt and response of a study as text: a report in its own language, or a general image-text sample."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ from echo_pl.reports.response import FORMS, format_response, report_form
 from echo_pl.structs import ReportText
 
 GENERAL: Final = "general"
-"""``meta["kind"]`` of a sample that is no chest X-ray: its text stands as findings, its prompt in ``meta["prompt"]``."""
+"""``meta["kind"]`` of a sample that is not a chest X-ray: its text is stored as findings, its prompt in ``meta["prompt"]``."""
 GENERAL_PROMPT: Final = "Describe this image."
-"""Where such a sample has no prompt of its own."""
+"""Prompt of such a sample without its own."""
 CONTROL: Final = "<|"
-"""How a tokenizer's control tokens begin. A prompt is read with these, so that of a sample must have none."""
+"""Start of a tokenizer's control tokens. Prompts are tokenized with these, so the prompt of a sample must contain none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +28,9 @@ class Request:
 
 
 def request_of(study: Study, *, version: Version, language: str) -> Request:
-    """Return what a study asks and answers.
+    """Return the prompt and the response of a study.
 
-    A normalized report that says what language it is in (``meta["language"]``) is asked for in that language.
+    A normalized report with a language (``meta["language"]``) is requested in that language.
 
     Args:
         study: any.

@@ -42,7 +42,7 @@ class BatchStream(IterableDataset[Batch]):
         on_bad_sample: ``skip`` leaves out, with a warning, a sample that cannot be decoded; its batch is then smaller.
             A damaged shard is always an error.
         on_long_response: The same for a response with too many tokens.
-        cache: Finished samples by key, kept from pass to pass; None: every pass decodes anew.
+        cache: Finished samples by key, kept from pass to pass; None: every pass decodes again.
         cache_size: Most samples the cache may hold.
     """
 
@@ -98,7 +98,7 @@ class BatchStream(IterableDataset[Batch]):
             yield self._collate(samples)
 
     def _read(self, batches: Sequence[Indices], stream: int) -> Iterator[tuple[int, Found]]:
-        """Yield the raw samples of these batches as they stand in one stream; shards without any are not opened."""
+        """Yield the raw samples of these batches in the order of one stream; shards without any are not opened."""
         places = np.sort(np.concatenate(batches)) if batches else np.empty(0, dtype=np.int64)
         cuts = np.searchsorted(places, self._starts)
         end = (*self._streams, len(self._shards))[stream + 1]

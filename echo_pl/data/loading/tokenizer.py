@@ -1,7 +1,4 @@
-"""Tokenizers: a small one trained on a corpus, and any saved one (Qwen2.5-VL's, say), with the ids the method needs.
-
-Knows text and ids; nothing of images or reports.
-"""
+"""Tokenizers: a small one trained on a corpus, and any saved one (Qwen2.5-VL's, say), with the ids the method needs."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from echo_pl.structs import SpecialTokens
 logger = logging.getLogger(__name__)
 
 ReportTokenizer: TypeAlias = PreTrainedTokenizerFast
-"""What the rest of the room calls a tokenizer."""
+"""Type of all tokenizers here."""
 
 PAD, EOS, MASK, IMAGE = "<|endoftext|>", "<|im_end|>", "<|MASK|>", "<|image_pad|>"
 VISION_START, VISION_END, TURN_START = "<|vision_start|>", "<|vision_end|>", "<|im_start|>"
 CONTROL_TOKENS = (PAD, TURN_START, EOS, VISION_START, VISION_END, IMAGE, MASK)
-"""The control tokens of Qwen2.5-VL that a chest X-ray prompt uses, and the mask token of METHOD.md 6."""
+"""The control tokens of Qwen2.5-VL that a chest X-ray prompt uses, and the mask token (docs/explain/method.md)."""
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path, *, vocab_size: int = 640) -> ReportTokenizer:
@@ -96,7 +93,7 @@ def vocabulary_fingerprint(tokenizer: ReportTokenizer) -> str:
 
 
 def word_starts(tokenizer: ReportTokenizer) -> list[int]:
-    """The ids whose text is a space and a letter, and what follows: they begin a word behind another."""
+    """Return the ids whose text begins with a space and a letter: they begin a word after another."""
     control = tokenizer.added_tokens_decoder
     ids = [number for number in range(len(tokenizer)) if number not in control]
     texts = tokenizer.batch_decode([[number] for number in ids], clean_up_tokenization_spaces=False)

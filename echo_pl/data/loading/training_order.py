@@ -30,18 +30,18 @@ class TrainingOrder:
     corpora: Sequence[Sequence[Shard]]
     """The shards of each corpus."""
     names: Sequence[str]
-    """Of each corpus, for messages."""
+    """Names of the corpora, for messages."""
     weights: Sequence[float] | None
     """Share of each corpus in a mixture, up to a factor; None: one corpus, by itself."""
     seed: int
     shuffle_buffer: int
-    """How many places a study may move from its place in the shuffled shards."""
+    """Most positions by which a study may move in the shuffled shards."""
     length_window: int
     """Global batches whose studies are grouped by report length; 0: none."""
     limit: int | None
     """Only the first so many studies of each corpus."""
     batch_size: int
-    """Of one rank."""
+    """Studies of one rank in one step."""
     rank: int
     world_size: int
 
@@ -79,7 +79,7 @@ class TrainingOrder:
         return mixed_order(self._counts, self.visits, seed=self.seed, epoch=number, buffer=self.shuffle_buffer, limit=self.limit)
 
     def batches_of_an_epoch(self) -> int:
-        """How many batches every rank has.
+        """Return the number of batches of every rank.
 
         Raises:
             ValueError: not one on every rank, or a corpus without a visit.
@@ -98,7 +98,7 @@ class TrainingOrder:
         return len(batches)
 
     def __str__(self) -> str:
-        """What decides the order, the same on every rank."""
+        """Settings that determine the order, the same on every rank."""
         mixture = "" if self.weights is None else f", {'+'.join(map(str, self.visits))} visits of each corpus"
         return (
             f"seed {self.seed}, shuffle_buffer {self.shuffle_buffer}, length_window {self.length_window}, "

@@ -1,7 +1,4 @@
-"""An open corpus: its folder, its index, and the stored features that are read in the place of its images.
-
-Knows files and studies; nothing of order, batches or other corpora, but that its keys may need a prefix among them.
-"""
+"""An open corpus: its folder, its index, and the stored features that replace its images."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ Raw = tuple[RawSample, RawSample | None]
 
 
 class Corpus:
-    """One corpus. Its index is read when it is first asked for.
+    """One corpus. Its index is read at its first use.
 
     Args:
         folder: Where it is.
-        name: Put before every key, with a ``-``; empty: keys are as they stand in the shards.
+        name: Put before every key, with a ``-``; empty: keys stay as in the shards.
         features: Folder of stored vision features; None: the images.
         processing: How images become patches, which stored features must share.
     """
@@ -43,7 +40,7 @@ class Corpus:
 
     @cached_property
     def index(self) -> CorpusIndex:
-        """What the corpus holds."""
+        """Index of the corpus."""
         return self.folder.load_index()
 
     @cached_property
@@ -85,7 +82,7 @@ class CorpusShard:
 
         Raises:
             ShardError: If the shard is missing, damaged or hostile, or stored features are not of its studies.
-            ValueError: If it comes other than its index says, or the cache has no room for it.
+            ValueError: If its checksum is not that of the index, or the cache has no room for it.
             OSError: If it cannot be fetched.
         """
         with self.corpus.folder.holding(self.shard) as folder:

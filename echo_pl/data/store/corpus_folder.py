@@ -1,7 +1,4 @@
-"""Where a corpus's files are: in a local folder, which is read where it is, or behind a URL, through a cache.
-
-Knows an index, shards as whole files and a tokenizer's folder; nothing of what is in a shard.
-"""
+"""Folder of a corpus: a local one, read in place, or a remote one, read through a cache."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ TOKENIZER = "tokenizer"
 
 
 class CorpusFolder(Protocol):
-    """Where a corpus is."""
+    """Folder of a corpus."""
 
     def load_index(self) -> CorpusIndex:
         """Read the index."""
@@ -75,7 +72,7 @@ class LocalCorpus:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteCorpus:
-    """A corpus behind a URL.
+    """A remote corpus.
 
     The index is checked by the checksum that it holds of itself, shards and tokenizer by the index.
     """
@@ -87,7 +84,7 @@ class RemoteCorpus:
         return self.remote.url
 
     def load_index(self) -> CorpusIndex:
-        """Read the index, anew every time; fetched once more if it is not whole.
+        """Download and read the index, a second time if it is damaged.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -120,7 +117,7 @@ class RemoteCorpus:
         """Yield the folder of the cache that holds the shard.
 
         Raises:
-            ValueError: If it comes other than its index says, or the cache has no room.
+            ValueError: If its checksum is not that of the index, or the cache has no room.
             OSError: If it cannot be fetched.
         """
         return self._holding(shard)
@@ -128,7 +125,7 @@ class RemoteCorpus:
     @contextmanager
     def _holding(self, file: Shard | AttachedFile) -> Iterator[Path]:
         def fetch(target: Path) -> None:
-            with contextlib.suppress(TooLongError):  # then its checksum is another one, and the cache says so
+            with contextlib.suppress(TooLongError):  # then its checksum differs, and the cache reports that
                 self.remote.fetch(file.name, target, file.bytes)
 
         try:
@@ -138,14 +135,14 @@ class RemoteCorpus:
             raise ChecksumError(f"{self.remote.place(file.name)}: {error}") from error
 
     def fetch_ahead(self, shard: Shard) -> None:
-        """Fetch a shard into the cache in a thread; whoever wants it meanwhile waits for it, by the cache's lock."""
+        """Download a shard into the cache in a thread; a reader that needs it meanwhile waits for the cache's lock."""
         threading.Thread(target=self._fetch_quietly, args=(shard,), daemon=True).start()
 
     def _fetch_quietly(self, shard: Shard) -> None:
         try:
             with self.holding(shard):
                 pass
-        except (ValueError, OSError) as error:  # whoever wants it will try, and say it, again
+        except (ValueError, OSError) as error:  # the reader that needs it tries again and reports the error
             logger.info("%s was not fetched ahead: %s", shard.name, error)
 
     def tokenizer(self, index: CorpusIndex) -> Path:
@@ -153,7 +150,7 @@ class RemoteCorpus:
 
         Raises:
             FileNotFoundError: If the index does not name them, or one is not there.
-            ValueError: If one comes other than the index says.
+            ValueError: If the checksum of one is not that of the index.
             OSError: If one cannot be fetched.
         """
         files = [file for file in index.files if file.name.startswith(f"{TOKENIZER}/")]
@@ -181,7 +178,7 @@ def open_folder(root: Path | str, cache_dir: Path | str | None, cache_bytes: int
 
     Args:
         root: Path of a local or mounted folder, or a URL of :data:`echo_pl.data.store.remote_folder.PROTOCOLS`.
-        cache_dir: Where files behind a URL are kept.
+        cache_dir: Folder for downloaded files.
         cache_bytes: Most bytes there.
 
     Raises:

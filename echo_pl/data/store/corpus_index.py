@@ -1,6 +1,6 @@
 """``index.json``: what a corpus folder holds. Written last, so that a folder with an index is a complete corpus.
 
-Knows file names and counts; nothing of what is inside a shard, and nothing of where the folder is. An index is data from
+An index is data from
 outside like any other: what it names must be plain files of its own folder.
 """
 
@@ -75,10 +75,10 @@ class AttachedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusIndex:
-    """What a corpus is and where its samples are."""
+    """Identity of a corpus and the shards of its samples."""
 
     corpus: str
-    """Which reader or generator made it; names its judge."""
+    """Name of the reader or generator that made it, and of its judge."""
     options: Options
     """Everything that decided what the studies are."""
     labels: tuple[str, ...]
@@ -189,9 +189,9 @@ def attach_folder(folder: Path, name: str, index: CorpusIndex) -> CorpusIndex:
 
 
 def record_checksum(record: Mapping[str, Any]) -> str:
-    """Hash of all that an index file says, but for this hash itself."""
-    said = {name: value for name, value in record.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """Hash of the content of an index file without the hash itself."""
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def corpus_recipe(corpus: str, options: Options, counts: Mapping[str, int], shard_size: int) -> str:

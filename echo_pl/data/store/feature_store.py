@@ -1,8 +1,8 @@
 """Stored vision features: shards beside a corpus's own, with what a frozen vision tower made of every study's images.
 
 One sample per study, ``{key}.safetensors`` with ``features`` (image tokens, E) and ``grid_thw`` (images, 3), in the order of the
-corpus's shards and under their names. An index, written last, says of which corpus, which image processing and which tower they
-are. Knows files and tensors; nothing of models.
+corpus's shards and under their names. An index, written last, records their corpus, image processing and
+vision tower.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class FeatureIndex:
 
     corpus_fingerprint: str
     processing: Mapping[str, Any]
-    """How images became patches."""
+    """Settings that determined the patches of an image."""
     vision_fingerprint: str
-    """Of the tower's weights."""
+    """Fingerprint of the tower's weights."""
     precision: str
-    """In which the tower computed."""
+    """Precision in which the tower computed."""
     dtype: str
-    """In which its output is stored."""
+    """Type in which its output is stored."""
     width: int
     """E."""
     splits: Mapping[str, tuple[Shard, ...]]
@@ -75,21 +75,23 @@ class FeatureIndex:
             raise ValueError(f"{path} cannot be read ({error}); {_AGAIN}") from error
 
     def check(self, folder: Path, corpus_fingerprint: str, processing: Mapping[str, Any]) -> None:
-        """Refuse features of another corpus or of other patches.
+        """Check that the features belong to this corpus and these patches.
 
         Raises:
             ValueError: they are.
         """
-        for name, stored, asked in (
+        for name, stored, current in (
             ("corpus", self.corpus_fingerprint, corpus_fingerprint),
             ("image processing", dict(self.processing), dict(processing)),
         ):
-            if stored != asked:
-                raise ValueError(f"the vision features in {folder} are of another {name}: {stored}, this run has {asked}; {_AGAIN}")
+            if stored != current:
+                raise ValueError(
+                    f"the vision features in {folder} are of another {name}: {stored}, this run has {current}; {_AGAIN}"
+                )
 
 
 def nothing_of(width: int, dtype: str) -> StoredImages:
-    """What stands in the place of a study that cannot be read, where such studies are skipped."""
+    """Placeholder for a study that cannot be read, if such studies are skipped."""
     return StoredImages(features=torch.zeros(0, width, dtype=DTYPES[dtype]), grid_thw=torch.zeros(0, 3, dtype=torch.long))
 
 
@@ -118,7 +120,7 @@ class FeatureWriter:
             raise ValueError(f"{folder} is not empty and holds no {INDEX_NAME}; choose another folder")
 
     def has(self, split: str, name: str) -> bool:
-        """Whether this shard is there already."""
+        """Return True if this shard is written already."""
         return any(shard.name == name for shard in self.index.splits.get(split, ()))
 
     def write(self, split: str, name: str, samples: Iterable[tuple[str, StoredImages]]) -> None:
@@ -181,7 +183,7 @@ class FeatureReader:
         """Read one study's features.
 
         Raises:
-            ValueError: they cannot be read, are not of the width and type that the index says, or there are none: see
+            ValueError: they cannot be read, have another width or type than the index, or there are none: see
                 :func:`nothing_of`.
         """
         try:

@@ -3,7 +3,7 @@
 ``<folder>/<sha256>/<name>``, written under a temporary name, checked, renamed: what has its final name came whole. What the disk
 did to it since is found by its checksum, which every process takes once of every file. Least recently used goes first, never what
 somebody holds. Locks are the kernel's (flock) and end with their process: one is shared by all who hold a file, and one is had by
-who fetches it, for as long only. Knows files, sizes and checksums; nothing of where files come from or what is in them.
+who fetches it, for as long only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Fetch = Callable[[Path], None]
 
 
 class ChecksumError(ValueError):
-    """What was fetched is not what the index says."""
+    """The checksum of a downloaded file is not that of the index."""
 
 
 class CacheFullError(ValueError):
@@ -99,7 +99,7 @@ class FileCache:
             yield entry
 
     def check_fits(self, file: CachedFile) -> None:
-        """Refuse a file that never fits.
+        """Check that the whole cache has room for a file.
 
         Raises:
             CacheFullError: If it is larger than the cache.
@@ -147,7 +147,7 @@ class FileCache:
             partial.unlink(missing_ok=True)
 
     def _make_room(self, partial: Path, file: CachedFile) -> None:
-        """Evict until the file fits, and reserve its room by a partial file whose name says the size."""
+        """Evict until the file fits, and reserve its room by a partial file with the size in its name."""
         self.check_fits(file)
         with _locked(self.folder / _LOCK, fcntl.LOCK_EX):
             cached = sorted(self._others(partial.parent), key=lambda other: other[1])

@@ -1,7 +1,7 @@
 """Reads studies back from WebDataset shards. Shards come from outside: they are data, never code.
 
-Members are told by name, only images and JSON are accepted, and only our own decoders touch them; what belongs to
-another rank or worker is passed over unread. Knows files and studies; nothing of order, batches or tensors.
+Members are selected by name, only images and JSON are accepted, and only the decoders here read them. Samples of another
+rank or worker are skipped unread.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class RawSample:
-    """One sample as it stands in its shard, undecoded."""
+    """One undecoded sample of a shard."""
 
     key: str
     shard: str
@@ -59,7 +59,7 @@ def read_samples(
         passed_over: Of these the content is not read.
 
     Raises:
-        ShardError: If the shard is missing, damaged, other than its index says, or holds anything but files of these suffixes.
+        ShardError: If the shard is missing, damaged, not as in its index, or holds anything but files of these suffixes.
     """
     path = check_local(folder) / shard.name
     if not path.is_file():
@@ -124,7 +124,7 @@ def decode_study(sample: RawSample, stored: StoredImages | None = None) -> Study
     """Decode one sample.
 
     Args:
-        sample: As it stands in its shard.
+        sample: Undecoded sample of a shard.
         stored: In the place of its images, which were passed over.
 
     Raises:

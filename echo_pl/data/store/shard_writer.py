@@ -1,7 +1,6 @@
 """Writes studies into WebDataset shards: ``{key}.0.png``, ``{key}.1.png`` ... and ``{key}.json`` for each.
 
-A corpus is written into a folder of its own under temporary names and renamed; its index comes last. Knows studies and
-files; nothing of tokens or tensors.
+A corpus is written into a folder of its own under temporary names and renamed; its index comes last.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ def _length(findings: str, impression: str) -> int:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Refuse to start what the disk has no room for.
+    """Check that the disk has room.
 
     Raises:
         OSError: If fewer than ``needed`` bytes are free.

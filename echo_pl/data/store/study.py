@@ -1,7 +1,4 @@
-"""One study as a corpus makes it and a shard keeps it: images, the report in two versions, labels.
-
-Knows nothing of files or tokens.
-"""
+"""One study as a corpus makes it and a shard keeps it: images, the report in two versions, labels."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ class Study:
     """Unique in its corpus; letters, digits, ``-`` and ``_`` only (it names members of a tar file)."""
     images: tuple[Image.Image, ...]
     normalized: ReportText
-    """Every region mentioned, in order (METHOD.md 1)."""
+    """Normalized report, which mentions every region in order (docs/explain/method.md)."""
     raw: ReportText | None = None
     """By exception, as a radiologist writes; where the corpus has it."""
     labels: tuple[str, ...] = ()

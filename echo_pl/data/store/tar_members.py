@@ -1,8 +1,7 @@
-"""Where the members of a tar archive stand. Nothing is extracted.
+"""Positions of the members of a tar archive. Nothing is extracted.
 
 A header as a shard's writer makes it, of a plain file with a short ASCII name, is read here, as tarfile takes several times as long
 for each: so long that it counts beside the decoding of an image. From the first header of another kind on, tarfile reads the rest.
-Knows archives; nothing of what members are or may be called.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ class Member(NamedTuple):
 
     name: str
     offset: int
-    """Of its content in the archive."""
+    """Offset of its content in the archive."""
     size: int
     """Bytes; of a hostile archive, any number."""
     plain: bool = True
-    """Whether it is an ordinary file, whose content stands there as it is: no link, folder, device or sparse file."""
+    """True for an ordinary file, stored as it is; False for a link, folder, device or sparse file."""
 
 
 def members(file: BinaryIO) -> Iterator[Member]:
     """Yield the members of an archive in their order; between two of them the file may be read anywhere.
 
     Raises:
-        tarfile.TarError: If it is no archive, or damaged where tarfile says so.
+        tarfile.TarError: If it is not an archive, or tarfile finds it damaged.
         OSError: If it cannot be read.
     """
     offset = 0

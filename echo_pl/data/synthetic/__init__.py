@@ -9,7 +9,7 @@ from echo_pl.reports.report import ReportJudge
 
 
 def make_judge(corpus: str, version: Version) -> ReportJudge | None:
-    """Return the judge of a corpus's reports in one version, or None if nobody can read them back."""
+    """Return the judge of a corpus's reports in one version, or None if it has none."""
     if corpus == "synthetic":
         return synthetic_judge(version)
     if corpus == "nih":

@@ -1,8 +1,8 @@
 """Draws a schematic frontal chest X-ray from latent findings, in numpy.
 
 Coordinates are fractions of the image, x to the right and y down; as in a radiograph, the patient's right is on the
-left of the image. Every finding is drawn so that it can be told from the 64x64 image by a very small model, sizes
-included. Knows nothing of reports.
+left of the image. Every finding is drawn so that a very small model can recognize it in the 64x64 image, sizes
+included.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A stochastic grammar of reports: from the findings of a study to its normalized and raw text (METHOD.md 1).
+"""A stochastic grammar of reports: from the findings of a study to its normalized and raw text.
 
-It knows a table of findings and the table of regions, and nothing of images. Every finding has several wordings, so
-that p(report | image) has many modes; that is what makes decoding a block in one step hard (METHOD.md 7).
+Every finding has several wordings, so
+that p(report | image) has many modes; that is what makes decoding a block in one step hard.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RAW_NORMAL = ("no acute findings.", "lungs clear, heart normal.", "unremarkable.
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What can be found in one place, and the ways to say it. ``{size}`` stands for the size where there is one."""
+    """A finding of one region and its wordings. ``{size}`` is replaced by the size, if it has one."""
 
     name: str
     """The label, side or lobe included, size not."""

@@ -1,7 +1,7 @@
 """The judge of a corpus written by a grammar: the same tables, read backwards.
 
 A sentence is valid if, and only if, the grammar can produce it letter by letter; a report is well formed if the grammar
-could have written the whole of it for some set of findings. Knows text only.
+could have written the whole of it for some set of findings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LIST_SEPARATOR = re.compile(r", | and ")
 class _Meaning(NamedTuple):
     region: str
     observation: Observation | None
-    """None: the region is said to be normal."""
+    """None: the report states that the region is normal."""
 
 
 class GrammarJudge:
@@ -61,7 +61,7 @@ class GrammarJudge:
 
     @property
     def signature(self) -> str:
-        """What would have to be known to judge alike: for the signatures of scores."""
+        """Settings of the judge, for the signatures of scores."""
         return f"grammar {self._grammar.digest} of {self._version} reports{', with sizes' if self._detailed else ''}"
 
     def parse(self, report: ReportText) -> ParsedReport:
@@ -103,7 +103,7 @@ class GrammarJudge:
                 raise ValueError(f"the grammar means two things by {sentence!r}: it cannot be read back")
 
     def _could_be_written(self, meanings: list[_Meaning]) -> bool:
-        """Whether these sentences, all valid, are a findings section; a normalized one has all regions, in order."""
+        """Return True if these valid sentences are a findings section; a normalized one has all regions, in order."""
         seen = [meaning.observation for meaning in meanings if meaning.observation is not None]
         names = [observation.name for observation in seen]
         if len(set(names)) != len(names) or len(names) > self._grammar.max_findings:
@@ -142,7 +142,7 @@ class GrammarJudge:
         return read if len(read) == len(phrases) else None
 
     def _agrees(self, seen: list[Observation], summary: list[list[Observation]] | None) -> bool:
-        """Whether the impression names exactly the findings seen, in the order of the grammar."""
+        """Return True if the impression names exactly the findings seen, in the order of the grammar."""
         ordered = sorted(seen, key=lambda observation: self._grammar.order[observation.name])
         return (
             summary is not None

@@ -198,7 +198,7 @@ def _read_row(manifest: Path, number: int, line: str) -> _Row:
 
 
 def drawn(image: str, labels: Sequence[str], seed: int) -> tuple[list[Observation], np.random.Generator]:
-    """The findings of an image that its report names, and where the choice of words goes on: a function of image and seed.
+    """Return the findings of an image that its report names, and the generator of its wordings: a function of image and seed.
 
     Args:
         image: file name.

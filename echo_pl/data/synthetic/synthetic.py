@@ -19,7 +19,7 @@ from echo_pl.data.synthetic.grammar_judge import GrammarJudge
 
 SPLIT_CODES: Final[Mapping[str, int]] = {"train": 0, "val": 1, "test": 2}
 RATES: Final[Mapping[str, float]] = {"cardiomegaly": 0.18, "effusion_left": 0.14, "effusion_right": 0.14}
-"""How often a finding is present; the others have :data:`DEFAULT_RATE`. So a study has two, and one in seven none."""
+"""Rates of findings; the others have :data:`DEFAULT_RATE`. A study has two on average, and one in seven has none."""
 DEFAULT_RATE: Final = 0.095
 
 
@@ -29,7 +29,7 @@ class SyntheticCorpus:
     Args:
         seed: Seed of the whole corpus.
         image_size: Width and height of the images in pixels.
-        wording: ``peaked`` or ``even`` shares of the wordings (METHOD.md 7).
+        wording: ``peaked`` or ``even`` shares of the wordings.
         max_findings: Most findings in one study, which bounds the length of its report.
 
     Raises:
