@@ -58,3 +58,8 @@ def test_bad_options():
         SyntheticCorpus(seed=-1)
     with pytest.raises(ValueError, match="split must be one of"):
         SyntheticCorpus().study("dev", 0)
+
+
+def test_the_recipe_of_a_corpus_stays():
+    """A new digest makes every corpus another one: only wordings, regions' sentences and rates may change it."""
+    assert SyntheticCorpus().options["grammar"] == "58640c2ca957"

@@ -111,7 +111,7 @@ class ReportGrammar:
         """Short hash of everything the grammar can say and how often."""
         tables = (
             [asdict(finding) for finding in self.findings.values()],
-            [asdict(region) for region in REGIONS],
+            [{"name": region.name, "title": region.title, "normal": region.normal} for region in REGIONS],
             (NORMAL_IMPRESSIONS, POSITIVE_IMPRESSIONS, RAW_NORMAL, PEAKED, self.wording, self.max_findings),
         )
         return hashlib.sha256(repr(tables).encode()).hexdigest()[:12]
