@@ -77,7 +77,8 @@ def unknown_key(key: str) -> str:
 
 def groups() -> list[str]:
     """Return the groups of the configuration."""
-    return sorted(folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir() and folder.name not in ("bench", "hydra"))
+    others = ("bench", "demo", "hydra")
+    return sorted(folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir() and folder.name not in others)
 
 
 def options(group: str) -> list[str]:

@@ -1,8 +1,8 @@
 # Sourced by the batch scripts of this folder. `run_echo_pl ARGUMENTS` starts echo-pl in every task of the job.
 #
-# The run is named after the job, so that the same job goes on with it when it is started again: SIGUSR1, which --signal sends
-# some minutes before the time is up, ends the run behind a whole step with a checkpoint and exit status 138; the job is then
-# put back into the queue. After a failed node SLURM does that by itself. scancel (SIGTERM, exit status 143) ends it for good.
+# The run is named after the job, so that the same job continues it when it is started again: SIGUSR1, which --signal sends
+# some minutes before the time is up, ends the run after a whole step with a checkpoint and exit status 138; the job is then
+# put back into the queue. After a failed node SLURM requeues it. scancel (SIGTERM, exit status 143) ends it.
 
 # The environment that `make install` made, unless another one is named.
 export PATH="${ECHO_PL_VENV:-$SLURM_SUBMIT_DIR/.venv}/bin:$PATH"
