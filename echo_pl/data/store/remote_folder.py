@@ -118,13 +118,12 @@ class RemoteFolder:
 
     def _files(self) -> Any:
         """File system of the protocol. fsspec keeps one per process, so a forked reader has its own."""
+        seconds = self.retry.timeout
         if self.protocol in ("http", "https"):
-            seconds = self.retry.timeout
             timeout = aiohttp.ClientTimeout(total=None, connect=seconds, sock_connect=seconds, sock_read=seconds)
             return fsspec.filesystem(self.protocol, timeout=timeout, get_client=_client)
         if self.protocol == "s3":
-            timeout = self.retry.timeout
-            return fsspec.filesystem("s3", config_kwargs={"connect_timeout": timeout, "read_timeout": timeout})
+            return fsspec.filesystem("s3", config_kwargs={"connect_timeout": seconds, "read_timeout": seconds})
         return fsspec.filesystem(self.protocol)
 
     def _with_retries(self, place: str, download: Callable[[], None]) -> None:
