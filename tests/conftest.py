@@ -1,4 +1,4 @@
-"""What tests of every room share: threads, and where real data may be found."""
+"""Fixtures of all tests: threads, corpora, databases and the location of real data."""
 
 from __future__ import annotations
 

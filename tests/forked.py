@@ -1,4 +1,4 @@
-"""What a forked child of a test does first."""
+"""First actions of a forked child of a test."""
 
 from __future__ import annotations
 

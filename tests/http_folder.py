@@ -1,4 +1,4 @@
-"""A folder behind a local HTTP server that can be told to misbehave, and notes what it was asked for."""
+"""A folder behind a local HTTP server that can misbehave on request and records requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OK = "ok"
 
 @dataclass
 class HTTPFolder:
-    """What a test sees of the server."""
+    """Interface of the server for a test."""
 
     folder: Path
     url: str = ""
@@ -26,7 +26,7 @@ class HTTPFolder:
     """File name to what its next requests get: ``503``, ``404``, ``403``, ``cut``, ``silent``, ``wrong``, ``longer``, or a
     length that is not its own: ``says_less``, ``says_more``, ``says_nothing``, ``says_nonsense``."""
     closing: threading.Event = field(default_factory=threading.Event)
-    """What ``silent`` waits for."""
+    """Event that ``silent`` waits for."""
     connections: int = 0
     """That were made."""
     pause: float = 0.0
@@ -50,8 +50,8 @@ class HTTPFolder:
         if fault == "longer":
             content += b"\0" * 100_000
         request.send_response(200)
-        said = {"says_less": len(content) - 600, "says_more": 10**15, "says_nothing": None, "says_nonsense": "many"}
-        if (length := said.get(fault, len(content))) is not None:
+        declared = {"says_less": len(content) - 600, "says_more": 10**15, "says_nothing": None, "says_nonsense": "many"}
+        if (length := declared.get(fault, len(content))) is not None:
             request.send_header("Content-Length", str(length))
         request.end_headers()
         request.wfile.write(content[: len(content) // 2] if fault == "cut" else content)

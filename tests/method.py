@@ -22,7 +22,7 @@ class Token:
     place: int
     """Place within its part."""
     copy: int = 0
-    """Which noisy copy."""
+    """Index of the noisy copy."""
 
 
 def sees(query: Token, key: Token, context_attention: str) -> bool:
@@ -67,7 +67,7 @@ def allowed_QK(queries: list[Token], keys: list[Token], context_attention: str) 
 
 
 def reachable_QK(allowed: Tensor, layers: int) -> Tensor:
-    """Which tokens can influence which after so many attention layers (residuals keep what is there)."""
+    """Tokens that can influence each token after this many attention layers; residuals keep the token itself."""
     reach = torch.eye(len(allowed), dtype=torch.bool)
     for _ in range(layers):
         reach = reach | (allowed.float() @ reach.float() > 0)

@@ -47,7 +47,7 @@ def label(text: str) -> dict[str, Found]:
 
 
 def reports(seed: int, count: int, most: int = 6) -> list[str]:
-    """Reports of 1 to ``most`` sentences; some of their words left out or said twice."""
+    """Reports of 1 to ``most`` sentences; some of their words left out or repeated."""
     generator = random.Random(seed)
     found = []
     for _ in range(count):

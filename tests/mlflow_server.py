@@ -34,7 +34,7 @@ class Server:
         self._thread.start()
 
     def stop(self) -> None:
-        """Connections are refused from now on."""
+        """Stop the process; later connections fail."""
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._thread.join()

@@ -112,8 +112,8 @@ class Interpreter:
             if "rib" in report.text.findings:
                 yield RefusedError("timeout", "no answer")
             else:
-                told = tuple(replace(one, text="双肺清晰。") for one in report.statements)
-                yield replace(report, statements=told, impression="正常。", language="zh")
+                translated = tuple(replace(one, text="双肺清晰。") for one in report.statements)
+                yield replace(report, statements=translated, impression="正常。", language="zh")
 
 
 @dataclass(frozen=True)

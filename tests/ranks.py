@@ -36,7 +36,7 @@ def pretrained_checkpoint(data_root: Path, folder: Path) -> Path:
 
 
 def weights(path: Path, data_root: Path) -> dict[str, Tensor]:
-    """Of the model in a checkpoint."""
+    """Weights of the model in a checkpoint."""
     data = ReportDataModule(root=data_root / "synthetic")
     vlm = TinyBackbone(**{name: getattr(BACKBONE, name) for name in NAMES}).build(data.special, data.vocab_size)
     load_weights(vlm, path, ("pretrain", "rad", "dcd"))

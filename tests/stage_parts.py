@@ -52,7 +52,7 @@ def report_data(root: Path, **options: Any) -> ReportDataModule:
 
 
 def record(stage: str, **changes: Any) -> StageRecord:
-    """What a checkpoint of a stage says of itself."""
+    """Record of a checkpoint of a stage."""
     block_size = BLOCK_SIZE if stage in ("rad", "dcd") else None
     return StageRecord(**{"stage": stage, "backbone": "tiny", "block_size": block_size, "chain": "test", **changes})
 
@@ -165,7 +165,7 @@ class CutOff(L.Callback):
 
 
 class Killed(L.Callback):
-    """kill -9 behind this optimizer step: before its checkpoint is written, or while it is."""
+    """kill -9 after this optimizer step: before its checkpoint is written, or while it is."""
 
     def __init__(self, at: int, writing: bool = False) -> None:
         self.at, self.writing = at, writing

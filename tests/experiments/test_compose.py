@@ -198,12 +198,12 @@ def test_every_trainer_composes_and_builds_where_it_can(data_root, tmp_path, nam
 
 
 def fill(config: DictConfig) -> None:
-    """What only a run knows."""
+    """Fill in the values that only a run has."""
     config.run = dict.fromkeys(config.run, "x")
 
 
 def places_of(node: Any, key: str, at: str = "") -> dict[str, Any]:
-    """Every place of a resolved configuration where a key stands."""
+    """Every place of a resolved configuration that has this key."""
     if not isinstance(node, dict):
         return {}
     own = {f"{at}{name}": value for name, value in node.items() if name == key}
@@ -214,7 +214,7 @@ def places_of(node: Any, key: str, at: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("key", "value"), [("block_size", 4), ("max_response_tokens", 64), ("grid", "absolute"), ("context_attention", "full")]
 )
-def test_what_is_given_once_reaches_every_place(data_root, stage, key, value):
+def test_a_value_given_once_reaches_every_place(data_root, stage, key, value):
     config = compose(data_root, f"stage={stage}", f"{key}={value}", "callbacks=speedup")
     fill(config)
     places = places_of(OmegaConf.to_container(config, resolve=True), key)
@@ -248,19 +248,19 @@ def test_a_block_size_that_does_not_divide_the_limit_is_named(data_root):
 
 
 @pytest.mark.parametrize("override", ["blok_size=4", "stage.module.decode.blok_size=4", "stage.max_step=3"])
-def test_a_misspelt_key_on_the_command_line_is_refused(data_root, override):
+def test_a_misspelt_key_on_the_command_line_is_rejected(data_root, override):
     with pytest.raises(ConfigCompositionException) as caught:
         compose(data_root, override)
     assert override.split("=")[0].split(".")[-1] in str(caught.value.__cause__ or caught.value)
 
 
-def test_a_stage_that_does_not_exist_is_refused_with_those_that_do(data_root):
+def test_an_unknown_stage_is_rejected_with_those_that_exist(data_root):
     with pytest.raises(MissingConfigException, match=r"stage/pretain") as caught:
         compose(data_root, "stage=pretain")
     assert "pretrain" in str(caught.value)
 
 
-def test_an_unknown_task_is_refused(data_root):
+def test_an_unknown_task_is_rejected(data_root):
     with pytest.raises(ValueError, match=r"task must be one of .* got 'train'"):
         check_keys(compose(data_root, "task=train"))
 

@@ -1,4 +1,4 @@
-"""Every key is explained where it stands, and every option of the configuration's classes stands somewhere."""
+"""Every key of the YAML files has a comment, and every option of the configuration's classes has a key."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("kind", "override", "place"), PLACES, ids=[f"{kind.__name__}-{o}" for kind, o, _ in PLACES])
-def test_every_option_stands_in_the_configuration(kind, override, place):
+def test_every_option_is_in_the_configuration(kind, override, place):
     node = OmegaConf.select(compose_config([override]), place)
     assert isinstance(node, DictConfig)
     assert node._target_.endswith(f".{kind.__name__}")
@@ -63,5 +63,5 @@ def test_the_check_itself():
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(EXPERIMENTS)))
-def test_every_value_is_explained_where_it_stands(path: Path):
+def test_every_value_is_explained_beside_it(path: Path):
     assert uncommented(path.read_text(encoding="utf-8")) == []

@@ -17,6 +17,8 @@ from echo_pl.config.keys import check_keys
 from echo_pl.distill.collect_trajectories import collect_trajectories
 from echo_pl.runs.run import run
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(path.stem for path in (EXPERIMENTS / "ablation").glob("*.yaml"))
 TRAINED = ("d3llm", "ddo", "grow", "next_round", "sdtt", "tilted_bigrams")
 """One of each kind: trajectory masks, a reference model, larger blocks, a student as teacher, a random order, pair counts."""

@@ -24,6 +24,8 @@ from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 
+pytestmark = pytest.mark.slow
+
 STUDIES, PATIENCE = 13, 120
 LAUNCHERS = ("SLURM_", "TORCHELASTIC", "LOCAL_", "RANK", "GROUP_", "WORLD_SIZE", "MASTER_", "ECHO_PL_")
 ONE: tuple[dict[str, str], ...] = ({},)
@@ -31,7 +33,7 @@ ONE: tuple[dict[str, str], ...] = ({},)
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended: its status (a signal's number below zero), and what all of its processes wrote."""
+    """Status of a command (the negative number of a signal) and the output of all its processes."""
 
     status: int
     stdout: str
@@ -39,7 +41,7 @@ class Done:
 
 
 def two() -> tuple[dict[str, str], ...]:
-    """What torchrun tells each of two processes."""
+    """Environment that torchrun sets for each of two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -73,7 +75,7 @@ def killed_at(part: int) -> None:
     TrajectoryWriter.write = write
 
 
-def child(arguments: list[str], told: Mapping[str, str], out: Path, err: Path, kill: int | None) -> int:
+def child(arguments: list[str], variables: Mapping[str, str], out: Path, err: Path, kill: int | None) -> int:
     """The command in a forked child, with a launcher's variables; its process id."""
     if pid := os.fork():
         return pid
@@ -84,7 +86,7 @@ def child(arguments: list[str], told: Mapping[str, str], out: Path, err: Path, k
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         for name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
             del os.environ[name]
-        os.environ.update(told)
+        os.environ.update(variables)
         begin_child(PATIENCE)  # two that wait for each other end, too
         if kill is not None:
             killed_at(kill)
@@ -112,7 +114,7 @@ def command(
     files = logs / "stdout.txt", logs / "stderr.txt"
     for file in files:
         file.write_text("")
-    children = [child(arguments, told, *files, kill) for told in processes]
+    children = [child(arguments, variables, *files, kill) for variables in processes]
     ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
     return Done(next((end for end in ends if end), 0), *(file.read_text() for file in files))
 
@@ -134,7 +136,7 @@ def whole(folder) -> Path:
 
 @pytest.fixture(scope="module")
 def interrupted(folder) -> Path:
-    """What is left of a collection that was killed in its third part."""
+    """Files of a collection that was killed in its third part."""
     assert command(folder, folder / "killed", folder, kill=2).status == -signal.SIGKILL
     left = contents(folder / "killed.part")
     assert {name for name in left if name.endswith(".safetensors")} == {f"part-0000{n}.safetensors" for n in (0, 1)}
@@ -158,8 +160,8 @@ def test_two_processes_write_what_one_writes(folder, whole, tmp_path):
     assert done.stdout.count("trajectories in") == 1
 
 
-def test_two_processes_refuse_together(folder, whole, tmp_path):
-    """The folder is there already: every rank says so, and none waits for another."""
+def test_two_processes_fail_together(folder, whole, tmp_path):
+    """The folder exists already: every rank reports it, and none waits for another."""
     done = command(folder, whole, tmp_path, two())
     assert done.status == 2
     assert done.stderr.count("whole exists already; remove it, or collect into another folder") == 2
@@ -174,7 +176,7 @@ def test_another_k_is_another_collection(folder, interrupted, tmp_path):
 
 
 def test_a_teacher_that_leans_to_a_student(folder, whole, interrupted, tmp_path):
-    """To the checkpoint that is named, or to its own one-step predictions; the collection says so, and goes on with no other."""
+    """A named student or the teacher itself as the target of the tilt; the record names it, and no other can continue the store."""
     tilted = ("stage.module.tilt=1.0",)
     named = (*tilted, "--student", str(folder / "dcd.ckpt"))
     stores = {}
@@ -198,7 +200,7 @@ def test_a_teacher_that_leans_to_a_student(folder, whole, interrupted, tmp_path)
     assert "unfinished collection of tilt 0.0, this one is of 1.0" in done.stderr
 
 
-def test_a_student_that_nothing_leans_to_is_refused(folder, tmp_path):
+def test_a_student_without_a_tilt_is_rejected(folder, tmp_path):
     done = command(folder, tmp_path / "store", tmp_path, options=("--student", str(folder / "dcd.ckpt")))
     assert done.status == 2
     assert "dcd.ckpt is a student for the teacher to lean to, but stage.module.tilt is 0: give ablation=tilted too" in done.stderr

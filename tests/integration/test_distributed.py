@@ -38,6 +38,8 @@ from echo_pl.runs.resume import last_readable_checkpoint
 from echo_pl.runs.run import run
 from echo_pl.runs.stored_features import store_features
 
+pytestmark = pytest.mark.slow
+
 TWO = ["stage.batch_size=2", "trainer.devices=2"]
 PATIENCE = 300
 
@@ -306,14 +308,14 @@ def test_all_ranks_leave_out_a_step_whose_loss_is_not_finite_on_one(runs, rad, d
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_ranks_with_different_configurations_are_refused(runs, rad, pair):
+def test_ranks_with_different_configurations_are_rejected(runs, rad, pair):
     problems = pair.run(*runs.settings(*rad, "trainer=ddp", *TWO), by_rank=(["seed=0"], ["seed=1"]))
     for problem in problems:
         assert "the ranks of this run were given different configurations: " in problem
         assert "seed is 0 on rank 0 and 1 on rank 1" in problem
 
 
-def test_another_world_than_asked_is_refused(runs, rad, pair):
+def test_another_world_than_asked_is_rejected(runs, rad, pair):
     for problem in pair.run(*runs.settings(*rad, "trainer=cpu")):
         assert "torchrun started 2 processes on each of 1 nodes, the trainer has trainer.devices=1 trainer.num_nodes=1" in problem
 

@@ -14,6 +14,8 @@ from echo_pl.config.compose import compose_config
 from echo_pl.runs.baseline import ancestor
 from echo_pl.runs.run import RunOutcome, run
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["stage.max_steps=2", "stage.validate_every=2", "stage.checkpoint_every=1", "stage.batch_size=4"]
 
 
@@ -39,7 +41,7 @@ def test_blocks_grow_and_students_teach(root):
     record = read_checkpoint(second.checkpoint)[0]
     assert (record.start, record.start_stage, record.distillation_round) == (str(first.checkpoint), "dcd", 2)
     assert ancestor(record.start, read_checkpoint(first.checkpoint)[0], "pretrain") == str(root / "pretrain.ckpt")
-    # It can be looked at and gone on with, without saying again what it was allowed.
+    # It can be validated and resumed without repeating the options that allowed it.
     validated = start_run(root, "stage=dcd", "block_size=8", "task=validate", f"resume={second.checkpoint}")
     assert validated.metrics["val/loss"] == pytest.approx(second.metrics["val/loss"], rel=1e-4)
     last = second.folder / "checkpoints" / "last.ckpt"
@@ -48,7 +50,7 @@ def test_blocks_grow_and_students_teach(root):
 
 
 def read_as_stage_2(root: Path) -> Path:
-    """The stage-1 weights, said to be those of stage 2; their reports end at once, so that every trajectory is usable."""
+    """Stage-1 weights with the record of stage 2; their reports end at once, so that every trajectory is usable."""
     about, content = read_checkpoint(root / "pretrain.ckpt")
     content[RECORD_KEY] = record_dict(replace(about, stage="rad", block_size=8))
     torch.save(content, root / "rad.ckpt")

@@ -19,6 +19,8 @@ from echo_pl.distill.collect_trajectories import collect_trajectories
 from echo_pl.runs.checkpoint_files import describe, to_hf
 from echo_pl.runs.run import RunOutcome, run
 
+pytestmark = pytest.mark.slow
+
 LORA = ["lora=all_linear", "stage.module.lora.rank=4"]
 OWN = ["stage.batch_size=4", "stage.checkpoint_every=1", "stage.max_steps=4", "stage.validate_every=4"]
 
@@ -66,7 +68,7 @@ def test_adapters_alone_are_trained(adapted, pretrained):
     assert describe(adapted.checkpoint)["lora"] == record.lora
 
 
-def test_a_run_with_adapters_goes_on_bit_by_bit(data_root, pretrained, adapted, tmp_path):
+def test_a_run_with_adapters_resumes_bit_by_bit(data_root, pretrained, adapted, tmp_path):
     own = ["stage=rad", f"start={pretrained}", *LORA]
     with pytest.raises(ConnectionError):
         start_run(data_root, tmp_path, *own, "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}")
@@ -80,7 +82,7 @@ def test_a_run_with_adapters_goes_on_bit_by_bit(data_root, pretrained, adapted, 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_it_is_validated_as_it_is_without_a_word_of_adapters(data_root, adapted, tmp_path):
+def test_validation_finds_the_adapters_itself(data_root, adapted, tmp_path):
     seen = start_run(data_root, tmp_path, "stage=rad", "task=validate", f"resume={adapted.checkpoint}")
     compared = {name: value for name, value in adapted.metrics.items() if name.startswith("val/")}
     assert compared

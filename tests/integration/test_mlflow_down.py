@@ -16,6 +16,8 @@ from echo_pl.config.compose import compose_config
 from echo_pl.runs.run import RunOutcome, run
 from echo_pl.tracking.upload import SERVER_RUN, upload_runs
 
+pytestmark = pytest.mark.slow
+
 OWN = [
     *(one for one in SMALL if one not in ("mlflow=null", "callbacks=none")), *SIZES, "stage=pretrain", "start=null",
     "stage.batch_size=4", "trainer.log_every_n_steps=1", "stage.validate_every=2", "data.limit_val=2",

@@ -1,5 +1,5 @@
-"""Bad input through the whole command: each kind is named and counted, the run goes on, status and summary say so, and no word of
-a report is told."""
+"""Bad input through the whole command: each kind is named and counted and the run continues. Status and summary show it; no word of
+a report appears in any output."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from echo_pl.data.readers.readers import READERS, reader_options
 from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.data.store.shard_reader import decode_study, read_samples
 from echo_pl.data.store.study import Study
+
+pytestmark = pytest.mark.slow
 
 main = command("corpus", "prepare")
 
@@ -94,7 +96,7 @@ ROWS = {
         "review normalize: other_language",
     ),
     "greek": ("a.png", f"Η καρδιά είναι φυσιολογική, {SECRET}.", "review normalize: other_language"),
-    "told": ("a.png", f"{SECRET} ok.", "reject read: other_language"),
+    "foreign": ("a.png", f"{SECRET} ok.", "reject read: other_language"),
     "empty": ("a.png", "", "reject read: no_report"),
     "control": ("a.png", f"The heart \x00 {SECRET}.", "reject read: undecodable_text"),
 }
@@ -111,7 +113,7 @@ def source(tmp_path_factory) -> Path:
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
     for key, (image, findings, _) in ROWS.items():
-        writer.writerow([key, image, findings, IMPRESSIONS.get(key, IMPRESSION), "fi" if key == "told" else "en"])
+        writer.writerow([key, image, findings, IMPRESSIONS.get(key, IMPRESSION), "fi" if key == "foreign" else "en"])
     writer.writerow(["good", "b.png", f"{SECRET}.", IMPRESSION, "en"])
     latin = f"latin,a.png,{FINDINGS} Caf\xe9-au-lait spots are noted.,{IMPRESSION},en\r\n".encode("latin-1")
     return lookalikes.put(folder / "reports.csv", text.getvalue().encode() + latin + f"short,{SECRET}\r\n".encode())
@@ -145,8 +147,8 @@ def test_each_kind_is_named_and_counted_and_the_rest_is_made(source, tmp_path, c
     assert not any(mark in studies["html"].normalized.findings for mark in ("<", ">", SECRET))
     assert studies["chinese"].meta["language"] == "zh"
 
-    told = [json.loads(line) for line in (out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
-    named = sorted((one["key"], f"{one['kind']} {one['step']}: {one['reason']}") for one in told)
+    reported = [json.loads(line) for line in (out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    named = sorted((one["key"], f"{one['kind']} {one['step']}: {one['reason']}") for one in reported)
     others = [("good", "reject read: duplicate_id"), ("reports.csv", "reject read: damaged_row")]
     assert named == sorted([(key, what) for key, (_, _, what) in ROWS.items() if what] + others)
 
@@ -156,11 +158,11 @@ def test_each_kind_is_named_and_counted_and_the_rest_is_made(source, tmp_path, c
     assert all(n == sum(what == reason for _, what in named) for reason, n in counted.items())
     assert card["dropped_from_reports"]["html"] > 0
 
-    said = capsys.readouterr()
-    assert "  rejected: 17, see rejects.jsonl (" in said.out
-    assert "  images lost of studies that stay: 2, see rejects.jsonl (" in said.out
-    assert "  to review: 2, see review.jsonl (normalize: other_language 2)" in said.out
-    heard = said.out + said.err + caplog.text + "".join(str(one.message) for one in recwarn)
+    printed = capsys.readouterr()
+    assert "  rejected: 17, see rejects.jsonl (" in printed.out
+    assert "  images lost of studies that stay: 2, see rejects.jsonl (" in printed.out
+    assert "  to review: 2, see review.jsonl (normalize: other_language 2)" in printed.out
+    heard = printed.out + printed.err + caplog.text + "".join(str(one.message) for one in recwarn)
     public = heard + "".join((out / name).read_text(encoding="utf-8") for name in ("README.md", "card.json", "rejects.jsonl"))
     assert not any(word in public for word in (SECRET, "enlarged", "pleural", "poumons", "passwd", "心影"))
     assert {path.name: path.stat().st_mode & 0o077 for path in out.glob("re*.jsonl")} == {"rejects.jsonl": 0, "review.jsonl": 0}
@@ -185,20 +187,20 @@ def test_nothing_left_says_why(tmp_path, capsys):
 
 def test_help_and_documentation_name_every_reader_with_its_options(capsys):
     assert main(["--help"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    reported = " ".join(capsys.readouterr().out.split())
     documented = (Path(__file__).parents[2] / "docs" / "reference" / "readers.md").read_text(encoding="utf-8")
     for name in READERS:
-        assert f" {name}: " in told
+        assert f" {name}: " in reported
         assert f"| `{name}` |" in documented
-        assert ", ".join(reader_options(name)) in told
+        assert ", ".join(reader_options(name)) in reported
     for name in ("reports", "images", "files", "columns"):
         assert f"`{name}=" in documented or f"`{name}.*=`" in documented
 
 
 def test_columns_that_are_missing_end_the_run_with_their_names(source, tmp_path, capsys):
     assert main([*command(source, tmp_path / "out"), "--reader-option", "columns.findings=report_text"]) == 2
-    said = capsys.readouterr()
-    assert "lacks the columns ['report_text']; it has ['id', 'image', 'findings', 'impression', 'language']" in said.err
+    printed = capsys.readouterr()
+    assert "lacks the columns ['report_text']; it has ['id', 'image', 'findings', 'impression', 'language']" in printed.err
     assert not (tmp_path / "out" / "index.json").exists()
 
 

@@ -26,6 +26,8 @@ from echo_pl.data.store.study import Study
 from echo_pl.reports.embeddings import NgramEmbedder
 from echo_pl.reports.regions import REGION_NAMES
 
+pytestmark = pytest.mark.slow
+
 main = command("corpus", "prepare")
 
 FINDINGS = (
@@ -95,7 +97,7 @@ def test_the_data_module_reads_it_as_it_is(made):
     assert " Impression: " in text
 
 
-def test_found_again_and_refused_with_the_difference(made, table, capsys):
+def test_found_again_or_rejected_with_the_difference(made, table, capsys):
     before = contents(made)
     assert main([*OPTIONS, "--source", str(table), "--out", str(made), "--workers", "0"]) == 0
     assert "found in" in capsys.readouterr().out
@@ -110,10 +112,10 @@ def test_rejects_and_reviews_give_status_three_and_are_named(tmp_path, capsys):
     table = write_dataset(tmp_path / "source", rows)
     (tmp_path / "source" / "4.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert main([*OPTIONS, "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"]) == 3
-    said = capsys.readouterr()
-    assert "rejected: 1, see rejects.jsonl (images: " in said.out
-    assert "to review: 1, see review.jsonl (" in said.out
-    assert "poumons" not in said.out + said.err
+    printed = capsys.readouterr()
+    assert "rejected: 1, see rejects.jsonl (images: " in printed.out
+    assert "to review: 1, see review.jsonl (" in printed.out
+    assert "poumons" not in printed.out + printed.err
 
 
 def test_redaction(tmp_path, capsys):
@@ -177,12 +179,12 @@ def _chinese(sentence: str) -> str:
         (["--reader", "iu_installed", "--source", "TABLE"], "leave --source out"),
     ],
 )
-def test_bad_usage_is_said_in_one_line(table, tmp_path, capsys, arguments, message):
+def test_bad_usage_is_reported_in_one_line(table, tmp_path, capsys, arguments, message):
     given = [str(table) if one == "TABLE" else one for one in arguments]
     assert main([*given, "--out", str(tmp_path / "out"), "--quiet", "--workers", "0"]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
     assert not (tmp_path / "out" / "index.json").exists()
 
 
@@ -243,7 +245,7 @@ def start(table: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def end_of(process: subprocess.Popen[bytes]) -> str:
-    """What a process says on stderr to its end, and all that it started."""
+    """Standard error of a process to the end of it and its children."""
     try:
         return process.communicate(timeout=180)[1].decode()
     except subprocess.TimeoutExpired:
@@ -274,13 +276,15 @@ def test_killed_with_two_workers_and_run_again_it_is_the_same(table, made, tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_and_the_next_goes_on(table, made, tmp_path, number):
+def test_a_signal_ends_the_run_and_the_next_continues(table, made, tmp_path, number):
     process = start(table, tmp_path / "out")
     wait_for(tmp_path / "out" / ".work" / "listed" / "done.json", process)
     process.send_signal(number)
-    said = end_of(process)
+    printed = end_of(process)
     assert process.returncode == 128 + number
-    assert said.strip() == f"echo-pl corpus prepare: ended by {signal.Signals(number).name}; run the same command again to continue"
+    assert (
+        printed.strip() == f"echo-pl corpus prepare: ended by {signal.Signals(number).name}; run the same command again to continue"
+    )
     assert main([*OPTIONS, "--source", str(table), "--out", str(tmp_path / "out"), "--workers", "0"]) == 0
     assert contents(tmp_path / "out") == contents(made)
 
@@ -295,7 +299,7 @@ def test_a_signal_that_breaks_a_librarys_own_code_ends_the_run_as_any_signal(tab
     assert "ended by SIGTERM; run the same command again to continue" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(table, made, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_reported_and_the_run_continues_when_there_is_room(table, made, tmp_path, capsys, monkeypatch):
     sync, calls = os.fsync, 0
 
     def full(file: int) -> None:

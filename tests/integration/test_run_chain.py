@@ -27,6 +27,8 @@ from echo_pl.runs.finite_loss import NonFiniteLossError
 from echo_pl.runs.run import RunOutcome, run
 from echo_pl.runs.stored_features import store_features
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "threads=1",
     "min_free_gb=0",
@@ -92,7 +94,7 @@ def test_the_resolved_configuration_is_kept_beside_the_checkpoints(chain):
     assert "${" not in (folder / "config.yaml").read_text(encoding="utf-8")
 
 
-def test_what_was_found_is_said(data_root, chain, caplog):
+def test_the_start_that_was_found_is_logged(data_root, chain, caplog):
     with caplog.at_level(logging.INFO):
         start_run(data_root, outputs_of(chain), "stage=rad", "stage.max_steps=1", *QUIET)
     assert f"starting from {chain['pretrain'].checkpoint} (stage pretrain" in caplog.text
@@ -131,14 +133,14 @@ def test_a_stage_without_the_one_before_it_names_the_command(data_root, tmp_path
         ("rad", "pretrain", ("stage.batch_size=8", "trainer=ddp"), r"12 training studies do not fill one batch of 8 on 2 rank"),
     ],
 )
-def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(data_root, tmp_path, chain, stage, start, asked, message):
+def test_a_start_that_does_not_fit_is_rejected_before_anything_is_written(data_root, tmp_path, chain, stage, start, asked, message):
     with pytest.raises(ValueError, match=message):
         start_run(data_root, tmp_path / "outputs", f"stage={stage}", f"start={chain[start].checkpoint}", *asked)
     assert not (tmp_path / "outputs" / "runs").exists()
     assert not list(tmp_path.rglob("*.db"))
 
 
-def test_what_would_train_otherwise_than_asked_is_refused(data_root, tmp_path):
+def test_settings_that_would_not_train_as_configured_are_rejected(data_root, tmp_path):
     with pytest.raises(ValueError, match=r"the vision warm-up is small and is not sharded: .* trainer=cpu, gpu or ddp"):
         start_run(data_root, tmp_path, "stage=warmup", "trainer=fsdp2", "trainer.devices=1")
     with pytest.raises(ValueError, match=r"stage dcd needs a stage-2 checkpoint as its teacher: give start="):
@@ -146,7 +148,7 @@ def test_what_would_train_otherwise_than_asked_is_refused(data_root, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_another_vocabulary_and_other_data_are_refused(data_root, tmp_path, chain):
+def test_another_vocabulary_and_other_data_are_rejected(data_root, tmp_path, chain):
     start = chain["pretrain"].checkpoint
     content = torch.load(start, weights_only=True)
     content["echo_pl"]["vocabulary"] = "0123"
@@ -161,7 +163,7 @@ def test_another_vocabulary_and_other_data_are_refused(data_root, tmp_path, chai
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_is_not_begun_over_one_that_could_go_on(data_root, tmp_path):
+def test_a_run_does_not_start_over_one_that_can_be_resumed(data_root, tmp_path):
     cut = "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}"
     with pytest.raises(ConnectionError):
         start_run(data_root, tmp_path, *OWN, "run_name=mine", cut)
@@ -171,7 +173,7 @@ def test_a_run_is_not_begun_over_one_that_could_go_on(data_root, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*noload")
-def test_other_settings_of_a_resumed_run_are_said_and_their_figures_logged(data_root, tmp_path, caplog):
+def test_changed_settings_of_a_resumed_run_are_reported_and_their_figures_logged(data_root, tmp_path, caplog):
     own = ["stage=pretrain", "start=null", "callbacks=none", "trainer.log_every_n_steps=1", "stage.checkpoint_every=2"]
     with pytest.raises(ConnectionError):
         start_run(data_root, tmp_path, *own, "+callbacks.cut={_target_: stage_parts.CutOff, at: 4}")
@@ -181,11 +183,11 @@ def test_other_settings_of_a_resumed_run_are_said_and_their_figures_logged(data_
     assert "is 0.01" in caplog.text
     record = read_checkpoint(rest.checkpoint)[0]
     logged = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_metric_history(record.mlflow_run_id, "train/loss")
-    assert [metric.step for metric in logged].count(2) == 2, "the step that was trained anew has another value"
+    assert [metric.step for metric in logged].count(2) == 2, "the step that was trained again has another value"
 
 
 @pytest.mark.filterwarnings("ignore:.*noload")
-def test_a_run_killed_before_its_first_checkpoint_begins_anew_in_its_mlflow_run(data_root, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_restarts_in_its_mlflow_run(data_root, tmp_path):
     own = ["stage=pretrain", "start=null", "callbacks=none", "trainer.log_every_n_steps=1", "stage.checkpoint_every=100"]
     again = ["run_name=mine", "resume=if_any"]
     killed = "+callbacks.killed={_target_: stage_parts.Killed, at: 3, writing: false}"
@@ -198,7 +200,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_in_its_mlflow_run(
     assert [metric.step for metric in client.get_metric_history(run_id, "train/loss")] == [0, 1, 2, 3]
 
 
-def test_stored_features_of_another_tower_are_refused_before_anything_is_written(data_root, tmp_path, chain):
+def test_stored_features_of_another_tower_are_rejected_before_anything_is_written(data_root, tmp_path, chain):
     other = start_run(data_root, tmp_path / "other", "stage=pretrain", "start=null", "stage.max_steps=1", *QUIET)
     common = [f"data_root={data_root}", *SMALL, "stage=rad"]
     own = compose_config([*common, f"outputs={tmp_path}", f"start={chain['pretrain'].checkpoint}"])
@@ -226,7 +228,7 @@ def same_weights(outcome: RunOutcome, weights: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
-def test_a_signal_ends_a_run_behind_its_step_and_nothing_is_lost(data_root, tmp_path, uninterrupted, name):
+def test_a_signal_ends_a_run_after_its_step_and_nothing_is_lost(data_root, tmp_path, uninterrupted, name):
     before = signal.getsignal(getattr(signal, name))
     sender = f"+callbacks.sender={{_target_: stage_parts.Sender, name: {name}, at: 2}}"
     with pytest.raises(StoppedError, match=f"{name} ended the run after a whole step; continue it with resume=auto"):
@@ -240,12 +242,12 @@ def test_a_signal_ends_a_run_behind_its_step_and_nothing_is_lost(data_root, tmp_
     assert same_weights(rest, uninterrupted)
 
 
-def test_a_run_in_mixed_precision_goes_on_bit_by_bit(data_root, tmp_path):
+def test_a_run_in_mixed_precision_resumes_bit_by_bit(data_root, tmp_path):
     own = [*OWN, "trainer.precision=bf16-mixed", "stage.checkpoint_every=100"]
     whole = start_run(data_root, tmp_path / "whole", *own)
     with pytest.raises(StoppedError):
-        start_run(data_root, tmp_path / "told", *own, "+callbacks.sender={_target_: stage_parts.Sender, name: SIGUSR1, at: 2}")
-    rest = start_run(data_root, tmp_path / "told", *own, "resume=auto")
+        start_run(data_root, tmp_path / "stopped", *own, "+callbacks.sender={_target_: stage_parts.Sender, name: SIGUSR1, at: 2}")
+    rest = start_run(data_root, tmp_path / "stopped", *own, "resume=auto")
     assert same_weights(rest, read_checkpoint(whole.checkpoint)[1]["state_dict"])
     exact = start_run(data_root, tmp_path / "exact", *OWN)
     assert not same_weights(exact, read_checkpoint(whole.checkpoint)[1]["state_dict"]), "nothing was rounded"
@@ -275,10 +277,10 @@ def test_a_signal_within_accumulated_batches_waits_for_the_step(data_root, tmp_p
     whole = start_run(data_root, tmp_path / "whole", *own)
     sender = "+callbacks.sender={_target_: stage_parts.Sender, name: SIGTERM, at: 0}"  # in the first half of the first step
     with pytest.raises(StoppedError):
-        start_run(data_root, tmp_path / "told", *own, sender)
-    (folder,) = (tmp_path / "told" / "runs").iterdir()
+        start_run(data_root, tmp_path / "stopped", *own, sender)
+    (folder,) = (tmp_path / "stopped" / "runs").iterdir()
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")[1]["global_step"] == 1
-    rest = start_run(data_root, tmp_path / "told", *own, "resume=auto")
+    rest = start_run(data_root, tmp_path / "stopped", *own, "resume=auto")
     assert same_weights(rest, read_checkpoint(whole.checkpoint)[1]["state_dict"])
 
 
@@ -295,7 +297,7 @@ def test_a_torn_checkpoint_is_noticed_and_the_one_before_is_used(data_root, tmp_
     assert same_weights(rest, uninterrupted)
 
 
-def test_a_torn_checkpoint_does_not_become_the_one_before(data_root, tmp_path, uninterrupted, monkeypatch):
+def test_a_torn_checkpoint_does_not_replace_the_previous_one(data_root, tmp_path, uninterrupted, monkeypatch):
     """Torn, resumed, and no room for the first checkpoint then: the good one is still there."""
     with pytest.raises(ConnectionError):
         start_run(data_root, tmp_path, *OWN, "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}")
@@ -318,7 +320,7 @@ def test_a_signal_in_the_last_step_comes_too_late(data_root, tmp_path, uninterru
     assert same_weights(start_run(data_root, tmp_path, *OWN, sender), uninterrupted)
 
 
-def test_a_run_that_died_behind_its_last_step_is_finished(data_root, tmp_path, uninterrupted):
+def test_a_run_that_died_after_its_last_step_is_finished(data_root, tmp_path, uninterrupted):
     outcome = start_run(data_root, tmp_path, *OWN)
     outcome.checkpoint.unlink()
     info = outcome.folder / "run.json"
@@ -327,7 +329,7 @@ def test_a_run_that_died_behind_its_last_step_is_finished(data_root, tmp_path, u
     assert same_weights(rest, uninterrupted)
 
 
-def test_a_run_that_died_between_two_checkpoints_goes_on_from_the_first(data_root, tmp_path, uninterrupted):
+def test_a_run_that_died_between_two_checkpoints_resumes_from_the_first(data_root, tmp_path, uninterrupted):
     with pytest.raises(ConnectionError):
         start_run(data_root, tmp_path, *OWN, "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}")
     (folder,) = (tmp_path / "runs").iterdir()
@@ -359,12 +361,12 @@ def test_a_signal_to_all_processes_spares_those_that_load(data_root, tmp_path, u
 
 
 @pytest.mark.parametrize("writing", ["false", "true"], ids=["between-steps", "in-a-checkpoint"])
-def test_a_run_that_was_killed_goes_on(data_root, tmp_path, uninterrupted, writing):
+def test_a_killed_run_resumes(data_root, tmp_path, uninterrupted, writing):
     """A process of its own, as nothing is left of it."""
     done = process(data_root, tmp_path, *OWN, f"+callbacks.killed={{_target_: stage_parts.Killed, at: 3, writing: {writing}}}")
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     (folder,) = (tmp_path / "runs").iterdir()
-    assert read_info(folder).status == "running", "nobody could say otherwise"
+    assert read_info(folder).status == "running", "a killed process cannot update its status"
     assert (folder / "checkpoints" / "last.ckpt.partial").exists() == (writing == "true")
     assert read_checkpoint(resumable_checkpoint(folder))[1]["global_step"] == 2
     rest = start_run(data_root, tmp_path, *OWN, "resume=auto")
@@ -374,7 +376,7 @@ def test_a_run_that_was_killed_goes_on(data_root, tmp_path, uninterrupted, writi
 
 
 @pytest.mark.filterwarnings("ignore:.*noload")
-def test_a_run_that_was_killed_goes_on_in_its_mlflow_run_and_no_step_stands_there_twice(data_root, tmp_path):
+def test_a_killed_run_resumes_in_its_mlflow_run_and_logs_no_step_twice(data_root, tmp_path):
     own = ["stage=pretrain", "start=null", "callbacks=none", "trainer.log_every_n_steps=1", "stage.checkpoint_every=2"]
     killed = "+callbacks.killed={_target_: stage_parts.Killed, at: 4, writing: false}"
     assert process(data_root, tmp_path, *own, killed).returncode == -signal.SIGKILL
@@ -414,7 +416,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(data_root,
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_torch_says_that_there_is_no_room(tmp_path):
+def test_a_full_device_is_reported(tmp_path):
     place = tmp_path / "last.ckpt"
     place.with_name("last.ckpt.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"cannot write a checkpoint .* make room, then resume=auto"):
@@ -434,7 +436,7 @@ def test_a_student_without_its_teacher_is_validated(data_root, tmp_path, chain):
         assert seen.metrics["val/loss"] == pytest.approx(chain["dcd"].metrics["val/loss"])
 
 
-def test_a_run_that_was_cut_off_goes_on_where_it_was(data_root, tmp_path):
+def test_an_interrupted_run_resumes_where_it_was(data_root, tmp_path):
     """Four steps, or a power cut in the third and the rest: the same weights bit by bit, in the same folder."""
     own = ["stage=pretrain", "start=null", "mlflow=null", "callbacks=none"]
     whole = start_run(data_root, tmp_path / "whole", *own)
@@ -452,7 +454,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(data_root, tmp_path):
         start_run(data_root, tmp_path / "cut", *own, "resume=auto")
 
 
-def test_a_named_run_is_begun_and_gone_on_with_by_the_same_command(data_root, tmp_path, uninterrupted):
+def test_a_named_run_is_started_and_resumed_by_the_same_command(data_root, tmp_path, uninterrupted):
     """As a batch job does that is started again: another unfinished run beside it is not taken."""
     own = [*OWN, "resume=if_any"]
     cut = "+callbacks.cut={_target_: stage_parts.CutOff, at: 3}"
@@ -510,7 +512,7 @@ def test_a_step_whose_loss_is_not_finite_can_be_left_out(data_root, tmp_path, ca
         start_run(data_root, tmp_path / "other", *OWN, "stage.on_nonfinite_loss=ignore")
 
 
-def test_a_resume_that_does_not_fit_is_refused(data_root, chain):
+def test_a_resume_that_does_not_fit_is_rejected(data_root, chain):
     outputs, last = outputs_of(chain), chain["rad"].checkpoint
     with pytest.raises(ValueError, match=r"is a checkpoint of stage 'rad'; it cannot resume stage 'dcd'"):
         start_run(data_root, outputs, "stage=dcd", f"resume={last}", *QUIET)

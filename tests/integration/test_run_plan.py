@@ -18,6 +18,8 @@ from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.run import run
 
+pytestmark = pytest.mark.slow
+
 COMMON = [*(one for one in SMALL if one != "callbacks=none"), *SIZES, "callbacks.trajectories=null", "stage.max_steps=1"]
 
 

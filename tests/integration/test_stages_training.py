@@ -1,6 +1,6 @@
 """Every stage under a real trainer, on a synthetic corpus of a few studies: trains, validates, checkpoints, resumes.
 
-Single process, CPU, float32 unless said: what must be equal is equal bit by bit.
+Single process, CPU, float32 unless stated; equality is bit by bit.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from echo_pl.sampling.collect import collect, store_identity
 from echo_pl.stages.validation import TextTools
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*Your `IterableDataset` has `__len__` defined"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*GPU available but not used"),

@@ -35,7 +35,7 @@ from echo_pl.diffusion.sequence import (
 )
 from echo_pl.structs import Batch
 
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")]
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 MODES = [("response", "causal"), ("response", "full"), ("absolute", "block_causal")]
@@ -230,7 +230,7 @@ def test_merged_attention_has_the_gradients_of_its_definition(monkeypatch, kerne
 
 
 class EfficientOnCpu:
-    """What the CUDA ops do, as far as their callers can tell: log-sum-exps in rows of 32, biases in aligned rows."""
+    """Stand-in for the CUDA ops, as their callers see them: log-sum-exps in rows of 32, biases in aligned rows."""
 
     def __init__(self) -> None:
         self.plain = part_kernels.PlainKernel()
@@ -327,7 +327,7 @@ def test_devices_and_dtypes_without_a_fused_kernel_get_the_plain_one():
     assert part_kernels.kernel_for(torch.empty(1, device="meta")) is part_kernels.PLAIN
 
 
-def test_backends_refuse_what_they_cannot_do():
+def test_backends_reject_unsupported_requests():
     q, k, v = random_qkv(332, 332)
     rule = long_rule()
     with pytest.raises(ValueError, match=r"attention backend must be one of .* got 'flash'"):
@@ -352,11 +352,11 @@ def test_flex_is_eager_on_a_cpu_and_compiled_elsewhere(monkeypatch):
         eager.append(options["enable_gqa"])
         return flex_attention(*tensors, **options)
 
-    def refused() -> None:
+    def fail() -> None:
         raise AssertionError("nothing is compiled for a CPU")
 
     monkeypatch.setattr(attention, "flex_attention", counted)
-    monkeypatch.setattr(attention, "compiled_flex_attention", refused)
+    monkeypatch.setattr(attention, "compiled_flex_attention", fail)
     q, k, v = random_qkv(332, 332)
     call = AttentionCall(rule=long_rule(), backend="flex")
     echo_attention(torch.nn.Identity(), q, k, v, call)

@@ -16,7 +16,10 @@ from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.sequence import autoregressive_sequence
 from echo_pl.sampling import BlockSampler, DecodeConfig
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"),
+]
 
 
 def built(compile_layers: bool, checkpointing: bool) -> VLM:

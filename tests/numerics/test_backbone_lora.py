@@ -101,7 +101,7 @@ def test_their_sum_is_the_same_model():
 @pytest.mark.parametrize("mask_embedding", [True, False])
 @torch.no_grad()
 def test_merged_for_a_while_is_merged_and_then_as_before(mask_embedding):
-    """Where neither the embedding nor the first layer has changed, a decoder might take itself for up to date."""
+    """With embedding and first layer unchanged, a decoder might wrongly assume that it is up to date."""
     settings = SETTINGS if mask_embedding else replace(SETTINGS, mask_embedding=False, targets=("down_proj",))
     vlm, merged = adapted(settings=settings), adapted(settings=settings)
     merge_lora(merged)

@@ -227,7 +227,7 @@ def test_packed_weights_decode_the_same_tokens(kv_cache):
         assert [tokens.tolist() for tokens in one.tokens] == [tokens.tolist() for tokens in other.tokens]
 
 
-def test_packed_weights_that_are_not_used_are_said():
+def test_unused_packed_weights_are_reported():
     vlm = made_vlm(torch.bfloat16)
     vlm.pack_weights = True
     with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="pack_weights=true is not used under autocast"):
@@ -243,7 +243,7 @@ def test_weights_that_cannot_be_packed_are_an_error_and_not_another_path():
     assert vlm.text_decoder() is None, "a model in training decodes as the stock class, packing is for later"
 
 
-def test_a_converted_model_is_joined_anew():
+def test_a_converted_model_is_joined_again():
     vlm = made_vlm(torch.float32)
     decoder = vlm.text_decoder()
     vlm.double()

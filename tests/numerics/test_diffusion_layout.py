@@ -1,4 +1,4 @@
-"""What response asymmetry leaves out changes nothing: RAD logits are those of the full-duplication layout of earlier work.
+"""Parts that response asymmetry omits change nothing: RAD logits are those of the full-duplication layout of earlier work.
 
 That layout is ``[c | xt | c' | x0]``: the whole sequence noisy (its context unharmed) and the whole sequence clean. Its mask is
 written here from BD3-LM's three parts (own block, clean blocks before, clean block-causal) and run by the library's own attention.

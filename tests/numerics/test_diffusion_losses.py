@@ -175,7 +175,7 @@ def test_bf16_logits_are_taken_to_float32_first(logits, tokens, steps, target, n
     assert float(loss(half)) == float(loss(half.float()))
 
 
-def test_unknown_choices_are_refused(logits, tokens):
+def test_unknown_choices_are_rejected(logits, tokens):
     with pytest.raises(ValueError, match=r"loss_weight must be one of \('elbo', 'mean'\), got 'sum'"):
         masked_diffusion_loss(logits, tokens, torch.ones(M), "sum", M)
     for name, value in {

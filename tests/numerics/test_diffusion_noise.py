@@ -153,6 +153,6 @@ def test_the_context_tail_is_never_masked():
 
 
 @pytest.mark.parametrize("changes", [{"t_min": 0.0}, {"t_min": 0.5, "t_max": 0.4}, {"t_max": 1.5}, {"noise_copies": 0}])
-def test_impossible_schedules_are_refused(changes):
+def test_impossible_schedules_are_rejected(changes):
     with pytest.raises(ValueError, match=str(next(iter(changes)))):
         NoiseConfig(**changes)

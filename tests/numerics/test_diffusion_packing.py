@@ -222,7 +222,7 @@ def test_rows_hold_every_study_once_and_no_more_than_they_may(capacity):
     assert len(rows) == 1 or totals[0] + totals[1] > capacity
 
 
-def test_a_chosen_token_of_no_study_is_refused(batch):
+def test_a_chosen_token_of_no_study_is_rejected(batch):
     sequence, chosen = rad(batch, "response", "causal", copies=1)
     packing = pack(sequence, 90)
     chosen[1, -1] = True  # fills the row behind a shorter response
@@ -231,7 +231,7 @@ def test_a_chosen_token_of_no_study_is_refused(batch):
 
 
 @pytest.mark.parametrize("tokens", [0, -5])
-def test_rows_without_room_are_refused(batch, tokens):
+def test_rows_without_room_are_rejected(batch, tokens):
     with pytest.raises(ValueError, match=f"pack_tokens must be positive, or null for one study per row; got {tokens}"):
         SequenceLogits(tokens)
     with pytest.raises(ValueError, match=f"room for at least one token, got {tokens}"):

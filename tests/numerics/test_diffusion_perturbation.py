@@ -1,4 +1,4 @@
-"""Who sees whom, by perturbation: a change that the table forbids leaves logits bit-identical, an allowed one does not.
+"""Visibility by perturbation: a change that the table forbids leaves logits bit-identical, an allowed one does not.
 
 The table is the one of ``tests/method.py``; the logits are those of a two-layer model, so the expectation is reachability in two
 steps. Every token of a ragged batch is changed once, and the image as a whole (its tokens are one tower's output).

@@ -99,7 +99,7 @@ def test_a_tempered_tail_is_taken_as_spread_evenly():
     assert temper_top(top, 1.0, vocabulary=4) is top
 
 
-def test_nothing_to_keep_is_refused(target):
+def test_nothing_to_keep_is_rejected(target):
     with pytest.raises(ValueError, match="the number of kept tokens must be positive, got 0"):
         top_targets(target, 0)
 

@@ -161,7 +161,7 @@ def test_a_rule_of_decode_steps_has_no_view_of_a_whole_sequence():
         rule.varlen(1)
 
 
-def test_an_unknown_context_attention_is_refused():
+def test_an_unknown_context_attention_is_rejected():
     coords = response_coords(CLEAN, 0, 4, 4, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"context_attention must be one of .* got 'diagonal'"):
         AttentionRule(query=coords, key=coords, context_attention="diagonal")

@@ -46,7 +46,7 @@ def test_paper_rouge_is_rouge(order):
         ours = paper_rouge(WORDS.spaced(prediction), WORDS.spaced(reference), order)
         assert ours == pytest.approx(expected[f"rouge-{order}"]["f"], abs=1e-12)
         different += abs(ours - google_rouge(WORDS.split(prediction), WORDS.split(reference), order)) > 1e-3
-    assert different > len(PAIRS) / 3, "the two variants must be told apart"
+    assert different > len(PAIRS) / 3, "the two variants must differ"
 
 
 NASTY = [
@@ -57,7 +57,7 @@ NASTY = [
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_rouge_of_nasty_texts_is_that_of_the_packages(order):
-    """All pairs of them. A text without words scores 0; the package rouge refuses most of these."""
+    """All pairs of them. A text without words scores 0; the package rouge rejects most of these."""
     google, paper = RougeScorer([f"rouge{order.upper()}"], use_stemmer=False), Rouge(metrics=[f"rouge-{order}"])
     for prediction, reference in itertools.product(NASTY, repeat=2):
         (expected,) = google.score(reference, prediction).values()
@@ -77,11 +77,11 @@ def test_rouge_of_nasty_texts_is_that_of_the_packages(order):
 def test_bleu_of_nasty_texts_is_that_of_sacrebleu(order):
     package = pytest.importorskip("sacrebleu.metrics", reason="pip install sacrebleu")
     pairs = [*PAIRS, *itertools.product(NASTY, repeat=2)]
-    said, gold = ([" ".join(WORDS.split(text)) for text in texts] for texts in zip(*pairs, strict=True))
+    predicted, gold = ([" ".join(WORDS.split(text)) for text in texts] for texts in zip(*pairs, strict=True))
     scorer = package.BLEU(tokenize="none", smooth_method="none", max_ngram_order=order, force=True)
     metric = Bleu(WORDS)
     metric.update(*zip(*pairs, strict=True))
-    assert metric.plain()[f"bleu_{order}"] == pytest.approx(scorer.corpus_score(said, [gold]).score / 100, abs=1e-12)
+    assert metric.plain()[f"bleu_{order}"] == pytest.approx(scorer.corpus_score(predicted, [gold]).score / 100, abs=1e-12)
 
 
 @pytest.mark.parametrize("text", ["a b. . c.", "a b.. c", "  a  b .", "2.5 cm"])
@@ -152,8 +152,8 @@ def test_cider_d_is_what_pycocoevalcap_gave():
 def test_cider_d_is_pycocoevalcap():
     package = pytest.importorskip("pycocoevalcap.cider.cider", reason="pip install --no-deps pycocoevalcap")
     gold = {index: [" ".join(WORDS.split(reference))] for index, reference in enumerate(REFERENCES)}
-    said = {index: [" ".join(WORDS.split(prediction))] for index, prediction in enumerate(PREDICTIONS)}
-    mean, each = package.Cider().compute_score(gold, said)
+    predicted = {index: [" ".join(WORDS.split(prediction))] for index, prediction in enumerate(PREDICTIONS)}
+    mean, each = package.Cider().compute_score(gold, predicted)
     metric = Cider(WORDS, clipped=True)
     metric.update(PREDICTIONS[:4], REFERENCES[:4])
     metric.update(PREDICTIONS[4:], REFERENCES[4:])

@@ -338,7 +338,7 @@ def test_d3llm_masks_what_the_teacher_had_not_committed_yet(ties: str):
             assert [place for place in tied if mask[place]] == tied[len(tied) - sum(s == min(masked) for s in masked) :]
 
 
-def test_d3llm_masks_more_as_training_goes_on():
+def test_d3llm_masks_more_as_training_proceeds():
     labels = make_labels([40] * 12)
     means = []
     for progress in (0.0, 0.5, 1.0):
@@ -394,6 +394,6 @@ def test_blocks_of_one_token():
         (Discriminative, {"share_min": 0.0}, "got 0.0 and 1.0"),
     ],
 )
-def test_bad_options_are_refused_with_their_value(objective: type, changes: dict[str, object], message: str):
+def test_bad_options_are_rejected_with_their_value(objective: type, changes: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         objective(**changes)

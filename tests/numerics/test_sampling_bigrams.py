@@ -155,7 +155,7 @@ def test_a_large_vocabulary_is_looked_up_the_same(monkeypatch):
 
 
 def best_by_trying(table: Bigrams, log_p: Tensor, canvas: Tensor, open_: Tensor, before: int | None) -> list[int]:
-    """Of all sequences of tokens, the one with the largest score."""
+    """Sequence of tokens with the largest score, by exhaustive search."""
     ratio = {
         (a, b): table.weight * float(table.log_ratio(torch.tensor(a), torch.tensor(b)))
         for a, b in itertools.product(range(log_p.shape[1]), repeat=2)

@@ -20,6 +20,8 @@ from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, 
 from echo_pl.sampling import compiled as compiled_module
 from echo_pl.structs import Batch, DecodeResult
 
+pytestmark = pytest.mark.slow
+
 L, LIMIT = 4, 20
 RULES = ["low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded", "random"]
 

@@ -24,6 +24,8 @@ from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.io.run_folders import read_info
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "experiments" / "slurm"
 ON_CPUS = ["trainer.accelerator=cpu"]
@@ -77,7 +79,7 @@ def arguments(data_root: Path, outputs: Path, start: Path, name: str, *more: str
 
 
 def extra() -> dict[str, str]:
-    """What jobs find in their environment besides what the scripts set."""
+    """Environment of jobs besides the variables that the scripts set."""
     return {
         "ECHO_PL_VENV": sys.prefix,
         "MASTER_ADDR": "127.0.0.1",  # the emulated nodes have names that nobody resolves
@@ -126,7 +128,7 @@ def uninterrupted(slurm, data_root, outputs, pretrained) -> Path:
     return final(outputs, "through")
 
 
-def test_a_job_that_is_signalled_goes_on_as_if_nothing_had_happened(slurm, data_root, outputs, pretrained, uninterrupted):
+def test_a_signalled_job_continues_as_if_nothing_had_happened(slurm, data_root, outputs, pretrained, uninterrupted):
     database = f"sqlite:///{outputs / 'requeued.db'}"
     recorded = ["mlflow={tracking_uri: '" + database + "', experiment: requeue, on_failure: error}", "trainer.log_every_n_steps=1"]
     own = arguments(data_root, outputs, pretrained, "requeued", *LONG, *ON_CPUS, *recorded)
@@ -140,7 +142,7 @@ def test_a_job_that_is_signalled_goes_on_as_if_nothing_had_happened(slurm, data_
     record, content = read_checkpoint(last)
     assert 5 <= content["global_step"] < 40
     assert read_info(outputs / "runs" / name).status == "stopped"
-    time.sleep(5)  # SLURM itself waits two minutes; a node refuses a job that it has just been told to kill
+    time.sleep(5)  # SLURM itself waits two minutes; a node rejects a job that it has just been ordered to kill
     slurm.call("scontrol", "update", f"jobid={number}", "StartTime=now")
     job = slurm.wait(number)
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", "0:0", 1), log(outputs, number)[-3000:]
@@ -232,16 +234,16 @@ def test_a_sweep_with_its_teachers_as_jobs(slurm, data_root, outputs):
     own += ["sweep.grow=[4]", "sweep.trajectories=8", "sweep.studies=2", "sweep.timed_studies=1", "stage.batch_size=4"]
     launcher = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"]
     axes = ["block_size=4,8", "ablation=dcd,ce", "seed=0"]
-    said = []
+    printed = []
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-m", "echo_pl", "-m", *own, *launcher, *axes],
             env=slurm.environment | extra(), capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[done.stderr.find("echo-pl:") :][:3000]
-        said.append(done.stdout)
-    assert "4 jobs need 10 parts, 0 of them are done" in said[0]
-    assert "4 jobs need 10 parts, 10 of them are done" in said[1]
+        printed.append(done.stdout)
+    assert "4 jobs need 10 parts, 0 of them are done" in printed[0]
+    assert "4 jobs need 10 parts, 10 of them are done" in printed[1]
     stages = sorted(read_info(folder).stage for folder in (place / "runs").iterdir())
     assert stages == ["dcd"] * 4 + ["pretrain"] + ["rad"] * 2 + ["warmup"]
     client = mlflow.MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
@@ -251,7 +253,7 @@ def test_a_sweep_with_its_teachers_as_jobs(slurm, data_root, outputs):
     ]  # fmt: skip
 
 
-def test_tasks_that_contradict_the_trainer_are_refused(slurm, data_root, outputs, pretrained):
+def test_tasks_that_contradict_the_trainer_are_rejected(slurm, data_root, outputs, pretrained):
     own = arguments(data_root, outputs, pretrained, "other", "stage.batch_size=2", "trainer=ddp", "trainer.devices=2", *ON_CPUS)
     number = submit(slurm, outputs, "several_nodes.sbatch", TWO_NODES, own, RUN_NAME="other")
     job = slurm.wait(number)

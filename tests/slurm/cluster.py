@@ -54,12 +54,12 @@ PartitionName=debug Nodes=n1,n2 Default=YES MaxTime=01:00:00 State=UP OverSubscr
 
 
 class ClusterError(RuntimeError):
-    """The cluster did not do what it was told."""
+    """A command of the cluster failed."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the controller says of a job."""
+    """State of a job as the controller reports it."""
 
     state: str
     exit_code: str

@@ -31,7 +31,7 @@ class ScriptedVLM:
         self._rows = torch.zeros(0, dtype=torch.long)
 
     def context_positions(self, ids_BP: Tensor, lengths_B: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        # Each row has positions of its own, so that a row can be told from its positions alone.
+        # Each row has positions of its own, so that its positions identify a row.
         start_B = 1000 * (ids_BP[:, 0] - 10)
         self._lengths = dict(zip((ids_BP[:, 0] - 10).tolist(), lengths_B.tolist(), strict=True))
         positions = start_B[:, None] + torch.arange(ids_BP.shape[1])

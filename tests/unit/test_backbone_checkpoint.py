@@ -122,14 +122,14 @@ class Harmful:
 
 
 @pytest.mark.parametrize("content", [b"just text", pickle.dumps({"a": 1}), pickle.dumps(Harmful()), b"\x80", b"PK\x03\x04 no zip"])
-def test_a_foreign_file_is_refused_and_none_of_its_code_runs(tmp_path, content):
+def test_a_foreign_file_is_rejected_and_none_of_its_code_runs(tmp_path, content):
     path = tmp_path / "foreign.ckpt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"foreign.ckpt"):
         read_checkpoint(path)
 
 
-def test_code_inside_a_checkpoint_is_refused(tmp_path):
+def test_code_inside_a_checkpoint_is_rejected(tmp_path):
     path = tmp_path / "hostile.ckpt"
     torch.save({"state_dict": {}, RECORD_KEY: {"stage": "rad"}, "callbacks": Harmful()}, path)
     with pytest.raises(ValueError, match=r"hostile.ckpt cannot be read as a checkpoint"):
@@ -170,7 +170,7 @@ def test_the_fingerprint_follows_every_weight(saved):
     assert one != weights_fingerprint(other)
 
 
-def test_the_same_shapes_with_other_heads_are_refused(tmp_path):
+def test_the_same_shapes_with_other_heads_are_rejected(tmp_path):
     sizes = {"width": 64, "key_heads": 1, "heads": 2}
     saved = build(**sizes)
     content = {"state_dict": {f"vlm.{name}": value for name, value in saved.state_dict().items()}}

@@ -1,4 +1,4 @@
-"""Where models come from: random tiny ones, folders, and the 7B configuration on the meta device."""
+"""Sources of models: random tiny ones, folders, and the 7B configuration on the meta device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_default_tiny_model_is_small():
         ({"decode_attention": "flash"}, "decode_attention must be one of .* got 'flash'"),
     ],
 )
-def test_impossible_sizes_are_refused(options, message):
+def test_impossible_sizes_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         TinyBackbone(**options)
 
@@ -100,7 +100,7 @@ def test_a_folder_that_is_not_there_is_named_with_the_key_that_names_it(path):
         PretrainedBackbone(path=path).build(SPECIAL, VOCABULARY)
 
 
-def test_an_unknown_dtype_is_refused():
+def test_an_unknown_dtype_is_rejected():
     with pytest.raises(ValueError, match=r"dtype must be .* got 'int8'"):
         PretrainedBackbone(path="/nowhere", dtype="int8")
 

@@ -1,4 +1,4 @@
-"""The cache's bookkeeping: what is kept, what is written over, and whose rows go on."""
+"""The cache's bookkeeping: what is kept, what is overwritten, and which rows continue."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def text(value: str) -> bytes:
         ("builtins", "eval"),
     ],
 )
-def test_a_list_that_is_a_program_is_refused(tmp_path, module, name):
+def test_a_list_that_is_a_program_is_rejected(tmp_path, module, name):
     torch.save({}, tmp_path / "meta.pt")
     program = pickle.PROTO + b"\x04" + text(module) + text(name) + pickle.STACK_GLOBAL
     program += text(f"touch {tmp_path / 'ran'}") + pickle.TUPLE1 + pickle.REDUCE + pickle.STOP

@@ -84,7 +84,7 @@ def test_a_frozen_tower_keeps_no_graph_and_a_trained_one_does():
     assert all(p.requires_grad for n, p in vlm.named_parameters() if "visual" not in n)
 
 
-def test_a_tokenizer_that_does_not_belong_to_the_weights_is_refused(vlm):
+def test_a_tokenizer_that_does_not_belong_to_the_weights_is_rejected(vlm):
     with pytest.raises(ValueError, match="token id 200 of the tokenizer is outside the model's vocabulary of 96"):
         VLM(vlm.network, replace(SPECIAL, mask=200))
     with pytest.raises(ValueError, match="image token is 93, the tokenizer's is 94"):

@@ -19,6 +19,8 @@ from echo_pl.bench.models import NEVER_ENDS, BenchModel, text_prompts
 from echo_pl.bench.roofline import Forward, ModelShape, calculation, least_autoregressive, least_one_step, least_seconds
 from echo_pl.structs import DecodeResult
 
+pytestmark = pytest.mark.slow
+
 main = command("bench", "decode")
 
 RESULT = DecodeResult(
@@ -149,7 +151,7 @@ def test_the_command_says_errors_in_one_line(capsys):
         ({"tokens": 0}, "tokens must be at least 2"),
     ],
 )
-def test_an_empty_grid_is_refused(changes, message):
+def test_an_empty_grid_is_rejected(changes, message):
     options = {
         "block_sizes": (4,), "batch_sizes": (1,), "contexts": (8,), "tokens": 8, "repetitions": 1, "generate_repetitions": 0,
         "prefill_repetitions": 1,
@@ -158,7 +160,7 @@ def test_an_empty_grid_is_refused(changes, message):
         Grid(**options | changes)
 
 
-def test_no_report_ends_and_models_are_as_large_as_said():
+def test_no_report_ends_and_models_are_as_large_as_configured():
     model = BenchModel(**SIZES, dtype="bfloat16")
     assert model.special.eos == NEVER_ENDS
     vlm = model.build(torch.device("cpu"), "split")

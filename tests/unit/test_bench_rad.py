@@ -15,6 +15,8 @@ from echo_pl.bench.rad import TrainingGrid, arithmetic, variants
 from echo_pl.bench.roofline import QWEN2_5_VL_7B, ModelShape
 from echo_pl.diffusion.sequence import BlockLayout, block_context, block_response, rad_sequence
 
+pytestmark = pytest.mark.slow
+
 main = command("bench", "train")
 
 SIZES = {"width": 32, "layers": 2, "heads": 2, "key_heads": 1, "mlp_width": 48, "vocabulary": 64}
@@ -130,7 +132,7 @@ def test_full_duplication_has_rad_s_logits(context_attention):
         ({"precision": "16"}, "precision must be 32-true or bf16-mixed, got '16'"),
     ],
 )
-def test_a_grid_that_makes_no_sense_is_refused(change, message):
+def test_a_grid_that_makes_no_sense_is_rejected(change, message):
     grid = {
         "contexts": (8,), "response": 16, "block_size": 8, "batch_size": 1, "copies": (2,), "repetitions": 1,
         "precision": "32-true",

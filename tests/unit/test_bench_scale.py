@@ -12,6 +12,8 @@ from echo_pl.bench.scale_check import Case, carried_out, predict
 from echo_pl.bench.step_trace import StepTokens, trace_step, trace_tower
 from echo_pl.data.loading.datamodule import ReportDataModule
 
+pytestmark = pytest.mark.slow
+
 MODEL = BenchModel(width=64, layers=3, heads=2, key_heads=1, mlp_width=256, vocabulary=512, dtype="float32")
 
 

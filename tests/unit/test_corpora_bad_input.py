@@ -1,4 +1,4 @@
-"""What is wrong with one study costs that study and has a name; what is wrong with a dataset says what and where."""
+"""An error in one study costs that study and is named; an error in a dataset reports its kind and place."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_mimic(tmp_path):
     assert studies[0].lost[0].reason == "missing_image"
 
 
-def test_damage_in_a_table_that_is_read_before_another_is_told(tmp_path):
+def test_damage_in_a_table_that_is_read_before_another_is_reported(tmp_path):
     mimic = lookalikes.build_mimic(tmp_path / "mimic", 2)
     edit(mimic / "mimic-cxr-2.0.0-chexpert.csv.gz", "10000000,50000001,", "10000000,50000001,,,,,1.0")
     padchest = lookalikes.build_padchest_gr(tmp_path / "padchest", 3)
@@ -404,7 +404,7 @@ def test_options_of_a_table(tmp_path, options, message):
         TableReader(path, **options)
 
 
-def test_a_report_in_the_place_of_something_else_is_not_told(tmp_path):
+def test_a_report_in_another_field_is_not_shown(tmp_path):
     """Columns mistaken for one another must not put a report into a rejects file or a message."""
     rows = f"id,findings,impression\nThe heart is large,{'The heart is large. ' * 20},train\n"
     path = lookalikes.put(tmp_path / "t.csv", rows)

@@ -141,7 +141,7 @@ def test_grouping_by_length_needs_the_lengths(root, tmp_path):
     assert CorpusIndex.load(folder) == CorpusIndex.load(root)
 
 
-def test_a_place_in_another_order_is_refused(root):
+def test_a_place_in_another_order_is_rejected(root):
     state = module(root, length_window=3).train_dataloader().state_dict()
     module(root, batch_size=4, length_window=3, rank=1, world_size=2).train_dataloader().load_state_dict(state)
     for change in ({"length_window": 0}, {"seed": 2}, {"shuffle_buffer": 7}, {"batch_size": 4}):
@@ -172,7 +172,7 @@ def test_resume_on_another_number_of_ranks(root):
     assert [a + b for a, b in zip(*parts, strict=True)] == keys(one)
 
 
-def test_a_state_beyond_the_epoch_is_refused(root):
+def test_a_state_beyond_the_epoch_is_rejected(root):
     with pytest.raises(ValueError, match="batch 8 of its epoch, but an epoch now has 7"):
         module(root).train_dataloader().load_state_dict({"epoch": 0, "batches_done": 8})
 
@@ -369,11 +369,11 @@ def test_the_same_workers_read_every_epoch(root, tmp_path, monkeypatch):
     assert len(set(log.read_text().split())) == 2
     helped.load_state_dict({"epoch": 5, "batches_done": 2})
     assert [keys(helped), keys(helped)] == [expected[5][2:], expected[6]]
-    assert len(set(log.read_text().split())) == 4, "what goes on elsewhere goes on in new processes"
+    assert len(set(log.read_text().split())) == 4, "work in other processes happens in new ones"
 
 
 def test_what_workers_are_given_can_be_sent_to_them(root):
-    """Where processes are not forked, all of it is pickled: not the trainer and its model."""
+    """With spawned processes everything is pickled, but not the trainer and its model."""
     data = module(root, rank=0, world_size=1)
     data.trainer = lambda: "a trainer"  # cannot be pickled
     passes = data.train_dataloader()._make_stream

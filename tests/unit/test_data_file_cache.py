@@ -129,7 +129,7 @@ def test_what_is_damaged_on_the_disk_is_fetched_again(cache):
 
 
 def test_what_has_changed_on_the_disk_is_fetched_again(cache):
-    """Of the same size, by a process that has not seen it before, and by the one that fetched it."""
+    """The file keeps its size; a new process notices, and so does the one that fetched it."""
     read(cache, File("a"))
     for reader in (FileCache(cache.folder, cache.most_bytes), cache):
         path = next(cache.folder.glob("*/a.tar"))
@@ -197,7 +197,7 @@ def test_processes_that_want_the_same_fetch_it_once(cache):
 
 
 def test_two_that_want_a_file_at_once_hold_it_together(cache, monkeypatch):
-    """Who came first may hold it until the other has it, as two loading processes whose batches are wanted in turn."""
+    """The first process may hold it until the other has it, as two loading processes that serve batches in turn."""
     both_look, both_hold = threading.Barrier(2), threading.Barrier(2)
     source, looked = Source(File("a")), threading.local()
     is_complete = FileCache._is_complete

@@ -150,7 +150,7 @@ def test_digest_tells_grammars_apart():
     assert len(digests) == 3
 
 
-def test_bad_tables_are_refused():
+def test_bad_tables_are_rejected():
     good = {"name": "x", "region": "lungs", "wordings": ("x.",), "summaries": ("x",), "brief": ("x.",)}
     with pytest.raises(ValueError, match="region of finding x must be one of"):
         Finding(**{**good, "region": "knee"})

@@ -266,7 +266,7 @@ def test_bad_files_have_a_reason(tmp_path, content, reason):
     assert caught.value.reason == reason
 
 
-def test_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+def test_a_bomb_is_rejected_before_it_is_decoded(tmp_path, monkeypatch):
     path = put(tmp_path / "a.png", bomb(8_950, 8_950))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(ImageError, match="too_many_pixels: 8950 x 8950, more than 80000000"):
@@ -306,9 +306,9 @@ def test_values_of_a_dicom_file_reach_no_log_and_no_warning(tmp_path, caplog, re
     whole = dicom(tmp_path / "b", RAMP, WindowCenter="123456", WindowWidth="100000").read_bytes()
     with pytest.raises(ImageError) as caught:
         open_image(put(tmp_path / "c", whole.replace(b"123456", b"secret")))
-    said = caplog.text + "".join(str(one.message) for one in recwarn) + str(caught.value)
-    assert "secret" not in said
-    assert "\\x02" not in said
+    printed = caplog.text + "".join(str(one.message) for one in recwarn) + str(caught.value)
+    assert "secret" not in printed
+    assert "\\x02" not in printed
 
 
 def test_without_pydicom(tmp_path, monkeypatch):

@@ -249,14 +249,14 @@ def test_held_out_batches_are_of_all_corpora_in_turns(roots):
     assert whole == {key for batch in data.held_out_batches("val", 8, 100) for key in batch.keys}
 
 
-def test_labels_that_one_does_not_name_are_said(roots, caplog):
+def test_labels_that_one_corpus_lacks_are_reported(roots, caplog):
     data = module(roots)
     assert data.labels == (*CorpusIndex.load(roots["large"]).labels, "only_here")
     assert "corpus large" in caplog.text
     assert "only_here" in caplog.text
 
 
-def test_other_tokenizers_are_refused_by_name(roots):
+def test_other_tokenizers_are_rejected_by_name(roots):
     corpora = {"a": {"root": roots["large"]}, "b": {"root": roots["other"]}}
     with pytest.raises(
         ValueError, match=r"the corpora a \(.*synthetic\) and b \(.*other\) differ in their vocabulary.*data\.tokenizer_path"
@@ -264,7 +264,7 @@ def test_other_tokenizers_are_refused_by_name(roots):
         ReportDataModule(corpora=corpora).setup()
 
 
-def test_features_of_one_alone_are_refused(roots, tmp_path):
+def test_features_of_one_alone_are_rejected(roots, tmp_path):
     from echo_pl.data.store.feature_store import FeatureIndex
 
     data = module(roots)

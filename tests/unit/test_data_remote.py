@@ -1,4 +1,4 @@
-"""Corpora behind URLs: the same batches as from a folder, whatever the server does; what it may not do is said."""
+"""Corpora behind URLs: the same batches as from a folder, whatever the server does; forbidden answers are reported."""
 
 from __future__ import annotations
 
@@ -139,14 +139,14 @@ def test_s3_without_its_library(monkeypatch):
         ("https://h/corp us", "without query, fragment or spaces"),
     ],
 )
-def test_other_urls_are_refused(tmp_path, url, message):
+def test_other_urls_are_rejected(tmp_path, url, message):
     with pytest.raises(ValueError, match=message) as caught:
         module(url, tmp_path)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("command", ["pipe:cat x", "file:a", "s3:a", "simplecache::a"])
-def test_commands_are_refused(tmp_path, command):
+def test_commands_are_rejected(tmp_path, command):
     with pytest.raises(ValueError, match="never from a URL or a command"):
         open_folder(command, tmp_path, ROOM)
 
@@ -173,24 +173,24 @@ def test_faults_that_pass_are_waited_for(root, server, tmp_path, caplog, fault, 
 
 
 @pytest.mark.parametrize(
-    ("fault", "retry", "said"),
+    ("fault", "retry", "message"),
     [("503", QUICK, "status 503"), ("silent", HASTY, "Timeout"), ("cut", QUICK, "ClientPayloadError")],
 )
-def test_faults_that_stay_are_said(root, server, tmp_path, fault, retry, said):
+def test_persistent_faults_are_reported(root, server, tmp_path, fault, retry, message):
     shard = CorpusIndex.load(root).shards("train")[0]
     server.faults[shard.name] = [fault] * 9
-    with pytest.raises(RemoteFileError, match=rf"{server.url}/{shard.name} could not be fetched in 3 attempts.*{said}"):
+    with pytest.raises(RemoteFileError, match=rf"{server.url}/{shard.name} could not be fetched in 3 attempts.*{message}"):
         held(corpus(server.url, tmp_path, retry), shard)
     assert not list(tmp_path.glob("*/*.tar*")), "nothing half is left"
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "said"), [("404", FileNotFoundError, "there is no"), ("403", RemoteFileError, "status 403")]
+    ("fault", "kind", "message"), [("404", FileNotFoundError, "there is no"), ("403", RemoteFileError, "status 403")]
 )
-def test_faults_that_do_not_pass_are_not_waited_for(root, server, tmp_path, fault, kind, said):
+def test_faults_that_do_not_pass_are_not_waited_for(root, server, tmp_path, fault, kind, message):
     shard = CorpusIndex.load(root).shards("train")[0]
     server.faults[shard.name] = [fault] * 9
-    with pytest.raises(kind, match=rf"{said}|{server.url}/{shard.name}"):
+    with pytest.raises(kind, match=rf"{message}|{server.url}/{shard.name}"):
         held(corpus(server.url, tmp_path), shard)
     assert server.asked == [shard.name]
 
@@ -302,7 +302,7 @@ def test_a_shard_that_changes_in_the_cache_is_fetched_again_by_the_next_process(
     assert "has changed in the cache" in caplog.text
 
 
-def test_a_cache_smaller_than_a_shard_is_refused_at_the_start(root, server, tmp_path):
+def test_a_cache_smaller_than_a_shard_is_rejected_at_the_start(root, server, tmp_path):
     largest = max(CorpusIndex.load(root).shards("train"), key=lambda shard: shard.bytes)
     with pytest.raises(CacheFullError, match=rf"{largest.name} has .* raise data\.cache_bytes={largest.bytes - 1}"):
         module(server.url, tmp_path, cache_bytes=largest.bytes - 1).setup()
@@ -353,7 +353,7 @@ def test_the_next_shard_is_fetched_while_one_is_read(root, server, tmp_path):
     assert len(shards) == 2
 
 
-def test_a_shard_that_does_not_come_ahead_is_said_when_it_is_wanted(root, server, tmp_path, caplog):
+def test_a_failed_prefetch_is_reported_when_its_shard_is_wanted(root, server, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     data = module(server.url, tmp_path, shuffle_buffer=0)
     _ = data.tokenizer

@@ -1,4 +1,4 @@
-"""What a study asks and answers: reports in their own language, general samples with their own prompt."""
+"""Prompt and answer of a study: reports in their own language, general samples with their own prompt."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_processor_writes_both_into_one_corpus_s_samples(tmp_path):
     ]
 
 
-def test_a_prompt_with_control_tokens_is_refused():
+def test_a_prompt_with_control_tokens_is_rejected():
     hostile = replace(GENERAL, meta={"kind": "general", "prompt": f"{IMAGE} What is it?"})
     with pytest.raises(ValueError, match="the prompt of sample a has a control token"):
         request_of(hostile, version="normalized", language="en")

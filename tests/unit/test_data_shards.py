@@ -1,4 +1,4 @@
-"""Shards: written once and completely, read back exactly; damaged and hostile ones are refused."""
+"""Shards: written once and completely, read back exactly; damaged and hostile ones are rejected."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_same_corpus_is_found_and_has_the_same_bytes(made, tmp_path, caplog)
     assert write(tmp_path / "again").fingerprint == CorpusIndex.load(made).fingerprint
 
 
-def test_another_corpus_is_refused(made, copy):
+def test_another_corpus_is_rejected(made, copy):
     with pytest.raises(ValueError, match="already holds another corpus"):
         write(made, count=13)
     with pytest.raises(ValueError, match="already holds another corpus"):
@@ -97,7 +97,7 @@ def test_another_corpus_is_refused(made, copy):
         write(copy)
 
 
-def test_an_interrupted_corpus_is_made_anew(tmp_path):
+def test_an_interrupted_corpus_is_made_again(tmp_path):
     def broken():
         yield from CORPUS.studies("train", 7)
         raise KeyboardInterrupt
@@ -175,7 +175,7 @@ def good_members() -> list[tuple[tarfile.TarInfo, bytes]]:
 
 
 @pytest.mark.parametrize("suffix", ["pyd", "pickle", "pkl", "pth", "npy", "0.png.pyd", "py", "json.gz", "cls"])
-def test_hostile_members_are_refused_and_not_run(tmp_path, suffix):
+def test_hostile_members_are_rejected_and_not_run(tmp_path, suffix):
     mark = tmp_path / "run"
     payload = (tarfile.TarInfo(f"k.{suffix}"), pickle.dumps(Payload(mark)))
     shard = tar_of(tmp_path, [*good_members(), payload])
@@ -185,20 +185,20 @@ def test_hostile_members_are_refused_and_not_run(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("name", ["../k.json", "/etc/k.json", "a/k.json", "a\\k.json", "nodot"])
-def test_paths_are_refused(tmp_path, name):
+def test_paths_are_rejected(tmp_path, name):
     with pytest.raises(ShardError, match=f"holds {re.escape(repr(name.lstrip('/')))}|holds {re.escape(repr(name))}"):
         read(tmp_path, tar_of(tmp_path, [(tarfile.TarInfo(name), b"{}")]))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
-def test_links_and_devices_are_refused(tmp_path, kind):
+def test_links_and_devices_are_rejected(tmp_path, kind):
     info = tarfile.TarInfo("k.json")
     info.type, info.linkname = kind, "/etc/passwd"
     with pytest.raises(ShardError, match=r"holds 'k\.json'; only plain files"):
         read(tmp_path, tar_of(tmp_path, [(info, b"")]))
 
 
-def test_sparse_members_are_refused(tmp_path):
+def test_sparse_members_are_rejected(tmp_path):
     """A member of the pax kind that declares a hundred megabytes of holes, and is a plain file but for that."""
     info = tarfile.TarInfo("k.json")
     info.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.size": "100000000", "GNU.sparse.map": "0,0"}
@@ -228,12 +228,12 @@ SIZE = slice(124, 136)
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "message"),
     [(b"77777777777\0", 8**11 - 1), (b"\x80" + (2**60).to_bytes(11, "big"), 2**60)],
     ids=["largest_octal", "base_256"],
 )
-def test_huge_declared_sizes_are_refused_before_anything_is_read(tmp_path, size, said):
-    with pytest.raises(ShardError, match=rf"holds 'k\.0\.png' of {said} bytes, more than"):
+def test_huge_declared_sizes_are_rejected_before_anything_is_read(tmp_path, size, message):
+    with pytest.raises(ShardError, match=rf"holds 'k\.0\.png' of {message} bytes, more than"):
         read(tmp_path, forged(tmp_path, SIZE, size))
 
 
@@ -259,13 +259,13 @@ def test_a_truncated_tar_of_the_size_that_its_index_says_is_named(tmp_path, kept
 
 
 @pytest.mark.parametrize("kind", [tarfile.BLKTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, b"9"])
-def test_members_of_other_kinds_are_refused(tmp_path, kind):
+def test_members_of_other_kinds_are_rejected(tmp_path, kind):
     with pytest.raises(ShardError, match=r"holds 'k\.0\.png'.* only plain files|is damaged"):
         read(tmp_path, forged(tmp_path, slice(156, 157), kind))
 
 
 @pytest.mark.parametrize("name", ["pipe:touch x.json", "k.json\n", "..json", ".json", "k.tar.json", "k.1.json", "\u202ek.json"])
-def test_members_of_a_wrong_name_are_refused(tmp_path, name):
+def test_members_of_a_wrong_name_are_rejected(tmp_path, name):
     members = [*good_members(), (tarfile.TarInfo(name), b"{}")]
     with pytest.raises(ValueError, match=r"only plain files|must be made of letters|its index says 1"):
         read(tmp_path, tar_of(tmp_path, members))
@@ -278,14 +278,14 @@ def test_json_of_a_great_depth_is_a_bad_sample(tmp_path):
         read(tmp_path, tar_of(tmp_path, list(members.values())))
 
 
-def test_a_member_twice_is_refused(tmp_path):
+def test_a_member_twice_is_rejected(tmp_path):
     members = good_members()
     with pytest.raises(ShardError, match="twice"):
         read(tmp_path, tar_of(tmp_path, [*members, (tarfile.TarInfo("k.json"), b"{}")]))
 
 
 @pytest.mark.parametrize("location", ["pipe:touch /tmp/x; cat a.tar", "http://a/b", "s3://a/b", "file:a", "gs://x"])
-def test_urls_are_refused(location, made):
+def test_urls_are_rejected(location, made):
     with pytest.raises(ValueError, match="never from a URL or a command"):
         check_local(location)
     with pytest.raises(ValueError, match="never from a URL or a command"):

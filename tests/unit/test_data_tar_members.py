@@ -1,4 +1,4 @@
-"""Where members stand, against tarfile: on every kind of archive, also a cut and a damaged one."""
+"""Offsets of members, against tarfile: on every kind of archive, also a cut and a damaged one."""
 
 from __future__ import annotations
 

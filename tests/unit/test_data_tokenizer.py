@@ -74,7 +74,7 @@ def test_qwen_tokenizer(shared_data):
     assert 151644 in special.never_sampled
 
 
-def test_a_missing_mask_token_is_added_and_said(folder, tmp_path, caplog):
+def test_a_missing_mask_token_is_added_and_reported(folder, tmp_path, caplog):
     stripped = tmp_path / "stripped"
     AutoTokenizer.from_pretrained(folder).save_pretrained(stripped)
     for name in ("tokenizer.json", "tokenizer_config.json"):

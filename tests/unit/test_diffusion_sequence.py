@@ -1,4 +1,4 @@
-"""Block grids: what becomes context, tail, response and fill; and what a block size that does not fit is told."""
+"""Block grids: what becomes context, tail, response and fill; and the message for a block size that does not fit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_absolute_grid_is_the_whole_text_cut_from_position_zero(lengths):
         assert R % 4 == 0
 
 
-def test_absolute_grid_refuses_an_image_in_the_first_response_block():
+def test_absolute_grid_rejects_an_image_in_the_first_response_block():
     batch = make_batch([IMAGE_TOKENS + 2], [6])  # one word, four image tokens, one word: the block from 4 holds an image token
     with pytest.raises(ValueError, match=r"block_size 4 does not fit the absolute grid.*grid=response"):
         block(batch, grid="absolute")
@@ -97,6 +97,6 @@ def test_the_autoregressive_sequence_has_one_copy():
 
 
 @pytest.mark.parametrize(("name", "value"), [("block_size", 0), ("grid", "relative"), ("context_attention", "diagonal")])
-def test_unknown_layouts_are_refused(name, value):
+def test_unknown_layouts_are_rejected(name, value):
     with pytest.raises(ValueError, match=f"{name}.*{value}"):
         BlockLayout(**{"block_size": 4, name: value})

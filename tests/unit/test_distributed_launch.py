@@ -1,4 +1,4 @@
-"""Who started a process, and whether that is what the configuration asks for."""
+"""Detection of a process's launcher, and its match with the configuration."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from echo_pl.distributed.agree import slurm_environment, together
 from echo_pl.distributed.fsdp2 import FSDP2Strategy
 from echo_pl.distributed.launch import Launch, check_world_size, detect, warn_of_idle_tasks
 from echo_pl.runs.assemble import cluster_environment
+
+pytestmark = pytest.mark.slow
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "abc", "RANK": "3", "LOCAL_RANK": "1",
@@ -55,13 +57,13 @@ def test_a_job_s_script_is_no_step_of_tasks(change):
 
 
 @pytest.mark.parametrize(("tasks", "per_node"), [("7", "4,3"), ("8", "5,3"), ("8", "3(x2),2")])
-def test_uneven_tasks_are_refused(tasks, per_node):
+def test_uneven_tasks_are_rejected(tasks, per_node):
     detect({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"})
     with pytest.raises(ValueError, match=f"{tasks} tasks on 2 nodes"):
         detect({**SRUN, "SLURM_STEP_NUM_TASKS": tasks, "SLURM_STEP_TASKS_PER_NODE": per_node})
 
 
-def test_tasks_that_nobody_starts_are_said(caplog):
+def test_tasks_that_no_launcher_starts_are_reported(caplog):
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
     warn_of_idle_tasks(detect(job), job)
     assert "this SLURM job has 2 tasks, and srun started none of them" in caplog.text
@@ -83,7 +85,7 @@ def test_in_a_job_without_srun_lightning_starts_processes_itself(monkeypatch):
     assert not environment.creates_processes_externally
 
 
-def test_tasks_that_lightning_refuses_are_one_message(monkeypatch):
+def test_tasks_that_lightning_rejects_are_one_message(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
     with pytest.raises(ValueError, match=r"SLURM: .*--ntasks-per-node"):

@@ -10,6 +10,8 @@ import torch
 
 from echo_pl.io import memory
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_peak_has_seen_what_was_allocated():
     held = torch.ones(20_000_000)

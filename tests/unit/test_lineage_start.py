@@ -21,7 +21,7 @@ from echo_pl.runs.start import read_start
 
 @dataclass(frozen=True)
 class Data:
-    """What of the data a checkpoint must be matched with."""
+    """Properties of the data that a checkpoint must match."""
 
     fingerprint: str = "f00d"
     vocabulary_fingerprint: str = "cafe"
@@ -41,7 +41,7 @@ def lineage(config: DictConfig) -> StageRecord:
 
 
 @pytest.mark.parametrize("stage", ["rad", "dcd"])
-def test_other_blocks_are_refused_with_the_option_that_allows_them(tmp_path, vlm, stage):
+def test_other_blocks_are_rejected_with_the_option_that_allows_them(tmp_path, vlm, stage):
     path = write_checkpoint(tmp_path / "rad.ckpt", vlm, record("rad", block_size=4))
     with pytest.raises(ValueError, match=r"trained with block_size 4, this run has 8; give block_size=4, or start_block_size=4 to"):
         read_start(config(tmp_path, f"stage={stage}", "block_size=8", f"start={path}"))
@@ -76,7 +76,7 @@ def test_a_student_teaches_only_when_asked_and_rounds_are_counted(tmp_path, vlm)
     assert lineage(config(tmp_path, "stage=dcd", f"start={of_before}", "start_stage=dcd")).distillation_round == 2
 
 
-def test_asked_for_a_student_another_stage_is_refused(tmp_path, vlm):
+def test_asked_for_a_student_another_stage_is_rejected(tmp_path, vlm):
     base = write_checkpoint(tmp_path / "rad.ckpt", vlm, record("rad"))
     with pytest.raises(ValueError, match=r"rad.ckpt is a checkpoint of stage 'rad', needed is one of 'dcd'"):
         read_start(config(tmp_path, "stage=dcd", f"start={base}", "start_stage=dcd"))
@@ -86,7 +86,7 @@ def test_asked_for_a_student_another_stage_is_refused(tmp_path, vlm):
     ("stage", "start_stage", "possible"),
     [("rad", "dcd", "pretrain or rad"), ("dcd", "pretrain", "rad or dcd"), ("pretrain", "rad", "warmup or pretrain")],
 )
-def test_a_start_stage_that_makes_no_sense_is_refused(tmp_path, vlm, stage, start_stage, possible):
+def test_a_start_stage_that_makes_no_sense_is_rejected(tmp_path, vlm, stage, start_stage, possible):
     path = write_checkpoint(tmp_path / "some.ckpt", vlm, record(start_stage))
     with pytest.raises(ValueError, match=f"stage {stage} starts from {possible}, got start_stage={start_stage}"):
         read_start(config(tmp_path, f"stage={stage}", f"start={path}", f"start_stage={start_stage}"))

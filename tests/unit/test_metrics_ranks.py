@@ -10,6 +10,8 @@ import pytest
 import torch.multiprocessing as mp
 from metric_reports import on_rank, reports, scored
 
+pytestmark = pytest.mark.slow
+
 SHARES = {"uneven": [[0, 3, 4, 5, 6], [1, 2]], "one has none": [[0, 1, 2, 3, 4, 5, 6], []]}
 
 

@@ -23,11 +23,13 @@ from echo_pl.data.pipeline.parts import Parts
 from echo_pl.data.pipeline.run import prepare
 from echo_pl.data.pipeline.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings(
     shard_size=5, work_size=6, val_share=0.2, test_share=0.2, near_duplicates=0.9, chinese_share=0.5, general_weight=0.3
 )
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree")
-"""Audit events of what changes the disk; opening a file to write is another, told by its mode."""
+"""Audit events of what changes the disk; opening a file to write is another, known by its mode."""
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def run_until(out: Path, parts: Parts, number: int) -> int:
 
 
 def count_changes(out: Path, parts: Parts) -> int:
-    """How many changes to the disk a whole run makes."""
+    """Number of changes to the disk that a whole run makes."""
     low, high = 0, 1
     while (ended := run_until(out / f"high-{high}", parts, high)) != 0:
         assert ended == -signal.SIGKILL
@@ -144,7 +146,7 @@ def test_killed_again_and_again(parts, wanted, tmp_path, seed):
 
 
 def test_killed_by_the_clock(parts, wanted, tmp_path):
-    """Where the process happens to be, in Python or out of it."""
+    """At any place of the process, in Python code or native code."""
     rng = np.random.default_rng(7)
 
     def work() -> None:

@@ -41,8 +41,8 @@ FIRST = {
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory) -> Path:
-    said = "There is a {} mm nodule in the right upper lobe."
-    rows = (row(n, findings=said.format(30 + n), impression="Nodule in the right upper lobe.") for n in range(STUDIES))
+    finding = "There is a {} mm nodule in the right upper lobe."
+    rows = (row(n, findings=finding.format(30 + n), impression="Nodule in the right upper lobe.") for n in range(STUDIES))
     return write_dataset(tmp_path_factory.mktemp("source"), rows)
 
 
@@ -81,13 +81,13 @@ def test_every_fault_is_survived_and_a_rerun_sends_no_answered_request(table, tm
     out, answers = tmp_path / "one", tmp_path / "answers"
     with EndpointStub(answer) as stub:
         assert run(table, out, answers, stub, timeout=2.0) == 3
-        said = capsys.readouterr()
-        assert "to review: 1, see review.jsonl (normalize: not_json 1)" in said.out
-        assert "mm nodule" not in said.out + said.err
+        printed = capsys.readouterr()
+        assert "to review: 1, see review.jsonl (normalize: not_json 1)" in printed.out
+        assert "mm nodule" not in printed.out + printed.err
         answered = f"{len(stub.requests)} requests, {STUDIES - 1} questions answered and 0 found in the cache"
-        assert f"llm-m-prompt1-en: {answered}" in said.out
-        assert "rate_limit 1" in said.out
-        assert "given up: not_json 1" in said.out
+        assert f"llm-m-prompt1-en: {answered}" in printed.out
+        assert "rate_limit 1" in printed.out
+        assert "given up: not_json 1" in printed.out
         assert sum(shard.samples for shards in CorpusIndex.load(out).splits.values() for shard in shards) == STUDIES - 1
         assert all(asked[study] >= 2 for study in FIRST)
         assert asked[HOPELESS] == 5

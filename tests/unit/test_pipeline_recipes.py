@@ -1,4 +1,4 @@
-"""How the pipeline's own parts are put together: what makes two reports duplicates, and what a translator is not asked."""
+"""The pipeline's own parts together: keys of duplicates, and texts that skip the translator."""
 
 from __future__ import annotations
 

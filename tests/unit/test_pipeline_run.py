@@ -94,7 +94,7 @@ def test_the_card_counts(made):
     assert "the heart is large" not in text
 
 
-def test_the_same_command_finds_it_and_another_is_refused(made, table):
+def test_the_same_command_finds_it_and_another_is_rejected(made, table):
     out, corpus = made
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     again = prepare(out, SMALL, make_parts(table))
@@ -116,7 +116,7 @@ def test_bytes_do_not_depend_on_the_place_the_work_files_or_the_workers(made, ta
     assert {name: content for name, content in files_of(tmp_path / "coarse").items() if name.endswith(".tar")} == tars
 
 
-def test_what_is_left_out_is_named_and_counted_and_the_run_goes_on(tmp_path):
+def test_skipped_studies_are_named_and_counted_and_the_run_continues(tmp_path):
     rows = [row(number) for number in range(20)]
     rows[1] |= {"findings": GARBLED}
     rows[2] |= {"findings": f"{LOSSY} lung."}
@@ -176,10 +176,10 @@ def test_an_image_that_cannot_be_used_is_lost_alone_and_named(tmp_path):
     assert corpus.card.record["left_out"]["reject"] == {"images: empty_file": 1}
     assert (corpus.card.lost_images, corpus.card.rejected) == (2, 1)
     assert corpus.card.record["notes"]["without some of its images"] == 2
-    told = {(one["key"], one["kind"]): one["detail"] for one in lines_of(tmp_path / "out" / "rejects.jsonl")}
-    assert told[("s0000", "image")] == "a0.png"
-    assert told[("s0001", "image")].startswith("b1.png: ")
-    assert told[("s0002", "reject")] == "a2.png: it has 0 bytes; b2.png: it has 0 bytes"
+    rejects = {(one["key"], one["kind"]): one["detail"] for one in lines_of(tmp_path / "out" / "rejects.jsonl")}
+    assert rejects[("s0000", "image")] == "a0.png"
+    assert rejects[("s0001", "image")].startswith("b1.png: ")
+    assert rejects[("s0002", "reject")] == "a2.png: it has 0 bytes; b2.png: it has 0 bytes"
 
 
 def test_report_text_is_in_no_log_and_no_error(tmp_path, caplog, capsys):
@@ -188,8 +188,8 @@ def test_report_text_is_in_no_log_and_no_error(tmp_path, caplog, capsys):
     rows[1] |= {"findings": GARBLED}
     table = write_dataset(tmp_path / "source", rows)
     prepare(tmp_path / "out", SMALL, make_parts(table), progress=True)
-    said = capsys.readouterr()
-    assert SECRET not in caplog.text + said.out + said.err
+    printed = capsys.readouterr()
+    assert SECRET not in caplog.text + printed.out + printed.err
     assert SECRET not in (tmp_path / "out" / "README.md").read_text() + (tmp_path / "out" / "card.json").read_text()
 
 
@@ -359,10 +359,10 @@ class _Noted:
 
 def test_bars_write_little_into_a_log(table, tmp_path, capsys):
     prepare(tmp_path / "out", replace(SMALL, work_size=1), make_parts(table), progress=True)
-    said = capsys.readouterr().err
-    assert "shards" in said
-    assert "40/40" in said
-    assert said.count("\r") < 20  # of 40 files in each of three steps
+    printed = capsys.readouterr().err
+    assert "shards" in printed
+    assert "40/40" in printed
+    assert printed.count("\r") < 20  # of 40 files in each of three steps
 
 
 def test_a_folder_with_other_things_is_not_written_to(tmp_path, table):
@@ -387,6 +387,6 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path):
     ("setting", "value"),
     [("shard_size", 0), ("seed", -1), ("val_share", 0.95), ("near_duplicates", 1.5), ("chinese_share", 2.0), ("splits", "random")],
 )
-def test_settings_out_of_range_are_refused(setting, value):
+def test_settings_out_of_range_are_rejected(setting, value):
     with pytest.raises(ValueError, match=setting):
         replace(SMALL, **{setting: value})

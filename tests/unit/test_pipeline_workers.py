@@ -15,6 +15,8 @@ import pytest
 from echo_pl.io.stop_signals import SignalledError, stop_on_signals
 from echo_pl.io.workers import Workers
 
+pytestmark = pytest.mark.slow
+
 
 def square(number: int) -> int:
     return number * number
@@ -59,12 +61,12 @@ def test_every_task_is_done_once(count):
             list(workers.run(fail, range(1)))
 
 
-def test_a_worker_that_dies_is_said():
+def test_a_dead_worker_is_reported():
     with pytest.raises(RuntimeError, match="a worker process has died"), Workers(1) as workers:
         list(workers.run(die, range(2)))
 
 
-def test_a_number_below_none_is_refused():
+def test_a_negative_number_is_rejected():
     with pytest.raises(ValueError, match="-1"):
         Workers(-1)
 

@@ -87,7 +87,7 @@ def test_stages_are_preferred_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"stage": "rad"}'])
-def test_an_unreadable_record_is_said_and_left_out(tmp_path, caplog, content):
+def test_an_unreadable_record_is_reported_and_skipped(tmp_path, caplog, content):
     make(tmp_path, "good", time="2026-01-01T00:00:00")
     (make(tmp_path, "bad", time="2026-01-02T00:00:00") / "run.json").write_text(content, encoding="utf-8")
     with caplog.at_level(logging.WARNING):
@@ -105,7 +105,7 @@ def test_what_did_not_finish_can_be_resumed(tmp_path):
     assert newest_unfinished(tmp_path, "pretrain", "Tiny", "synthetic") is None
 
 
-def test_too_little_disk_is_refused_before_anything_begins(tmp_path, monkeypatch):
+def test_too_little_disk_is_an_error_before_anything_begins(tmp_path, monkeypatch):
     check_free_disk(tmp_path / "outputs", 0.0)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2.5e9))
     check_free_disk(tmp_path, 2.4)

@@ -1,4 +1,4 @@
-"""Ways of decoding that do not exist are refused with the value named."""
+"""Unknown decoding settings are rejected with the value named."""
 
 from __future__ import annotations
 

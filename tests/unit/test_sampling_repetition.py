@@ -1,4 +1,4 @@
-"""What counts as a repetition loop: the end of a report, against a plain search."""
+"""Detection of repetition loops at the end of a report, against a plain search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored trajectories: the same back, torn or foreign ones refused, and what collecting keeps and drops."""
+"""Stored trajectories: the same back, torn or foreign ones rejected, and what collecting keeps and drops."""
 
 from __future__ import annotations
 

@@ -20,6 +20,8 @@ from echo_pl.sampling.trajectory_writer import TrajectoryWriter
 from echo_pl.stages.validation import TextTools
 from echo_pl.structs import ReportText
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def text() -> TextTools:

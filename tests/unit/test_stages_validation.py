@@ -1,4 +1,4 @@
-"""What a stage logs of the reports it decodes in validation, and where the sums are kept."""
+"""Values that a stage logs of reports decoded in validation, and the devices of their sums."""
 
 from __future__ import annotations
 

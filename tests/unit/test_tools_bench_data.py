@@ -9,6 +9,8 @@ from commands import command
 
 from echo_pl.bench.data import ratios, timed
 
+pytestmark = pytest.mark.slow
+
 main = command("bench", "data")
 
 
@@ -23,11 +25,11 @@ def test_a_row_for_every_way(tmp_path, capsys):
         "batches_http_cached",
         "batches_http_uncached",
     }
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name, row in record["rows"].items():
         assert len(row["seconds"]) == (2 if name.startswith("batches") else 10)
         assert row["samples_per_second"] > 0
-        assert f"{name} " in said
+        assert f"{name} " in printed
 
 
 def test_ratios_are_of_one_round():

@@ -19,6 +19,8 @@ from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.diffusion.block_mask import CLEAN, AttentionRule, response_coords
 from echo_pl.runs.checkpoint_files import describe, from_hf, merge, to_hf
 
+pytestmark = pytest.mark.slow
+
 main = command("checkpoint")
 
 
@@ -103,7 +105,7 @@ def test_a_foreign_folder_says_nothing_of_stages(exported, tmp_path):
         from_hf(folder, tmp_path / "x.ckpt", stage="dcd", block_size=8)
 
 
-def test_what_does_not_fit_is_refused_and_nothing_is_left(checkpoint, data, data_root, tmp_path):
+def test_a_model_that_does_not_fit_is_rejected_and_nothing_is_left(checkpoint, data, data_root, tmp_path):
     own = (*SIZES, f"data_root={data_root}")
     with pytest.raises(ValueError, match=r"does not fit the (model|backbone)"):
         to_hf(checkpoint, tmp_path / "out", None, (*own, "backbone.factory.layers=3"))

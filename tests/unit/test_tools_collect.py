@@ -21,6 +21,8 @@ from echo_pl.runs.assemble import text_tools
 from echo_pl.sampling.trajectory_store import TrajectoryStore
 from echo_pl.stages.dcd import DCDModule
 
+pytestmark = pytest.mark.slow
+
 STUDIES, AT_ONCE = 11, 4
 SDTT = DirectConditional(config=DistillationConfig(step_weight="none", eos_weight=0.0), name="sdtt")
 TINY = ("width", "layers", "heads", "key_heads", "mlp_width", "vision_width", "vision_layers", "vision_heads", "vision_mlp_width")
@@ -88,7 +90,7 @@ def test_one_pass_is_in_the_order_of_the_shards_and_leaves_nothing_out(folder):
     assert len(corpus(folder, limit_train=None).train_batches_once(7)) == 3
 
 
-def test_a_study_beyond_the_collection_is_refused_and_not_taken_for_a_dropped_one(folder, store):
+def test_a_study_beyond_the_collection_is_rejected_and_not_taken_for_a_dropped_one(folder, store):
     beyond = list(corpus(folder, limit_train=STUDIES + 1).train_batches_once(1))[-1]
     module = stage(folder, trajectories=str(store.folder), objective=SequenceLevel())
     with pytest.raises(ValueError, match=rf"no trajectory of sample '{beyond.keys[0]}' .* \(11 studies .*stage.limit_train"):
@@ -174,7 +176,7 @@ def test_reverse_kl_from_the_top_of_distributions_warns_with_the_way_out(folder,
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--studies", "0", "--out", "x"], "'--studies'"),
         (["--studies", "4", "--out", "x", "--batch-size", "0"], "'--batch-size'"),
@@ -184,12 +186,12 @@ def test_reverse_kl_from_the_top_of_distributions_warns_with_the_way_out(folder,
         (["--studies", "4", "--out", "x", "--keep", "4", "--no-distributions"], "give --keep or --no-distributions"),
     ],
 )
-def test_unused_options_are_an_error(capsys, options, said):
+def test_unused_options_are_an_error(capsys, options, message):
     assert command("trajectories", "collect")(options) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_more_studies_than_there_are_is_said(folder, tmp_path, caplog):
+def test_more_studies_than_exist_are_reported(folder, tmp_path, caplog):
     _, counts = collect_trajectories(config(folder, "stage.limit_train=1000"), tmp_path / "all", distributions=False)
     there = counts.kept + counts.dropped_loops + counts.dropped_endless
     assert f"the corpus has {there} training studies, 1000 were asked for: all of them are decoded" in caplog.text
@@ -199,7 +201,7 @@ def data_vocabulary(folder: Path) -> int:
     return corpus(folder).vocab_size
 
 
-def test_threads_are_set_and_unknown_keys_refused(folder):
+def test_threads_are_set_and_unknown_keys_rejected(folder):
     with pytest.raises(FileExistsError):
         collect_trajectories(config(folder, "threads=2"), folder)
     assert torch.get_num_threads() == 2

@@ -18,6 +18,8 @@ from echo_pl.metrics.suite import JUDGED_COUNTS
 from echo_pl.sweeps.contrasts import COUNTS, StudyCounts, contrasts
 from echo_pl.sweeps.pareto import Measured
 
+pytestmark = pytest.mark.slow
+
 main = command("compare")
 
 
@@ -51,7 +53,7 @@ KEYS = tuple(f"study{number}" for number in range(40))
 
 
 def counts(right: int, rouge: float, references: str = "of the corpus") -> StudyCounts:
-    """Of a model that finds the one finding of so many of 40 studies, and nothing else; every report has the same ROUGE-L."""
+    """Scores of a model that detects the one finding in this many of 40 studies; ROUGE-L is the same for all."""
     hits = [float(place < right) for place in range(40)]
     rows = [[1.0, rouge, 0.0, 1.0, 0.0, 0.0, hit, 0.0, 1.0 - hit, 2.0, 2.0, 1.0] for hit in hits]
     return StudyCounts(
@@ -108,13 +110,13 @@ def test_students_are_held_against_their_ar_model_and_against_the_baselines(coun
     assert better["comparison"]["p"] == pytest.approx(1 / 1000)
     assert better["corrected"] == pytest.approx(12 / 1000), "Holm: the smallest of 12 tests"
     assert tests["ce", "dcd", 8, "finding_f1"]["comparison"]["p"] == 1.0
-    said = capsys.readouterr().out
-    assert "tilted, L=8 against ce" in said
-    assert "tilted, L=4 was not tested against dcd: no cell of this block size is of it" in said
-    assert "raw, L=8 was not tested against ce, L=8: other studies, or other references of them" in said
+    printed = capsys.readouterr().out
+    assert "tilted, L=8 against ce" in printed
+    assert "tilted, L=4 was not tested against dcd: no cell of this block size is of it" in printed
+    assert "raw, L=8 was not tested against ce, L=8: other studies, or other references of them" in printed
     command = ["echo-pl", "compare", "--mlflow", counted, "--out", str(tmp_path), "--rounds", "999"]
     assert shlex.join(command) in (tmp_path / "compare.md").read_text()
-    assert "tilted-L8-s2 has no counts by study, so it is in no test" in said
+    assert "tilted-L8-s2 has no counts by study, so it is in no test" in printed
     assert "against each other" in (tmp_path / "compare.md").read_text()
     assert "against each other" in (tmp_path / "index.html").read_text()
 
@@ -126,15 +128,15 @@ def run(monkeypatch, *arguments: str) -> int:
 
 def test_the_table_the_front_and_what_is_missing(uri, monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, "--mlflow", uri, "--sweep", "lab", "--out", str(tmp_path)) == 0
-    said = capsys.readouterr().out
-    assert "0.820 [0.566, 1.074]" in said, "mean 0.82, standard error 0.02, t of one degree of freedom 12.706"
-    assert "Pareto front of finding_f1 against nfe (fewest last): ar < dcd, L=8" in said
-    assert "ce-L8-s1 failed: the power is gone" in said
-    assert "ddo-L8-s0 has no scores yet (scheduled)" in said
-    assert "ce, L=8 lacks seed 1 of 0, 1" in said
-    assert "ar lacks seed 1 of 0, 1" in said
-    assert "ddo, L=8 lacks seed 0, 1 of 0, 1" in said
-    assert "no cell that" not in said
+    printed = capsys.readouterr().out
+    assert "0.820 [0.566, 1.074]" in printed, "mean 0.82, standard error 0.02, t of one degree of freedom 12.706"
+    assert "Pareto front of finding_f1 against nfe (fewest last): ar < dcd, L=8" in printed
+    assert "ce-L8-s1 failed: the power is gone" in printed
+    assert "ddo-L8-s0 has no scores yet (scheduled)" in printed
+    assert "ce, L=8 lacks seed 1 of 0, 1" in printed
+    assert "ar lacks seed 1 of 0, 1" in printed
+    assert "ddo, L=8 lacks seed 0, 1 of 0, 1" in printed
+    assert "no cell that" not in printed
     record = json.loads((tmp_path / "compare.json").read_text())
     assert [(one["objective"], one["block_size"], one["seeds"]) for one in record["groups"]] == [
         ("ar", 1, [0]), ("ce", 8, [0]), ("dcd", 8, [0, 1])

@@ -10,6 +10,8 @@ import pytest
 
 from echo_pl.sweeps.demo import STEPS, Demo, DemoSettings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def demo(tmp_path) -> Demo:

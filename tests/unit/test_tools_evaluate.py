@@ -28,6 +28,8 @@ from echo_pl.reports.labeller import Labeller
 from echo_pl.sampling import BlockSampler, TrajectoryRecorder
 from echo_pl.structs import ReportText
 
+pytestmark = pytest.mark.slow
+
 GOOD = {"findings": "the lungs are clear. there is a small left pleural effusion.", "impression": "left pleural effusion."}
 CLEAR = {"findings": "the lungs are clear. the heart is normal in size.", "impression": "no acute cardiopulmonary disease."}
 FAST = ["--resamples", "20", "--rounds", "50"]
@@ -83,7 +85,7 @@ def test_results_are_whole_and_can_be_read_again(inputs, tmp_path, monkeypatch, 
     assert read_predictions(again) == read_predictions(out)
 
 
-def refused(monkeypatch, capsys, *arguments: object, status: int = 2) -> str:
+def failure(monkeypatch, capsys, *arguments: object, status: int = 2) -> str:
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, *arguments, *(() if "--upload" in arguments else FAST))
     assert caught.value.code == status
@@ -94,7 +96,7 @@ def test_ids_that_do_not_match_are_listed_whole_in_a_file(tmp_path, monkeypatch,
     predictions, references = files(
         tmp_path, {f"p{i}": GOOD for i in range(14)}, [{"sample_id": f"r{i}", "ground_truth": GOOD} for i in range(3)]
     )
-    error = refused(monkeypatch, capsys, "--predictions", predictions, "--references", references, "--out", tmp_path / "out")
+    error = failure(monkeypatch, capsys, "--predictions", predictions, "--references", references, "--out", tmp_path / "out")
     assert "14 ids only in predictions" in error
     assert "3 only in references (r0, r1, r2)" in error
     lists = json.loads((tmp_path / "out" / "unmatched_ids.json").read_text())
@@ -111,7 +113,7 @@ def test_equal_ids_of_other_studies_are_not_compared(inputs, tmp_path, monkeypat
     other = tmp_path / "other.json"
     other.write_text(json.dumps(elsewhere), encoding="utf-8")
     out = ["--against", other, "--out", tmp_path / "two"]
-    error = refused(monkeypatch, capsys, "--predictions", tmp_path / "one", *out)
+    error = failure(monkeypatch, capsys, "--predictions", tmp_path / "one", *out)
     assert "3 of 6 studies have another reference in the other run: s1, s3, s5" in error
     run(monkeypatch, *base, *out, *FAST)
     assert (tmp_path / "two" / "aggregate.json").is_file(), "with --references both are scored against one set"
@@ -133,7 +135,7 @@ def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inp
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out", "--against", tmp_path / "other.json"]
     chinese = {"findings": "双肺野清晰。", "impression": "未见异常。"}
     (tmp_path / "other.json").write_text(json.dumps({f"s{i}": chinese if i < 4 else GOOD for i in range(6)}), encoding="utf-8")
-    error = refused(monkeypatch, capsys, *base)
+    error = failure(monkeypatch, capsys, *base)
     assert "4 of 6 predictions of the other run are not in language 'en'" in error
     assert not (tmp_path / "out").exists()
     odd = {"s1": chinese, "s2": "no headings", "s4": "none here either"}
@@ -148,7 +150,7 @@ def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inp
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--studies", "3"], "--studies is for --checkpoint; all of --predictions are scored"),
         (["--split", "test"], "--split is for --checkpoint"),
@@ -161,9 +163,9 @@ def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inp
         (["--upload", "x", "--mlflow", "sqlite:///x.db"], "leave out --predictions, --references, --out"),
     ],
 )
-def test_unused_options_are_an_error(inputs, tmp_path, monkeypatch, capsys, options, said):
+def test_unused_options_are_an_error(inputs, tmp_path, monkeypatch, capsys, options, message):
     where = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
-    assert said in refused(monkeypatch, capsys, *where, *options)
+    assert message in failure(monkeypatch, capsys, *where, *options)
     assert not (tmp_path / "out").exists()
 
 
@@ -172,7 +174,7 @@ def test_references_without_the_scored_section_are_an_error(inputs, tmp_path, mo
     references[2]["ground_truth"] = {"findings": "", "impression": "normal."}
     inputs[1].write_text(json.dumps(references))
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
-    error = refused(monkeypatch, capsys, *base, "--sections", "findings")
+    error = failure(monkeypatch, capsys, *base, "--sections", "findings")
     assert "1 of 6 references have no findings: s2; score --sections both" in error
     run(monkeypatch, *base, "--sections", "impression", *FAST)
 
@@ -182,16 +184,17 @@ def test_a_late_error_keeps_an_older_evaluation(by, inputs, tmp_path, monkeypatc
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
     run(monkeypatch, *base, *FAST)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert by in refused(monkeypatch, capsys, *base, "--overwrite", "--worst-by", by)
+    assert by in failure(monkeypatch, capsys, *base, "--overwrite", "--worst-by", by)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 @pytest.mark.parametrize(
-    ("device", "said"), [("nonsense", "must be cpu, cuda or"), ("cpu:9x", "must be cpu, cuda or"), ("cuda:99", "GPUs that torch")]
+    ("device", "message"),
+    [("nonsense", "must be cpu, cuda or"), ("cpu:9x", "must be cpu, cuda or"), ("cuda:99", "GPUs that torch")],
 )
-def test_an_invalid_device_is_an_error(device, said, inputs, tmp_path, monkeypatch, capsys):
+def test_an_invalid_device_is_an_error(device, message, inputs, tmp_path, monkeypatch, capsys):
     base = ["--predictions", inputs[0], "--out", tmp_path / "out", "--language-model", tmp_path, "--device", device]
-    assert said in refused(monkeypatch, capsys, *base)
+    assert message in failure(monkeypatch, capsys, *base)
 
 
 def test_scoring_that_fails_leaves_no_figures_of_older_reports(inputs, tmp_path, monkeypatch, capsys):
@@ -201,13 +204,13 @@ def test_scoring_that_fails_leaves_no_figures_of_older_reports(inputs, tmp_path,
     decoded = Decoded(name="x", cases=[case], judge=None, about={}, images=lambda keys: {})
     monkeypatch.setattr(evaluate_checkpoint, "decode_checkpoint", lambda *options: decoded)
     (tmp_path / "no-model").mkdir()
-    error = refused(
+    error = failure(
         monkeypatch, capsys, "--checkpoint", inputs[0], "--out", out, "--overwrite", "--language-model", tmp_path / "no-model"
     )
     assert "cannot be loaded" in error
     assert [file.name for file in out.iterdir()] == ["reports.jsonl"]
     assert list(read_predictions(out)) == ["new"]
-    assert "not the folder of a finished evaluation" in refused(monkeypatch, capsys, "--upload", out, "--mlflow", "sqlite:///x.db")
+    assert "not the folder of a finished evaluation" in failure(monkeypatch, capsys, "--upload", out, "--mlflow", "sqlite:///x.db")
 
 
 def test_the_command_to_reproduce_is_one_that_works(inputs, tmp_path, monkeypatch):
@@ -218,9 +221,9 @@ def test_the_command_to_reproduce_is_one_that_works(inputs, tmp_path, monkeypatc
         echo_pl_main()
     assert not caught.value.code
     first = (out / "report.md").read_text()
-    (said,) = re.findall(r"## How to reproduce\n\n```sh\n(.*)\n```", first)
-    assert said == shlex.join(["echo-pl", "evaluate", *map(str, base)])
-    monkeypatch.setattr("sys.argv", shlex.split(said))
+    (shown,) = re.findall(r"## How to reproduce\n\n```sh\n(.*)\n```", first)
+    assert shown == shlex.join(["echo-pl", "evaluate", *map(str, base)])
+    monkeypatch.setattr("sys.argv", shlex.split(shown))
     with pytest.raises(SystemExit) as caught:
         echo_pl_main()
     assert not caught.value.code
@@ -241,7 +244,7 @@ def test_invalid_options_are_reported_before_anything_is_written(inputs, tmp_pat
         (["--level", "2"], "level must be in (0, 1)"),
         (["--against", tmp_path / "gone.json"], "--against: there is no"),
     ):
-        assert message in refused(monkeypatch, capsys, *base, *more)
+        assert message in failure(monkeypatch, capsys, *base, *more)
     assert not out.exists()
 
 
@@ -296,7 +299,7 @@ def test_real_reports_are_read_by_the_labeller_by_default(language, tmp_path, mo
 def test_an_evaluation_is_overwritten_only_on_request(inputs, tmp_path, monkeypatch, capsys):
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out", *FAST]
     run(monkeypatch, *base)
-    assert "there is an evaluation in" in refused(monkeypatch, capsys, *base)
+    assert "there is an evaluation in" in failure(monkeypatch, capsys, *base)
     run(monkeypatch, *base, "--overwrite")
 
 
@@ -305,13 +308,13 @@ def test_a_server_that_is_down_loses_nothing_and_the_upload_works_later(inputs, 
     out, database = tmp_path / "my reports", f"sqlite:///{tmp_path / 'later' / 'mlflow.db'}"
     base = ["--predictions", inputs[0], "--references", inputs[1], "--out", out]
     where = ["--mlflow", "http://127.0.0.1:9", "--experiment", "one step"]
-    error = refused(monkeypatch, capsys, *base, *where, status=1)
+    error = failure(monkeypatch, capsys, *base, *where, status=1)
     assert f"the evaluation is whole in {out}" in error
-    said = shlex.join(["echo-pl", "evaluate", "--upload", str(out), *where])
-    assert f"upload it later: {said}\n" in error
+    upload = shlex.join(["echo-pl", "evaluate", "--upload", str(out), *where])
+    assert f"upload it later: {upload}\n" in error
     assert (out / "aggregate.json").is_file()
-    error = refused(monkeypatch, capsys, "--upload", out, *where, "--mlflow-texts", status=1)
-    assert f"upload it later: {said} --mlflow-texts\n" in error
+    error = failure(monkeypatch, capsys, "--upload", out, *where, "--mlflow-texts", status=1)
+    assert f"upload it later: {upload} --mlflow-texts\n" in error
     run(monkeypatch, "--upload", out, "--mlflow", database)
     client = mlflow.MlflowClient(database)
     (found,) = client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])
@@ -320,10 +323,10 @@ def test_a_server_that_is_down_loses_nothing_and_the_upload_works_later(inputs, 
     assert found.data.metrics["eval/bleu_2_low"] <= found.data.metrics["eval/bleu_2"]
     assert [one.path for one in client.list_artifacts(found.info.run_id)] == ["aggregate.json"], "texts are not logged unasked"
     assert not Path("mlruns").exists()
-    assert "is not the folder of a finished evaluation" in refused(monkeypatch, capsys, "--upload", tmp_path, "--mlflow", database)
-    assert "--upload needs --mlflow" in refused(monkeypatch, capsys, "--upload", out)
+    assert "is not the folder of a finished evaluation" in failure(monkeypatch, capsys, "--upload", tmp_path, "--mlflow", database)
+    assert "--upload needs --mlflow" in failure(monkeypatch, capsys, "--upload", out)
     for unused in (("--studies", "3"), ("--resamples", "20"), ("--worst", "3"), ("--language", "zh"), ("--overwrite",)):
-        error = refused(monkeypatch, capsys, "--upload", out, "--mlflow", database, *unused)
+        error = failure(monkeypatch, capsys, "--upload", out, "--mlflow", database, *unused)
         assert f"--upload logs a finished evaluation: leave out {unused[0]}" in error
 
 
@@ -452,17 +455,17 @@ def test_an_unwritable_folder_is_reported_before_the_decode(folder, tmp_path, mo
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(evaluate_checkpoint, "decode_checkpoint", lambda *_: pytest.fail("decoded"))
     base = ["--checkpoint", folder / "dcd.ckpt", "--out", tmp_path / "file" / "out"]
-    assert "Not a directory" in refused(monkeypatch, capsys, *base, *settings(folder))
+    assert "Not a directory" in failure(monkeypatch, capsys, *base, *settings(folder))
 
 
 def test_an_empty_batch_is_an_error(folder, tmp_path, monkeypatch, capsys):
     base = ["--checkpoint", folder / "dcd.ckpt", "--out", tmp_path / "out", "--batch-size", "0"]
-    assert "0 at once" in refused(monkeypatch, capsys, *base, *settings(folder))
+    assert "0 at once" in failure(monkeypatch, capsys, *base, *settings(folder))
 
 
 def test_what_was_decoded_is_kept_when_scoring_fails(folder, tmp_path, monkeypatch, capsys):
     base = ["--checkpoint", folder / "dcd.ckpt", "--studies", "3", "--out", tmp_path / "out", "--batch-size", "3"]
-    error = refused(monkeypatch, capsys, *base, "--language-model", tmp_path, *settings(folder))
+    error = failure(monkeypatch, capsys, *base, "--language-model", tmp_path, *settings(folder))
     assert "cannot be loaded" in error
     kept = read_predictions(tmp_path / "out")
     assert len(kept) == 3

@@ -16,6 +16,8 @@ from echo_pl.config.compose import compose_config
 from echo_pl.distill.gap import last_steps, measure, students_by_block_size, table
 from echo_pl.io.run_folders import RunInfo, now_text, write_info
 
+pytestmark = pytest.mark.slow
+
 STUDIES = 6
 
 

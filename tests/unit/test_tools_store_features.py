@@ -27,6 +27,8 @@ from echo_pl.runs.stored_features import store_features
 from echo_pl.sampling import AutoregressiveSampler
 from echo_pl.structs import Batch
 
+pytestmark = pytest.mark.slow
+
 TINY = ("width", "layers", "heads", "key_heads", "mlp_width", "vision_width", "vision_layers", "vision_heads", "vision_mlp_width")
 
 
@@ -233,7 +235,7 @@ def test_other_features_are_not_written_over(folder):
         store_features(config(folder), folder / "data", "float32", 5)
 
 
-def test_another_tower_is_refused(folder):
+def test_another_tower_is_rejected(folder):
     module = rad(text_tools(data_of(folder)), folder / "other.ckpt")
     with pytest.raises(ValueError, match=r"stored vision features are of tower \w+, this model has \w+: make them anew"):
         module.configure_model()
@@ -251,12 +253,12 @@ def test_weights_loaded_later_are_another_tower(folder):
 
 
 @pytest.mark.parametrize("stage", [pretrain, warmup])
-def test_a_stage_that_trains_the_tower_refuses_them(folder, stage):
+def test_a_stage_that_trains_the_tower_rejects_them(folder, stage):
     with pytest.raises(ValueError, match=r"the vision tower is in training here.*data.stored_features=null"):
         stage(text_tools(data_of(folder))).configure_model()
 
 
-def test_other_patches_and_another_corpus_are_refused(folder, tmp_path):
+def test_other_patches_and_another_corpus_are_rejected(folder, tmp_path):
     with pytest.raises(ValueError, match=r"of another image processing: .*'max_pixels': 4096.*'max_pixels': 8192"):
         data_of(folder, max_pixels=8192).setup()
     make_synthetic(tmp_path / "corpus", train=20, val=4, test=2, seed=2, shard_size=8, progress=False)
@@ -287,7 +289,7 @@ def members(broken: Path) -> list[tuple[str, bytes]]:
         return [(member.name, tar.extractfile(member).read()) for member in tar]
 
 
-def test_anything_but_tensors_is_refused(folder, broken):
+def test_anything_but_tensors_is_rejected(folder, broken):
     rewrite(broken, [*members(broken)[:-1], ("train-0000007.pickle", b"cos\nsystem\n")])
     with pytest.raises(ValueError, match=r"holds 'train-0000007.pickle'; only plain files named \*.safetensors"):
         batches(folder, str(broken))

@@ -32,6 +32,8 @@ from echo_pl.sweeps.plan import SweepPart, parts
 from echo_pl.sweeps.record import SweepRecord
 from echo_pl.sweeps.sweep import Progress
 
+pytestmark = pytest.mark.slow
+
 OWN = ["threads=1", "min_free_gb=0", "sweep=lab", "backbone.needs_warmup=false", *SIZES]
 
 
@@ -121,10 +123,10 @@ def test_a_failure_takes_along_what_starts_from_it_and_a_second_start_makes_what
     runs.broken = "rad-L4"
     assert command(monkeypatch, data_root, tmp_path, *AXES) == 1
     assert kinds(runs.made) == ["pretrain-s0", "rad-L8-s0", "trajectories-L8-s0", "dcd-L8-s0"]
-    said = capsys.readouterr().err
-    assert "echo-pl: 3 of 7 parts of the sweep are missing:" in said
-    assert ": the power is gone\n    (" in said
-    assert said.count("not begun: it starts from rad-L4-s0-") == 2
+    printed = capsys.readouterr().err
+    assert "echo-pl: 3 of 7 parts of the sweep are missing:" in printed
+    assert ": the power is gone\n    (" in printed
+    assert printed.count("not begun: it starts from rad-L4-s0-") == 2
     found = cells(tmp_path)
     assert sorted(status for status, *_ in found.values()) == ["FAILED"] * 2 + ["FINISHED"] * 3
     first, runs.made, runs.broken = set(runs.made), [], None
@@ -240,7 +242,7 @@ def test_unsuitable_jobs_are_an_error(data_root, tmp_path):
     ("ablation", "way"),
     [("rad_scale", r"\+sweep\.stages\.rad\.limit_train=600,1200,2400"), ("grow", r"sweep\.grow=\[4,8\]")],
 )
-def test_ablations_of_teachers_are_refused_with_the_way_a_sweep_has(runs, monkeypatch, data_root, tmp_path, capsys, ablation, way):
+def test_ablations_of_teachers_are_rejected_with_the_way_a_sweep_has(runs, monkeypatch, data_root, tmp_path, capsys, ablation, way):
     assert command(monkeypatch, data_root, tmp_path, "block_size=4", f"ablation=dcd,{ablation}", "seed=0") == 2
     assert re.search(rf"ablation={ablation} is for single runs of stage rad, .* replace it by {way}", capsys.readouterr().err)
     assert runs.made == []
@@ -387,14 +389,14 @@ def test_mlflow_shows_the_last_measurement_and_not_the_largest(runs, monkeypatch
         monkeypatch.setattr(sweep_job, "measure", lambda part, change=change: Runs.measure(part) | {"rouge_l": 0.5 + change})
         assert command(monkeypatch, data_root, tmp_path, *AXES) == 0
         assert {metrics["rouge_l"] for *_, metrics in cells(tmp_path).values()} == {0.5 + change}
-    assert len(runs.made) == 7, "nothing was trained anew"
+    assert len(runs.made) == 7, "nothing was trained again"
 
 
 def test_a_signal_ends_the_sweep_and_is_no_failure(runs, monkeypatch, data_root, tmp_path, capsys):
-    def told(config) -> None:
+    def fail(config) -> None:
         raise pickle.loads(pickle.dumps(StoppedError(signal.SIGTERM)))  # as from a job's own process
 
-    monkeypatch.setattr(sweep_job, "run", told)
+    monkeypatch.setattr(sweep_job, "run", fail)
     one = ["block_size=4", "ablation=dcd", "seed=0", "sweep.store=false"]
     assert command(monkeypatch, data_root, tmp_path, *one) == 128 + signal.SIGTERM
     assert "start the sweep again to go on" in capsys.readouterr().err
@@ -420,10 +422,10 @@ def test_a_job_of_this_machine_ends_with_the_sweep_that_is_killed(tmp_path):
         "    time.sleep(600)\n"
         "multiprocessing.get_context('fork').Process(target=job).start()\n"
     )
-    said = tmp_path / "pid"
-    sweep = subprocess.Popen([sys.executable, str(script), str(said)])
-    until(lambda: said.is_file() and said.read_text() != "")
-    job = int(said.read_text())
+    pid_file = tmp_path / "pid"
+    sweep = subprocess.Popen([sys.executable, str(script), str(pid_file)])
+    until(lambda: pid_file.is_file() and pid_file.read_text() != "")
+    job = int(pid_file.read_text())
     os.kill(job, 0)
     sweep.kill()
     sweep.wait()
@@ -431,7 +433,7 @@ def test_a_job_of_this_machine_ends_with_the_sweep_that_is_killed(tmp_path):
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process is there, and not only its entry."""
+    """Return True if a process runs and is not only a zombie."""
     status = Path(f"/proc/{pid}/status")
     return status.is_file() and "State:\tZ" not in status.read_text()
 

@@ -18,6 +18,8 @@ from mlflow_server import Server, mlflow_server
 from echo_pl.tracking.logger import RunLogger
 from echo_pl.tracking.upload import RETRIES, Uploaded, bound_retries, find_copy, upload_run, upload_runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
