@@ -12,9 +12,7 @@ import pytest
 
 from echo_pl.data.readers.chexpert_plus import CheXpertPlusReader
 from echo_pl.data.readers.echo_json import ECHOJSONReader
-from echo_pl.data.readers.iu_kaggle import KaggleIUReader
-from echo_pl.data.readers.iu_openi import OpenIReader
-from echo_pl.data.readers.iu_r2gen import R2GenReader
+from echo_pl.data.readers.iu_xray import KaggleIUReader, OpenIReader, R2GenReader
 from echo_pl.data.readers.mimic_cxr import MIMICCXRReader
 from echo_pl.data.readers.nih_chestxray14 import NIHChestXray14Reader
 from echo_pl.data.readers.padchest_gr import PadChestGRReader

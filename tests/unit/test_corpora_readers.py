@@ -11,9 +11,7 @@ import pytest
 
 from echo_pl.data.readers.chexpert_plus import CheXpertPlusReader
 from echo_pl.data.readers.echo_json import ECHOJSONReader
-from echo_pl.data.readers.iu_kaggle import KaggleIUReader
-from echo_pl.data.readers.iu_openi import InstalledOpenIReader, OpenIReader
-from echo_pl.data.readers.iu_r2gen import R2GenReader
+from echo_pl.data.readers.iu_xray import InstalledOpenIReader, KaggleIUReader, OpenIReader, R2GenReader
 from echo_pl.data.readers.mimic_cxr import MIMICCXRReader
 from echo_pl.data.readers.nih_chestxray14 import NIHChestXray14Reader
 from echo_pl.data.readers.padchest_gr import PadChestGRReader
@@ -208,7 +206,7 @@ def test_rexgradient_in_two_folders_and_without_a_split(tmp_path, caplog):
     assert not caplog.records
     reader = ReXGradientReader(root, images=tmp_path / "deid_png")
     assert [record.getMessage() for record in caplog.records] == [
-        f"{root / 'metadata'} has no metadata of test: its studies are left out"
+        f"{root / 'metadata'} has no metadata of test: its studies are omitted"
     ]
     found = studies_of(reader)
     assert [study.key for study in found] == [study.key for study in whole[:2]]

@@ -19,8 +19,7 @@ import numpy as np
 from echo_pl.data.loading.request import CONTROL, GENERAL
 from echo_pl.data.pipeline.entries import Entry, LeftOut, encode
 from echo_pl.data.pipeline.files import write_lines
-from echo_pl.data.readers.reader import SourceImage, SourceStudy
-from echo_pl.data.readers.reading import RejectedError, find_image
+from echo_pl.data.readers.reader import NamedImage, RejectedError, SourceStudy, find_image
 from echo_pl.reports.report import RawReport
 
 logger = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ def _entry(folder: Path, key: str, line: bytes) -> Entry:
         raise RejectedError("damaged_line", "image and text must be there, as text") from None
     if CONTROL in prompt:
         raise RejectedError("control_token", "the prompt has a tokenizer's control token")
-    found: SourceImage = find_image(folder, image)
+    found = find_image(folder, NamedImage(image))
     meta = {"kind": GENERAL, **({"prompt": prompt} if prompt else {})}
     study = SourceStudy(key=key, patient=key, images=(found,), report=RawReport(findings=text), meta=meta)
     return Entry(place=-1, study=study, sizes=(os.stat(found.path).st_size,))

@@ -21,7 +21,7 @@ from echo_pl.data.pipeline.recipes import (
     folder_digest,
 )
 from echo_pl.data.pipeline.settings import Settings
-from echo_pl.data.readers.iu_openi import installed_archive
+from echo_pl.data.readers.iu_xray import installed_archive
 from echo_pl.data.readers.readers import READERS, WITHOUT_SOURCE, ReaderOption, make_reader
 from echo_pl.llm.endpoint import EndpointSpec, request_options
 from echo_pl.reports.redact import redact_report

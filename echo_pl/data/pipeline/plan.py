@@ -20,7 +20,7 @@ from typing import Final
 from echo_pl.data.pipeline.files import read_json
 from echo_pl.data.pipeline.parts import Parts
 from echo_pl.data.pipeline.settings import Settings
-from echo_pl.data.readers.reading import safe_key
+from echo_pl.data.readers.reader import safe_key
 from echo_pl.data.store.corpus_index import INDEX_NAME, CorpusIndex, check_local
 from echo_pl.io.atomic import remove_partials, write_json
 from echo_pl.io.locks import LockedError, exclusive_lock

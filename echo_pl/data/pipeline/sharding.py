@@ -25,7 +25,7 @@ from echo_pl.data.pipeline.arranging import GENERAL_FILE
 from echo_pl.data.pipeline.entries import Entry, LeftOut, decode
 from echo_pl.data.pipeline.files import read_json, read_lines
 from echo_pl.data.pipeline.listing import chunk_path
-from echo_pl.data.readers.reading import tellable
+from echo_pl.data.readers.reader import loggable_name
 from echo_pl.data.store.corpus_index import Shard
 from echo_pl.data.store.shard_writer import encode_study
 from echo_pl.data.store.study import Study
@@ -191,7 +191,7 @@ class Sharding:
                 found = load_image(image.path, self.max_pixels, root=image.root).image
                 opened.append(_GoodImage(image=found, view=image.view))
             except ImageError as error:
-                opened.append(_BadImage(reason=error.reason, detail=f"{tellable(image.path.name)}: {error.detail}"))
+                opened.append(_BadImage(reason=error.reason, detail=f"{loggable_name(image.path.name)}: {error.detail}"))
         return opened
 
     def _meta(self, entry: Entry, views: Sequence[str]) -> dict[str, str]:

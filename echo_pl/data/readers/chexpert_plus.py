@@ -1,13 +1,4 @@
-"""CheXpert-Plus: one table with a row per image, reports in it by their sections, and the images as PNG or DICOM.
-
-The columns of ``df_chexpert_plus_240401.csv`` are those of the data dictionary at aimi.stanford.edu/datasets/chexpert-plus
-(Chambon et al., arXiv 2405.19538, section 3): path_to_image, path_to_dcm, frontal_lateral, ap_pa, deid_patient_id,
-patient_report_date_order, report, section_narrative, section_clinical_history, section_history, section_comparison,
-section_technique, section_procedure_comments, section_findings, section_impression, section_end_of_impression, section_summary,
-section_accession_number, age, sex, race, ethnicity, interpreter_needed, insurance_type, recent_bmi, deceased, split.
-``path_to_image`` says .jpg where the unpacked file is a .png; the JPEGs of the older CheXpert (v1.0, v1.0-small) lie at the same
-paths. Splits are train and valid; the dataset has no test split. Findings are there for a quarter of the studies only.
-"""
+"""CheXpert-Plus: a table with a row per image and the sections of its report, and images as PNG, DICOM or JPEG."""
 
 from __future__ import annotations
 
@@ -15,10 +6,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
-from echo_pl.data.readers.image_rows import ImageRows, gather_rows
-from echo_pl.data.readers.reader import Reject, SourceStudy
-from echo_pl.data.readers.reading import RejectedError, View, find_image, find_images, known, needed, read_studies, text_report
-from echo_pl.data.readers.tables import filled, find_file, find_folder, read_csv
+from echo_pl.data.readers.reader import (
+    NamedImage,
+    Reject,
+    SourceStudy,
+    find_image,
+    find_images,
+    non_empty,
+    official_split,
+    read_studies,
+    require,
+    text_report,
+)
+from echo_pl.data.readers.tables import ImageRows, filled, find_file, find_folder, gather_rows, read_csv
 
 TABLE: Final = "df_chexpert_plus_240401.csv"
 SPLITS: Final = {"train": "train", "valid": "val"}
@@ -36,7 +36,7 @@ REQUIRED: Final = (
     "section_impression",
     "split",
 )
-# The archive of PNGs unpacks to PNG/ inside the folder that it is unpacked in; DICOM/ has a folder for each of two copies.
+# The archive of PNGs unpacks to PNG/; DICOM/ has a folder for each of two copies.
 _FOLDERS: Final = {
     "png": ("PNG/PNG", "PNG", "PNGs"),
     "dicom": ("DICOM/Uncompressed", "DICOM/Compressed", "DICOM", "DICOMs"),
@@ -46,17 +46,22 @@ _COLUMN: Final = {"png": "path_to_image", "dicom": "path_to_dcm", "jpg": "path_t
 
 
 class CheXpertPlusReader:
-    """Reads CheXpert-Plus.
+    """CheXpert-Plus: one table with a row per image and the sections of its report, images as PNG, DICOM or JPEG.
+
+    The columns of ``df_chexpert_plus_240401.csv`` are described at aimi.stanford.edu/datasets/chexpert-plus (Chambon et al.,
+    arXiv 2405.19538, section 3). ``path_to_image`` ends in .jpg although the unpacked file is a .png; the JPEGs of the older
+    CheXpert (v1.0, v1.0-small) have the same paths. Splits are train and valid; there is no test split. Only a quarter of the
+    studies have findings.
 
     Args:
-        source: the folder with the table.
-        files: which copy of the images to use.
-        images: their folder, the one that holds ``train/`` and ``valid/``; None: ``PNG``, ``DICOM`` (or ``Uncompressed`` in it)
-            or ``CheXpert-v1.0`` beside the table.
+        source: Folder of the table.
+        files: Copy of the images to use.
+        images: Folder that contains ``train/`` and ``valid/``; None: ``PNG``, ``DICOM`` (or ``Uncompressed`` in it) or
+            ``CheXpert-v1.0`` beside the table.
 
     Raises:
-        FileNotFoundError: the table or the folder is not there.
-        ValueError: ``files`` is none of these.
+        FileNotFoundError: If the table or the folder is missing.
+        ValueError: If ``files`` is none of these.
     """
 
     name = "chexpert_plus"
@@ -70,13 +75,12 @@ class CheXpertPlusReader:
             raise ValueError(f"files must be one of {list(_FOLDERS)}, got {files!r}")
         root = Path(source)
         self._table = find_file(root, TABLE, TABLE + ".gz", what="table of CheXpert-Plus")
-        names = _FOLDERS[files] if images is None else (str(Path(images).absolute()),)
-        self._images = find_folder(root, *names, what="images of CheXpert-Plus")
+        self._images = find_folder(root, *_FOLDERS[files], what="images of CheXpert-Plus", given=images)
         self._files = files
 
     def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
         """Yield the studies in the order of their first rows."""
-        entries = gather_rows(lambda: read_csv(self._table, REQUIRED), self._study, self._view)
+        entries = gather_rows(lambda: read_csv(self._table, REQUIRED), self._study, self._image)
         return read_studies(entries, self._make, skip=skip)
 
     def _study(self, row: Mapping[str, str]) -> str:
@@ -84,18 +88,17 @@ class CheXpertPlusReader:
         parts = PurePosixPath(row[_COLUMN[self._files]]).parts
         return "/".join(parts[-3:-1]) if len(parts) >= 3 else ""
 
-    def _view(self, row: Mapping[str, str]) -> View:
+    def _image(self, row: Mapping[str, str]) -> NamedImage:
         file = row[_COLUMN[self._files]]
         if self._files == "png" and file:
             file = str(PurePosixPath(file).with_suffix(".png"))
-        return View(file, filled(row["ap_pa"]) or filled(row["frontal_lateral"]))
+        return NamedImage(file, filled(row["ap_pa"]) or filled(row["frontal_lateral"]))
 
     def _make(self, key: str, rows: ImageRows) -> SourceStudy:
         row = {name: filled(cell) for name, cell in rows.first.items()}
-        needed({name: row[name] for name in ("deid_patient_id", "split")})
-        if row["split"] not in SPLITS:
-            raise RejectedError("missing_value", f"split is none of {list(SPLITS)}")
-        images, lost = find_images(rows.views, lambda one: find_image(self._images, one.file, view=one.view))
+        require({name: row[name] for name in ("deid_patient_id", "split")})
+        split = official_split(row["split"], SPLITS)
+        images, lost = find_images(rows.images, lambda one: find_image(self._images, one))
         return SourceStudy(
             key=key,
             patient=row["deid_patient_id"],
@@ -108,6 +111,6 @@ class CheXpertPlusReader:
                 comparison=row["section_comparison"],
                 technique=row["section_technique"],
             ),
-            split=SPLITS[row["split"]],
-            meta=known(age=row.get("age", ""), sex=row.get("sex", ""), order=row.get("patient_report_date_order", "")),
+            split=split,
+            meta=non_empty(age=row.get("age", ""), sex=row.get("sex", ""), order=row.get("patient_report_date_order", "")),
         )

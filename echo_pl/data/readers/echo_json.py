@@ -1,8 +1,4 @@
-"""The dataset JSON of the official ECHO evaluation (METHOD.md 6).
-
-A list of ``{"sample_id", "images": [path, ...], "ground_truth": {"findings", "impression"}}`` in UTF-8. Paths are tried
-relative to the JSON's folder first, then to a folder of images if one is given; an absolute path must lie in one of the two.
-"""
+"""Dataset JSON of the official ECHO evaluation."""
 
 from __future__ import annotations
 
@@ -10,23 +6,35 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from echo_pl.data.readers.reader import Reject, SourceImage, SourceStudy
-from echo_pl.data.readers.reading import RejectedError, View, find_image, find_images, read_studies, text_report
-from echo_pl.data.readers.records import records_of, text_of, texts_of
+from echo_pl.data.readers.json_stream import read_records, text_of, texts_of
+from echo_pl.data.readers.reader import (
+    NamedImage,
+    Reject,
+    RejectedError,
+    SourceImage,
+    SourceStudy,
+    find_image,
+    find_images,
+    read_studies,
+    text_report,
+)
 
 
 class ECHOJSONReader:
-    """Reads an evaluation set.
+    """Dataset JSON of the official ECHO evaluation.
+
+    A list of ``{"sample_id", "images": [path, ...], "ground_truth": {"findings", "impression"}}`` in UTF-8. Paths are relative
+    to the JSON's folder or to a folder of images; an absolute path must be inside one of the two.
 
     Args:
-        source: the JSON.
-        images: another folder that paths may be relative to.
-        split: of all studies; None: the file says nothing of it.
-        language: of the reports.
-        licence: of the data in it; the format itself has none.
+        source: Path of the JSON.
+        images: Second folder for relative paths.
+        split: Split of all studies; None: no official split.
+        language: Language of the reports.
+        licence: Licence of the data; the format itself has none.
 
     Raises:
-        FileNotFoundError: the JSON or the folder is not there.
+        FileNotFoundError: If the JSON or the folder is missing.
     """
 
     name = "echo_json"
@@ -53,13 +61,13 @@ class ECHOJSONReader:
 
     def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
         """Yield the studies in the order of the JSON."""
-        return read_studies(records_of(self._source, "sample_id"), self._make, skip=skip)
+        return read_studies(read_records(self._source, "sample_id"), self._make, skip=skip)
 
     def _make(self, key: str, record: Mapping[str, Any]) -> SourceStudy:
         truth = record.get("ground_truth")
         if not isinstance(truth, Mapping):
             raise RejectedError("no_report", "it has no ground_truth")
-        images, lost = find_images(map(View, texts_of(record, "images")), lambda one: self._find(one.file))
+        images, lost = find_images(map(NamedImage, texts_of(record, "images")), self._find)
         return SourceStudy(
             key=key,
             patient=key,
@@ -70,10 +78,10 @@ class ECHOJSONReader:
             language=self._language,
         )
 
-    def _find(self, path: str) -> SourceImage:
+    def _find(self, image: NamedImage) -> SourceImage:
         for root in self._roots[:-1]:
             try:
-                return find_image(root, path)
+                return find_image(root, image)
             except RejectedError:
                 continue
-        return find_image(self._roots[-1], path)
+        return find_image(self._roots[-1], image)

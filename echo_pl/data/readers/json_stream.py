@@ -1,34 +1,32 @@
-"""The entries of one large JSON file, a list or an object, one after the other in bounded memory.
+"""Entries of one large JSON file, a list or an object, in bounded memory, and values of a JSON record.
 
-The standard library's parser does the parsing, entry by entry: the metadata of a large dataset is one object of some hundred
-MB. Unlike ``json.load`` it shows a name that stands there twice, and bytes that are no UTF-8 cost one entry's text and not the
-file.
+The metadata of a large dataset is one object of some hundred MB. Unlike ``json.load`` this shows a repeated name, and bytes
+that are not UTF-8 cost the text of one entry only.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from echo_pl.data.readers.reader import Reject
+from echo_pl.data.readers.reader import Reject, RejectedError, SourceEntry
+from echo_pl.data.readers.tables import filled
 from echo_pl.data.readers.text_files import open_text
 
 CHUNK: Final = 1 << 20
 MAX_ENTRY: Final = 1 << 24
-"""Characters. A longer entry is a file that is damaged."""
+"""Characters. A longer entry means a damaged file."""
 _DECODER: Final = json.JSONDecoder()
 _SPACE: Final = " \t\r\n"
 
 
 def read_entries(path: Path) -> Iterator[tuple[str, Any] | Reject]:
-    """Yield name and value of the entries of an object, or place (from 0) and value of those of a list.
-
-    Behind a damaged place nothing can be read: it is a :class:`Reject` and the end.
+    """Yield name and value of an object's entries, or index and value of a list's; a damaged place is a reject and the end.
 
     Raises:
-        ValueError: the file is neither a list nor an object.
+        ValueError: If the file is neither a list nor an object.
     """
     with open_text(path) as stream:
         window = _Window(stream)
@@ -54,7 +52,7 @@ def read_entries(path: Path) -> Iterator[tuple[str, Any] | Reject]:
 
 
 class _Window:
-    """The part of the file that is being looked at."""
+    """Part of the file that is parsed now."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -62,7 +60,7 @@ class _Window:
         self._at = 0
 
     def take_mark(self, marks: str) -> str:
-        """Take one of these characters if it comes next; empty if not."""
+        """Take one of these characters if it comes next; otherwise return an empty text."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
@@ -75,21 +73,13 @@ class _Window:
         return found
 
     def expect(self, marks: str) -> str:
-        """Take one of these characters.
-
-        Raises:
-            ValueError: another comes next.
-        """
+        """Take one of these characters, or raise ValueError."""
         if found := self.take_mark(marks):
             return found
         raise ValueError(f"one of {marks!r} is expected")
 
     def take_value(self) -> Any:
-        """Take a value.
-
-        Raises:
-            ValueError: there is none, or it does not end.
-        """
+        """Take a value, or raise ValueError."""
         self.take_mark("")
         while True:
             try:
@@ -98,16 +88,60 @@ class _Window:
                 if len(self._text) - self._at > MAX_ENTRY or not self._more():
                     raise
                 continue
-            # A number at the window's end may go on behind it: 12 | .5, 12. | 5, 1e+ | 5.
+            # A number at the window's end may continue after it: 12 | .5, 12. | 5, 1e+ | 5.
             if len(self._text) - end < 3 and self._more():
                 continue
             self._at = end
             return value
 
     def _more(self) -> bool:
-        """Read on; false at the file's end, where nothing changes."""
+        """Read the next chunk; False at the file's end, where nothing changes."""
         chunk = self._stream.read(CHUNK)
         if chunk:
             self._text = self._text[self._at :] + chunk
             self._at = 0
         return bool(chunk)
+
+
+def read_records(path: Path, id_name: str) -> Iterator[SourceEntry[Mapping[str, Any]] | Reject]:
+    """Yield the objects of a JSON list, with one of their values as their name."""
+    for item in read_entries(path):
+        if isinstance(item, Reject):
+            yield item
+            continue
+        place, record = item
+        if isinstance(record, Mapping):
+            name = record.get(id_name)
+            yield SourceEntry(name="" if name is None else str(name), content=record)
+        else:
+            yield Reject(key=f"entry {place}", reason="damaged_row", detail="it is no object")
+
+
+def text_of(record: Mapping[str, Any], name: str) -> str:
+    """Return a value as text, empty if it is missing; raise RejectedError for a list or an object."""
+    return _text(record.get(name), name)
+
+
+def texts_of(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return the texts of a list, or one text as a list; raise RejectedError for values of other types."""
+    value = record.get(name)
+    if isinstance(value, list):
+        return tuple(_text(one, name) for one in value)
+    text = _text(value, name)
+    return (text,) if text else ()
+
+
+def objects_of(record: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], ...]:
+    """Return a list of objects; raise RejectedError if it is missing or something else."""
+    value = record.get(name)
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        raise RejectedError("missing_value" if value is None else "wrong_type", name)
+    return tuple(value)
+
+
+def _text(value: object, name: str) -> str:
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, str | int | float):
+        return filled(str(value))
+    raise RejectedError("wrong_type", name)

@@ -1,11 +1,4 @@
-"""MIMIC-CXR-JPG: images and their table from PhysioNet's mimic-cxr-jpg, reports from mimic-cxr.
-
-The layout is described at physionet.org/content/mimic-cxr-jpg/2.1.0 and physionet.org/content/mimic-cxr/2.1.0 (both keep the
-file names of 2.0.0): ``mimic-cxr-2.0.0-metadata.csv.gz`` (one row per image: dicom_id, subject_id, study_id, ViewPosition ...),
-``-split.csv.gz``, ``-chexpert.csv.gz``, ``files/p10/p10000032/s50414267/{dicom_id}.jpg``, and of mimic-cxr-reports.zip
-``files/p10/p10000032/s50414267.txt``. In memory are the names of images, splits and labels of all studies (0.2 GB for the
-whole dataset), no report.
-"""
+"""MIMIC-CXR-JPG: images and tables from PhysioNet's mimic-cxr-jpg, reports from mimic-cxr."""
 
 from __future__ import annotations
 
@@ -15,11 +8,20 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from echo_pl.data.readers.image_rows import ImageRows, gather_rows
-from echo_pl.data.readers.reader import Reject, SourceStudy
-from echo_pl.data.readers.reading import RejectedError, View, find_image, find_images, known, needed, read_studies
+from echo_pl.data.readers.reader import (
+    NamedImage,
+    Reject,
+    RejectedError,
+    SourceStudy,
+    find_image,
+    find_images,
+    non_empty,
+    official_split,
+    read_studies,
+    require,
+)
 from echo_pl.data.readers.sections import split_sections
-from echo_pl.data.readers.tables import filled, find_file, read_csv, whole_rows
+from echo_pl.data.readers.tables import ImageRows, filled, find_file, gather_rows, read_csv, readable_rows
 from echo_pl.data.readers.text_files import decode
 
 Labels = tuple[tuple[str, ...], tuple[str, ...]]
@@ -30,14 +32,20 @@ _POSITIVE, _UNCERTAIN = "1.0", "-1.0"
 
 
 class MIMICCXRReader:
-    """Reads MIMIC-CXR-JPG.
+    """MIMIC-CXR-JPG: images and their table from PhysioNet's mimic-cxr-jpg, reports from mimic-cxr.
+
+    The layout is described at physionet.org/content/mimic-cxr-jpg/2.1.0 and physionet.org/content/mimic-cxr/2.1.0 (both keep
+    the file names of 2.0.0): ``mimic-cxr-2.0.0-metadata.csv.gz`` (one row per image: dicom_id, subject_id, study_id,
+    ViewPosition ...), ``-split.csv.gz``, ``-chexpert.csv.gz``, ``files/p10/p10000032/s50414267/{dicom_id}.jpg``, and of
+    mimic-cxr-reports.zip ``files/p10/p10000032/s50414267.txt``. Names of images, splits and labels of all studies are kept in
+    memory (0.2 GB for the whole dataset), reports are not.
 
     Args:
-        source: the folder of mimic-cxr-jpg, with the tables and ``files/``.
-        reports: the folder whose ``files/`` holds the reports; None: they lie beside the images.
+        source: Folder of mimic-cxr-jpg, with the tables and ``files/``.
+        reports: Folder whose ``files/`` contains the reports; None: they are beside the images.
 
     Raises:
-        FileNotFoundError: a table, or ``files/``, is not there. The one with CheXpert's labels need not be.
+        FileNotFoundError: If a table other than that of CheXpert's labels, or ``files/``, is missing.
     """
 
     name = "mimic_cxr"
@@ -57,11 +65,11 @@ class MIMICCXRReader:
                 raise FileNotFoundError(f"no folder {folder}: the images (and reports) of MIMIC-CXR-JPG are expected there")
 
     def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
-        """Yield the studies in the order of the metadata table; behind them, as rejects, damaged rows of the other tables."""
+        """Yield the studies in the order of the metadata table, then, as rejects, damaged rows of the other tables."""
         entries = gather_rows(
             lambda: read_csv(self._metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition")),
             lambda row: filled(row["study_id"]),
-            lambda row: View(filled(row["dicom_id"]), filled(row["ViewPosition"])),
+            lambda row: NamedImage(filled(row["dicom_id"]), filled(row["ViewPosition"])),
         )
         damaged: list[Reject] = []
         splits, labels = self._read_splits(damaged), self._read_labels(damaged)
@@ -69,40 +77,37 @@ class MIMICCXRReader:
 
     def _make(self, study: str, rows: ImageRows, splits: Mapping[str, str], labels: Mapping[str, Labels]) -> SourceStudy:
         patient = filled(rows.first["subject_id"])
-        needed({"subject_id": patient})
-        split = splits.get(study, "")
-        if split not in SPLITS:
-            raise RejectedError("missing_value", f"split is none of {list(SPLITS)}")
+        require({"subject_id": patient})
+        split = official_split(splits.get(study, ""), SPLITS)
         positive, uncertain = labels.get(study, ((), ()))
         folder = f"p{patient[:2]}/p{patient}"
-        images, lost = find_images(
-            rows.views, lambda one: find_image(self._images, one.file and f"{folder}/s{study}/{one.file}.jpg", view=one.view)
-        )
+        named = [NamedImage(one.file and f"{folder}/s{study}/{one.file}.jpg", one.view) for one in rows.images]
+        images, lost = find_images(named, lambda one: find_image(self._images, one))
         return SourceStudy(
             key=study,
             patient=patient,
             images=images,
             lost=lost,
             report=split_sections(_read_report(self._reports / folder / f"s{study}.txt")),
-            split=SPLITS[split],
+            split=split,
             labels=positive,
-            meta=known(
+            meta=non_empty(
                 uncertain_labels="|".join(uncertain),
                 procedure=filled(rows.first.get("PerformedProcedureStepDescription", "")),
             ),
         )
 
     def _read_splits(self, damaged: list[Reject]) -> dict[str, str]:
-        rows = whole_rows(read_csv(self._split, ("study_id", "split")), damaged)
+        rows = readable_rows(read_csv(self._split, ("study_id", "split")), damaged)
         return {row["study_id"]: sys.intern(row["split"]) for row in rows}
 
     def _read_labels(self, damaged: list[Reject]) -> dict[str, Labels]:
-        """Positive and uncertain findings of each study. Most studies share theirs with others."""
+        """Positive and uncertain findings of each study; equal ones are stored once."""
         if self._labels is None:
             return {}
         shared: dict[Labels, Labels] = {}
         labels: dict[str, Labels] = {}
-        for row in whole_rows(read_csv(self._labels, ("subject_id", "study_id")), damaged):
+        for row in readable_rows(read_csv(self._labels, ("subject_id", "study_id")), damaged):
             cells = [(name, value) for name, value in row.items() if not name.endswith("_id")]
             found = tuple(tuple(name for name, value in cells if value == wanted) for wanted in (_POSITIVE, _UNCERTAIN))
             both = (found[0], found[1])

@@ -1,12 +1,4 @@
-"""NIH ChestX-ray14 as the NIH gives it: images with up to 14 labels each; reports are written from them, as it has none.
-
-The layout is that of README_CHESTXRAY.pdf and of the files at nihcc.app.box.com/v/ChestXray-NIHCC: ``Data_Entry_2017.csv`` (or
-``Data_Entry_2017_v2020.csv``) with Image Index, Finding Labels (joined by ``|``), Follow-up #, Patient ID, Patient Age, Patient
-Gender (in some copies Patient Sex), View Position ...; ``train_val_list.txt`` and ``test_list.txt``, which share no patient;
-``images/`` or ``images_001/images`` to ``images_012/images``. Train and val are not told apart there: patients are dealt to
-them by a seed.
-Reports are those of :mod:`echo_pl.data.synthetic.nih`: side, size and everything else that no label says is not in them.
-"""
+"""NIH ChestX-ray14: images with labels, from which reports are written."""
 
 from __future__ import annotations
 
@@ -14,8 +6,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from echo_pl.data.readers.reader import Reject, SourceStudy
-from echo_pl.data.readers.reading import Entry, RejectedError, find_image, known, needed, read_studies, tellable
+from echo_pl.data.readers.reader import (
+    NamedImage,
+    Reject,
+    RejectedError,
+    SourceEntry,
+    SourceStudy,
+    find_image,
+    loggable_name,
+    non_empty,
+    read_studies,
+    require,
+)
 from echo_pl.data.readers.split import patient_split
 from echo_pl.data.readers.tables import filled, find_file, read_csv
 from echo_pl.data.readers.text_files import open_text
@@ -28,17 +30,23 @@ TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 
 
 class NIHChestXray14Reader:
-    """Reads images with labels.
+    """NIH ChestX-ray14 as the NIH publishes it: images with up to 14 labels; reports are written from them, as it has none.
+
+    The layout is that of README_CHESTXRAY.pdf and of the files at nihcc.app.box.com/v/ChestXray-NIHCC: ``Data_Entry_2017.csv``
+    (or ``Data_Entry_2017_v2020.csv``) with Image Index, Finding Labels (joined by ``|``), Follow-up #, Patient ID, Patient Age,
+    Patient Gender (in some copies Patient Sex), View Position ...; ``train_val_list.txt`` and ``test_list.txt``, which share no
+    patient; ``images/`` or ``images_001/images`` to ``images_012/images``. The first list is divided into train and val by
+    patient. Reports are those of :mod:`echo_pl.data.synthetic.nih`, without side, size or anything else that labels omit.
 
     Args:
-        source: the folder with table, lists and images.
-        val_share: expected share of val among the patients of ``train_val_list.txt``.
-        seed: of the choice of these, and of the words of reports.
-        reports: ``labels`` writes a report from an image's labels, and says so in ``meta``; ``none`` leaves it empty.
+        source: Folder with table, lists and images.
+        val_share: Expected share of val among the patients of ``train_val_list.txt``.
+        seed: Seed of this choice, and of the words of reports.
+        reports: ``labels`` writes a report from an image's labels, and notes it in ``meta``; ``none`` leaves it empty.
 
     Raises:
-        FileNotFoundError: table, lists or images are not there.
-        ValueError: the share is out of range, or reports of another kind are asked for.
+        FileNotFoundError: If table, lists or images are missing.
+        ValueError: If an option is out of range.
     """
 
     name = "nih_chestxray14"
@@ -55,7 +63,7 @@ class NIHChestXray14Reader:
         self._folders = [self._root / "images", *(self._root / f"images_{n:03d}" / "images" for n in range(1, 13))]
         if not any(folder.is_dir() for folder in self._folders):
             raise FileNotFoundError(f"no images in {source}: the folder images or images_001/images is expected there")
-        patient_split("", seed=seed, val_share=val_share, test_share=0)  # refuses a share out of range
+        patient_split("", seed=seed, val_share=val_share, test_share=0)  # raises ValueError for a share out of range
         self._val_share = val_share
         self._seed = seed
         self._grammar = ReportGrammar(NIH_FINDINGS, max_findings=MAX_FINDINGS) if reports == "labels" else None
@@ -66,17 +74,17 @@ class NIHChestXray14Reader:
         listed = dict.fromkeys(_lines(self._train_val), "train") | dict.fromkeys(_lines(self._test), "test")
         return read_studies(self._entries(), lambda key, row: self._make(key, row, folders, listed), skip=skip, text_needed=False)
 
-    def _entries(self) -> Iterator[Entry[Mapping[str, str]] | Reject]:
+    def _entries(self) -> Iterator[SourceEntry[Mapping[str, str]] | Reject]:
         for row in read_csv(self._table, REQUIRED):
             if isinstance(row, Reject):
                 yield row
             else:
-                yield Entry(name=Path(filled(row.values["Image Index"])).stem, content=row.values)
+                yield SourceEntry(name=Path(filled(row.values["Image Index"])).stem, content=row.values)
 
     def _make(self, key: str, row: Mapping[str, str], folders: Mapping[str, Path], listed: Mapping[str, str]) -> SourceStudy:
         image, patient = filled(row["Image Index"]), filled(row["Patient ID"])
         labels = tuple(label for label in filled(row["Finding Labels"]).split("|") if label)
-        needed({"Patient ID": patient, "Finding Labels": "|".join(labels)})
+        require({"Patient ID": patient, "Finding Labels": "|".join(labels)})
         split = listed.get(image)
         if split is None:
             raise RejectedError("missing_value", "it is in neither list")
@@ -89,11 +97,11 @@ class NIHChestXray14Reader:
         return SourceStudy(
             key=key,
             patient=patient,
-            images=(find_image(folders.get(image, self._folders[0]), image, view=view),),
+            images=(find_image(folders.get(image, self._folders[0]), NamedImage(image, view)),),
             report=report,
             split=split,
             labels=labels,
-            meta=known(age=filled(row.get("Patient Age", "")), sex=filled(sex), follow_up=follow_up, **notes),
+            meta=non_empty(age=filled(row.get("Patient Age", "")), sex=filled(sex), follow_up=follow_up, **notes),
         )
 
     def _report(self, image: str, labels: Sequence[str]) -> tuple[RawReport, dict[str, str]]:
@@ -101,7 +109,7 @@ class NIHChestXray14Reader:
             return RawReport(), {}
         names = [label.lower() for label in labels if label != NO_FINDING]
         if unknown := [name for name in names if name not in self._grammar.findings]:
-            raise RejectedError("unknown_label", tellable(unknown[0]))
+            raise RejectedError("unknown_label", loggable_name(unknown[0]))
         written = self._grammar.normalized(*drawn(image, names, self._seed))
         return RawReport(findings=written.findings, impression=written.impression), {"report": "written from labels"}
 

@@ -1,4 +1,4 @@
-"""The readers by name, with the options of each for a command line."""
+"""Readers by name, with their options for a command line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Final
 
 from echo_pl.data.readers.chexpert_plus import CheXpertPlusReader
 from echo_pl.data.readers.echo_json import ECHOJSONReader
-from echo_pl.data.readers.iu_kaggle import KaggleIUReader
-from echo_pl.data.readers.iu_openi import InstalledOpenIReader, OpenIReader
-from echo_pl.data.readers.iu_r2gen import R2GenReader
+from echo_pl.data.readers.iu_xray import InstalledOpenIReader, KaggleIUReader, OpenIReader, R2GenReader
 from echo_pl.data.readers.mimic_cxr import MIMICCXRReader
 from echo_pl.data.readers.nih_chestxray14 import NIHChestXray14Reader
 from echo_pl.data.readers.padchest_gr import PadChestGRReader
@@ -33,18 +31,18 @@ READERS: Final[Mapping[str, Callable[..., CorpusReader]]] = {
     "echo_json": ECHOJSONReader,
     "table": TableReader,
 }
-"""Each takes the dataset's place first, but for ``iu_installed``, which finds its own."""
+"""Each takes the dataset's path first, except for ``iu_installed``."""
 WITHOUT_SOURCE: Final = "iu_installed"
-"""The reader that finds its dataset itself."""
+"""Reader that locates its dataset itself."""
 ReaderOption = str | dict[str, str]
 
 
 def make_reader(name: str, source: Path, options: Mapping[str, ReaderOption]) -> CorpusReader:
-    """A reader by name.
+    """Return a reader by name.
 
     Raises:
-        FileNotFoundError: the dataset is not where it should be.
-        ValueError: it knows no such option, or not with such a value.
+        FileNotFoundError: If the dataset is missing.
+        ValueError: If the reader has no such option, or not with such a value.
     """
     make = READERS[name]
     known = reader_options(name)
@@ -55,25 +53,24 @@ def make_reader(name: str, source: Path, options: Mapping[str, ReaderOption]) ->
 
 
 def reader_options(name: str) -> dict[str, object]:
-    """What a reader may be told besides the dataset's place, which is its one argument by position; with its defaults."""
+    """Return the keyword options of a reader, with their defaults."""
     parameters = inspect.signature(READERS[name]).parameters.values()
     return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def readers_manual() -> str:
-    """A paragraph for each reader: what it reads, by the first words of its file, and its options."""
+    """Return a paragraph for each reader: summary of its class, and its options."""
     lines = ["readers (files wanted, where they are from and licences: docs/reference/readers.md):"]
     for name, make in READERS.items():
-        of = inspect.getdoc(make if name == WITHOUT_SOURCE else inspect.getmodule(make)) or ""
-        told = " ".join(of.split("\n\n")[0].split()).replace("``", "")
-        lines += textwrap.wrap(f"{name}: {told}", 120, initial_indent="  ", subsequent_indent="      ")
+        summary = (inspect.getdoc(make) or "").split("\n")[0].replace("``", "")
+        lines += textwrap.wrap(f"{name}: {summary}", 120, initial_indent="  ", subsequent_indent="      ")
         if options := reader_options(name):
             lines.append(f"      --reader-option: {', '.join(options)}")
     return "\n".join(lines)
 
 
 def _value(name: str, given: ReaderOption, default: object) -> object:
-    """A number where the reader's own value is one, None for ``null``; otherwise the text itself."""
+    """Number if the default is one, None for ``null``, otherwise the text itself."""
     if given == "null":
         return None
     if not isinstance(default, int | float):

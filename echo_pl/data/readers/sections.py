@@ -1,8 +1,7 @@
-"""Takes a radiology report apart by its headings: findings, impression, indication, comparison, technique.
+"""Sections of a radiology report by its headings: findings, impression, indication, comparison, technique.
 
-For datasets that keep a report as one text (MIMIC-CXR, a hospital's own files). A heading stands at the start of a line and
-ends with a colon. Sub-headings inside findings and impression ("LUNGS:") stay where they are. Where no heading says findings,
-they are the paragraphs that stand under no heading: a report without headings is all findings. Knows strings only.
+A heading begins a line and ends with a colon. Sub-headings inside findings and impression ("LUNGS:") remain text. Without a
+heading for findings, the paragraphs under no heading are the findings.
 """
 
 from __future__ import annotations
@@ -19,56 +18,30 @@ _HEADINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "findings": ("findings", "finding", "findings and impression", "findings/impression", "findings impression", "report"),
     "impression": ("impression", "impressions", "conclusion", "conclusions", "opinion", "summary"),
     "indication": (
-        "indication",
-        "indications",
-        "clinical indication",
-        "clinical history",
-        "clinical information",
-        "history",
-        "reason for exam",
-        "reason for examination",
-        "reason for study",
-        "reason for the exam",
-        "reason for the examination",
+        *("indication", "indications", "clinical indication", "clinical history", "clinical information", "history"),
+        *("reason for exam", "reason for examination", "reason for study", "reason for the exam", "reason for the examination"),
         "patient history",
     ),
     "comparison": ("comparison", "comparisons", "comparison studies", "prior study", "prior studies", "comparison exam"),
     "technique": ("technique", "techniques", "procedure", "procedure comments"),
     _LEFT_OUT: (
-        "exam",
-        "examination",
-        "exam type",
-        "type of examination",
-        "study",
-        "date",
-        "wet read",
-        "wet read version",
-        "addendum",
-        "notification",
-        "notifications",
-        "recommendation",
-        "recommendations",
-        "recommendation(s)",
-        "signed by",
-        "dictated by",
-        "accession number",
-        "end of impression",
-        "narrative",
+        *("exam", "examination", "exam type", "type of examination", "study", "date", "wet read", "wet read version", "addendum"),
+        *("notification", "notifications", "recommendation", "recommendations", "recommendation(s)", "signed by", "dictated by"),
+        *("accession number", "end of impression", "narrative"),
     ),
 }
 _SECTION_OF: Final = {name: section for section, names in _HEADINGS.items() for name in names}
 _SHORT: Final = ("indication", "comparison", "technique", _LEFT_OUT)
-"""One paragraph each; what follows behind an empty line belongs to the body."""
-
+"""Sections of one paragraph; after an empty line the body continues."""
 _HEADING: Final = re.compile(r"[ \t]*([A-Za-z][A-Za-z /(),&-]{1,60}?)[ \t]*:(.*)", re.DOTALL)
 _FINAL: Final = re.compile(r"^[ \t]*FINAL REPORT[ \t]*$", re.MULTILINE)
 _RULE: Final = re.compile(r"[\s_*=-]*")
 
 
 def split_sections(text: str) -> RawReport:
-    """Take a report apart.
+    """Divide a report into sections.
 
-    A preliminary reading and an addendum, which MIMIC-CXR puts before the line ``FINAL REPORT``, are left out.
+    Everything before the line ``FINAL REPORT`` of MIMIC-CXR, a preliminary reading or an addendum, is omitted.
 
     >>> report = split_sections("INDICATION: Cough.\\n\\nFINDINGS:\\nClear lungs.\\n\\nIMPRESSION: Normal.")
     >>> report.findings, report.impression, report.indication
@@ -94,7 +67,7 @@ def split_sections(text: str) -> RawReport:
 
 
 def _paragraphs(text: str) -> Iterator[tuple[str, str]]:
-    """Yield every paragraph with the section it belongs to; ``title`` before the first heading."""
+    """Yield (section, paragraph); the section is ``title`` before the first heading."""
     section, held = "title", list[str]()
     for line in (*text.splitlines(), ""):
         if _RULE.fullmatch(line):
@@ -113,7 +86,7 @@ def _paragraphs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _heading(line: str, section: str) -> tuple[str, str]:
-    """Section that a line opens, if any, and what stands on the line behind its heading."""
+    """Section that a line opens, if any, and the rest of the line after its heading."""
     match = _HEADING.fullmatch(line)
     if match is None:
         return "", line

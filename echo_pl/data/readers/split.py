@@ -1,6 +1,6 @@
-"""Which split a patient belongs to, where a dataset has none of its own: a function of seed and patient alone.
+"""Split of a patient, for datasets without official splits: a function of seed and patient alone.
 
-So a study that is added later moves nobody else, and no patient is in two splits.
+A study that is added later moves no other one, and no patient is in two splits.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ def patient_split(patient: str, *, seed: int = 0, val_share: float = 0.05, test_
     """Return ``train``, ``val`` or ``test``.
 
     Args:
-        patient: their name in the dataset.
-        seed: of the whole split.
-        val_share: expected share of the patients in ``val``.
-        test_share: expected share of the patients in ``test``.
+        patient: Name in the dataset.
+        seed: Seed of the whole split.
+        val_share: Expected share of the patients in ``val``.
+        test_share: Expected share of the patients in ``test``.
 
     Raises:
-        ValueError: a share is negative, or nothing is left for ``train``.
+        ValueError: If a share is negative, or nothing is left for ``train``.
 
     >>> [patient_split(f"p{i}", seed=3) for i in range(8)]
     ['train', 'train', 'test', 'train', 'train', 'test', 'val', 'train']

@@ -1,48 +1,47 @@
-"""Any table of reports with a folder of images: CSV or JSON lines, with the names of its columns as options.
-
-For a hospital's own export, and for public sets without a reader of their own. One row is one study, or one image of one.
-"""
+"""Any table of reports with a folder of images, for data without a reader of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final, Literal
 
-from echo_pl.data.readers.image_rows import ImageRows, gather_rows
-from echo_pl.data.readers.reader import LostImage, Reject, SourceImage, SourceStudy
-from echo_pl.data.readers.reading import Entry, RejectedError, View, find_image, find_images, needed, read_studies, text_report
+from echo_pl.data.readers.reader import (
+    NamedImage,
+    Reject,
+    SourceEntry,
+    SourceStudy,
+    find_image,
+    find_images,
+    official_split,
+    read_studies,
+    require,
+    text_report,
+)
 from echo_pl.data.readers.sections import split_sections
-from echo_pl.data.readers.tables import Row, filled, read_csv, read_jsonl
+from echo_pl.data.readers.tables import ImageRows, TableRow, filled, gather_rows, read_csv, read_jsonl
 
-SPLITS: Final = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validate": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
+SPLITS: Final = {"train": "train", **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"), "test": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column holds what; empty: there is none."""
+    """Names of the columns; empty if there is none."""
 
     key: str = "id"
     image: str = "image"
-    """File names relative to the folder of images; several in one cell with the separator between them."""
+    """File names relative to the folder of images, joined by the separator."""
     findings: str = "findings"
     impression: str = "impression"
     report: str = ""
-    """A report as one text, to be taken apart by its headings; in the place of findings and impression."""
+    """Whole report, divided by its headings; instead of findings and impression."""
     indication: str = ""
     comparison: str = ""
     technique: str = ""
     patient: str = ""
-    """Empty: every study is a patient."""
+    """Empty: every study is a patient of its own."""
     split: str = ""
     view: str = ""
     labels: str = ""
@@ -57,28 +56,30 @@ class Columns:
 
     @property
     def named(self) -> tuple[str, ...]:
-        """All columns that a table must have; with ``report`` those of its sections need not be there."""
+        """Columns that a table must have; with ``report`` those of its sections are optional."""
         every = {field.name: str(getattr(self, field.name)) for field in fields(self)}
         unread = ("findings", "impression") if self.report else ()
         return tuple(dict.fromkeys(column for name, column in every.items() if column and name not in unread))
 
 
 class TableReader:
-    """Reads a table.
+    """Any table of reports with a folder of images: CSV or JSON lines, with the names of its columns as options.
+
+    For a hospital's own export, and for public sets without a reader of their own. One row is one study, or one image of one.
 
     Args:
-        source: the file, ``.csv``, ``.csv.gz`` or ``.jsonl``.
-        images: the folder of images; None: the table's own.
-        columns: which column holds what.
-        rows: what a row is.
-        separator: between file names, and between labels, in one cell.
-        name: of the corpus.
-        licence: for the dataset card.
-        citation: for the dataset card.
+        source: A ``.csv``, ``.csv.gz`` or ``.jsonl`` file.
+        images: Folder of images; None: the table's own.
+        columns: Names of the columns.
+        rows: Meaning of a row.
+        separator: Text between file names, and between labels, in one cell.
+        name: Name of the corpus.
+        licence: Licence for the dataset card.
+        citation: Citation for the dataset card.
 
     Raises:
-        FileNotFoundError: the file or the folder is not there.
-        ValueError: the file is of another kind, or an option is out of range.
+        FileNotFoundError: If the file or the folder is missing.
+        ValueError: If the file is of another kind, or an option is out of range.
     """
 
     def __init__(
@@ -114,59 +115,51 @@ class TableReader:
 
     def studies(self, *, skip: int = 0) -> Iterator[SourceStudy | Reject]:
         """Yield the studies in the order of their (first) rows."""
-        entries = self._entries() if self._rows == "study" else gather_rows(self._read, self._key, self._view)
+        entries = self._entries() if self._rows == "study" else gather_rows(self._read, self._key, self._image)
         return read_studies(entries, self._make, skip=skip)
 
-    def _read(self) -> Iterator[Row | Reject]:
+    def _read(self) -> Iterator[TableRow | Reject]:
         read = read_jsonl if ".jsonl" in self._source.suffixes else read_csv
         return read(self._source, self._columns.named)
 
     def _key(self, row: Mapping[str, str]) -> str:
         return filled(row[self._columns.key])
 
-    def _view(self, row: Mapping[str, str]) -> View:
-        return View(self._cell(row, "image"), self._cell(row, "view"))
+    def _image(self, row: Mapping[str, str]) -> NamedImage:
+        return NamedImage(self._cell(row, "image"), self._cell(row, "view"))
 
-    def _entries(self) -> Iterator[Entry[ImageRows] | Reject]:
+    def _entries(self) -> Iterator[SourceEntry[ImageRows] | Reject]:
         for row in self._read():
             if isinstance(row, Reject):
                 yield row
                 continue
             files = self._list(row.values, "image")
-            views = self._list(row.values, "view")
-            padded = (*views, *[""] * len(files))[: len(files)]
-            pairs = tuple(View(file, view) for file, view in zip(files, padded, strict=True))
-            yield Entry(name=self._key(row.values), content=ImageRows(row.values, pairs))
+            views = self._list(row.values, "view")[: len(files)]
+            images = tuple(NamedImage(*one) for one in zip_longest(files, views, fillvalue=""))
+            yield SourceEntry(name=self._key(row.values), content=ImageRows(row.values, images))
 
     def _make(self, key: str, rows: ImageRows) -> SourceStudy:
         row, columns = rows.first, self._columns
         patient = self._cell(row, "patient") if columns.patient else key
-        needed({columns.patient: patient})
-        split = self._cell(row, "split").lower()
-        if columns.split and split not in SPLITS:
-            raise RejectedError("missing_value", f"{columns.split} is none of {list(SPLITS)}")
-        told = {name: self._cell(row, name) for name in ("findings", "impression", "indication", "comparison", "technique")}
-        report = text_report(**told)
+        require({columns.patient: patient})
+        split = official_split(self._cell(row, "split").lower(), SPLITS, columns.split) if columns.split else None
+        named = {name: self._cell(row, name) for name in ("findings", "impression", "indication", "comparison", "technique")}
+        report = text_report(**named)
         if columns.report:
-            apart = split_sections(row[columns.report])
-            report = replace(
-                apart, **{name: text for name, text in told.items() if text and name not in ("findings", "impression")}
-            )
-        images, lost = self._find(rows) if columns.image else ((), ())
+            others = {name: text for name, text in named.items() if text and name not in ("findings", "impression")}
+            report = replace(split_sections(row[columns.report]), **others)
+        images, lost = find_images(rows.images, lambda one: find_image(self._images, one)) if columns.image else ((), ())
         return SourceStudy(
             key=key,
             patient=patient,
             images=images,
             lost=lost,
             report=report,
-            split=SPLITS.get(split),
+            split=split,
             modality=self._cell(row, "modality"),
             language=self._cell(row, "language") or "en",
             labels=self._list(row, "labels"),
         )
-
-    def _find(self, rows: ImageRows) -> tuple[tuple[SourceImage, ...], tuple[LostImage, ...]]:
-        return find_images(rows.views, lambda one: find_image(self._images, one.file, view=one.view))
 
     def _cell(self, row: Mapping[str, str], name: str) -> str:
         column = str(getattr(self._columns, name))
