@@ -203,5 +203,5 @@ def test_a_teacher_that_leans_to_a_student(folder, whole, interrupted, tmp_path)
 def test_a_student_without_a_tilt_is_rejected(folder, tmp_path):
     done = command(folder, tmp_path / "store", tmp_path, options=("--student", str(folder / "dcd.ckpt")))
     assert done.status == 2
-    assert "dcd.ckpt is a student for the teacher to lean to, but stage.module.tilt is 0: give ablation=tilted too" in done.stderr
+    assert "dcd.ckpt is a student to tilt the teacher to, but stage.module.tilt is 0: give ablation=tilted too" in done.stderr
     assert not list(tmp_path.glob("store*"))

@@ -202,7 +202,7 @@ def test_a_server_that_is_down_is_logged_to_by_the_next_start(runs, monkeypatch,
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     down = "mlflow.tracking_uri=http://127.0.0.1:9"
     one = ["block_size=4", "ablation=dcd", "seed=0", "sweep.store=false"]
-    assert command(monkeypatch, data_root, tmp_path, *one, down, "mlflow.on_failure=error") == 2
+    assert command(monkeypatch, data_root, tmp_path, *one, down, "mlflow.on_failure=error") == 1
     assert runs.made == []
     assert command(monkeypatch, data_root, tmp_path, *one, down) == 0
     assert len(runs.made) == 3
