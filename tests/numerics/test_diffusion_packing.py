@@ -118,6 +118,7 @@ def compared(vlm: VLM, sequence: TrainingSequence, chosen: Tensor, batch: Batch,
     return alone, SequenceLogits(capacity)(vlm, sequence, batch.images, chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flash_on_cpu")
 @pytest.mark.parametrize("backend", ["sdpa", "split", "flex", "flash_attn"])
 @pytest.mark.parametrize("capacity", CAPACITIES)
@@ -130,6 +131,7 @@ def test_packed_logits_are_unpacked_logits(vlm, batch, grid, mode, capacity, bac
     assert torch.allclose(packed, alone, rtol=0, atol=1e-10 * float(alone.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flash_on_cpu")
 @pytest.mark.parametrize("backend", ["sdpa", "split", "flex", "flash_attn"])
 @pytest.mark.parametrize("capacity", CAPACITIES)

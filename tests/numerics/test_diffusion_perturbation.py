@@ -110,6 +110,7 @@ def test_rad_logits_change_exactly_where_the_table_allows(vlm, batch, grid, cont
 
 
 # FlexAttention without compilation is slow: three copies once, one copy in every mode.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(
     ("grid", "context_attention", "copies"),
@@ -125,6 +126,7 @@ def test_rad_logits_by_flex_change_exactly_where_the_table_allows(vlm, batch, gr
     check(vlm, batch, rad_case(batch, grid, context_attention, copies), "flex")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("backend", ["sdpa", "split", "flex"])
 def test_autoregressive_logits_change_exactly_where_causality_allows(vlm, batch, backend):

@@ -56,6 +56,7 @@ def test_reports_are_those_of_the_library_s_generate(vlm, batch):
     assert 0 < int(result.stopped_B.sum()) < len(batch), "the example must have both kinds of reports"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flash_on_cpu")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("attention", get_args(AttentionBackend))

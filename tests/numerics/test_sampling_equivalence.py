@@ -104,6 +104,7 @@ def test_cached_is_uncached_and_fused_is_vanilla(vlm, batch, grid, mode, remaski
         assert all(int(r.max()) <= steps for r in rounds)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flash_on_cpu")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from echo_pl.callbacks.summary import StageSummary, summary_lines
 from echo_pl.callbacks.trajectory_logger import TrajectoryLogger
 from echo_pl.structs import Batch, SpecialTokens
 
+pytestmark = pytest.mark.slow
+
 
 class TinyData(LightningDataModule):
     special = SPECIAL

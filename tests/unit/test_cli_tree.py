@@ -104,6 +104,7 @@ def test_version_and_status(capsys, tmp_path):
     assert "no database" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["train"]], ids=["short form", "train"])
 def test_a_run_is_composed_by_hydra(words):
     done = program(*words, "stage=rad", "block_size=4", "--cfg", "job")

@@ -96,6 +96,7 @@ def test_two_ranks_share_the_batches_of_one(root, epoch, window):
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
+@pytest.mark.slow
 @WINDOWS
 @pytest.mark.parametrize(("done", "workers"), [(0, 0), (3, 0), (7, 0), (10, 0), (10, 2)])
 def test_resume_is_exact(root, workers, done, window):
@@ -348,6 +349,7 @@ def test_processes_end_with_their_error(root, split):
         gc.enable()
 
 
+@pytest.mark.slow
 def test_the_same_workers_read_every_epoch(root, tmp_path, monkeypatch):
     """Epochs that are read to the end, two that are left, and a jump."""
     log = tmp_path / "processes"

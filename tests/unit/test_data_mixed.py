@@ -164,6 +164,7 @@ def test_samples_are_those_of_their_corpora(roots):
             assert mine == {alone[name].labels[i] for i in other.labels_BF[place].nonzero().flatten()}
 
 
+@pytest.mark.slow
 @WINDOWS
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(roots, workers, window):
@@ -192,6 +193,7 @@ def test_ranks_with_workers_share_the_batches_of_one_process(roots):
         assert [a + b for a, b in zip(*map(keys, parts), strict=True)] == keys(whole)
 
 
+@pytest.mark.slow
 @WINDOWS
 @pytest.mark.parametrize(("epoch", "done", "workers"), [(0, 2, 0), (2, 3, 0), (1, 5, 2)])
 def test_resume_is_exact(roots, epoch, done, workers, window):

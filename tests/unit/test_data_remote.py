@@ -53,6 +53,7 @@ def same(one, other) -> bool:
     return one.keys == other.keys and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_over_http_as_from_the_folder(root, server, tmp_path, workers):
     there, here = module(server.url, tmp_path, num_workers=workers), module(root)
@@ -162,6 +163,7 @@ def held(folder: RemoteCorpus, shard) -> bytes:
         return (place / shard.name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "timeout"), [("503", 30.0), ("429", 30.0), ("cut", 30.0), ("silent", 2.0)])
 def test_faults_that_pass_are_waited_for(root, server, tmp_path, caplog, fault, timeout):
     shard = CorpusIndex.load(root).shards("train")[0]

@@ -69,6 +69,7 @@ def test_only_the_wanted_samples_are_read(made):
     assert [place for place, _ in read_samples(made, shard, [3, 1])] == [1, 3]
 
 
+@pytest.mark.slow
 def test_any_webdataset_reader_can_read_them(made):
     program = "import sys, webdataset as wds\nprint(*[s['__key__'] for s in wds.WebDataset(sys.argv[1], shardshuffle=False)])"
     environment = {name: value for name, value in os.environ.items() if name != "WDS_SECURE"}

@@ -22,6 +22,8 @@ from echo_pl.llm import endpoint
 from echo_pl.llm.answer_cache import AnswerCache
 from echo_pl.llm.pacing import Pacing
 
+pytestmark = pytest.mark.slow
+
 main = command("corpus", "prepare")
 
 STUDIES = 12

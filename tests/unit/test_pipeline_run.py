@@ -105,6 +105,7 @@ def test_the_same_command_finds_it_and_another_is_rejected(made, table):
         prepare(out, replace(SMALL, seed=1), make_parts(table))
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_place_the_work_files_or_the_workers(made, table, tmp_path):
     moved = write_dataset(tmp_path / "elsewhere", map(row, range(40)))
     prepare(tmp_path / "moved", SMALL, make_parts(moved))

@@ -92,6 +92,7 @@ MISBEHAVIOUR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", MISBEHAVIOUR)
 def test_a_passing_fault_is_retried(reason):
     with EndpointStub(script(MISBEHAVIOUR[reason], MISBEHAVIOUR[reason], says("fine"))) as stub:
@@ -137,6 +138,7 @@ def test_an_answer_with_invalid_counts_is_used(usage):
         assert (endpoint.usage.unmetered, endpoint.usage.prompt_tokens) == (1, 0)
 
 
+@pytest.mark.slow
 def test_single_bytes_do_not_extend_the_time_limit():
     with EndpointStub(script(Reply(drip=True), says("fine"))) as stub:
         endpoint = client(stub, timeout=2.0)

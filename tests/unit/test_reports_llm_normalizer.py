@@ -238,6 +238,7 @@ for found in LLMNormalizer(endpoint).normalize_many(reports):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_without_a_repeated_request(tmp_path):
     free = threading.Event()
 

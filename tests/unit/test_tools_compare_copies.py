@@ -10,6 +10,8 @@ from ranks import SIZES, SMALL, pretrained_checkpoint
 
 from echo_pl.bench.copies import compare
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_k_gets_the_steps_that_fit(tiny_data: Path, tmp_path: Path):
     start = pretrained_checkpoint(tiny_data, tmp_path)
