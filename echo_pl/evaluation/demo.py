@@ -84,8 +84,10 @@ class DemoResults:
 
 def winner(rows: Sequence[Mapping[str, Any]]) -> str:
     """One sentence about the objective that gives the better one-step model, by finding F1, then by valid sentences."""
-    one = [r for r in rows if r["method"] == "distilled" and r["batch_size"] == 1 and r["kv_cache"] == "fused"]
-    native = [r for r in rows if r["method"] == "base_one_step" and r["batch_size"] == 1]
+    most = max(rows, key=lambda r: r["studies"])  # the first row at a batch size that decodes all studies
+    rows = [r for r in rows if r["batch_size"] == most["batch_size"]]
+    one = [r for r in rows if r["method"] == "distilled" and r["kv_cache"] == "fused"]
+    native = [r for r in rows if r["method"] == "base_one_step"]
     best = max(one, key=lambda r: (r["finding_f1"], r["valid_sentences"]))
     parts = [f"{r['objective']} {r['finding_f1']:.3f} / {r['valid_sentences']:.3f}" for r in one]
     undistilled = "".join(f"; undistilled {r['finding_f1']:.3f} / {r['valid_sentences']:.3f}" for r in native[:1])
@@ -108,8 +110,15 @@ def speed_account(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def evaluate_demo(config: DictConfig, checkpoints: Checkpoints, studies: int) -> DemoResults:
-    """Decode the first ``studies`` test studies with every method, in turns, at every batch size."""
+def evaluate_demo(config: DictConfig, checkpoints: Checkpoints, studies: int, single_studies: int | None = None) -> DemoResults:
+    """Decode the first ``studies`` test studies with every method, in turns, at every batch size.
+
+    Args:
+        config: composed with ``stage=rad``.
+        checkpoints: the models.
+        studies: how many are decoded at the largest batch size.
+        single_studies: how many of them are decoded one at a time; None: all. At least :data:`SHOWN` are.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data: ReportDataModule = instantiate(config.data, _convert_="all")
@@ -129,7 +138,8 @@ def evaluate_demo(config: DictConfig, checkpoints: Checkpoints, studies: int) ->
         data,
         decode,
     )
-    batches = {size: data.held_out_batches("test", size, studies) for size in BATCH_SIZES}
+    single = studies if single_studies is None else min(studies, max(single_studies, SHOWN))
+    batches = {size: data.held_out_batches("test", size, single if size == 1 else studies) for size in BATCH_SIZES}
     evaluated = evaluate_methods(methods, batches, data.detokenize, data.judge, description="evaluation")
     return DemoResults(
         evaluated=evaluated,

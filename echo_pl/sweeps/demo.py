@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import os
 import shutil
+import socket
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 from echo_pl.config.compose import EXPERIMENTS, compose_config
 from echo_pl.data.pipeline.make_corpus import make_nih, make_synthetic
 from echo_pl.distill.collect_trajectories import collect_trajectories
+from echo_pl.distributed.agree import together
+from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.demo import Checkpoints, evaluate_demo
 from echo_pl.io.atomic import write_json
 from echo_pl.io.memory import peak_memory_gb
@@ -54,6 +59,8 @@ class DemoSettings:
     """Studies of each split."""
     studies: int = MISSING
     """Held-out studies to evaluate."""
+    single_studies: int | None = MISSING
+    """The first so many of them are also decoded one at a time, which measures speed; None: all."""
     trajectories: int = MISSING
     """Training studies that the teacher decodes."""
     trajectory_batch_size: int = MISSING
@@ -61,6 +68,8 @@ class DemoSettings:
     """True: the vision tower runs once, before stage 2."""
     parallel_students: bool = MISSING
     """True: both students train at the same time, on half of the threads each."""
+    processes: int = MISSING
+    """Processes that share a stage's batches and the collection of trajectories, with one thread each; 1: one, with all threads."""
     stages: dict[str, list[str]] = MISSING
     """Overrides of each run."""
     seconds: dict[str, int] = field(default_factory=dict)
@@ -122,22 +131,35 @@ class Demo:
             counts = self.settings.corpus
             make_synthetic(out, train=counts["train"], val=counts["val"], test=counts["test"])
 
-    def apart(self, work: Callable[..., Result], *args: Any) -> Result:
-        """Call a module's function in a process of its own; what it raises is raised here."""
+    def apart(self, work: Callable[..., Result], *args: Any, processes: int = 1) -> Result:
+        """Call a module's function in a process of its own; what it raises is raised here.
+
+        Args:
+            work: the function.
+            args: its arguments.
+            processes: ranks that call it together, as ``torchrun`` would start them; the result is that of rank 0.
+        """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])  # imports are shared, memory is not
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with ExitStack() as pools:
+            ranks = []
+            for environment in _rank_environments(processes):
+                pool = pools.enter_context(ProcessPoolExecutor(1, mp_context=context))
+                ranks.append(pool.submit(_with_peak, environment, work, *args))
             try:
-                result, peak = pool.submit(_with_peak, work, *args).result()
+                # The first to end is the first to fail: the errors of others follow from its error.
+                results = {rank: rank.result() for rank in as_completed(ranks)}
             except BrokenProcessPool as error:
                 raise OSError(f"the process of this step was ended from outside ({error}): is there enough memory?") from error
-        self.peak_memory_gb = max(self.peak_memory_gb, peak)
-        return result
+        self.peak_memory_gb = max(self.peak_memory_gb, sum(peak for _, peak in results.values()))
+        return results[ranks[0]][0]
 
-    def train(self, name: str, *overrides: str) -> Path:
+    def train(self, name: str, *overrides: str, processes: int | None = None) -> Path:
         """Run one stage and return its checkpoint."""
+        processes = processes or self.settings.processes
         own = self.settings.stages.get(name.partition("-")[0], [])
-        return self.apart(_train, self.compose(*overrides, *own, f"run_name={name}"))
+        config = self.compose(*_together(processes), *overrides, *own, f"run_name={name}")
+        return self.apart(_train, config, processes=processes)
 
     def everything(self) -> None:
         """All steps in order."""
@@ -159,8 +181,10 @@ class Demo:
             base = self.train("stage2", "stage=rad", *stored)
         limit = f"stage.limit_train={self.settings.trajectories}"
         with self.timed("trajectories"):
-            config = self.compose("stage=dcd", limit, f"stage.batch_size={self.settings.trajectory_batch_size}", *stored)
-            store, counts = self.apart(collect_trajectories, config, self.folder / "trajectories")
+            processes = self.settings.processes
+            size = f"stage.batch_size={self.settings.trajectory_batch_size}"
+            config = self.compose(*_together(processes), "stage=dcd", limit, size, *stored)
+            store, counts = self.apart(collect_trajectories, config, self.folder / "trajectories", processes=processes)
             print(f"{counts.kept} kept, dropped: {counts.dropped_loops} loops, {counts.dropped_endless} endless")
         with self.timed("stage3"):
             distilled = self.train_students(limit, f"stage.module.trajectories={store}", *stored)
@@ -172,7 +196,7 @@ class Demo:
 
         def student(name: str, objective: str) -> Path:
             choice = [] if objective == "dcd" else [f"ablation={objective}"]
-            return self.train(name, "stage=dcd", *choice, *overrides, *parallel)
+            return self.train(name, "stage=dcd", *choice, *overrides, *parallel, processes=1 if parallel else None)
 
         with ThreadPoolExecutor(len(OBJECTIVES) if parallel else 1) as pool:
             names = _stage3()
@@ -204,7 +228,8 @@ class Demo:
     def evaluate(self, checkpoints: Checkpoints) -> dict[str, Any]:
         """Decode with every method, write report and page, and return the rows with what belongs to them."""
         started = time.monotonic()
-        results = evaluate_demo(self.compose("stage=rad"), checkpoints, self.settings.studies)
+        settings = self.settings
+        results = evaluate_demo(self.compose("stage=rad"), checkpoints, settings.studies, settings.single_studies)
         seconds = {**self.seconds, "evaluation": round(time.monotonic() - started, 1)}
         return results.write(self.folder, seconds, self.title, self.command)
 
@@ -226,10 +251,32 @@ def _stage3() -> dict[str, str]:
     return {f"stage3-{objective}": objective for objective in OBJECTIVES}
 
 
-def _with_peak(work: Callable[..., Result], *args: Any) -> tuple[Result, float]:
+def _together(processes: int) -> list[str]:
+    """Overrides of a run of several processes."""
+    return [] if processes == 1 else ["trainer=ddp", f"trainer.devices={processes}", "threads=1"]
+
+
+def _rank_environments(processes: int) -> list[dict[str, str]]:
+    """Variables of each rank, as ``torchrun`` sets them; none for a process alone."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"TORCHELASTIC_RUN_ID": "demo", "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    shared |= {"GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def _with_peak(environment: Mapping[str, str], work: Callable[..., Result], *args: Any) -> tuple[Result, float]:
     """Result of a call, and the peak memory of its process."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return work(*args), peak_memory_gb()
+    os.environ.update(environment)
+    logging.basicConfig(level=logging.INFO if detect().rank == 0 else logging.WARNING, format="%(message)s")
+    if environment:  # Lightning announces every process group, and asks to sum metrics that are summed already
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    with together():
+        return work(*args), peak_memory_gb()
 
 
 def _train(config: DictConfig) -> Path:
