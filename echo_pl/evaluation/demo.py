@@ -111,7 +111,7 @@ def speed_account(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def evaluate_demo(config: DictConfig, checkpoints: Checkpoints, studies: int, single_studies: int | None = None) -> DemoResults:
-    """Decode the first ``studies`` test studies with every method, in turns, at every batch size.
+    """Decode the first ``studies`` test studies with every method at every batch size, the methods in turns.
 
     Args:
         config: composed with ``stage=rad``.
@@ -140,7 +140,11 @@ def evaluate_demo(config: DictConfig, checkpoints: Checkpoints, studies: int, si
     )
     single = studies if single_studies is None else min(studies, max(single_studies, SHOWN))
     batches = {size: data.held_out_batches("test", size, single if size == 1 else studies) for size in BATCH_SIZES}
-    evaluated = evaluate_methods(methods, batches, data.detokenize, data.judge, description="evaluation")
+    evaluated = []
+    for size, own in batches.items():
+        chosen = [method for method in methods if method.setting.batch_size == size]
+        name = f"evaluation, batch {size}"
+        evaluated += evaluate_methods(chosen, {size: own}, data.detokenize, data.judge, description=name)
     return DemoResults(
         evaluated=evaluated,
         data=data,

@@ -113,7 +113,7 @@ def evaluate_methods(
 
     Args:
         methods: what to compare.
-        batches: held-out studies for every batch size of the methods: the same ones, or the first of them.
+        batches: the same held-out studies for every batch size of the methods.
         detokenize: 1-D token ids to text.
         judge: parses reports; ``None`` leaves the clinical scores out.
         warmup: untimed decodes of the first batch, per method.
@@ -218,7 +218,7 @@ def _check_same_studies(methods: Sequence[Method], batches: Mapping[int, Sequenc
             raise ValueError(f"no batches of size {size}; sizes given: {sorted(batches)}")
         _check_references(batches[size])
         orders[size] = [key for batch in batches[size] for key in batch.keys]
-    longest = max(orders, key=lambda size: len(orders[size]))
-    for size, order in orders.items():
-        if order != orders[longest][: len(order)]:
-            raise ValueError(f"batch sizes {longest} and {size} hold different studies, or another order of them")
+    first, *others = orders
+    for size in others:
+        if orders[size] != orders[first]:
+            raise ValueError(f"batch sizes {first} and {size} hold different studies, or another order of them")

@@ -126,8 +126,8 @@ def silence_noisy_loggers() -> None:
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:
-    """Drop Lightning's advertisement and its list of absent devices."""
-    return not record.getMessage().startswith(("💡 Tip", "GPU available", "TPU available"))
+    """Drop Lightning's advertisement, its list of absent devices and its banner of a process group."""
+    return not record.getMessage().startswith(("💡 Tip", "GPU available", "TPU available", "-" * 100))
 
 
 def open_mlflow_run(launch: Launch, logger: Logger | None) -> str | None:

@@ -34,7 +34,7 @@ from echo_pl.distributed.launch import detect
 from echo_pl.evaluation.demo import Checkpoints, evaluate_demo
 from echo_pl.io.atomic import write_json
 from echo_pl.io.memory import peak_memory_gb
-from echo_pl.runs.run import run
+from echo_pl.runs.run import run, silence_noisy_loggers
 from echo_pl.runs.stored_features import store_features
 
 OBJECTIVES = ("dcd", "ce")
@@ -141,16 +141,22 @@ class Demo:
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])  # imports are shared, memory is not
+        others = set(multiprocessing.active_children())
         with ExitStack() as pools:
             ranks = []
             for environment in _rank_environments(processes):
                 pool = pools.enter_context(ProcessPoolExecutor(1, mp_context=context))
                 ranks.append(pool.submit(_with_peak, environment, work, *args))
             try:
-                # The first to end is the first to fail: the errors of others follow from its error.
                 results = {rank: rank.result() for rank in as_completed(ranks)}
-            except BrokenProcessPool as error:
-                raise OSError(f"the process of this step was ended from outside ({error}): is there enough memory?") from error
+            except BaseException as error:
+                if processes > 1:  # the other ranks would wait for the one that failed
+                    for child in set(multiprocessing.active_children()) - others:
+                        child.terminate()
+                if isinstance(error, BrokenProcessPool):
+                    message = f"the process of this step was ended from outside ({error}): is there enough memory?"
+                    raise OSError(message) from error
+                raise
         self.peak_memory_gb = max(self.peak_memory_gb, sum(peak for _, peak in results.values()))
         return results[ranks[0]][0]
 
@@ -274,6 +280,7 @@ def _with_peak(environment: Mapping[str, str], work: Callable[..., Result], *arg
     logging.basicConfig(level=logging.INFO if detect().rank == 0 else logging.WARNING, format="%(message)s")
     if environment:  # Lightning announces every process group, and asks to sum metrics that are summed already
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+        silence_noisy_loggers()
         warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     with together():
         return work(*args), peak_memory_gb()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from echo_pl.distributed.agree import open_group
+from echo_pl.distributed.launch import detect
 from echo_pl.sweeps.demo import STEPS, Demo, DemoSettings
 
 pytestmark = pytest.mark.slow
@@ -37,6 +41,23 @@ def test_what_a_step_raises_is_raised(demo):
 def test_a_step_that_is_ended_from_outside_is_named(demo):
     with pytest.raises(OSError, match="ended from outside"):
         demo.apart(os._exit, 9)
+
+
+def rank_of_two(failing: int | None = None) -> int:
+    launch = detect()
+    open_group(launch, "cpu")
+    dist.barrier()
+    if launch.rank == failing:
+        raise ValueError(f"rank {failing} of {launch.world_size} has failed")
+    if failing is not None:
+        time.sleep(600)
+    return launch.rank
+
+
+def test_a_step_of_two_ranks_returns_the_result_of_the_first_and_ends_with_the_one_that_fails(demo):
+    assert demo.apart(rank_of_two, processes=2) == 0
+    with pytest.raises(ValueError, match="rank 1 of 2 has failed"):
+        demo.apart(rank_of_two, 1, processes=2)
 
 
 def test_the_command_that_makes_the_figures_again(demo):
