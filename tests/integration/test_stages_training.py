@@ -6,7 +6,8 @@ Single process, CPU, float32 unless stated; equality is bit by bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import lightning as L
@@ -32,7 +33,6 @@ from torch.utils.data import DataLoader
 from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.backbone.fingerprint import weights_fingerprint
 from echo_pl.callbacks.trajectory_logger import TrajectoryLogger
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.diffusion.objectives import SequenceLevel
 from echo_pl.runs.assemble import text_tools
@@ -55,9 +55,8 @@ Make = Callable[[TextTools, Path], L.LightningModule]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus") / "synthetic"
-    return make_synthetic(folder, train=40, val=6, test=4, seed=1, shard_size=16, progress=False)
+def root(medium_data) -> Path:
+    return medium_data / "synthetic"
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +100,29 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
     assert not different, different[:3]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A run from its first step to its last: the loss of every batch, the final weights, and the folder of its checkpoints."""
+
+    losses: list[float]
+    weights: dict[str, torch.Tensor]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root, text, teacher, tmp_path_factory) -> Callable[[str, int], Trained]:
+    """Return a function that trains a stage for a number of steps, once for all tests."""
+
+    @cache
+    def train(stage: str, steps: int) -> Trained:
+        folder = tmp_path_factory.mktemp(stage)
+        module = STAGES[stage](text, teacher)
+        losses = fit(module, root, folder, steps, checkpoints=1)
+        return Trained(losses, weights(module), folder)
+
+    return train
+
+
 def test_the_stages_hand_over_from_warm_up_to_distillation(root, text, tmp_path):
     """Each stage starts from the checkpoint that the one before it saved, trains, validates and saves its own."""
     validating = {"limit_val_batches": 1, "val_check_interval": 3, "check_val_every_n_epoch": None}
@@ -137,36 +159,32 @@ def test_the_stages_hand_over_from_warm_up_to_distillation(root, text, tmp_path)
 
 @pytest.mark.parametrize("at", [3, 4])
 @pytest.mark.parametrize("stage", STAGES)
-def test_resumed_is_uninterrupted(root, text, teacher, tmp_path, stage, at):
+def test_resumed_is_uninterrupted(root, text, teacher, uninterrupted, tmp_path, stage, at):
     """Eight steps, or the rest of them from a checkpoint at the end of the first epoch (3) or within the second (4)."""
-    whole = STAGES[stage](text, teacher)
-    losses = fit(whole, root, tmp_path / "whole", 8, checkpoints=1)
-    torch.manual_seed(99)  # whatever a new process happens to have
+    whole = uninterrupted(stage, 8)
+    torch.manual_seed(99)  # a new process has any state
     rest = STAGES[stage](text, teacher)
-    rest_losses = fit(rest, root, tmp_path / "rest", 8, resume=tmp_path / "whole" / f"step={at}.ckpt")
-    assert rest_losses == losses[at:]
-    assert len(set(losses)) > 5
-    assert_same_weights(weights(rest), weights(whole))
+    losses = fit(rest, root, tmp_path, 8, resume=whole.folder / f"step={at}.ckpt")
+    assert losses == whole.losses[at:]
+    assert len(set(whole.losses)) > 5
+    assert_same_weights(weights(rest), whole.weights)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "rad", "dcd"])
-def test_validation_leaves_no_trace_in_the_loss_curve(root, text, teacher, tmp_path, stage):
+def test_validation_leaves_no_trace_in_the_loss_curve(root, text, teacher, uninterrupted, tmp_path, stage):
     validating = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
-    with_validation = fit(STAGES[stage](text, teacher), root, tmp_path, 5, **validating)
-    without = fit(STAGES[stage](text, teacher), root, tmp_path, 5)
-    assert with_validation == without
+    assert fit(STAGES[stage](text, teacher), root, tmp_path, 5, **validating) == uninterrupted(stage, 5).losses
 
 
 @pytest.mark.parametrize("stage", ["rad", "dcd"])
-def test_the_trajectory_logger_leaves_no_trace_in_the_loss_curve(root, text, teacher, tmp_path, stage):
+def test_the_trajectory_logger_leaves_no_trace_in_the_loss_curve(root, text, teacher, uninterrupted, tmp_path, stage):
     validating = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
-    observed, plain = STAGES[stage](text, teacher), STAGES[stage](text, teacher)
-    seen = fit(observed, root, tmp_path / "seen", 5, callbacks=[TrajectoryLogger(num_samples=2)], **validating)
-    unseen = fit(plain, root, tmp_path / "unseen", 5, **validating)
-    assert seen == unseen
-    assert_same_weights(weights(observed), weights(plain))
-    assert len(list((tmp_path / "seen" / "trajectories").glob("*.html"))) == 2
-    assert not (tmp_path / "unseen" / "trajectories").exists()
+    observed, plain = STAGES[stage](text, teacher), uninterrupted(stage, 5)
+    losses = fit(observed, root, tmp_path, 5, callbacks=[TrajectoryLogger(num_samples=2)], **validating)
+    assert losses == plain.losses
+    assert_same_weights(weights(observed), plain.weights)
+    assert len(list((tmp_path / "trajectories").glob("*.html"))) == 2
+    assert not (plain.folder / "trajectories").exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -297,9 +315,9 @@ def test_the_teacher_does_not_move(root, text, teacher, tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["dcd", "ce"])
-def test_stored_trajectories_train_like_those_decoded_on_the_fly(root, text, teacher, tmp_path, objective):
+def test_stored_trajectories_train_like_those_decoded_on_the_fly(root, text, teacher, uninterrupted, tmp_path, objective):
     stage = "dcd" if objective == "dcd" else "dcd-ce"
-    on_the_fly = fit(STAGES[stage](text, teacher), root, tmp_path, 5)
+    on_the_fly = uninterrupted(stage, 5).losses
 
     source = dcd(text, teacher)
     source.configure_model()
