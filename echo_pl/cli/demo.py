@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,8 +45,6 @@ def add_commands(app: typer.Typer) -> None:
                 "manifest.jsonl: give --source FOLDER, or make demo-real REAL_DATA=FOLDER."
             )
             return
-        if not sys.stderr.isatty():
-            os.environ.setdefault("TQDM_DISABLE", "1")  # a bar in a file is a line for each update
         from echo_pl.sweeps.demo import Demo, DemoSettings
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")

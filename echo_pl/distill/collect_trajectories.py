@@ -87,7 +87,7 @@ def collect_trajectories(
     batches = iter(data.train_batches_once(size, numbers) if numbers else ())
     name = "trajectories" if launch.world_size == 1 else f"trajectories, process {launch.rank + 1} of {launch.world_size}"
     total = sum(min(size, plan.studies - number * size) for number in numbers)
-    with tqdm(total=total, desc=name, unit="study", disable=launch.rank > 0) as bar:
+    with tqdm(total=total, desc=name, unit="study", disable=True if launch.rank else None) as bar:
         for part in parts:
             share = islice(batches, len(plan.batches_of(part)))
             collect_part(sampler, counted(share, sampler.vlm.device, bar), writer, part)

@@ -92,7 +92,7 @@ def evaluate(
     _check_references(batches)
     run = _Run(sampler, batches, detokenize, judge)
     run.warm_up(warmup)
-    with tqdm(total=_studies(batches), desc=description, unit="study", disable=not progress) as bar:
+    with tqdm(total=_studies(batches), desc=description, unit="study", disable=None if progress else True) as bar:
         for _ in batches:
             bar.update(run.step())
     return run.finish()
@@ -127,7 +127,7 @@ def evaluate_methods(
     _check_same_studies(methods, batches)
     runs = [_Run(m.sampler, batches[m.setting.batch_size], detokenize, judge) for m in methods]
     total = sum(_studies(run.batches) for run in runs)
-    with tqdm(total=total, desc=description, unit="study", disable=not progress) as bar:
+    with tqdm(total=total, desc=description, unit="study", disable=None if progress else True) as bar:
         for run in runs:
             run.warm_up(warmup)
         while any(run.pending for run in runs):

@@ -68,7 +68,7 @@ def store_features(config: DictConfig, out: Path, dtype: str, batch_size: int) -
     if writer.complete:
         return writer.index
     splits = data.index.splits
-    with tqdm(total=sum(map(data.index.count, splits)), desc="vision features", unit="study") as bar:
+    with tqdm(total=sum(map(data.index.count, splits)), desc="vision features", unit="study", disable=None) as bar:
         for split, shards in splits.items():
             for shard in shards:
                 if not writer.has(split, shard.name):

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -120,6 +121,8 @@ class Demo:
     def compose(self, *overrides: str) -> DictConfig:
         """The configuration of one step."""
         common = [f"data={self.data}", f"outputs={self.folder}", f"data_root={self.data_root}"]
+        if not sys.stderr.isatty():
+            common.append("trainer.enable_progress_bar=false")  # a bar in a file is a line for each update
         return compose_config([*common, *overrides, *self.overrides])
 
     def make_corpus(self) -> None:

@@ -122,7 +122,7 @@ def make_nih(
 
 
 def _bar(total: int, progress: bool) -> tqdm[Never]:
-    return tqdm(total=total, unit="study", desc="corpus", disable=not progress, leave=False)
+    return tqdm(total=total, unit="study", desc="corpus", disable=None if progress else True, leave=False)
 
 
 def _advance(bar: tqdm[Never]) -> Callable[[Study], None]:
