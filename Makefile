@@ -67,7 +67,7 @@ lint: docs ## ruff, mypy, and the documentation with its links
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(DEV) ## the documentation as a site -> site/index.html
+docs: $(DEV) ## the documentation as a site -> outputs/site/index.html
 	$(BIN)/mkdocs build --strict --quiet
 
 mlflow: $(READY) ## browse the runs at http://127.0.0.1:5000 (MLFLOW_DB=outputs/demo/mlflow.db for the demo's)

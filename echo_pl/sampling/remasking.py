@@ -108,7 +108,7 @@ def choose_commits(
         random_order_AL: a score for every position, highest first; for ``random`` only.
     """
     quota = config.quota
-    if quota >= config.block_size:
+    if quota >= config.block_size:  # one step per block, as a student decodes: commit everything
         return is_masked_AL
     if config.gate:
         return _confident(prediction.confidence_AL, is_masked_AL, config.gate, quota)

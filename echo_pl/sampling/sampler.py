@@ -185,8 +185,8 @@ class _Decode:
             block = self.open_block(number)
             # 3. Denoise: forward, choose tokens, commit positions ("inside a block up to denoising_steps forwards; a commit rule").
             block_ids_AL = self.denoise(block)
-            # 4. Commit: append the block to the reports ("stop at the block with the first eos, or at a repetition loop").
-            continues_A = self.commit(block, block_ids_AL)
+            # 4. Append: the block joins the reports ("stop at the block with the first eos, or at a repetition loop").
+            continues_A = self.append_block(block, block_ids_AL)
             if number + 1 == self.n_blocks or not bool(continues_A.any()):
                 return
             # 5. Finish: keys and values of the block enter the cache, now ("vanilla") or with the next forward ("fused").
@@ -211,7 +211,7 @@ class _Decode:
         return _Block(number, BlockState(block_ids_AL, is_masked_AL, order_AL), n_masked_A)
 
     def denoise(self, block: _Block) -> Tensor:
-        """Final ids (A, L) of a block."""
+        """Final ids (A, L) of a block; each step commits tokens in :func:`echo_pl.sampling.commit.commit`."""
         number, state, n_masked_A = block
         path = self._path()
         for step, rule in enumerate(self.rules, start=1):
@@ -244,7 +244,7 @@ class _Decode:
             return partial(self.bigrams.best_path, before_A=self.history[-1][:, -1])
         return partial(self.bigrams.best_path, first_A=self.prompt.tail_lengths_B)
 
-    def commit(self, block: _Block, block_ids_AL: Tensor) -> Tensor:
+    def append_block(self, block: _Block, block_ids_AL: Tensor) -> Tensor:
         """Append a block to the reports; return which samples continue (bool (A,), on the CPU)."""
         L, rows_A, was_masked_AL = self.config.block_size, self.forwards.rows_A, block.state.is_masked_AL
         self.history.append(block_ids_AL)
