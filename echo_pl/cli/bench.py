@@ -14,7 +14,7 @@ from echo_pl.cli.grammar import Overrides, command, tree
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    verbs = tree("Measure this machine: decoding, training steps, reading data, noisy copies at equal time.")
+    verbs = tree("Time decoding, training steps and reading on this machine.")
     app.add_typer(verbs, name="bench")
 
     @command(
@@ -24,9 +24,11 @@ def add_commands(app: typer.Typer) -> None:
         "echo-pl bench decode                                                  # over two hours",
     )
     def decode(overrides: Overrides = None) -> None:
-        """Time autoregressive, multi-step and one-step decoding on the same random weights, interleaved.
+        """Time autoregressive, multi-step and one-step decoding.
 
-        Keys and defaults: experiments/bench/decode.yaml. Writes decode.json, decode.md and decode.png to outputs/bench.
+        All take the same random weights and run interleaved. Keys and defaults:
+        experiments/bench/decode.yaml. Writes decode.json, decode.md and decode.png to
+        outputs/bench.
         """
         from echo_pl.bench.decode_report import bench_decode
 
@@ -39,9 +41,10 @@ def add_commands(app: typer.Typer) -> None:
         "echo-pl bench train precision=32-true out=outputs/bench/fp32",
     )
     def train(overrides: Overrides = None) -> None:
-        """Time training steps: autoregressive, full duplication, RAD dense and split, noisy copies, stored features.
+        """Time training steps of several variants.
 
-        Keys and defaults: experiments/bench/rad.yaml. Writes rad.json and rad.md to outputs/bench.
+        Autoregressive, full duplication, RAD dense and split, noisy copies, stored features. Keys
+        and defaults: experiments/bench/rad.yaml. Writes rad.json and rad.md to outputs/bench.
         """
         from echo_pl.bench.rad_report import bench_train
 
@@ -57,7 +60,10 @@ def add_commands(app: typer.Typer) -> None:
             list[int] | None, Option(metavar="N ...", help="Reading processes, 0 among them.", show_default="0 1 2")
         ] = None,
     ) -> None:
-        """Time reading shards, decoding images and making batches, from a folder and over HTTP."""
+        """Time reading shards, decoding images and making batches.
+
+        Shards are read from a folder and over HTTP.
+        """
         from echo_pl.bench.data import run_bench, table
 
         print(table(run_bench(out, studies=studies, side=side, rounds=rounds, workers=workers or [0, 1, 2])))
@@ -76,7 +82,10 @@ def add_commands(app: typer.Typer) -> None:
         studies: Annotated[int, Option(min=1, help="Held-out studies to decode.")] = 304,
         out: Annotated[Path, Option(help="Folder of copies.json and copies.md.")] = Path("outputs/bench/copies"),
     ) -> None:
-        """Train stage 2 with K noisy copies per context, each K for the same time, and decode the same held-out studies."""
+        """Train stage 2 with K noisy copies, each K for the same time.
+
+        All models decode the same held-out studies.
+        """
         from echo_pl.bench.copies import compare, table
 
         record = compare(copies or [1, 2, 4], minutes, studies, out, overrides or [])

@@ -17,7 +17,7 @@ Checkpoint = Annotated[Path, Argument(help="File, or folder of a sharded checkpo
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    verbs = tree("Look at a checkpoint, merge a sharded one, convert to and from a Hugging Face folder.")
+    verbs = tree("Show, merge, export and import checkpoints.")
     app.add_typer(verbs, name="checkpoint")
 
     @command(
@@ -57,7 +57,10 @@ def add_commands(app: typer.Typer) -> None:
         overrides: Overrides = None,
         dtype: Annotated[Dtype | None, Option(help="Type of the weights (default: as stored).")] = None,
     ) -> None:
-        """Write a Hugging Face folder: weights, configuration, tokenizer, image processor, record of the checkpoint."""
+        """Write a Hugging Face folder from a checkpoint.
+
+        It holds weights, configuration, tokenizer, image processor and the record of the checkpoint.
+        """
         from echo_pl.runs.checkpoint_files import to_hf
 
         to_hf(checkpoint, out, dtype, tuple(overrides or ()))
@@ -83,7 +86,10 @@ def add_commands(app: typer.Typer) -> None:
         ] = None,
         backbone: Annotated[str | None, Option(help="Class of the backbone's factory (default PretrainedBackbone).")] = None,
     ) -> None:
-        """Write a checkpoint of a Hugging Face folder, to start from (start=), to validate or to decode."""
+        """Write a checkpoint from a Hugging Face folder.
+
+        A run can start from it (start=), validate it or decode with it.
+        """
         from echo_pl.runs.checkpoint_files import from_hf
 
         from_hf(

@@ -15,7 +15,7 @@ from echo_pl.cli.grammar import Overrides, command, tree
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    verbs = tree("Corpora: draw one, prepare a dataset, view studies, check the rule engine, store vision features.")
+    verbs = tree("Make, prepare, view and check corpora; store features.")
     app.add_typer(verbs, name="corpus")
 
     @command(
@@ -39,7 +39,10 @@ def add_commands(app: typer.Typer) -> None:
         vocab_size: Annotated[int, Option(help="Most ids of the tokenizer.")] = 640,
         shard_size: Annotated[int, Option(help="Studies in one shard.")] = 500,
     ) -> None:
-        """Make a corpus folder with shards, index and tokenizer, or find it made."""
+        """Make a corpus folder: shards, index and tokenizer.
+
+        A folder that holds this corpus already is kept.
+        """
         if (kind == "nih") != (source is not None):
             raise typer.BadParameter("--source FOLDER is for nih, which needs it")
         from echo_pl.data.pipeline.make_corpus import make_nih, make_synthetic, summary
@@ -68,9 +71,10 @@ def add_commands(app: typer.Typer) -> None:
         studies: Annotated[int, Option(help="Studies from the start of the shard.")] = 20,
         keys: Annotated[list[str] | None, Option(metavar="ID ...", help="These studies instead of the first.")] = None,
     ) -> None:
-        """Show studies of a shard as an HTML page: images, both versions of the report, imputed sentences marked, labels.
+        """Show studies of a shard as an HTML page.
 
-        The page holds patients' images and reports. Only its owner can read it.
+        Images, both versions of the report with imputed sentences marked, and labels. The page
+        holds patients' images and reports. Only its owner can read it.
         """
         from echo_pl.data.pipeline.view import view_shard
 
@@ -90,9 +94,10 @@ def add_commands(app: typer.Typer) -> None:
         out: Annotated[Path | None, Option(help="JSON file for the figures.")] = None,
         review: Annotated[Path | None, Option(help="File for the reports that failed, with their text (patient data).")] = None,
     ) -> None:
-        """Measure the rule engine on raw reports: completeness, regions, unassigned clauses, labels, speed.
+        """Measure the rule engine on raw reports.
 
-        mesh_major and mesh_auto, if present in a line, are the gold labels of the labeller.
+        Completeness, regions, unassigned clauses, labels and speed. mesh_major and mesh_auto, if
+        present in a line, are the gold labels of the labeller.
         """
         from echo_pl.reports.normalizer_check import check_file
 
@@ -110,9 +115,10 @@ def add_commands(app: typer.Typer) -> None:
         dtype: Annotated[Literal["bfloat16", "float16", "float32"], Option(help="Type to store.")] = "bfloat16",
         batch_size: Annotated[int, Option(min=1, help="Studies at once.")] = 64,
     ) -> None:
-        """Run the frozen vision tower over a corpus once; stages 2 and 3 read the result by data.stored_features=OUT.
+        """Run the frozen vision tower over a corpus once.
 
-        The tower is that of the newest stage-1 run unless start=CHECKPOINT names another one.
+        Stages 2 and 3 read the result by data.stored_features=OUT. The tower is that of the newest
+        stage-1 run unless start=CHECKPOINT names another one.
         """
         from echo_pl.config.compose import compose_config
         from echo_pl.runs.stored_features import store_features

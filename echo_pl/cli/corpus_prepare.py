@@ -61,7 +61,7 @@ def add_commands(app: typer.Typer) -> None:
     def prepare(
         reader: Annotated[str, Option(help="Dataset; the readers are listed below.")],
         out: Annotated[Path, Option(help="Corpus folder, new or to continue.")],
-        source: Annotated[Path | None, Option(help="Its folder or file (not for iu_installed).")] = None,
+        source: Annotated[Path | None, Option(help="Folder or file of the dataset (not for iu_installed).")] = None,
         reader_option: Annotated[
             list[str] | None, Option(metavar="NAME=VALUE ...", help="Options of the reader: images=FOLDER, columns.findings=Text.")
         ] = None,
@@ -111,11 +111,13 @@ def add_commands(app: typer.Typer) -> None:
         keep_work: Annotated[bool, Option("--keep-work", help="Keep the work folder, which holds report text.")] = False,
         quiet: Annotated[bool, Option("--quiet", help="No progress bars.")] = False,
     ) -> None:
-        """Make a corpus of a dataset: read, normalize, check, leave out near-duplicates, translate, write shards.
+        """Make a corpus of a dataset of reports and images.
 
-        The same command continues an interrupted or killed run, and the result is the same byte for byte. No message holds report
-        text. rejects.jsonl, review.jsonl and the work folder are readable by their owner alone. Exit status 3: the corpus is made,
-        and studies or images were rejected or left to review.
+        Steps: read, normalize, check, leave out near-duplicates, translate, write shards. The same
+        command continues an interrupted or killed run, and the result is the same byte for byte. No
+        message holds report text. rejects.jsonl, review.jsonl and the work folder are readable by
+        their owner alone. Exit status 3: the corpus is made, and studies or images were rejected or
+        left to review.
         """
         raise typer.Exit(_prepare(Namespace(**locals())))
 

@@ -35,9 +35,9 @@ def add_commands(app: typer.Typer) -> None:
             bool, Option("--evaluate-only", help="Decode and report again with the checkpoints of a finished demo.")
         ] = False,
     ) -> None:
-        """Run the whole method: corpus, three stages, two distilled students, a table of all methods.
+        """Run the whole method in small, from corpus to table.
 
-        Writes report.md, index.html and summary.json.
+        Corpus, three stages, two distilled students, a table of all methods. Writes report.md, index.html and summary.json.
         """
         if data == "nih" and (source is None or not (source / "manifest.jsonl").is_file()):
             print(

@@ -72,10 +72,12 @@ def add_commands(app: typer.Typer) -> None:
         mlflow_texts: Annotated[bool, Option("--mlflow-texts", help="Log the reports too (patient data).")] = False,
         experiment: Annotated[str | None, Option(help="Experiment in MLflow.", show_default="evaluation")] = None,
     ) -> None:
-        """Score reports: predictions from a file, or those that a checkpoint writes for held-out studies.
+        """Score the reports of a file or of a checkpoint.
 
-        Give one of --predictions, --checkpoint and --upload. Writes reports.jsonl, aggregate.json (every score with its interval
-        and signature), report.md and index.html (with the worst reports). docs/how-to/evaluation.md explains every score.
+        A checkpoint decodes held-out studies first. Give one of --predictions, --checkpoint and
+        --upload. Writes reports.jsonl, aggregate.json (every score with its interval and
+        signature), report.md and index.html (with the worst reports). docs/how-to/evaluation.md
+        explains every score.
         """
         given = {**locals(), "overrides": tuple(overrides or ()), "clinical": tuple(clinical or ())}
         from echo_pl.evaluation.evaluate import evaluate, print_scores

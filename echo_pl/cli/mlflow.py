@@ -31,9 +31,10 @@ def add_commands(app: typer.Typer) -> None:
         every: Annotated[bool, Option("--all", help="Copy every run.")] = False,
         experiment: Annotated[str | None, Option(help="With --all: only the runs of this experiment.")] = None,
     ) -> None:
-        """Copy runs from a local database to a server: every step of every metric, parameters, tags, artifacts.
+        """Copy runs from a local database to a server.
 
-        What the server has already is left, so the same command continues. Parents of nested runs are copied too. Logged models
+        Every step of every metric, parameters, tags and artifacts. What the server has already is
+        left, so the same command continues. Parents of nested runs are copied too. Logged models
         and dataset inputs of other programs are not copied; echo-pl logs none.
         """
         if bool(run) == every:

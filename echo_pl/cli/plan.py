@@ -27,7 +27,7 @@ def add_commands(app: typer.Typer) -> None:
         gpus: Annotated[list[int] | None, Option(metavar="N ...", help="GPUs of each cluster.", show_default="8 32 128")] = None,
         per_node: Annotated[int, Option(help="GPUs of a node.")] = 8,
         flops: Annotated[float, Option(help="Operations per second of a GPU in bfloat16 (default: H100 SXM).")] = 989e12,
-        utilisation: Annotated[float, Option(help="Share of them that is reached; an assumption.")] = 0.4,
+        utilisation: Annotated[float, Option(help="Share of --flops that is reached; an assumption.")] = 0.4,
         network: Annotated[float, Option(help="Bytes per second between nodes for each GPU.")] = 50e9,
         node_network: Annotated[float, Option(help="Bytes per second inside a node.")] = 450e9,
         batch_size: Annotated[int, Option(help="Studies of a GPU and step.")] = 4,
@@ -46,23 +46,25 @@ def add_commands(app: typer.Typer) -> None:
         ] = False,
         vocabulary: Annotated[int, Option(help="Rows of the head.")] = 152064,
         width: Annotated[int, Option(help="Width of the language model.")] = 3584,
-        layers: Annotated[int, Option(help="Its layers.")] = 28,
-        heads: Annotated[int, Option(help="Its query heads.")] = 28,
-        key_heads: Annotated[int, Option(help="Its key heads.")] = 4,
-        mlp_width: Annotated[int, Option(help="Width inside its feed-forward layers.")] = 18944,
+        layers: Annotated[int, Option(help="Layers of the language model.")] = 28,
+        heads: Annotated[int, Option(help="Query heads of the language model.")] = 28,
+        key_heads: Annotated[int, Option(help="Key heads of the language model.")] = 4,
+        mlp_width: Annotated[int, Option(help="Width inside the feed-forward layers of the language model.")] = 18944,
         vision_width: Annotated[int, Option(help="Width of the vision tower.")] = 1280,
-        vision_layers: Annotated[int, Option(help="Its layers.")] = 32,
-        vision_heads: Annotated[int, Option(help="Its heads.")] = 16,
-        vision_mlp_width: Annotated[int, Option(help="Width inside its feed-forward layers.")] = 3420,
+        vision_layers: Annotated[int, Option(help="Layers of the vision tower.")] = 32,
+        vision_heads: Annotated[int, Option(help="Heads of the vision tower.")] = 16,
+        vision_mlp_width: Annotated[int, Option(help="Width inside the feed-forward layers of the vision tower.")] = 3420,
         patch_size: Annotated[int, Option(help="Side of a patch in pixels.")] = 14,
         check: Annotated[bool, Option("--check", help="Count and measure small steps on this machine.")] = False,
         check_models: Annotated[list[str] | None, Option(metavar="NAME ...", help="Models.", show_default="d128 d512")] = None,
         check_contexts: Annotated[list[int] | None, Option(metavar="N ...", help="Contexts.", show_default="256 1024 2870")] = None,
         out: Annotated[Path, Option(help="Folder to write.")] = Path("outputs/scale"),
     ) -> None:
-        """Calculate memory of a GPU, operations, traffic and days of stages 1 to 3 on a cluster, for Qwen2.5-VL-7B by default.
+        """Calculate memory and days of the stages on a cluster.
 
-        With key=value, lengths are read from a corpus: memory for its longest, time for its mean. Writes scale.md and scale.json.
+        Memory of a GPU, operations, traffic and days of stages 1 to 3, for Qwen2.5-VL-7B by
+        default. With key=value, lengths are read from a corpus: memory for its longest, time for
+        its mean. Writes scale.md and scale.json.
         """
         stages = ("pretrain", "rad", "dcd")
         numbers = studies or [500_000, 10_000, 10_000]

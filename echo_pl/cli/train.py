@@ -75,7 +75,10 @@ def add_commands(app: typer.Typer) -> None:
         cls=HydraCommand,
     )
     def validate(ctx: typer.Context) -> None:
-        """Validate the checkpoint resume=PATH of a stage: the losses and scores of its validation, without training."""
+        """Validate the checkpoint resume=PATH of a stage.
+
+        Computes the losses and scores of its validation, without training.
+        """
         run_hydra(["task=validate", *ctx.obj])
 
     @command(
@@ -86,10 +89,11 @@ def add_commands(app: typer.Typer) -> None:
         cls=HydraCommand,
     )
     def sweep(ctx: typer.Context) -> None:
-        """Train every combination of block size, objective and seed, with all stages that it needs.
+        """Train all combinations of block size, objective and seed.
 
-        The plan is sweep=lab (experiments/sweep/lab.yaml) unless another one is named. The same command continues an interrupted
-        sweep. `echo-pl compare` compares the results.
+        The stages that they need are trained too. The plan is sweep=lab
+        (experiments/sweep/lab.yaml) unless another one is named. The same command continues an
+        interrupted sweep. `echo-pl compare` compares the results.
         """
         plan = [] if any(argument.startswith("sweep=") for argument in ctx.obj) else ["sweep=lab"]
         run_hydra(["-m", *plan, *ctx.obj])

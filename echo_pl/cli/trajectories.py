@@ -14,7 +14,7 @@ from echo_pl.cli.grammar import Overrides, command, tree
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    verbs = tree("Trajectories of a teacher: collect them for stage 3, measure the mean-field gap.")
+    verbs = tree("Collect trajectories of a teacher, measure mean-field gaps.")
     app.add_typer(verbs, name="trajectories")
 
     @command(
@@ -40,11 +40,13 @@ def add_commands(app: typer.Typer) -> None:
             Path | None, Option(metavar="CHECKPOINT", help="Stage-3 model that the teacher is tilted to (stage.module.tilt).")
         ] = None,
     ) -> None:
-        """Decode training studies with the teacher and store its trajectories for stage 3.
+        """Store trajectories of the teacher for stage 3.
 
-        The teacher is the newest stage-2 run unless start=CHECKPOINT names another one. Train on the result with
-        stage.module.trajectories=OUT stage.limit_train=STUDIES. The same command continues an interrupted collection. Several
-        processes share the work on a disk that all of them see, and write the bytes that one process writes.
+        The teacher decodes training studies. It is the newest stage-2 run unless start=CHECKPOINT
+        names another one. Train on the result with stage.module.trajectories=OUT
+        stage.limit_train=STUDIES. The same command continues an interrupted collection. Several
+        processes share the work on a disk that all of them see, and write the bytes that one
+        process writes.
         """
         if keep is not None and no_distributions:
             raise typer.BadParameter("give --keep or --no-distributions, not both")
@@ -72,10 +74,11 @@ def add_commands(app: typer.Typer) -> None:
         studies: Annotated[int, Option(min=1, help="Held-out studies.")] = 304,
         out: Annotated[Path, Option(help="Folder to write.")] = Path("outputs/mean_field_gap"),
     ) -> None:
-        """Measure the mean-field gap by block size: what one step per block loses against the teacher's chain.
+        """Measure the mean-field gap by block size.
 
-        For every block size the newest finished student and the teacher that it was distilled from, or the newest stage-2 run
-        alone if no student exists. Writes mean_field_gap.json and mean_field_gap.md.
+        The gap is what one step per block loses against the teacher's chain. For every block size
+        it measures the newest finished student and the teacher that it was distilled from, or the
+        newest stage-2 run alone if no student exists. Writes mean_field_gap.json and mean_field_gap.md.
         """
         from echo_pl.distill.gap import measure_all
 
