@@ -140,9 +140,10 @@ class TopTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """One decode, position by position, counted from the first response token (docs/explain/method.md, "Stage 3", phase 1).
+    """One decode, position by position, counted from the first response token.
 
-    It covers whole blocks (R = N * L), up to and including the block of the first eos.
+    See docs/explain/method.md, "Stage 3: Direct Conditional Distillation", phase 1. It covers whole
+    blocks (R = N * L), up to and including the block of the first eos.
     """
 
     key: str

@@ -1,6 +1,7 @@
 """One decode in reading order: every token coloured by the step at which it was committed.
 
-Shows the trajectories of docs/explain/method.md, "Trajectories". A record (plain JSON) holds everything that the page draws.
+Shows the trajectories of docs/explain/method.md, "Stage 3: Direct Conditional Distillation". A
+record (plain JSON) holds everything that the page draws.
 """
 
 from __future__ import annotations

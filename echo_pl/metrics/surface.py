@@ -1,6 +1,6 @@
 """Form of a report, whatever its content: empty, too long, duplicate words, repeated phrases, words of no training report.
 
-One-step decoding fails in its form first (docs/explain/method.md, "Evaluation"). None of these scores depends on meaning, and only
+One-step decoding fails in its form first (docs/explain/method.md, "Scores"). None of these scores depends on meaning, and only
 the length ratio uses the reference. An empty report has no wrong words, so read every score beside ``empty``.
 """
 

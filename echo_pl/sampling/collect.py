@@ -1,4 +1,4 @@
-"""On-policy trajectories of a frozen teacher (docs/explain/method.md, "Stage 3, DCDModule", phase 1).
+"""On-policy trajectories of a frozen teacher (docs/explain/method.md, "Stage 3: Direct Conditional Distillation", phase 1).
 
 Trajectories that fall into a repetition loop, or never reach eos, are dropped and counted.
 """

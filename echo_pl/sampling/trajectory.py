@@ -1,6 +1,7 @@
 """Recording a decode: the hook that every sampler calls, and the recorder that turns its calls into trajectories.
 
-A committed position is recorded with its distribution *at that step* (docs/explain/method.md, "Stage 3, DCDModule", phase 1).
+A committed position is recorded with its distribution *at that step* (docs/explain/method.md,
+"Stage 3: Direct Conditional Distillation", phase 1).
 
 Shapes: A active samples, L block size, V vocabulary, R positions.
 """

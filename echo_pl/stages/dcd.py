@@ -1,7 +1,8 @@
 """Stage 3: Direct Conditional Distillation (DCD) of one step per block, or another objective.
 
-Implements Algorithm 1 of docs/explain/method.md, "Stage 3, DCDModule". Connects a source of trajectories (phase 1) and the loss of
-an objective (phase 2). The frozen teacher is no submodule: no checkpoint holds it, and it is built from the stage-2 checkpoint.
+Implements Algorithm 1 of docs/explain/method.md, "Stage 3: Direct Conditional Distillation".
+Connects a source of trajectories (phase 1) and the loss of an objective (phase 2). The frozen
+teacher is no submodule: no checkpoint holds it, and it is built from the stage-2 checkpoint.
 """
 
 from __future__ import annotations

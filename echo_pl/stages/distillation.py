@@ -1,6 +1,6 @@
 """Phase 2 of stage 3: from trajectories to a RAD sequence under the objective's masks, and to its loss.
 
-Implements docs/explain/method.md, "Stage 3, DCDModule". Used by the stage by composition.
+Implements docs/explain/method.md, "Stage 3: Direct Conditional Distillation". Used by the stage by composition.
 
 Shapes: B batch, K masked copies, R response in whole blocks, M chosen positions, V vocabulary, G blocks.
 """

@@ -1,4 +1,4 @@
-"""Stage 1: autoregressive continued pre-training on normalized reports (docs/explain/method.md, "Stage 1, NormalizedPretrain").
+"""Stage 1: autoregressive continued pre-training on normalized reports (docs/explain/method.md, "Stage 1: NormalizedPretrain").
 
 Shapes: B batch, P context, R response, M supervised positions, V vocabulary.
 """

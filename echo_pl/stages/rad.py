@@ -1,4 +1,6 @@
-"""Stage 2: Response-Asymmetric Diffusion (RAD) turns the AR model into a block-diffusion model (docs/explain/method.md, "Stage 2").
+"""Stage 2: Response-Asymmetric Diffusion (RAD) turns the AR model into a block-diffusion model.
+
+Implements docs/explain/method.md, "Stage 2: Response-Asymmetric Diffusion".
 
 Shapes: B batch, K noisy copies, R response in whole blocks, M chosen positions.
 """
@@ -93,7 +95,7 @@ class RADModule(ReportStage):
         return self.decoder.multi_step(vlm, **changes)
 
     def loss(self, batch: Batch, epoch: int) -> Tensor:
-        """Masked-token cross-entropy (docs/explain/method.md, "Stage 2")."""
+        """Masked-token cross-entropy (docs/explain/method.md, "Stage 2: Response-Asymmetric Diffusion")."""
         special = self.special
         layout = replace(self.decode.layout, supervise_eos_fill=self.supervise_eos_fill)
         prompt = block_context(batch.context_ids_BP, batch.context_lengths_B, layout, special.image)

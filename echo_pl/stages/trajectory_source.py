@@ -1,6 +1,6 @@
 """Phase 1 of stage 3: trajectories of a batch, from a store or decoded now, and counts of dropped ones.
 
-Implements docs/explain/method.md, "Stage 3, DCDModule". Used by the stage by composition.
+Implements docs/explain/method.md, "Stage 3: Direct Conditional Distillation". Used by the stage by composition.
 """
 
 from __future__ import annotations

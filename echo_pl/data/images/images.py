@@ -29,7 +29,7 @@ from echo_pl.data.images.pixels import ImageError, check_size, stretch
 __all__ = ["MAX_PIXELS", "ImageError", "OpenedImage", "fit", "load_image", "open_image"]
 
 MAX_PIXELS: Final = 2_250_000
-"""Limit of the method (docs/explain/method.md, "Reports")."""
+"""Limit of the method (docs/explain/method.md, "Stage 1: NormalizedPretrain")."""
 _HEAD_BYTES: Final = 132
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _LAST_BYTES: Final = {_PNG: b"IEND", _JPEG: b"\xff\xd9"}
