@@ -1,9 +1,7 @@
-"""Quality of K noisy copies of a response per context at equal training time: stage 2, once for every K.
+"""`echo-pl bench copies`: quality of K noisy copies of a response per context at equal training time of stage 2.
 
-The time of a step is measured first, for all K in one process and in turns, on studies whose images are decoded already; each K
-is then trained for as many steps as fit into the minutes, with its own complete schedule, and decoded on the same held-out
-studies: with many forwards per block, and with one. The seconds that each training took in the end are in the table, which goes
-to copies.json and copies.md.
+The time of a step is measured first, for all K in turns, on decoded images. Each K is then trained for as many steps as fit into
+the minutes, with its own complete schedule, and decoded on the same held-out studies, with many forwards per block and with one.
 """
 
 from __future__ import annotations
@@ -27,26 +25,32 @@ from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.evaluation.harness import Method, evaluate_methods
 from echo_pl.evaluation.rows import Setting
 from echo_pl.io.atomic import write_json, write_text_atomic
+from echo_pl.pages.tables import Column, Table, number, text
 from echo_pl.runs.run import run
 from echo_pl.runs.start import read_start
 from echo_pl.sampling import DecodeConfig
 from echo_pl.sampling.decoder import StageDecoder
 
 _SETTLING = 12
-"""Steps before the first one that is timed, and a whole epoch of the timing run: it decodes images, and allocators grow."""
+"""Steps before the first timed one, a whole epoch of the timing run, in which images are decoded and allocators grow."""
 _TIMED = 24
 _TURNS = 3
 CLOCK = "echo_pl.bench.copies.StepClock"
-COLUMNS = ("copies", "seconds_per_step", "steps", "training_seconds", "val_loss", "finding_f1", "valid_sentences",
-           "one_step_finding_f1", "one_step_valid_sentences")  # fmt: skip
+COLUMNS = (
+    Column("copies", text("copies")),
+    Column("seconds per step", number("seconds_per_step", 3)),
+    Column("steps", text("steps")),
+    Column("training seconds", number("training_seconds", 3)),
+    Column("val loss", number("val_loss", 3)),
+    Column("finding f1", number("finding_f1", 3)),
+    Column("valid sentences", number("valid_sentences", 3)),
+    Column("one step finding f1", number("one_step_finding_f1", 3)),
+    Column("one step valid sentences", number("one_step_valid_sentences", 3)),
+)
 
 
 class StepClock(Callback):
-    """Writes when each training step ended, in seconds since the first began.
-
-    Args:
-        path: JSON file to write when training ends.
-    """
+    """Record of when each training step ended, in seconds since the first began; written to a JSON file at the end."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -54,23 +58,23 @@ class StepClock(Callback):
         self._ends: list[float] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Start with the first batch."""
+        """Start the clock with the first batch."""
         if self._began is None:
             self._began = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note the time."""
+        """Record the time."""
         assert self._began is not None
         self._ends.append(time.monotonic() - self._began)
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Write."""
+        """Write the times."""
         write_text_atomic(self._path, json.dumps(self._ends))
 
 
 def train(copies: int, steps: int, name: str, out: Path, overrides: Sequence[str]) -> tuple[Path, list[float], float]:
-    """Stage 2 with K copies; returns its checkpoint, when its steps ended, and its validation loss."""
-    shutil.rmtree(out / "runs" / name, ignore_errors=True)  # of an earlier comparison
+    """Train stage 2 with K copies; return its checkpoint, the times at which its steps ended, and its validation loss."""
+    shutil.rmtree(out / "runs" / name, ignore_errors=True)  # from an earlier comparison
     clock = out / "clocks" / f"{name}.json"
     clock.parent.mkdir(parents=True, exist_ok=True)
     config = compose_config(
@@ -85,7 +89,7 @@ def train(copies: int, steps: int, name: str, out: Path, overrides: Sequence[str
 
 
 def seconds_per_step(copies: Sequence[int], out: Path, overrides: Sequence[str]) -> dict[int, float]:
-    """Median over the steps of short runs, which take turns: what else the machine does meets all of them."""
+    """Median seconds of a step for each K; short runs take turns, so that other load on the machine affects all of them."""
     batch_size = compose_config(["stage=rad", *overrides]).stage.batch_size
     short = [*overrides, f"data.limit_train={_SETTLING * batch_size}", f"data.cache_samples={_SETTLING * batch_size}"]
     seconds: dict[int, list[float]] = {k: [] for k in copies}
@@ -97,19 +101,19 @@ def seconds_per_step(copies: Sequence[int], out: Path, overrides: Sequence[str])
 
 
 def decode(checkpoints: dict[int, Path], studies: int, overrides: Sequence[str]) -> dict[int, dict[str, float]]:
-    """Scores on the same held-out studies, with as many forwards as the threshold asks for and with one per block."""
+    """Scores on the same held-out studies, with as many forwards as the threshold needs and with one per block."""
     config = compose_config(["stage=rad", *overrides])
     data: ReportDataModule = instantiate(config.data, _convert_="all")
     data.setup()
     factory = instantiate(config.backbone.factory, _convert_="all")
-    way: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
-    decoder = StageDecoder(special=data.special, max_response_tokens=way.max_response_tokens, decode=way)
+    usual: DecodeConfig = instantiate(config.stage.module.decode, _convert_="all")
+    decoder = StageDecoder(special=data.special, max_response_tokens=usual.max_response_tokens, decode=usual)
     methods = []
     for copies, path in checkpoints.items():
         vlm = factory.build(data.special, data.vocab_size).eval().requires_grad_(False)
         load_weights(vlm, path, ("rad",))
         for name, steps in (("base", None), ("base_one_step", 1)):
-            setting = Setting(method=name, block_size=way.block_size, kv_cache="fused", batch_size=16)  # type: ignore[arg-type]
+            setting = Setting(method=name, block_size=usual.block_size, kv_cache="fused", batch_size=16)  # type: ignore[arg-type]
             sampler = decoder.multi_step(vlm, denoising_steps=steps, kv_cache="fused")
             methods.append((copies, Method(setting=setting, sampler=sampler)))
     batches = {16: data.held_out_batches("test", 16, studies)}
@@ -122,15 +126,15 @@ def decode(checkpoints: dict[int, Path], studies: int, overrides: Sequence[str])
 
 
 def compare(copies: Sequence[int], minutes: float, studies: int, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Time, train and decode every K; returns what is written to copies.json.
+    """Time, train and decode every K; write and return the content of copies.json.
 
     Raises:
-        FileNotFoundError: no stage-1 run to start from.
+        FileNotFoundError: there is no stage-1 run to start from.
         ValueError: too little time for a step, or no copies.
     """
     if not copies or min(copies) < 1:
         raise ValueError(f"copies must be positive, got {list(copies)}")
-    usual = compose_config(["stage=rad", *overrides])  # data and start are those of the user's outputs, runs go elsewhere
+    usual = compose_config(["stage=rad", *overrides])  # its data and start are used, runs go to out
     start = read_start(usual)
     if start is None:
         raise ValueError("the comparison begins with a stage-1 checkpoint: give start=<path>")
@@ -160,14 +164,5 @@ def compare(copies: Sequence[int], minutes: float, studies: int, out: Path, over
         "rows": rows,
     }
     write_json(out / "copies.json", record)
-    write_text_atomic(out / "copies.md", table(rows))
+    write_text_atomic(out / "copies.md", Table.from_records(COLUMNS, rows).markdown() + "\n")
     return record
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " |", "|" + "--:|" * len(COLUMNS)]
-    for row in rows:
-        cells = [str(row[name]) if isinstance(row[name], int) else f"{row[name]:.3f}" for name in COLUMNS]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"

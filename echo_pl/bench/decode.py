@@ -1,8 +1,8 @@
 """Decoding speed: every method from the same prefill, interleaved, on the same weights.
 
-nfe, tpf and tps are those of METHOD.md 4, over a fixed number of tokens: nothing ends a report. Random weights are sure of nothing,
-so that at a threshold the multi-step base would commit one token per forward; it gets ``denoising_steps`` = L / 2 instead, two
-tokens per forward, which is what the paper reports of its base (1.9 to 2.1).
+nfe, tpf and tps are those of docs/explain/method.md, "Decoding", over a fixed number of tokens: nothing ends a report. Random
+weights are uncertain everywhere, so that at a threshold the multi-step base would commit one token per forward. It gets
+``denoising_steps`` = L / 2 instead: two tokens per forward, as the paper reports of its base (1.9 to 2.1).
 
 Shapes: B batch, L block size.
 """
@@ -11,48 +11,46 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from omegaconf import MISSING
 
 from echo_pl.backbone.attention import AttentionBackend
 from echo_pl.backbone.stock_generate import stock_generate
 from echo_pl.backbone.vlm import VLM
+from echo_pl.bench.benchmark import Benchmark, report_progress
 from echo_pl.bench.machine import Limits
 from echo_pl.bench.models import BenchModel, text_prompts
 from echo_pl.bench.roofline import least_autoregressive, least_one_step
 from echo_pl.io.memory import peak_memory_gb, restart_peak_memory
 from echo_pl.sampling import AutoregressiveSampler, BlockSampler, DecodeConfig, LoopStop
-from echo_pl.sampling.config import KVCacheMode
-from echo_pl.sampling.prefill import Prefill, prefill
+from echo_pl.sampling.prefill import prefill
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
 _NO_LOOP_STOP = LoopStop(enabled=False)
+_KV_CACHES = ("vanilla", "fused")
 Row = dict[str, Any]
-"""One method at one place of the grid, as in ``outputs/bench/decode.json``."""
+"""One method at one point of the grid, as in ``outputs/bench/decode.json``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """What is timed."""
+@dataclass(kw_only=True)
+class DecodeBenchmark(Benchmark):
+    """Grid of what is timed; the comments of ``experiments/bench/decode.yaml`` say what each key means."""
 
-    block_sizes: tuple[int, ...]
-    batch_sizes: tuple[int, ...]
-    contexts: tuple[int, ...]
-    tokens: int
-    """Every method writes so many per sample."""
-    repetitions: int
-    generate_repetitions: int
-    """Of the library's ``generate``, which computes the context every time."""
-    prefill_repetitions: int
-    least_seconds: float = 0.0
-    """A repetition decodes as often in a row as takes so long: a single decode of a small model is over before it is warm."""
-    compile: bool = False
-    """Of all our decoders, the autoregressive one too."""
+    block_sizes: list[int] = MISSING
+    batch_sizes: list[int] = MISSING
+    tokens: int = MISSING
+    generate_repetitions: int = MISSING
+    prefill_repetitions: int = MISSING
+    least_seconds: float = MISSING
+    attention: str = MISSING
+    compile: bool = MISSING
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("block_sizes", "batch_sizes", "contexts"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be positive numbers, got {list(getattr(self, name))}")
@@ -61,12 +59,20 @@ class Grid:
                 raise ValueError(f"block sizes must be even, as the base commits two tokens a step, got {L}")
             if self.tokens % L:
                 raise ValueError(f"tokens must be a multiple of every block size, got {self.tokens} and block size {L}")
-        if self.repetitions < 1 or self.prefill_repetitions < 1 or self.generate_repetitions < 0:
-            raise ValueError("repetitions and prefill_repetitions must be at least 1, generate_repetitions at least 0")
+        if self.prefill_repetitions < 1 or self.generate_repetitions < 0:
+            raise ValueError("prefill_repetitions must be at least 1, generate_repetitions at least 0")
         if self.tokens < 2:
             raise ValueError(f"tokens must be at least 2, as the first one comes out of prefill, got {self.tokens}")
         if self.least_seconds < 0:
             raise ValueError(f"least_seconds must not be negative, got {self.least_seconds}")
+        if self.attention not in get_args(AttentionBackend):
+            raise ValueError(f"attention must be one of {get_args(AttentionBackend)}, got {self.attention!r}")
+        for name in self.models:
+            if self.sizes[name].pack_weights and (self.compile or self.device != "cpu"):
+                raise ValueError(
+                    f"sizes.{name}.pack_weights=true is for eager decoding on a CPU, got compile={str(self.compile).lower()} and "
+                    f"device={self.device}: give sizes.{name}.pack_weights=false, or leave {name} out of models"
+                )
 
 
 @dataclass(kw_only=True)
@@ -74,118 +80,85 @@ class Timing:
     """One method's repetitions."""
 
     method: str
-    kv_cache: str | None
-    block_size: int
     run: Callable[[], DecodeResult]
     repetitions: int
+    kv_cache: str | None = None
+    block_size: int = 1
     decodes: int = 1
-    """In one repetition."""
+    """Decodes in one repetition."""
     seconds: list[float] = field(default_factory=list)
-    """Of one decode, the mean of a repetition."""
+    """Seconds of one decode, the mean of each repetition."""
     prefill_seconds: list[float] = field(default_factory=list)
     result: DecodeResult | None = None
     peak_memory_mb: float | None = None
 
     def warm_up(self, device: torch.device, least_seconds: float) -> None:
-        """Two decodes that are not timed: the first makes buffers and shows the memory, the second how long one takes.
+        """Decode twice without timing: the first makes buffers and shows the memory, the second how long a decode takes.
 
-        Memory is looked at here and not while time is taken, because to restart the peak all free memory is given back.
+        Memory is measured here because restarting the peak returns all free memory, which would disturb the timing.
         """
         restarted = restart_peak_memory(device)
         self.run()
-        if restarted:  # else the system only knows the peak of everything so far
+        if restarted:  # otherwise the system reports the peak of the whole process
             self.peak_memory_mb = 1e3 * peak_memory_gb(device)
         self.result = self.run()
         self.decodes = max(1, math.ceil(least_seconds / (self.result.prefill_seconds + self.result.decode_seconds)))
 
     def repeat(self) -> None:
-        """Decode, and remember how long it took."""
+        """Decode and record the time."""
         results = [self.run() for _ in range(self.decodes)]
         self.seconds.append(statistics.fmean(result.decode_seconds for result in results))
         self.prefill_seconds.append(statistics.fmean(result.prefill_seconds for result in results))
 
 
-def time_model(
-    name: str,
-    model: BenchModel,
-    grid: Grid,
-    limits: Limits,
-    device: torch.device,
-    attention: AttentionBackend,
-    progress: Callable[[str], None],
-) -> Iterator[list[Row]]:
-    """Build a model and time all methods at every batch size and context; yields the rows of one such place at a time."""
-    vlm = model.build(device, attention)
-    for batch_size in grid.batch_sizes:
-        for context in grid.contexts:
-            progress(f"{name}, batch {batch_size}, context {context}")
+def time_model(name: str, model: BenchModel, config: DecodeBenchmark, limits: Limits, device: torch.device) -> Iterator[list[Row]]:
+    """Build a model and time all methods; yield the rows of one batch size and context at a time."""
+    vlm = model.build(device, config.attention)  # type: ignore[arg-type]
+    for batch_size in config.batch_sizes:
+        for context in config.contexts:
+            report_progress(f"{name}, batch {batch_size}, context {context}")
             batch = text_prompts(batch_size, context, model.vocabulary, device)
-            timings, prefill_seconds = _time_place(vlm, model.special, batch, grid)
-            yield _rows(name, model, batch_size, context, grid, timings, prefill_seconds, limits)
+            timings, prefill_seconds = _time_methods(vlm, model.special, batch, config)
+            place = {"model": name, "batch_size": batch_size, "context": context, "dtype": model.dtype}
+            rows = [place | _measured(timing, batch_size, prefill_seconds) for timing in timings]
+            for row in rows:
+                row |= _compared(row, rows[0], model, config, limits)
+            yield rows
 
 
-def _time_place(vlm: VLM, special: SpecialTokens, batch: Batch, grid: Grid) -> tuple[list[Timing], list[float]]:
-    room = grid.tokens + 3 * max(grid.block_sizes)
-
-    def start() -> Prefill:
-        return prefill(vlm, batch.context_ids_BP, batch.context_lengths_B, batch, capacity=room, logits="last")
-
-    starts = [start() for _ in range(1 + grid.prefill_repetitions)]
-    shared = starts[-1]
-    prefill_seconds = [s.seconds for s in starts[1:]]
-    starts.clear()
-    timings = list(_methods(vlm, special, batch, shared, grid))
+def _time_methods(vlm: VLM, special: SpecialTokens, batch: Batch, config: DecodeBenchmark) -> tuple[list[Timing], list[float]]:
+    capacity = config.tokens + 3 * max(config.block_sizes)
+    prefill_seconds = []
+    for _ in range(1 + config.prefill_repetitions):
+        start = prefill(vlm, batch.context_ids_BP, batch.context_lengths_B, batch, capacity=capacity, logits="last")
+        prefill_seconds.append(start.seconds)
+    options: dict[str, Any] = {"loop_stop": _NO_LOOP_STOP, "compile": config.compile}
+    autoregressive = AutoregressiveSampler(vlm, special, config.tokens, **options)
+    timings = [
+        Timing(method="ar", run=lambda: autoregressive.generate(batch, start=start), repetitions=config.repetitions),
+        Timing(method="ar_generate", run=lambda: _generate(vlm, batch, config.tokens), repetitions=config.generate_repetitions),
+    ]
+    for L in config.block_sizes:
+        for method, steps in (("base", max(1, L // 2)), ("one_step", 1)):
+            for kv_cache in _KV_CACHES:
+                decode = DecodeConfig(
+                    block_size=L, max_response_tokens=config.tokens, denoising_steps=steps, kv_cache=kv_cache, **options
+                )  # fmt: skip
+                sampler = BlockSampler(vlm, special, decode)
+                run = lambda sampler=sampler: sampler.generate(batch, start=start)  # type: ignore[misc]  # noqa: E731
+                timings.append(Timing(method=method, kv_cache=kv_cache, block_size=L, run=run, repetitions=config.repetitions))
     for timing in timings:
         if timing.repetitions:
-            timing.warm_up(vlm.device, grid.least_seconds)
-    for round_ in range(max(t.repetitions for t in timings)):
+            timing.warm_up(vlm.device, config.least_seconds)
+    for round_ in range(max(timing.repetitions for timing in timings)):
         for timing in timings:
             if round_ < timing.repetitions:
                 timing.repeat()
-    return [t for t in timings if t.seconds], prefill_seconds
+    return [timing for timing in timings if timing.seconds], prefill_seconds[1:]
 
 
-def _methods(vlm: VLM, special: SpecialTokens, batch: Batch, start: Prefill, grid: Grid) -> Iterator[Timing]:
-    autoregressive = AutoregressiveSampler(vlm, special, grid.tokens, loop_stop=_NO_LOOP_STOP, compile=grid.compile)
-    yield Timing(
-        method="ar",
-        kv_cache=None,
-        block_size=1,
-        run=lambda: autoregressive.generate(batch, start=start),
-        repetitions=grid.repetitions,
-    )
-    yield Timing(
-        method="ar_generate",
-        kv_cache=None,
-        block_size=1,
-        run=lambda: _library_s_generate(vlm, batch, grid.tokens),
-        repetitions=grid.generate_repetitions,
-    )
-    for L in grid.block_sizes:
-        for method, steps in (("base", max(1, L // 2)), ("one_step", 1)):
-            for kv_cache in ("vanilla", "fused"):
-                sampler = BlockSampler(vlm, special, _decode_config(L, grid, steps, kv_cache))
-                yield Timing(
-                    method=method,
-                    kv_cache=kv_cache,
-                    block_size=L,
-                    run=lambda sampler=sampler: sampler.generate(batch, start=start),  # type: ignore[misc]
-                    repetitions=grid.repetitions,
-                )
-
-
-def _decode_config(L: int, grid: Grid, steps: int, kv_cache: KVCacheMode) -> DecodeConfig:
-    return DecodeConfig(
-        block_size=L,
-        max_response_tokens=grid.tokens,
-        denoising_steps=steps,
-        kv_cache=kv_cache,
-        loop_stop=_NO_LOOP_STOP,
-        compile=grid.compile,
-    )
-
-
-def _library_s_generate(vlm: VLM, batch: Batch, tokens: int) -> DecodeResult:
+def _generate(vlm: VLM, batch: Batch, tokens: int) -> DecodeResult:
+    """Decode by the library's ``generate``."""
     ids_BR, prefill_seconds, decode_seconds = stock_generate(vlm, batch, tokens)
     B = len(batch)
     none_B = torch.zeros(B, dtype=torch.bool)
@@ -203,39 +176,7 @@ def _library_s_generate(vlm: VLM, batch: Batch, tokens: int) -> DecodeResult:
     )
 
 
-def _rows(
-    name: str,
-    model: BenchModel,
-    batch_size: int,
-    context: int,
-    grid: Grid,
-    timings: Sequence[Timing],
-    prefill_seconds: list[float],
-    limits: Limits,
-) -> list[Row]:
-    rows = [_row(name, batch_size, context, timing, prefill_seconds) for timing in timings]
-    ar, tokens = rows[0], grid.tokens
-    sizes = {"samples": batch_size, "context": context, "tokens": tokens}
-    least_ar = least_autoregressive(model.shape, limits, **sizes)
-    for row in rows:
-        row["compiled"] = grid.compile and row["method"] != "ar_generate"
-        row["dtype"] = model.dtype
-        row["speedup_over_ar"] = row["tps_median"] / ar["tps_median"]
-        in_theory = row["tpf"] / ar["tpf"]
-        row["efficiency"] = row["speedup_over_ar"] / in_theory
-        row["roofline_efficiency"] = row["roofline_tps"] = row["of_roofline"] = None
-        if row["method"] == "ar":
-            row["roofline_tps"] = batch_size * tokens / least_ar
-        elif row["method"] == "one_step" and row["kv_cache"] == "fused":
-            least = least_one_step(model.shape, limits, block_size=row["block_size"], **sizes)
-            row["roofline_tps"] = batch_size * tokens / least
-            row["roofline_efficiency"] = least_ar / least / in_theory
-        if row["roofline_tps"] is not None:
-            row["of_roofline"] = row["tps_median"] / row["roofline_tps"]
-    return rows
-
-
-def _row(name: str, batch_size: int, context: int, timing: Timing, prefill_seconds: list[float]) -> Row:
+def _measured(timing: Timing, batch_size: int, prefill_seconds: list[float]) -> Row:
     result = timing.result
     assert result is not None
     written, nfe = int(result.written_B.sum()), int(result.nfe_B.sum())
@@ -243,12 +184,9 @@ def _row(name: str, batch_size: int, context: int, timing: Timing, prefill_secon
     # The library's generate has its own prefill; all others start from one that was timed by itself.
     prefills = timing.prefill_seconds if timing.method == "ar_generate" else prefill_seconds
     return {
-        "model": name,
         "method": timing.method,
         "kv_cache": timing.kv_cache,
         "block_size": timing.block_size,
-        "batch_size": batch_size,
-        "context": context,
         "tokens": written // batch_size,
         "nfe": nfe / batch_size,
         "tpf": written / nfe,
@@ -264,18 +202,23 @@ def _row(name: str, batch_size: int, context: int, timing: Timing, prefill_secon
     }
 
 
-def runs_for_breakdown(vlm: VLM, model: BenchModel, grid: Grid) -> Iterator[tuple[dict[str, Any], Callable[[], DecodeResult]]]:
-    """AR and fused one-step decoding at batch 1, at every context: what row it belongs to, and the decode itself."""
-    for context in grid.contexts:
-        batch = text_prompts(1, context, model.vocabulary, vlm.device)
-        room = grid.tokens + 3 * max(grid.block_sizes)
-        start = prefill(vlm, batch.context_ids_BP, batch.context_lengths_B, batch, capacity=room, logits="last")
-        for timing in _methods(vlm, model.special, batch, start, grid):
-            if timing.method == "ar" or (timing.method, timing.kv_cache) == ("one_step", "fused"):
-                place = {
-                    "context": context,
-                    "method": timing.method,
-                    "kv_cache": timing.kv_cache,
-                    "block_size": timing.block_size,
-                }
-                yield place, timing.run
+def _compared(row: Row, ar: Row, model: BenchModel, config: DecodeBenchmark, limits: Limits) -> Row:
+    """Figures of a row relative to our AR decoder and to the roofline."""
+    sizes = {"samples": row["batch_size"], "context": row["context"], "tokens": config.tokens}
+    speedup, ideal_speedup = row["tps_median"] / ar["tps_median"], row["tpf"] / ar["tpf"]
+    least_ar = least_autoregressive(model.shape, limits, **sizes)
+    least = efficiency = None
+    if row["method"] == "ar":
+        least = least_ar
+    elif (row["method"], row["kv_cache"]) == ("one_step", "fused"):
+        least = least_one_step(model.shape, limits, block_size=row["block_size"], **sizes)
+        efficiency = least_ar / least / ideal_speedup
+    roofline_tps = None if least is None else row["batch_size"] * config.tokens / least
+    return {
+        "compiled": config.compile and row["method"] != "ar_generate",
+        "speedup_over_ar": speedup,
+        "efficiency": speedup / ideal_speedup,
+        "roofline_efficiency": efficiency,
+        "roofline_tps": roofline_tps,
+        "of_roofline": None if roofline_tps is None else row["tps_median"] / roofline_tps,
+    }

@@ -1,172 +1,105 @@
-"""Speed of every way of decoding on this machine: timed, tabulated, drawn and logged."""
+"""`echo-pl bench decode`: decoding speed on this machine, timed, tabulated, drawn and logged."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import MISSING, DictConfig, OmegaConf
 
 from echo_pl.bench import machine
-from echo_pl.bench.benchmark import load_benchmark, log_benchmark, say
-from echo_pl.bench.breakdown import breakdown
-from echo_pl.bench.costs import costs
-from echo_pl.bench.decode import Grid, Row, runs_for_breakdown, time_model
-from echo_pl.bench.models import BenchModel
-from echo_pl.bench.table import LEGEND, breakdown_table, calculation_table, cost_table, decoding_table
-from echo_pl.config.compose import EXPERIMENTS
+from echo_pl.bench.benchmark import Record, load_benchmark, machine_sentence, report_progress, row_metrics, run_benchmark
+from echo_pl.bench.decode import DecodeBenchmark, Row, time_model
+from echo_pl.bench.roofline import DATA_SHEETS, QWEN2_5_VL_7B, calculation
 from echo_pl.evaluation.plot import png, speed_figure
-from echo_pl.io.atomic import write_bytes_atomic, write_json, write_text_atomic
+from echo_pl.pages.tables import MISSING, Column, Table, number, text
 
 _LOGGED = ("tps_median", "tps_spread", "tpf", "tpf_published", "speedup_over_ar", "efficiency", "prefill_seconds", "peak_memory_mb")
-CONFIG = EXPERIMENTS / "bench" / "decode.yaml"
+_NAMES = {"ar": "AR", "ar_generate": "AR, transformers generate", "base": "base, 2 tokens a step", "one_step": "one step"}
+_COLUMNS = (
+    Column("model", text("model"), left=True),
+    Column("batch", text("batch_size")),
+    Column("context", text("context")),
+    Column("method", lambda row: _NAMES[row["method"]], left=True),
+    Column("KV cache", text("kv_cache"), left=True),
+    Column("L", text("block_size")),
+    Column("nfe", number("nfe", 0)),
+    Column("tpf", number("tpf", 2)),
+    Column("tpf pub.", number("tpf_published", 2)),
+    Column("tps", number("tps_median", 0)),
+    Column("spread", lambda row: MISSING if row["repetitions"] == 1 else f"{row['tps_spread']:.0f}"),
+    Column("ms/forward", number("ms_per_forward", 2)),
+    Column("x AR", number("speedup_over_ar", 2)),
+    Column("efficiency", number("efficiency", 2)),
+    Column("roofline", number("roofline_efficiency", 2)),
+    Column("of roofline", number("of_roofline", 2)),
+    Column("prefill s", number("prefill_seconds", 3)),
+    Column("spread", number("prefill_spread", 3)),
+    Column("peak MB", number("peak_memory_mb", 0)),
+)
+_LEGEND = (
+    "tps: tokens of the whole batch per second after prefill, median; spread: largest minus smallest repetition. "
+    "x AR: tps over our AR decoder at the same batch and context. efficiency: (tps ratio) / (tpf ratio). "
+    "roofline: the efficiency if every forward took the time of reading its weights and keys, or of multiplying, "
+    "whichever is longer; of roofline: tps over that of the roofline. Both mean little for a model that fits into the processor's "
+    "cache. "
+    "peak MB: memory of the whole process while the method ran, model, Python and the cache shared by all methods included."
+)
 
 
-@dataclass
-class _Schema:
-    """Which keys there are, and of what kind: a misspelt one is an error."""
-
-    models: list[str] = MISSING
-    block_sizes: list[int] = MISSING
-    batch_sizes: list[int] = MISSING
-    contexts: list[int] = MISSING
-    tokens: int = MISSING
-    repetitions: int = MISSING
-    generate_repetitions: int = MISSING
-    prefill_repetitions: int = MISSING
-    least_seconds: float = MISSING
-    breakdowns: bool = MISSING
-    device: str = MISSING
-    threads: int | None = MISSING
-    attention: str = MISSING
-    compile: bool = MISSING
-    out: str = MISSING
-    mlflow: str | None = MISSING
-    experiment: str = MISSING
-    sizes: dict[str, BenchModel] = field(default_factory=dict)
+def decoding_table(rows: Iterable[Row]) -> Table:
+    """Table with one line for each method, cache and size."""
+    return Table.from_records(_COLUMNS, rows)
 
 
-def load_config(overrides: Sequence[str]) -> DictConfig:
-    """``experiments/bench/decode.yaml`` with overrides; see :func:`load_benchmark`.
-
-    Raises:
-        ValueError: also for packed weights where there are none: compiled, or not on a CPU.
-    """
-    config = load_benchmark(_Schema, CONFIG, overrides)
-    for name in config.models:
-        if config.sizes[name].pack_weights and (config.compile or config.device != "cpu"):
-            raise ValueError(
-                f"sizes.{name}.pack_weights=true is for eager decoding on a CPU, got compile={str(config.compile).lower()} and "
-                f"device={config.device}: give sizes.{name}.pack_weights=false, or leave {name} out of models"
-            )
-    return config
+def calculation_table(tokens: int = 160) -> Table:
+    """Limits of a 7B model in bfloat16 by the data sheets: arithmetic, nothing is measured."""
+    body = []
+    for device, limits in DATA_SHEETS.items():
+        for samples, context in ((1, 300), (1, 2900), (16, 2900)):
+            sizes = {"samples": samples, "context": context, "tokens": tokens}
+            for row in calculation(QWEN2_5_VL_7B, limits, block_sizes=(4, 8, 16, 32), **sizes):
+                figures = [f"{row[name]:.0f}" for name in ("ar_tps", "one_step_tps")]
+                figures += [f"{row[name]:.2f}" for name in ("speedup_over_ar", "efficiency")]
+                body.append([device, str(samples), str(context), str(int(row["block_size"])), *figures])
+    return Table(["device", "batch", "context", "L", "AR tps", "one step tps", "x AR", "efficiency"], body)
 
 
-def run_bench(config: DictConfig) -> dict[str, Any]:
-    """Time everything, write ``decode.json`` after every place of the grid, so that an interrupted run leaves what it has."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = torch.device(config.device)
-    names = [str(name) for name in config.models]
-    models: dict[str, BenchModel] = {name: OmegaConf.to_object(config.sizes[name]) for name in names}  # type: ignore[misc]
-    options = ("tokens", "repetitions", "generate_repetitions", "prefill_repetitions", "least_seconds", "compile")
-    grid = Grid(
-        block_sizes=tuple(config.block_sizes),
-        batch_sizes=tuple(config.batch_sizes),
-        contexts=tuple(config.contexts),
-        **{name: config[name] for name in options},
-    )
-    say("measuring the machine's limits")
-    limits = {m.dtype: machine.measure_limits(m.torch_dtype, device) for m in models.values()}
-    record: dict[str, Any] = {
-        "machine": machine.describe(list(limits.values()), device),
-        "config": OmegaConf.to_container(config),
-        "rows": [],
-        "breakdowns": [],
-    }
-    out = Path(config.out)
-    for name, model in models.items():
-        for rows in time_model(name, model, grid, limits[model.dtype], device, config.attention, say):
-            record["rows"] += rows
-            print(decoding_table(rows).text(), flush=True)
-            write_json(out / "decode.json", record)
-        if config.breakdowns and (device.type != "cpu" or config.compile):
-            say(f"{name}: no breakdown, which is made on a CPU without compile")
-        elif config.breakdowns:
-            say(f"{name}: where the time goes")
-            found = _breakdowns(name, model, grid, config, record["rows"])
-            record["breakdowns"] += found
-            print(breakdown_table(found).text(), flush=True)
-    write_json(out / "decode.json", record)
-    return record
-
-
-def _breakdowns(name: str, model: BenchModel, grid: Grid, config: DictConfig, rows: Sequence[Row]) -> list[Row]:
-    vlm = model.build(torch.device("cpu"), config.attention)
-    found = []
-    for place, run in runs_for_breakdown(vlm, model, grid):
-        timed = next(
-            (row for row in rows if row["model"] == name and row["batch_size"] == 1 and place.items() <= row.items()), None
-        )
-        run()
-        found.append(
-            {"model": name, **place, "ms": breakdown(vlm, run), "ms_per_forward": timed["ms_per_forward"] if timed else None}
-        )
-    return found
-
-
-def write_report(record: dict[str, Any], out: Path) -> list[Path]:
-    """The table and the picture beside ``decode.json``."""
-    facts = record["machine"]
+def _report(record: Record) -> Mapping[str, bytes]:
     limits = "; ".join(
         f"{limit['dtype']}: {limit['flops'] / 1e9:.0f} GFLOP/s, memory {limit['bandwidth'] / 1e9:.1f} GB/s"
-        for limit in facts["limits"]
+        for limit in record["machine"]["limits"]
     )
-    text = (
-        "# Decoding speed\n\n"
-        f"{facts['processor']}, {facts['threads']} threads of {facts['cores']} cores, device {facts['device']}, "
-        f"torch {facts['packages']['torch']}. Limits measured in this run: {limits}.\n\n{LEGEND}\n\n"
+    page = (
+        f"# Decoding speed\n\n{machine_sentence(record)}. Limits measured in this run: {limits}.\n\n{_LEGEND}\n\n"
         f"{decoding_table(record['rows']).markdown()}\n"
-    )
-    if record["breakdowns"]:
-        text += (
-            "\n## Milliseconds per forward, batch 1\n\n"
-            "One more decode under torch's profiler, which makes it slower (profiled against unprofiled). Python is what is not in "
-            "an operator, the profiler's own time included.\n\n"
-            f"{breakdown_table(record['breakdowns']).markdown()}\n"
-            "\n## What a longer context and a larger vocabulary cost\n\n"
-            "The difference between two forwards of the tables above (unprofiled), and that of the parts which should explain it "
-            "(profiled). A vocabulary has a row where two models differ in nothing else.\n\n"
-            f"{cost_table(costs(record['breakdowns'], record['config']['sizes'])).markdown()}\n"
-        )
-    text += (
         "\n## What data sheets allow the 7B (a calculation, not a measurement)\n\n"
         "The language model of Qwen2.5-VL-7B in bfloat16, 160 tokens: every forward takes as long as reading its weights and keys, "
         f"or multiplying, whichever is longer.\n\n{calculation_table().markdown()}\n"
     )
-    picture = png(speed_figure(record["rows"]))
-    return [write_text_atomic(out / "decode.md", text), write_bytes_atomic(out / "decode.png", picture)]
+    return {"decode.md": page.encode(), "decode.png": png(speed_figure(record["rows"]))}
 
 
-def metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """Every figure under ``<model>/<method>/<figure>``."""
-    found: dict[str, float] = {}
-    for row in rows:
-        cache = f"-{row['kv_cache']}" if row["kv_cache"] else ""
-        place = f"{row['method']}{cache}-L{row['block_size']}-batch{row['batch_size']}-context{row['context']}"
-        found |= {f"{row['model']}/{place}/{figure}": float(row[figure]) for figure in _LOGGED if row[figure] is not None}
-    return found
+def _row_name(row: Row) -> str:
+    cache = f"-{row['kv_cache']}" if row["kv_cache"] else ""
+    return f"{row['model']}/{row['method']}{cache}-L{row['block_size']}-batch{row['batch_size']}-context{row['context']}"
 
 
 def bench_decode(overrides: Sequence[str]) -> list[Path]:
-    """Time decoding as the benchmark's YAML with overrides asks for; return the files written."""
-    config = load_config(overrides)
-    record = run_bench(config)
-    out = Path(config.out)
-    files = [out / "decode.json", *write_report(record, out)]
-    if config.mlflow is not None:
-        log_benchmark(config, "decode", record["machine"], metrics(record["rows"]), files)
-    return files
+    """Time decoding under ``experiments/bench/decode.yaml`` with overrides; return the files written."""
+    config = load_benchmark(DecodeBenchmark, "decode", overrides)
+    models = {name: config.sizes[name] for name in config.models}
+
+    def measure(record: Record, device: torch.device, save: Callable[[], object]) -> None:
+        report_progress("measuring the machine's limits")
+        limits = {model.dtype: machine.measure_limits(model.torch_dtype, device) for model in models.values()}
+        record["machine"]["limits"] = [vars(limit) for limit in limits.values()]
+        for name, model in models.items():
+            for rows in time_model(name, model, config, limits[model.dtype], device):
+                record["rows"] += rows
+                print(decoding_table(rows).text(), flush=True)
+                save()
+
+    return run_benchmark(
+        config, "decode", measure, _report, lambda record: row_metrics(record["rows"], _row_name, _LOGGED)
+    )  # fmt: skip

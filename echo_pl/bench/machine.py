@@ -1,15 +1,13 @@
-"""The machine a benchmark ran on: what it is called, how fast it reads memory and how fast it multiplies.
-
-Knows torch, nothing of models or methods.
-"""
+"""The machine of a benchmark: its name, how fast it reads memory and how fast it multiplies."""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ _MATRIX = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What no forward can beat whose weights come from memory; those of a tiny model stay in the processor's cache."""
+    """Limits of a forward whose weights come from memory; those of a tiny model stay in the processor's cache."""
 
     dtype: str
     bandwidth: float
@@ -32,7 +30,7 @@ class Limits:
 
 
 def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
-    """Measure both, the best of several tries: a limit is what the machine can do at its best."""
+    """Measure both limits, the best of several tries."""
     data = torch.ones(_MEGABYTES_READ * 2**20 // 4, device=device)
     a, b = (torch.randn(_MATRIX, _MATRIX, device=device).to(dtype) for _ in range(2))
     return Limits(
@@ -43,18 +41,16 @@ def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
 
 
 def _best(work: Callable[[], object], device: torch.device, tries: int = 7) -> float:
-    work()
-    return min(_seconds(work, device) for _ in range(tries))
+    """Fewest seconds of several tries, after one that does not count."""
+    times = [now(device)]
+    for _ in range(1 + tries):
+        work()
+        times.append(now(device))
+    return min(after - before for before, after in pairwise(times[1:]))
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    started = now(device)
-    work()
-    return now(device) - started
-
-
-def describe(limits: list[Limits], device: torch.device) -> dict[str, Any]:
-    """The record that goes into every benchmark file."""
+def describe(device: torch.device) -> dict[str, Any]:
+    """Machine and packages for the record of a benchmark."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -62,7 +58,6 @@ def describe(limits: list[Limits], device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("torch", "transformers", "flash-attn", "echo-pl")},
-        "limits": [asdict(limit) for limit in limits],
     }
 
 

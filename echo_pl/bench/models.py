@@ -1,4 +1,4 @@
-"""Models to time: the stock class at a given size, with random weights. Speed does not ask what the weights say.
+"""Models to time: the stock class at a given size, with random weights, on which speed does not depend.
 
 Shapes: B batch, P context.
 """
@@ -18,12 +18,12 @@ from echo_pl.structs import Batch, SpecialTokens
 DTYPES = ("float32", "bfloat16", "float16")
 _TOKENS_IN_USE = 3
 NEVER_ENDS = -1
-"""In the place of an eos id: no report ends, so that every method writes the same number of tokens."""
+"""Instead of an eos id: no report ends, so that every method writes the same number of tokens."""
 
 
 @dataclass(kw_only=True)  # not frozen: OmegaConf takes it as the schema of the YAML's sizes
 class BenchModel:
-    """Sizes of a language model; its vision tower is small and has nothing to do: contexts are text."""
+    """Sizes of a language model; its vision tower is small and idle, as contexts are text."""
 
     width: int
     layers: int
@@ -48,12 +48,12 @@ class BenchModel:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of weights and activations."""
+        """Dtype of weights and activations."""
         return getattr(torch, self.dtype)
 
     @property
     def shape(self) -> ModelShape:
-        """For the roofline."""
+        """Sizes for the roofline."""
         return ModelShape(
             width=self.width,
             layers=self.layers,
@@ -66,11 +66,11 @@ class BenchModel:
         )
 
     def build(self, device: torch.device, attention: AttentionBackend) -> VLM:
-        """Random weights, frozen, to decode with."""
+        """Build a frozen model to decode with."""
         return self.trainable(attention).to(device, self.torch_dtype).eval().requires_grad_(False)
 
     def trainable(self, attention: AttentionBackend) -> VLM:
-        """Random float32 weights; training and decoding attend by this backend."""
+        """Build a model of float32 weights that trains and decodes with this attention backend."""
         factory = TinyBackbone(
             width=self.width,
             layers=self.layers,

@@ -1,7 +1,4 @@
-"""Needs of training on a cluster, by counting: memory of a GPU, operations, traffic and days for stages 1 to 3.
-
-The model is Qwen2.5-VL-7B unless its sizes are given.
-"""
+"""`echo-pl plan`: memory of a GPU, operations, traffic and days of stages 1 to 3 on a cluster, by counting."""
 
 from __future__ import annotations
 
@@ -33,14 +30,15 @@ SEVEN_B = {
     "width": 3584, "layers": 28, "heads": 28, "key_heads": 4, "mlp_width": 18944, "vision_width": 1280, "vision_layers": 32,
     "vision_heads": 16, "vision_mlp_width": 3420, "patch_size": 14,
 }  # fmt: skip
-"""Qwen2.5-VL-7B's published sizes. Its tower attends in windows but for four layers, which changes no memory."""
+"""Qwen2.5-VL-7B's published sizes. Its tower attends in windows except in four layers, which changes no memory."""
 _PATCHES_PER_TOKEN = 4
+_STUDIES_PER_BATCH = 32
 _LOGITS_BYTES = 2 + 4
-"""In bfloat16, and as the float32 numbers that a loss is computed of."""
+"""In bfloat16, and as the float32 numbers of the loss."""
 
 
 def builder(sizes: dict[str, int], vocabulary: int) -> tuple[Callable[[], VLM], SpecialTokens]:
-    """What makes the model, and its last ids as special tokens."""
+    """Function that builds the model, and its last ids as special tokens."""
     special = SpecialTokens(
         pad=vocabulary - 1, eos=vocabulary - 4, mask=vocabulary - 2, image=vocabulary - 3, never_sampled=(vocabulary - 1,)
     )
@@ -63,15 +61,15 @@ def estimate(
     """One row per stage and cluster.
 
     Args:
-        sizes: of a :class:`TinyBackbone`, of any size.
-        vocabulary: its rows.
-        tokens: of one GPU's step, the longest there is: what memory must hold. All of a context are image tokens, but for a few.
+        sizes: sizes of a :class:`TinyBackbone`.
+        vocabulary: rows of the head.
+        tokens: lengths of one GPU's longest step, for memory; nearly all context tokens are taken to be image tokens.
         machines: clusters.
-        studies: that each stage trains on, repetitions included.
+        studies: number of studies that each stage trains on, repetitions included.
         checkpointing: activations are computed twice.
         stored_features: stages 2 and 3 do not run the tower.
-        stored_trajectories: stage 3 needs no teacher.
-        typical: of a usual step, which operations and time are counted for; None: as the longest.
+        stored_trajectories: stage 3 holds no teacher.
+        typical: lengths of a usual step, for operations and time; None: those of the longest.
     """
     build, special = builder(sizes, vocabulary)
     parts = parts_of(build)
@@ -121,30 +119,17 @@ def estimate(
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStatistics:
-    """Lengths of the training studies of a corpus, in tokens."""
+    """Lengths of a corpus's training studies in tokens; a response counts its end."""
 
     studies: int
     context_mean: float
-    """Image tokens and instruction."""
     context_longest: int
     response_mean: float
-    """Report and its end."""
     response_longest: int
-
-    @property
-    def sentence(self) -> str:
-        """Summary for the terminal."""
-        return (
-            f"{self.studies} studies: contexts of {self.context_mean:.1f} tokens, at most {self.context_longest}; "
-            f"responses of {self.response_mean:.1f}, at most {self.response_longest}"
-        )
 
 
 def token_statistics(overrides: Sequence[str]) -> TokenStatistics:
-    """Read every training study of a configuration, images too, whose sizes decide their number of tokens.
-
-    Args:
-        overrides: configuration, as for ``echo-pl train``.
+    """Read every training study of a configuration, images too, as their sizes give their numbers of tokens.
 
     Raises:
         FileNotFoundError: the corpus does not exist.
@@ -152,7 +137,7 @@ def token_statistics(overrides: Sequence[str]) -> TokenStatistics:
     """
     data: ReportDataModule = instantiate(compose_config(["stage=rad", *overrides]).data, _convert_="all")
     data.setup()
-    batches = data.train_batches_once(32)
+    batches = data.train_batches_once(_STUDIES_PER_BATCH)
     read = [(b.context_lengths_B, b.response_lengths_B) for b in tqdm(batches, total=len(batches), desc="lengths", unit="batch")]
     contexts, responses = (torch.cat(lengths).double() for lengths in zip(*read, strict=True))
     return TokenStatistics(
@@ -165,7 +150,7 @@ def token_statistics(overrides: Sequence[str]) -> TokenStatistics:
 
 
 def steps_of(statistics: TokenStatistics, given: StepTokens) -> tuple[StepTokens, StepTokens]:
-    """The longest step of a corpus, and a usual one; the rest as given."""
+    """Longest and mean step of a corpus; batch size and copies as given."""
 
     def step(context: float, response: float) -> StepTokens:
         blocks = math.ceil(response / given.block_size)
@@ -223,20 +208,15 @@ def write_plan(
 ) -> None:
     """Estimate, print, and write scale.json and scale.md.
 
-    Args:
-        sizes: see :func:`estimate`, also for the other arguments.
-        vocabulary: rows of the head.
-        tokens: lengths of a step.
-        machines: clusters.
-        studies: studies that each stage trains on.
-        out: folder to write.
-        data: configuration of a corpus, whose lengths replace those of ``tokens``.
-        **choices: ``checkpointing``, ``stored_features`` and ``stored_trajectories`` of :func:`estimate`.
+    Arguments are those of :func:`estimate`; the lengths of the corpus of the configuration ``data`` replace those of ``tokens``.
     """
     typical, facts = tokens, {}
     if data:
         statistics = token_statistics(data)
-        print(statistics.sentence)
+        print(
+            "{studies} studies: contexts of {context_mean:.1f} tokens, at most {context_longest}; "
+            "responses of {response_mean:.1f}, at most {response_longest}".format(**asdict(statistics))
+        )
         tokens, typical = steps_of(statistics, tokens)
         facts = {"statistics": asdict(statistics)}
     rows = estimate(sizes, vocabulary, tokens, machines, studies, typical=typical, **choices)

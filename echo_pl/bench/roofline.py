@@ -1,6 +1,6 @@
-"""What a forward must at least read and compute, and how long that takes at a machine's limits.
+"""Roofline of a forward: the least it must read and compute, and how long that takes at a machine's limits.
 
-A roofline by arithmetic alone: every matrix is read once per forward, whatever the number of queries, and multiplied by each of
+By arithmetic alone: every matrix is read once per forward, whatever the number of queries, and multiplied by each of
 them; the cached keys and values are read once per sample. The slower of reading and computing counts, matrix by matrix.
 
 Shapes: A samples, Q queries of one sample, E width.
@@ -62,13 +62,13 @@ class Forward:
     samples: int
     queries: int
     head_rows: int
-    """Queries of a sample whose logits are computed; also those that the last layer is computed for."""
+    """Queries of a sample whose logits are computed; the last layer is computed for these alone."""
     cached: int
-    """Keys that the queries see, their own included."""
+    """Keys that the queries attend to, their own included."""
 
 
 def least_seconds(shape: ModelShape, forward: Forward, limits: Limits) -> float:
-    """The shortest time of one forward at these limits."""
+    """Shortest time of one forward at these limits."""
     A, Q = forward.samples, forward.queries
     total = 0.0
     for layer in range(shape.layers):
@@ -107,28 +107,22 @@ def least_autoregressive(shape: ModelShape, limits: Limits, *, samples: int, con
 def calculation(
     shape: ModelShape, limits: Limits, *, block_sizes: tuple[int, ...], samples: int, context: int, tokens: int
 ) -> list[dict[str, float]]:
-    """The most that a machine could give, by arithmetic alone: AR and fused one-step tokens per second, and their ratio.
+    """Upper bounds by arithmetic: AR and fused one-step tokens per second and their ratio, one entry per block size.
 
-    Args:
-        shape: of the model.
-        limits: measured, or of a data sheet.
-        block_sizes: one entry each.
-        samples: batch size.
-        context: cached tokens before the response.
-        tokens: of the response, a multiple of every block size.
+    ``tokens`` of the response must be a multiple of every block size.
     """
     ar = least_autoregressive(shape, limits, samples=samples, context=context, tokens=tokens)
     found = []
     for L in block_sizes:
         least = least_one_step(shape, limits, block_size=L, samples=samples, context=context, tokens=tokens)
-        in_theory = (tokens - 1) / (tokens // L)
+        ideal_speedup = (tokens - 1) / (tokens // L)
         found.append(
             {
                 "block_size": L,
                 "ar_tps": samples * tokens / ar,
                 "one_step_tps": samples * tokens / least,
                 "speedup_over_ar": ar / least,
-                "efficiency": ar / least / in_theory,
+                "efficiency": ar / least / ideal_speedup,
             }
         )
     return found

@@ -1,6 +1,6 @@
-"""Training on paper: shards, gathered layers and traffic of FSDP2 on any cluster, by arithmetic.
+"""Shards, gathered layers and traffic of FSDP2 on any cluster, by arithmetic.
 
-What a step allocates and computes is counted elsewhere: :mod:`echo_pl.bench.step_trace`.
+:mod:`echo_pl.bench.step_trace` counts what a step allocates and computes.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from echo_pl.bench.step_trace import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """GPUs and what joins them."""
+    """A cluster of GPUs and its links; by default H100 SXM with NVLink and 400 Gbit/s for each GPU."""
 
     gpus: int
     per_node: int = 8
     flops: float = 989e12
-    """Of one GPU in bfloat16, by its data sheet (H100 SXM)."""
+    """Operations per second of one GPU in bfloat16, by its data sheet."""
     utilisation: float = 0.4
-    """Share of them that a training step reaches: an assumption."""
+    """Share of ``flops`` that a training step reaches: an assumption."""
     node_bandwidth: float = 450e9
-    """Bytes per second in and out of a GPU inside a node (NVLink)."""
+    """Bytes per second in and out of a GPU inside a node."""
     network_bandwidth: float = 50e9
-    """The same between nodes (400 Gbit/s for each GPU)."""
+    """The same between nodes."""
 
     @property
     def bandwidth(self) -> float:
-        """The slowest link of a ring over all GPUs."""
+        """Bandwidth of the slowest link of a ring over all GPUs."""
         return self.node_bandwidth if self.gpus <= self.per_node else self.network_bandwidth
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelParts:
-    """Parameters, by what FSDP2 gathers together."""
+    """Numbers of parameters, by the parts that FSDP2 gathers together."""
 
     layer: int
     """One decoder layer."""
     layers: int
     root: int
-    """What stays gathered during a step: embedding, head and last norm."""
+    """Embedding, head and last norm, which stay gathered during a step."""
     tower: int
     tower_layers: int
 
     @property
     def language(self) -> int:
-        """Of the language model."""
+        """Parameters of the language model."""
         return self.layer * self.layers + self.root
 
     @property
     def total(self) -> int:
-        """Of everything."""
+        """All parameters."""
         return self.language + self.tower
 
 
@@ -78,20 +78,19 @@ def parts_of(build: Callable[[], VLM]) -> ModelParts:
 class StepMemory:
     """Bytes of one GPU in a step under FSDP2: float32 shards, bfloat16 layers, float32 sums of gradients.
 
-    What stands in ``always`` is there all the time; of the rest, what one of three moments needs.
+    The peak is ``always`` and the largest of three moments: backward begins, backward ends, AdamW.
     """
 
     weights: float
     optimizer: float
     teacher: float
-    """Of stage 3, where its trajectories are not stored."""
+    """Stage 3 without stored trajectories."""
     gathered: float
-    """As the backward begins: embedding, head, the layer at work and the one fetched ahead in bfloat16; gradients of head and
-    layer."""
+    """As the backward begins: embedding, head, the current and the next layer in bfloat16; gradients of head and layer."""
     activations: float
-    """At the same moment; of the language model."""
+    """Language model, at the same moment."""
     vision: float
-    """Of the tower, likewise."""
+    """Vision tower, at the same moment."""
     reduction: float
     """As the backward ends: shards of gradients; weights, gradients and float32 sums of embedding and head."""
     step: float
@@ -99,27 +98,27 @@ class StepMemory:
 
     @property
     def always(self) -> float:
-        """Shards that are there all the time."""
+        """Shards that are always in memory."""
         return self.weights + self.optimizer + self.teacher
 
     @property
     def peak(self) -> float:
-        """Of the worst moment."""
+        """Memory of the worst moment."""
         return self.always + max(self.gathered + self.activations + self.vision, self.reduction, self.step)
 
 
 def memory_per_gpu(
     parts: ModelParts, stage: Stage, gpus: int, activations: float, tower_activations: float, teacher: bool = True
 ) -> StepMemory:
-    """What a step needs.
+    """Memory of a step on one GPU.
 
     Args:
-        parts: of the model.
+        parts: sizes of the model.
         stage: the tower is trained in ``pretrain`` only; ``dcd`` has a frozen teacher.
-        gpus: that share a model.
-        activations: of the language model, as traced in ``bf16-true`` without gradients.
-        tower_activations: of the tower.
-        teacher: whether stage 3's teacher is there; False: its trajectories are stored.
+        gpus: number of GPUs that share a model.
+        activations: bytes of the language model, as traced in ``bf16-true`` without gradients.
+        tower_activations: bytes of the vision tower.
+        teacher: stage 3 holds its teacher; False: its trajectories are stored.
     """
     trained = parts.total if stage == "pretrain" else parts.language
     head = parts.root / 2  # the other half is the embedding
@@ -136,21 +135,14 @@ def memory_per_gpu(
 
 
 def decoding_memory(parts: ModelParts, stage: Stage, gpus: int, teacher: bool = True) -> float:
-    """Bytes of one GPU while a validation or a collection of trajectories decodes: shards, and one whole model in bfloat16.
-
-    Without gradients and activations; the cache of a few studies is small beside it.
-    """
+    """Bytes of one GPU while it decodes: shards and one whole model in bfloat16; the cache of a few studies is small."""
     return memory_per_gpu(parts, stage, gpus, 0.0, 0.0, teacher).always + 2 * parts.total
 
 
 def traffic_per_step(parts: ModelParts, stage: Stage, gpus: int, runs_tower: bool = True) -> float:
     """Bytes that a GPU receives in a step: weights gathered for forward and backward, gradients scattered.
 
-    Args:
-        parts: of the model.
-        stage: a frozen tower has no backward.
-        gpus: that share a model.
-        runs_tower: False: stages 2 and 3 from stored features.
+    ``runs_tower`` is False for stages 2 and 3 from stored features; a frozen tower has no backward.
     """
     trained = parts.total if stage == "pretrain" else parts.language
     passes = 2 if stage == "pretrain" else int(runs_tower)

@@ -1,8 +1,6 @@
-"""Memory of a step as :mod:`echo_pl.bench.plan` counts it, against steps that are carried out here.
+"""`echo-pl plan --check`: memory of a step as :mod:`echo_pl.bench.plan` counts it, against steps that run here.
 
-    echo-pl plan --check
-
-Each step runs in a process of its own, this file, that gets every block of memory from the system.
+Each step runs this file in its own process, which gets every block of memory from the system.
 """
 
 from __future__ import annotations
@@ -12,8 +10,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,18 +22,17 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.sharding import ShardPolicy, shard
-from echo_pl.backbone.vlm import VLM
 from echo_pl.bench.models import BenchModel
-from echo_pl.bench.rad import TrainingGrid, Variant, memory_of
 from echo_pl.bench.scale import memory_per_gpu, parts_of
 from echo_pl.bench.step_trace import Stage, StepTokens, gradients_kept, trace_step, trace_tower
+from echo_pl.bench.training_step import TrainingStep, memory_of
 from echo_pl.config.errors import reported
 from echo_pl.io.memory import memory_gb, peak_memory_gb, restart_peak_memory, return_free_memory
 from echo_pl.pages.tables import Column, number, text
 from echo_pl.structs import SpecialTokens
 
 TOLERANCE = 0.15
-# Every block of memory straight from the system and back to it: what glibc keeps in gaps is no memory of a step.
+# Every block of memory straight from the system and back to it: gaps in glibc's heap are not memory of a step.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_MAX_": "1000000"}
 _WARM_UP = BenchModel(width=32, layers=1, heads=1, key_heads=1, mlp_width=32, vocabulary=16, dtype="float32")
 CHECKED = {
@@ -58,9 +56,9 @@ _RANKS = 2
 Layout = Literal["autoregressive", "rad", "distillation", "tower_trained", "tower_frozen"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case:
-    """One step to count and to carry out."""
+    """One step to count and to measure."""
 
     model: str
     context: int
@@ -70,7 +68,7 @@ class Case:
     checkpointing: bool
     batch_size: int
     ranks: int = 1
-    """2: in shards, layers in bfloat16, sums in float32, as ``trainer=fsdp2_bf16``."""
+    """2: sharded, layers in bfloat16, sums in float32, as ``trainer=fsdp2_bf16``."""
 
 
 CHECK_LINE = (
@@ -92,24 +90,20 @@ CHECK_COLUMNS = (
 
 
 def check(names: Sequence[str], contexts: Sequence[int], batch_size: int) -> list[dict[str, Any]]:
-    """Predicted and measured memory of the same steps on this machine, in MB above what the process had.
-
-    Raises:
-        OSError: a step could not be carried out.
-    """
+    """Predicted and measured memory of the same steps on this machine, in MB above what the process had before."""
     rows = []
     for case in cases(names, contexts, batch_size):
-        measured, predicted = carried_out(case), predict(case)
+        measured, predicted = measure_apart(case), predict(case)
         rows.append(asdict(case) | {"predicted_mb": predicted, "measured_mb": measured, "ratio": predicted / measured})
         print(CHECK_LINE.format(**rows[-1]), flush=True)
     return rows
 
 
-def carried_out(case: Case) -> float:
-    """MB of a step in a process of its own, or in two; then of the one that needed more.
+def measure_apart(case: Case) -> float:
+    """Peak MB of a step in its own process; with several ranks, of the one that needed most.
 
     Raises:
-        OSError: it could not be carried out.
+        OSError: the step failed.
     """
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(case.ranks), "-m"] if case.ranks > 1 else []
     done = subprocess.run(
@@ -122,34 +116,25 @@ def carried_out(case: Case) -> float:
 
 
 def cases(names: Sequence[str], contexts: Sequence[int], batch_size: int) -> Iterator[Case]:
-    """All steps that are checked: of the language models, and of one vision tower."""
+    """Yield all steps that are checked: of the language models, and of one vision tower."""
     for name in names:
         for context in contexts:
             for precision in ("32-true", "bf16-mixed"):
                 for layout, copies, checkpointing in _LAYOUTS:
-                    yield Case(
-                        model=name, context=context, precision=precision, layout=layout, copies=copies,  # type: ignore[arg-type]
-                        checkpointing=checkpointing, batch_size=batch_size,
-                    )  # fmt: skip
+                    yield Case(name, context, precision, layout, copies, checkpointing, batch_size)  # type: ignore[arg-type]
     for name in names:
         if name == "d128":
             continue  # 60 MB, of which what two processes need to talk to each other would be a sixth
         for checkpointing in (False, True):
-            yield Case(
-                model=name, context=max(contexts), precision="32-true", layout="rad", copies=1, checkpointing=checkpointing,
-                batch_size=batch_size, ranks=_RANKS,
-            )  # fmt: skip
+            yield Case(name, max(contexts), "32-true", "rad", 1, checkpointing, batch_size, _RANKS)
     for layout, checkpointing in (("tower_frozen", False), ("tower_trained", False), ("tower_trained", True)):
-        yield Case(
-            model="tower", context=_SIDE**2 // 4, precision="32-true", layout=layout, copies=0,  # type: ignore[arg-type]
-            checkpointing=checkpointing, batch_size=1,
-        )  # fmt: skip
+        yield Case("tower", _SIDE**2 // 4, "32-true", layout, 0, checkpointing, 1)  # type: ignore[arg-type]
 
 
 def predict(case: Case) -> float:
-    """MB of a step of one process: weights, and the most that is alive beside them, in backward or in AdamW.
+    """Counted MB of a step of one process: weights, and the most that is alive beside them, in backward or in AdamW.
 
-    Of a tower: what is alive beside its weights.
+    For a tower, the weights are left out.
     """
     if case.model == "tower":
         traced = trace_tower(_TOWER["vision_width"], _TOWER["vision_mlp_width"], _TOWER["vision_heads"], torch.float32)
@@ -175,34 +160,28 @@ def predict(case: Case) -> float:
 
 
 def measure(case: Case) -> float:
-    """MB of the same step, carried out.
+    """Measured MB of the same step.
 
     Raises:
-        ValueError: the system does not tell.
+        ValueError: the system does not report memory.
     """
     found = _measure_tower(case) if case.model == "tower" else _measure_step(case)
     if found is None:
-        raise ValueError("this system does not tell how much memory a process has had: --check needs Linux")
+        raise ValueError("this system does not report the peak memory of a process: --check needs Linux")
     return found
 
 
 def _measure_step(case: Case) -> float | None:
-    layout: Any = case.layout
-    variant = Variant(name="checked", layout=layout, attention="split", copies=case.copies, checkpointing=case.checkpointing)
-    grid = TrainingGrid(
-        contexts=(case.context,), response=160, block_size=8, batch_size=case.batch_size, copies=(2,), repetitions=1,
-        precision=case.precision,
+    step = TrainingStep(
+        layout=case.layout, context=case.context, response=160, batch_size=case.batch_size, block_size=8,  # type: ignore[arg-type]
+        precision=case.precision, noise_copies=case.copies, checkpointing=case.checkpointing,
     )  # fmt: skip
-    device = torch.device("cpu")
-    place = None if case.ranks == 1 else _in_shards(case.ranks)
-    # What a process loads and sets up in its first step is no memory of a step.
-    memory_of(variant, _WARM_UP, 16, replace(grid, contexts=(16,)), device, place)
-    return memory_of(variant, CHECKED[case.model], case.context, grid, device, place)
-
-
-def _in_shards(ranks: int) -> Callable[[VLM], VLM]:
-    mesh = init_device_mesh("cpu", (ranks,))
-    return lambda vlm: shard(vlm, mesh, ShardPolicy(param_dtype="bfloat16", reduce_dtype="float32"))
+    device, place = torch.device("cpu"), None
+    if case.ranks > 1:
+        mesh = init_device_mesh("cpu", (case.ranks,))
+        place = partial(shard, mesh=mesh, policy=ShardPolicy(param_dtype="bfloat16", reduce_dtype="float32"))
+    memory_of(replace(step, context=16), _WARM_UP, device, place)  # libraries load and set themselves up in the first step
+    return memory_of(step, CHECKED[case.model], device, place)
 
 
 def _measure_tower(case: Case) -> float | None:
@@ -215,9 +194,9 @@ def _measure_tower(case: Case) -> float | None:
         pixels, grid = torch.zeros(side * side, 3 * 2 * factory.patch_size**2), torch.tensor([[1, side, side]])
         return_free_memory()
         before = memory_gb(device)
-        told = restart_peak_memory(device)
+        restarted = restart_peak_memory(device)
         _run_tower(visual, pixels, grid, case.layout == "tower_trained")
-        peak = 1e3 * (peak_memory_gb(device) - before) if told and before is not None else None
+        peak = 1e3 * (peak_memory_gb(device) - before) if restarted and before is not None else None
     return peak
 
 

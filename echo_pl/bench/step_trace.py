@@ -1,7 +1,7 @@
-"""A training step on fake tensors: what it allocates and computes, counted and not written down as a formula.
+"""A training step on fake tensors, to count what it allocates and computes.
 
-The step itself, the code that trains, is carried out on tensors that have shapes and no numbers, while everything that is alive is
-counted. ``tools.scale --check`` holds the count against the memory of real steps.
+The training code itself runs on tensors that have shapes and no numbers, while all live bytes are counted. ``echo-pl plan --check``
+compares the count with the memory of real steps.
 
 Shapes: B studies of one GPU in one step, P context, R response, K noisy copies, M positions with a loss, V vocabulary.
 """
@@ -49,7 +49,7 @@ def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *args
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
-_CPU_ATTENTION = {  # torch's counter knows the kernels of GPUs only; pairs that a mask forbids are counted, as its others do
+_CPU_ATTENTION = {  # torch counts the kernels of GPUs only; like theirs, these counts include pairs that a mask forbids
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
@@ -57,14 +57,14 @@ _CPU_ATTENTION = {  # torch's counter knows the kernels of GPUs only; pairs that
 
 @dataclass(frozen=True, kw_only=True)
 class StepTokens:
-    """One step of one GPU: token statistics of the data, and how they are laid out."""
+    """Lengths of one step of one GPU, and their layout."""
 
     batch_size: int
     """B."""
     context: int
     """P, image tokens and instruction."""
     response: int
-    """R, eos included; in stages 2 and 3 a multiple of the block size."""
+    """R with eos; in stages 2 and 3 a multiple of the block size."""
     block_size: int = 8
     noise_copies: int = 1
     """K."""
@@ -74,18 +74,18 @@ class StepTokens:
         return self.context + self.response * (1 if stage == "pretrain" else self.noise_copies + 1)
 
     def supervised(self, stage: Stage) -> int:
-        """Positions of a study with a loss: all in stages 1 and 3, half of every copy (t is uniform) in stage 2."""
+        """Number of a study's positions with a loss: all in stages 1 and 3, half of every copy (t is uniform) in stage 2."""
         return self.response * self.noise_copies // 2 if stage == "rad" else self.response
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors that operations have made since it was entered and that are alive, and the most there were."""
+    """Bytes of all live tensors that operations have made since the mode was entered, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0
         self.peak = 0
-        self._known = WeakIdKeyDictionary()
+        self._sizes = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -95,10 +95,10 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
+        if storage in self._sizes:
             return
         size = storage.nbytes()
-        self._known[storage] = size
+        self._sizes[storage] = size
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._remove, size)
@@ -107,21 +107,21 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
     def ignore(self, tensors: Any) -> None:
-        """Leave tensors that were there before out of the count; operations in place return them."""
+        """Leave existing tensors out of the count, which operations in place return."""
         for tensor in tensors:
-            self._known[tensor.untyped_storage()] = 0
+            self._sizes[tensor.untyped_storage()] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
-    """What a step needs, in bytes above the weights, and its operations."""
+    """Memory of a step in bytes above the weights, and its operations."""
 
     forward_backward: int
-    """Most bytes alive at any time of forward and backward."""
+    """Peak of forward and backward."""
     optimizer: int
-    """Most bytes alive while gradients are clipped and AdamW steps, its states and the gradients included."""
+    """Peak while gradients are clipped and AdamW steps, with its states and the gradients."""
     flops: int
-    """Forward and backward; what is computed twice by checkpointing counts twice."""
+    """Forward and backward; checkpointing counts operations twice."""
 
 
 def trace_step(
@@ -134,27 +134,26 @@ def trace_step(
     checkpointing: bool,
     keep_gradients: bool,
 ) -> Traced:
-    """Carry out a training step of the language model on fake tensors.
+    """Trace a training step of the language model on fake tensors.
 
     Args:
-        build: makes the model, with attention ``split``; called where there are no numbers.
-        special: ids of its vocabulary.
-        stage: what is computed.
+        build: builds the model with attention ``split``; called under fake tensors.
+        special: special ids of its vocabulary.
+        stage: stage whose loss is computed.
         tokens: sizes.
-        precision: ``32-true``; ``bf16-mixed``, autocast over float32 weights; ``bf16-true``, what a layer of FSDP2 computes whose
-            weights were gathered in bfloat16. Kernels are those of a CPU, which attend in float32: for bfloat16 an upper bound.
+        precision: ``32-true``; ``bf16-mixed``, autocast over float32 weights; ``bf16-true``, a layer of FSDP2 whose weights were
+            gathered in bfloat16. Kernels are those of a CPU, which attend in float32: for bfloat16 an upper bound.
         checkpointing: keep the layers' inputs only, and compute the rest again.
-        keep_gradients: False: a weight's gradient is gone as soon as it is made, as FSDP2 takes it away.
+        keep_gradients: False: free a weight's gradient as soon as it is made, as FSDP2 does.
     """
     sequence = _sequence(stage, tokens, special)
-    view = sequence.rule.split  # from numbers, before there are none
+    view = sequence.rule.split  # depends on numbers, which fake tensors do not have
     positions = torch.arange(sequence.input_ids_BT.shape[1]).expand(3, tokens.batch_size, -1)
     rows = tokens.batch_size * tokens.supervised(stage)
     with FakeTensorMode() as mode:
         vars(sequence.rule)["split"] = _faked(view, mode)
-        with _default_dtype(
-            torch.bfloat16 if precision == "bf16-true" else torch.float32
-        ):  # fake parameters cannot be converted later
+        dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        with _default_dtype(dtype):  # fake parameters cannot be converted later
             vlm = build().train()
         if checkpointing:
             vlm.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -180,7 +179,7 @@ def trace_step(
             return next_token_loss(logits, target)
 
         with gradients_kept(trained, keep_gradients):
-            # One after the other: the counter of operations follows modules, and keeps what checkpointing lets go.
+            # Two passes: the counter of operations hooks modules and keeps tensors that checkpointing frees.
             with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as flops:
                 forward_backward()
             for parameter in trained:
@@ -235,7 +234,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def gradients_kept(parameters: list[nn.Parameter], keep: bool) -> Iterator[None]:
-    """Within it a weight's gradient stays, or is gone as soon as it is made, as FSDP2 takes it away."""
+    """Keep the gradients of weights, or free each as soon as it is made, as FSDP2 does."""
 
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
@@ -250,28 +249,29 @@ def gradients_kept(parameters: list[nn.Parameter], keep: bool) -> Iterator[None]
 
 @dataclass(frozen=True, kw_only=True)
 class TowerBytes:
-    """What a vision tower keeps of its activations, in bytes; found on a few real patches, as it is linear in them."""
+    """Bytes of a vision tower's activations, which are linear in patches and so are found on a few real ones."""
 
     layer: float
-    """Of one layer and patch, kept for the backward."""
+    """Bytes of one layer and patch, kept for the backward."""
     rest: float
-    """Of one patch, outside of the layers, and while one layer is in its backward."""
+    """Bytes of one patch outside of the layers, and while one layer is in its backward."""
     input: float
-    """Of one patch, a layer's input: all that checkpointing keeps."""
+    """Bytes of one patch, a layer's input: all that checkpointing keeps."""
     frozen: float
-    """Of one patch, most at any time when nothing is kept."""
+    """Peak bytes of one patch when nothing is kept."""
     flops: float
-    """Forward of one layer and patch, attention aside."""
+    """Operations of the forward of one layer and patch, without attention."""
 
     def training(self, patches: int, layers: int, checkpointing: bool) -> float:
-        """Most bytes alive in forward and backward."""
+        """Peak bytes of forward and backward."""
         kept = layers * self.input + self.layer if checkpointing else layers * self.layer
         return patches * (kept + self.rest)
 
 
 def trace_tower(width: int, mlp_width: int, heads: int, dtype: torch.dtype) -> TowerBytes:
-    """Count on towers of one and two layers and on small images: attention cuts them at places that must be numbers, so these are
-    real. Differences alone count: what does not grow with the patches is the weights' and not theirs.
+    """Count on towers of one and two layers and on small images; differences leave out what does not grow with the patches.
+
+    Tensors are real here, as attention cuts images at positions that must be numbers.
     """
     small, large = 16, 32
     one = {side: _run_tower(width, mlp_width, heads, 1, side, dtype) for side in (small, large)}
@@ -291,7 +291,7 @@ def trace_tower(width: int, mlp_width: int, heads: int, dtype: torch.dtype) -> T
 
 
 def _run_tower(width: int, mlp_width: int, heads: int, layers: int, side: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Most bytes alive in training and when frozen, and operations of a forward."""
+    """Peak bytes in training and when frozen, and operations of a forward."""
     grid = torch.tensor([[1, side, side]])
     with _default_dtype(dtype):
         factory = TinyBackbone(
@@ -301,7 +301,7 @@ def _run_tower(width: int, mlp_width: int, heads: int, layers: int, side: int, d
         pixels = torch.zeros(side * side, 3 * 2 * factory.patch_size**2)
     training, still = LiveBytes(), LiveBytes()
     for live in (training, still):
-        live.ignore(visual.state_dict().values())  # beside whose size the few patches would not show where the peak is
+        live.ignore(visual.state_dict().values())  # they would hide the peak of so few patches
     with gradients_kept(list(visual.parameters()), keep=False), training:
         visual(pixels, grid_thw=grid).pooler_output.sum().backward()
     with FlopCounterMode(display=False) as flops, torch.no_grad(), still:

@@ -46,7 +46,7 @@ def add_commands(app: typer.Typer) -> None:
         Autoregressive, full duplication, RAD dense and split, noisy copies, stored features. Keys
         and defaults: experiments/bench/rad.yaml. Writes rad.json and rad.md to outputs/bench.
         """
-        from echo_pl.bench.rad_report import bench_train
+        from echo_pl.bench.train import bench_train
 
         _print_files(bench_train(overrides or []))
 
@@ -86,10 +86,11 @@ def add_commands(app: typer.Typer) -> None:
 
         All models decode the same held-out studies.
         """
-        from echo_pl.bench.copies import compare, table
+        from echo_pl.bench.copies import COLUMNS, compare
+        from echo_pl.pages.tables import Table
 
         record = compare(copies or [1, 2, 4], minutes, studies, out, overrides or [])
-        print("\n" + table(record["rows"]))
+        print("\n" + Table.from_records(COLUMNS, record["rows"]).text())
 
 
 def _print_files(files: Sequence[Path]) -> None:

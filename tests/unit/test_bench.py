@@ -1,4 +1,4 @@
-"""`make bench` in miniature: rows as documented, counts of METHOD.md 4, one message for bad input; and the roofline by hand."""
+"""`echo-pl bench decode` in miniature: rows, counts, one message for bad input; and the roofline by hand."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from commands import command
 
 from echo_pl.bench import decode_report as bench
-from echo_pl.bench.costs import costs
-from echo_pl.bench.decode import Grid, Timing
-from echo_pl.bench.decode_report import load_config
+from echo_pl.bench.benchmark import load_benchmark
+from echo_pl.bench.decode import DecodeBenchmark, Timing
 from echo_pl.bench.machine import Limits
 from echo_pl.bench.models import NEVER_ENDS, BenchModel, text_prompts
 from echo_pl.bench.roofline import Forward, ModelShape, calculation, least_autoregressive, least_one_step, least_seconds
@@ -85,7 +84,7 @@ def test_short_decodes_are_repeated_until_a_repetition_is_long_enough():
     def decode() -> DecodeResult:
         return replace(RESULT, decode_seconds=0.003, prefill_seconds=0.001)
 
-    timing = Timing(method="ar", kv_cache=None, block_size=1, run=decode, repetitions=1)
+    timing = Timing(method="ar", run=decode, repetitions=1)
     timing.warm_up(torch.device("cpu"), least_seconds=0.01)
     assert timing.decodes == 3
     timing.warm_up(torch.device("cpu"), least_seconds=0.001)
@@ -95,23 +94,11 @@ def test_short_decodes_are_repeated_until_a_repetition_is_long_enough():
     assert timing.prefill_seconds == [pytest.approx(0.001)]
 
 
-def test_breakdowns_add_up_to_the_profiled_time(record):
-    found = record[0]["breakdowns"]
-    assert [(b["method"], b["block_size"]) for b in found] == [("ar", 1), ("one_step", 4), ("one_step", 8)]
-    for one in found:
-        parts = dict(one["ms"])
-        whole = parts.pop("profiled")
-        assert sum(parts.values()) == pytest.approx(whole)
-        assert min(parts.values()) >= 0
-        assert all(parts[name] > 0 for name in ("projections", "attention", "feed-forward", "head", "commit", "Python"))
-        assert one["ms_per_forward"] > 0
-
-
 def test_table_picture_and_mlflow_run_are_written(record):
     made, out = record
     assert (out / "decode.png").read_bytes().startswith(b"\x89PNG")
     text = (out / "decode.md").read_text()
-    assert text.count("\n| tiny |") == len(made["rows"]) + len(made["breakdowns"])
+    assert text.count("\n| tiny |") == len(made["rows"])
     client = mlflow.MlflowClient(f"sqlite:///{out}/mlflow.db")
     experiment = client.get_experiment_by_name("echo_pl-bench")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -125,39 +112,25 @@ def test_table_picture_and_mlflow_run_are_written(record):
     [
         ("block_size=[4]", "block_size"),
         ("tokens=many", "tokens"),
-        ("models=[huge]", r"models must be among \['small', 'small_640', 'tiny'\], got \['huge'\]"),
+        ("models=[huge]", r"models must be among \['small', 'tiny'\], got \['huge'\]"),
         ("device=tpu", "device must be cpu"),
+        ("contexts=[]", "contexts must be positive"),
+        ("block_sizes=[3]", "must be even"),
+        ("batch_sizes=[0]", "batch_sizes must be positive"),
+        ("repetitions=0", "repetitions must be at least 1"),
+        ("attention=dense", "attention must be one of"),
         ("compile=true", r"sizes.small.pack_weights=true is for eager decoding on a CPU, got compile=true and device=cpu: give"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_message(override, message):
     with pytest.raises(ValueError, match=message):
-        load_config([override])
+        load_benchmark(DecodeBenchmark, "decode", [override])
 
 
 def test_the_command_says_errors_in_one_line(capsys):
     assert main(["tokens=10", "models=[tiny]"]) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[:1] == ["echo-pl: tokens must be a multiple of every block size, got 10 and block size 4"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"contexts": ()}, "contexts"),
-        ({"block_sizes": (3,)}, "must be even"),
-        ({"batch_sizes": (0,)}, "batch_sizes"),
-        ({"repetitions": 0}, "repetitions"),
-        ({"tokens": 0}, "tokens must be at least 2"),
-    ],
-)
-def test_an_empty_grid_is_rejected(changes, message):
-    options = {
-        "block_sizes": (4,), "batch_sizes": (1,), "contexts": (8,), "tokens": 8, "repetitions": 1, "generate_repetitions": 0,
-        "prefill_repetitions": 1,
-    }  # fmt: skip
-    with pytest.raises(ValueError, match=message):
-        Grid(**options | changes)
 
 
 def test_no_report_ends_and_models_are_as_large_as_configured():
@@ -209,31 +182,3 @@ def test_where_reading_is_all_the_fused_step_is_as_fast_as_its_theory():
     ar = least_autoregressive(shape, limits, samples=1, context=50, tokens=64)
     one_step = least_one_step(shape, limits, block_size=8, samples=1, context=50, tokens=64)
     assert ar / one_step == pytest.approx(63 / 8)
-
-
-def test_costs_are_differences_of_forwards_and_of_the_parts_that_explain_them():
-    def breakdown(model, method, context, forward, **parts):
-        ms = {"attention": 0.0, "head": 0.0, "commit": 0.0} | parts
-        return {
-            "model": model, "method": method, "kv_cache": None, "block_size": 8, "context": context,
-            "ms": ms, "ms_per_forward": forward,
-        }  # fmt: skip
-
-    sizes = {"few": {"width": 4, "vocabulary": 10}, "many": {"width": 4, "vocabulary": 90}, "wide": {"width": 8, "vocabulary": 90}}
-    found = costs(
-        [
-            breakdown("few", "one_step", 16, 2.0, attention=0.5, head=0.25),
-            breakdown("few", "one_step", 300, 2.5, attention=0.75, head=0.25),
-            breakdown("few", "one_step", 2900, 4.0, attention=2.0, head=0.25),
-            breakdown("few", "ar", 16, 1.0),
-            breakdown("many", "one_step", 16, 3.5, attention=0.5, head=1.25, commit=0.5),
-            breakdown("wide", "one_step", 16, 9.0),
-            breakdown("wide", "one_step", 300, None),
-        ],
-        sizes,
-    )
-    assert [(c.model, c.method, c.what, c.smaller, c.larger, c.forward, c.accounted) for c in found] == [
-        ("few", "one_step", "context", 16, 2900, 2.0, 1.5),
-        ("many", "one_step", "vocabulary at context 16", 10, 90, 1.5, 1.5),
-        ("few", "one_step", "context", 300, 2900, 1.5, 1.25),
-    ]

@@ -1,4 +1,4 @@
-"""`make bench-rad` in miniature: a row per variant, the counts of METHOD.md 2, and the layout of earlier work as it is."""
+"""`echo-pl bench train` in miniature: a row per variant, counted savings, and the layout of earlier work."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from commands import command
 from models import SPECIAL, exact_norms, make_batch, small_vlm
 
-from echo_pl.bench.full_duplication import full_duplication, full_duplication_positions
-from echo_pl.bench.rad import TrainingGrid, arithmetic, variants
+from echo_pl.bench.benchmark import load_benchmark
 from echo_pl.bench.roofline import QWEN2_5_VL_7B, ModelShape
+from echo_pl.bench.train import TrainBenchmark, arithmetic
+from echo_pl.bench.training_step import full_duplication, full_duplication_positions
 from echo_pl.diffusion.sequence import BlockLayout, block_context, block_response, rad_sequence
 
 pytestmark = pytest.mark.slow
@@ -45,7 +46,7 @@ def record(tmp_path_factory):
 
 def test_a_row_for_every_variant_and_context(record):
     rows = record[0]["rows"]
-    names = [variant.name for variant in variants([2])]
+    names = list(load_benchmark(TrainBenchmark, "rad", ["copies=[2]"]).variants(26))
     assert [(row["context"], row["variant"]) for row in rows] == [(P, name) for P in (26, 40) for name in names]
     for row in rows:
         assert set(row) >= FIELDS
@@ -84,7 +85,7 @@ def test_table_and_mlflow_run_are_written(record):
 
 
 def test_the_published_saving_is_the_dense_attention_s():
-    """METHOD.md 2: 72.3 % of attention (3.61x), and 1.9 to 2.05x of the whole language model of the 7B."""
+    """The method's stage 2: 72.3 % of attention (3.61x), and 1.9 to 2.05x of the whole language model of the 7B."""
     figures = arithmetic(2870, 161, QWEN2_5_VL_7B)
     assert figures["attention_dense"] == pytest.approx(3.61, abs=0.01)
     assert 1.89 < figures["total_sparse"] < figures["total_dense"] < 2.06
@@ -124,21 +125,17 @@ def test_full_duplication_has_rad_s_logits(context_attention):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("override", "message"),
     [
-        ({"contexts": ()}, "contexts, batch_size and repetitions must be positive"),
-        ({"response": 12}, "response must be a multiple of block_size, got 12 and 8"),
-        ({"copies": (1,)}, r"copies must be at least 2 .*got \[1\]"),
-        ({"precision": "16"}, "precision must be 32-true or bf16-mixed, got '16'"),
+        ("contexts=[]", "contexts and batch_size must be positive"),
+        ("response=12", "response must be a multiple of block_size, got 12 and 8"),
+        ("copies=[1]", r"copies must be at least 2 .*got \[1\]"),
+        ("precision=16", "precision must be 32-true or bf16-mixed, got '16'"),
     ],
 )
-def test_a_grid_that_makes_no_sense_is_rejected(change, message):
-    grid = {
-        "contexts": (8,), "response": 16, "block_size": 8, "batch_size": 1, "copies": (2,), "repetitions": 1,
-        "precision": "32-true",
-    }  # fmt: skip
+def test_an_invalid_grid_is_an_error(override, message):
     with pytest.raises(ValueError, match=message):
-        TrainingGrid(**{**grid, **change})
+        load_benchmark(TrainBenchmark, "rad", [override])
 
 
 def test_errors_are_one_line(capsys):

@@ -8,7 +8,7 @@ import torch
 from echo_pl.bench.models import BenchModel
 from echo_pl.bench.plan import SEVEN_B, builder, estimate, steps_of, token_statistics
 from echo_pl.bench.scale import Machine, memory_per_gpu, parts_of, traffic_per_step
-from echo_pl.bench.scale_check import Case, carried_out, predict
+from echo_pl.bench.scale_check import Case, measure_apart, predict
 from echo_pl.bench.step_trace import StepTokens, trace_step, trace_tower
 from echo_pl.data.loading.datamodule import ReportDataModule
 
@@ -69,10 +69,10 @@ def test_a_step_needs_the_memory_that_was_counted(layout, ranks):
         checkpointing=False, batch_size=2, ranks=ranks,
     )  # fmt: skip
     try:
-        measured = carried_out(case)
+        measured = measure_apart(case)
     except OSError as error:
         if "needs Linux" in str(error):
-            pytest.skip("this system does not tell how much memory a process has had")
+            pytest.skip("this system does not report the peak memory of a process")
         raise
     assert predict(case) == pytest.approx(measured, rel=0.15)
 
