@@ -20,7 +20,7 @@ from echo_pl.backbone import flash_attention
 def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the backend ``flash_attn`` compute with the functions of this file, on a CPU and in any dtype."""
     monkeypatch.setattr(flash_attention, "package", lambda: _Package)
-    monkeypatch.setattr(flash_attention, "unsuited", lambda query: "")
+    monkeypatch.setattr(flash_attention, "reason_unsupported", lambda query: "")
 
 
 def _scores(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:

@@ -1,8 +1,8 @@
-"""Attention behind one entry: the transformers layers call ``echo_attention``, which takes a rule instead of a mask tensor.
+"""Attention function of the transformers layers, ``echo_attention``, which takes a rule instead of a mask tensor.
 
 Backends, all of the same result: ``sdpa`` (dense mask, the reference), ``split`` (context and response apart, for a CPU or a GPU
 without FlexAttention), ``flex`` (FlexAttention: compiled on a GPU; on a CPU eager and forward only), ``flash_attn`` (the package
-of that name, on a GPU only). Knows the rule's views; nothing of noise, stages or decoding.
+of that name, on a GPU only).
 
 Shapes: B batch, H query heads, G query heads per key head, Q/K positions, D head size, P context.
 """
@@ -28,12 +28,12 @@ from echo_pl.diffusion.block_mask import AttentionRule
 
 AttentionBackend = Literal["sdpa", "split", "flex", "flash_attn"]
 NAME = "echo_pl"
-"""Under this name the function stands in transformers' registry."""
+"""Name of the function in transformers' registry."""
 
 
 @dataclass(frozen=True)
 class QueryGroup:
-    """Some neighbouring queries of a decode step; each sees the first ``keys`` of the cached keys, padding excepted."""
+    """Adjacent queries of a decode step that attend to the first ``keys`` cached keys, padding excepted."""
 
     queries: int
     keys: int
@@ -41,15 +41,15 @@ class QueryGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCall:
-    """What travels through the transformers layers in the place of an attention mask."""
+    """Argument that the transformers layers pass on instead of an attention mask."""
 
     rule: AttentionRule | None = None
-    """Of a whole sequence or a prefill."""
+    """Rule of a whole sequence or a prefill."""
     backend: AttentionBackend = "sdpa"
     groups: tuple[QueryGroup, ...] = ()
-    """Of a decode step, in the place of a rule: what the rule comes to when the keys are a cache."""
+    """Query groups of a decode step instead of a rule."""
     padding: HiddenSlots | None = None
-    """With ``groups``: which of the cache's slots nobody sees."""
+    """Hidden slots of the cache, with ``groups``."""
 
     def __post_init__(self) -> None:
         if self.backend not in get_args(AttentionBackend):
@@ -59,7 +59,7 @@ class AttentionCall:
 
 
 def register() -> None:
-    """Put ``echo_attention`` beside the library's own attention functions (idempotent)."""
+    """Register ``echo_attention`` in transformers (idempotent)."""
     AttentionInterface.register(NAME, echo_attention)
 
 
@@ -71,24 +71,24 @@ def echo_attention(
     attention_mask: AttentionCall,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **kwargs: Any,  # the library's calling convention: sliding_window, position_ids and others that a rule makes idle
+    **kwargs: Any,  # the library's calling convention: sliding_window, position_ids and others that a rule makes unnecessary
 ) -> tuple[Tensor, None]:
     """Attend under a rule.
 
     Args:
-        module: the calling layer.
+        module: calling layer.
         query: (B, H, Q, D).
         key: (B, H / G, K, D).
         value: (B, H / G, K, D).
-        attention_mask: the rule and the backend.
+        attention_mask: rule and backend.
         scaling: factor on the scores; 1/sqrt(D) when None.
-        dropout: attention dropout; only ``sdpa`` has it.
+        dropout: attention dropout, supported by ``sdpa`` only.
 
     Returns:
         (B, Q, H, D) and None (no backend returns weights).
 
     Raises:
-        ValueError: the backend cannot do what is asked.
+        ValueError: the backend does not support the call.
     """
     scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     dtype = value.dtype
@@ -100,7 +100,7 @@ def echo_attention(
         if attention_mask.groups:
             call = attention_mask
             return attend_groups(query, key, value, call.groups, call.padding, scale, call.backend).to(dtype), None
-        assert attention_mask.rule is not None  # as the call itself has checked
+        assert attention_mask.rule is not None  # checked by AttentionCall
         out = _BACKENDS[attention_mask.backend](query, key, value, attention_mask.rule, scale, dropout)
     return out.transpose(1, 2).to(dtype), None
 
@@ -114,16 +114,16 @@ def attend_groups(
     scale: float,
     backend: AttentionBackend = "sdpa",
 ) -> Tensor:
-    """Attention of a decode step: every group of queries over its own prefix of the cached keys, so that no mask is needed.
+    """Attention of a decode step: every group of queries over its own prefix of the cached keys, without a mask.
 
     Args:
         q: (B, H, Q, D), any strides.
         k: (B, H / G, K, D).
         v: (B, H / G, K, D).
-        groups: whose queries add up to Q.
-        padding: of ragged contexts; None when no slot is padding.
+        groups: query groups, Q queries in total.
+        padding: padding of ragged contexts; None if no slot is padding.
         scale: factor on the scores.
-        backend: which kernel; ``split`` is ``sdpa`` here.
+        backend: kernel; ``split`` is ``sdpa`` here.
 
     Returns:
         (B, Q, H, D).
@@ -148,9 +148,9 @@ def _sdpa_group(q: Tensor, k: Tensor, v: Tensor, padding: HiddenSlots | None, sc
 
 
 def _folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    # The heads that share a key head stand side by side as queries, instead of copies of the keys.
+    # Heads that share a key head become further queries, instead of copies of the keys.
     out = F.scaled_dot_product_attention(q.reshape(*k.shape[:2], -1, q.shape[3]), k, v, attn_mask=bias, scale=scale)
-    return out.reshape(q.shape)  # no view: kernels return strides of their own
+    return out.reshape(q.shape)  # no view: kernels choose the strides
 
 
 def _flex_group(q: Tensor, k: Tensor, v: Tensor, padding: HiddenSlots | None, scale: float) -> Tensor:
@@ -166,7 +166,7 @@ def _flex_group(q: Tensor, k: Tensor, v: Tensor, padding: HiddenSlots | None, sc
 
 
 def last_queries(groups: tuple[QueryGroup, ...], queries: int) -> tuple[QueryGroup, ...]:
-    """The groups of the last queries alone.
+    """Query groups of the last queries.
 
     >>> last_queries((QueryGroup(8, 100), QueryGroup(8, 108)), 10)
     (QueryGroup(queries=2, keys=100), QueryGroup(queries=8, keys=108))
@@ -231,7 +231,7 @@ def flex_kernel(query: Tensor) -> Any:
 
 @cache
 def compiled_flex_attention() -> Callable[..., Tensor]:
-    """``flex_attention`` as a fused kernel, compiled at its first call; uncompiled it would hold all scores in memory."""
+    """``flex_attention`` compiled at its first call; uncompiled it would hold all scores in memory."""
     return torch.compile(flex_attention)
 
 

@@ -1,7 +1,6 @@
-"""Hand-over of weights from one stage to the next, and what a checkpoint says of itself.
+"""Record and weights of a checkpoint, and their hand-over from one stage to the next.
 
-Reads Lightning checkpoints as data only (``weights_only=True``: tensors and plain values, never code). Knows the weights' names;
-nothing of stages.
+Lightning checkpoints are read as data only (``weights_only=True``: tensors and plain values, never code).
 """
 
 from __future__ import annotations
@@ -16,21 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from echo_pl.backbone.factory import refuse_unmatched
-from echo_pl.backbone.fingerprint import weights_fingerprint
+from echo_pl.backbone.factory import check_weight_names
 from echo_pl.backbone.lora import LoraSettings, add_lora, merge_lora
 from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_into, read_meta, stored_shapes
-from echo_pl.backbone.vlm import VLM
+from echo_pl.backbone.vlm import VLM, weights_fingerprint
 
 RECORD_KEY = "echo_pl"
-"""Under this key a checkpoint holds its :class:`StageRecord`."""
+"""Key of the :class:`StageRecord` in a checkpoint."""
 _PREFIX = "vlm."
 _TOWER = _PREFIX + "network.model.visual."
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """Where a checkpoint comes from; plain values, so that it can be read without running code."""
+    """Origin of a checkpoint, as plain values that can be read without running code."""
 
     stage: str
     backbone: str
@@ -40,32 +38,29 @@ class StageRecord:
     context_attention: str = "causal"
     data_fingerprint: str = ""
     vocabulary: str = ""
-    """Fingerprint of the tokenizer's vocabulary: what the token ids mean."""
+    """Fingerprint of the tokenizer's vocabulary, which defines the token ids."""
     start: str | None = None
-    """The checkpoint it started from."""
+    """Checkpoint that training started from."""
     start_stage: str | None = None
-    """Its stage; None where nobody has said it."""
+    """Stage of ``start``; None if unknown."""
     start_block_size: int | None = None
-    """Its block size, where that is another than this one's: blocks that grow from run to run."""
+    """Block size of ``start`` if it differs: blocks that grow from run to run."""
     distillation_round: int | None = None
     """1 for a student of a stage-2 teacher, 2 for a student of that student, and so on; None before stage 3."""
     chain: str = ""
-    """Name that the stages of one chain share."""
+    """Name shared by the stages of one chain."""
     mlflow_run_id: str | None = None
     geometry: dict[str, int] | None = None
-    """:attr:`echo_pl.backbone.vlm.VLM.geometry` of the model; None where nobody has said it."""
+    """:attr:`echo_pl.backbone.vlm.VLM.geometry` of the model; None if unknown."""
     lora: dict[str, Any] | None = None
-    """Settings of the low-rank adapters that it has beside the weights; None: there are none."""
+    """Settings of the low-rank adapters beside the weights; None: without adapters."""
 
 
 def read_checkpoint(path: str | Path) -> tuple[StageRecord, dict[str, Any]]:
-    """Load a checkpoint of this project into CPU memory; of one in a folder (FSDP2) all but the tensors.
-
-    Returns:
-        Its record and the checkpoint.
+    """Load the record and the content of a checkpoint into CPU memory; of a folder (FSDP2) all but the tensors.
 
     Raises:
-        FileNotFoundError: there is nothing at ``path``.
+        FileNotFoundError: ``path`` does not exist.
         ValueError: the file is torn, or not a checkpoint of this project.
     """
     file = Path(path)
@@ -87,7 +82,7 @@ def read_checkpoint(path: str | Path) -> tuple[StageRecord, dict[str, Any]]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether there is a checkpoint, a file or a folder, to be read."""
+    """Return True if the path is a file or a sharded checkpoint."""
     return path.is_file() or is_sharded_checkpoint(path)
 
 
@@ -99,27 +94,24 @@ def load_weights(
     grid: str | None = None,
     context_attention: str | None = None,
 ) -> StageRecord:
-    """Load the model of a checkpoint into ``vlm``: every weight, or an error. Low-rank adapters are added to the weights.
+    """Load every weight of a checkpoint into ``vlm``, with low-rank adapters merged; return its record.
 
     Args:
-        vlm: receives the weights, in place.
-        path: a checkpoint written by a stage.
-        expected_stages: stages it may come from.
-        block_size: the block size it must have been trained with; None: any.
-        grid: the block grid likewise.
-        context_attention: likewise.
-
-    Returns:
-        The checkpoint's record.
+        vlm: model, changed in place.
+        path: checkpoint written by a stage.
+        expected_stages: stages that may have written it.
+        block_size: block size of its training; None: any.
+        grid: block grid of its training; None: any.
+        context_attention: context attention of its training; None: any.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a foreign checkpoint, another stage, another block layout, or weights that do not match.
+        ValueError: the file is not a checkpoint of this project, or its stage, block layout or weights do not match.
     """
     record, content = read_checkpoint(path)
-    refuse_other_stage(record, path, expected_stages, block_size, grid, context_attention)
+    check_stage(record, path, expected_stages, block_size, grid, context_attention)
     trained = {name: parameter.requires_grad for name, parameter in vlm.named_parameters()}
-    make_fit(vlm, path, record, content)
+    fit_to_checkpoint(vlm, path, record, content)
     vlm.load_state_dict(_weights(vlm, path, content, _PREFIX))
     if record.lora is not None:
         merge_lora(vlm)
@@ -128,51 +120,41 @@ def load_weights(
     return record
 
 
-def make_fit(vlm: VLM, path: str | Path, record: StageRecord, content: Mapping[str, Any]) -> None:
-    """Give a model the adapters of a checkpoint, and refuse one whose weights then are others. Shapes alone: ``meta`` will do.
+def fit_to_checkpoint(vlm: VLM, path: str | Path, record: StageRecord, content: Mapping[str, Any]) -> None:
+    """Add the adapters of a checkpoint to a model, in place, and check that names and shapes of all weights match.
 
-    Args:
-        vlm: gets adapters, in place, if the checkpoint has some.
-        path: of the checkpoint.
-        record: of :func:`read_checkpoint`.
-        content: likewise.
+    ``record`` and ``content`` are those of :func:`read_checkpoint`. The model may be on ``meta``.
 
     Raises:
-        ValueError: naming the first difference, or all of them in number.
+        ValueError: geometry, names or shapes differ.
     """
-    refuse_other_geometry(record.geometry, vlm.geometry, str(path))
+    check_geometry(record.geometry, vlm.geometry, str(path))
     if record.lora is not None:
         add_lora(vlm, LoraSettings(**record.lora))
     sharded = "state_dict" not in content
     stored = stored_shapes(Path(path)) if sharded else {name: value.shape for name, value in content["state_dict"].items()}
     shapes = {name.removeprefix(_PREFIX): shape for name, shape in stored.items() if name.startswith(_PREFIX)}
     own = vlm.state_dict()
-    whose = f"{path} (a {record.backbone})"
-    refuse_unmatched(own.keys() - shapes.keys(), shapes.keys() - own.keys(), whose)
+    source = f"{path} (a {record.backbone})"
+    check_weight_names(own.keys() - shapes.keys(), shapes.keys() - own.keys(), source)
     other = [name for name in own if own[name].shape != shapes[name]]
     if other:
         first = other[0]
         raise ValueError(
-            f"{whose} does not fit the model: {len(other)} weights have other shapes, {first} is {tuple(shapes[first])} "
+            f"{source} does not fit the model: {len(other)} weights have other shapes, {first} is {tuple(shapes[first])} "
             f"there and {tuple(own[first].shape)} here; is it another backbone or another tokenizer?"
         )
 
 
 def stored_vision_fingerprint(skeleton: VLM, path: str | Path, content: Mapping[str, Any]) -> str:
-    """Of the vision tower that ``skeleton`` has with a checkpoint's weights.
-
-    Args:
-        skeleton: on any device, ``meta`` too; left as it is.
-        path: of a checkpoint that fits it.
-        content: of :func:`read_checkpoint`.
-    """
+    """Fingerprint of the vision tower in a checkpoint that fits ``skeleton``, which may be on ``meta`` and is not changed."""
     tower = copy.deepcopy(skeleton.network.model.visual).to_empty(device="cpu")
     tower.load_state_dict(_weights(tower, path, content, _TOWER))
     return weights_fingerprint(tower)
 
 
 def _weights(module: nn.Module, path: str | Path, content: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    """The weights of a module, which have this prefix in a checkpoint."""
+    """Weights of a module, whose names have this prefix in a checkpoint."""
     own = module.state_dict()
     if "state_dict" in content:
         return {name: content["state_dict"][prefix + name] for name in own}
@@ -181,7 +163,7 @@ def _weights(module: nn.Module, path: str | Path, content: Mapping[str, Any], pr
     return weights
 
 
-def refuse_other_stage(
+def check_stage(
     record: StageRecord,
     path: str | Path,
     expected_stages: tuple[str, ...],
@@ -189,7 +171,7 @@ def refuse_other_stage(
     grid: str | None = None,
     context_attention: str | None = None,
 ) -> None:
-    """Raise ValueError when a checkpoint is of another stage or block layout than those of :func:`load_weights`."""
+    """Raise ValueError if stage or block layout differ from the arguments, which are those of :func:`load_weights`."""
     if record.stage not in expected_stages:
         raise ValueError(
             f"{path} is a checkpoint of stage {record.stage!r}, needed is one of {' or '.join(map(repr, expected_stages))}; "
@@ -203,13 +185,10 @@ def refuse_other_stage(
             )
 
 
-def refuse_other_geometry(trained: Mapping[str, int] | None, own: Mapping[str, int], source: str) -> None:
-    """Raise ValueError where weights were trained with another number of heads, or another patch size, than a model has.
+def check_geometry(trained: Mapping[str, int] | None, own: Mapping[str, int], source: str) -> None:
+    """Raise ValueError if weights were trained with other numbers of heads or another patch size than a model has.
 
-    Args:
-        trained: :attr:`StageRecord.geometry` of the weights.
-        own: :attr:`echo_pl.backbone.vlm.VLM.geometry` of the model.
-        source: whose weights they are, for the message.
+    ``trained`` is :attr:`StageRecord.geometry`, ``own`` that of the model, ``source`` the name of the weights in the message.
     """
     for name, value in (trained or {}).items():
         if own.get(name, value) != value:
@@ -217,5 +196,5 @@ def refuse_other_geometry(trained: Mapping[str, int] | None, own: Mapping[str, i
 
 
 def record_dict(record: StageRecord, vlm: VLM | None = None) -> dict[str, Any]:
-    """The record as plain values, for a checkpoint or a JSON file; with the model's geometry, where it is given."""
+    """Record as plain values, with the geometry of a given model."""
     return asdict(record if vlm is None else replace(record, geometry=vlm.geometry))

@@ -1,7 +1,4 @@
-"""Where a VLM comes from: random tiny weights, or a Hugging Face folder. A stage calls ``build`` inside ``configure_model``.
-
-Knows configurations and weights; nothing of training.
-"""
+"""Factories of a VLM: random tiny weights, or a Hugging Face folder. A stage calls ``build`` inside ``configure_model``."""
 
 from __future__ import annotations
 
@@ -22,19 +19,19 @@ log = logging.getLogger(__name__)
 
 
 class BackboneFactory(Protocol):
-    """Builds the model once the tokenizer is known."""
+    """Builder of the model once the tokenizer is known."""
 
     def build(self, special: SpecialTokens, vocab_size: int) -> VLM:
         """Return a model whose vocabulary holds every token of the tokenizer."""
         ...
 
     def skeleton(self, special: SpecialTokens, vocab_size: int) -> VLM:
-        """Return the same on the ``meta`` device: shapes and types, no numbers, and no file of weights read."""
+        """Return the model on the ``meta`` device, without reading weights."""
         ...
 
 
 def check_attention(**backends: str) -> None:
-    """Raise ValueError for an unknown backend; the names are those of the options."""
+    """Raise ValueError for an unknown backend of an option."""
     for name, backend in backends.items():
         if backend not in get_args(AttentionBackend):
             raise ValueError(f"{name} must be one of {get_args(AttentionBackend)}, got {backend!r}")
@@ -42,7 +39,7 @@ def check_attention(**backends: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyBackbone:
-    """The stock class with about 1.2 million random weights: the laptop path is the 7B path."""
+    """Stock class with about 1.2 million random weights, so that a laptop runs the code path of the 7B."""
 
     width: int = 128
     layers: int = 4
@@ -71,7 +68,7 @@ class TinyBackbone:
             raise ValueError(f"heads must be a multiple of key_heads, got {self.heads} and {self.key_heads}")
 
     def config(self, special: SpecialTokens, vocab_size: int) -> Qwen2_5_VLConfig:
-        """The stock configuration at this size."""
+        """Stock configuration of this size."""
         half = self.width // self.heads // 2
         return Qwen2_5_VLConfig(
             text_config={
@@ -110,7 +107,7 @@ class TinyBackbone:
         )
 
     def build(self, special: SpecialTokens, vocab_size: int) -> VLM:
-        """Random weights from ``seed`` alone; the caller's random state is left as it was."""
+        """Build random weights from ``seed`` alone; the caller's random state does not change."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = Qwen2_5_VLForConditionalGeneration(self.config(special, vocab_size))
@@ -118,18 +115,18 @@ class TinyBackbone:
         return VLM(network, special, self.train_attention, self.decode_attention, self.pack_weights, self.compile_layers)
 
     def skeleton(self, special: SpecialTokens, vocab_size: int) -> VLM:
-        """The same without numbers."""
+        """See :meth:`BackboneFactory.skeleton`."""
         with torch.device("meta"):
             return self.build(special, vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedBackbone:
-    """Qwen2.5-VL weights (Lingshu-7B among them) from a folder, or from an id that the user named."""
+    """Qwen2.5-VL weights (Lingshu-7B among them) from a folder, or from a hub id."""
 
     path: str
     dtype: str = "float32"
-    """Of the weights in memory: float32 to train (a step of 1e-5 rounds away in bfloat16), any to decode."""
+    """Dtype of the weights in memory: float32 to train (bfloat16 rounds steps of 1e-5 away), any to decode."""
     train_attention: AttentionBackend = "split"
     decode_attention: AttentionBackend = "split"
     pack_weights: bool = False
@@ -142,32 +139,28 @@ class PretrainedBackbone:
             raise ValueError(f"dtype must be bfloat16, float16 or float32, got {self.dtype!r}")
 
     def build(self, special: SpecialTokens, vocab_size: int) -> VLM:
-        """Load the weights; a weight without a place, or a place without a weight, is an error.
+        """Load the weights.
 
         Raises:
-            FileNotFoundError: the path looks local and is not there.
-            ValueError: it is not a Qwen2.5-VL model, or keys do not match.
+            FileNotFoundError: a local path does not exist.
+            ValueError: it is not a Qwen2.5-VL model, or weights are missing or unexpected.
         """
-        path = self._place()
+        path = self._resolved_path()
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, dtype=getattr(torch, self.dtype), output_loading_info=True
         )
         network, info = loaded
-        refuse_unmatched(info["missing_keys"], info["unexpected_keys"], path)
+        check_weight_names(info["missing_keys"], info["unexpected_keys"], path)
         return self._finished(network, special, vocab_size)
 
     def skeleton(self, special: SpecialTokens, vocab_size: int) -> VLM:
-        """The same without numbers, from the folder's configuration.
-
-        Raises:
-            FileNotFoundError: the path looks local and is not there.
-        """
-        config = Qwen2_5_VLConfig.from_pretrained(self._place())
+        """See :meth:`BackboneFactory.skeleton`; reads the folder's configuration."""
+        config = Qwen2_5_VLConfig.from_pretrained(self._resolved_path())
         with torch.device("meta"):
             network = Qwen2_5_VLForConditionalGeneration(config).to(getattr(torch, self.dtype))
             return self._finished(network, special, vocab_size)
 
-    def _place(self) -> str:
+    def _resolved_path(self) -> str:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
             raise FileNotFoundError(f"no model folder at {self.path}; give backbone.factory.path=<folder or hub id>")
         return str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
@@ -177,8 +170,8 @@ class PretrainedBackbone:
         return VLM(network, special, self.train_attention, self.decode_attention, self.pack_weights, self.compile_layers)
 
 
-def refuse_unmatched(missing: Iterable[str], unexpected: Iterable[str], source: str) -> None:
-    """Raise ValueError when a checkpoint and a model do not have the same weights."""
+def check_weight_names(missing: Iterable[str], unexpected: Iterable[str], source: str) -> None:
+    """Raise ValueError if weights are missing or unexpected."""
     missing_list, unexpected_list = sorted(missing), sorted(unexpected)
     if missing_list or unexpected_list:
         raise ValueError(
@@ -190,7 +183,7 @@ def refuse_unmatched(missing: Iterable[str], unexpected: Iterable[str], source: 
 def finish(
     network: Qwen2_5_VLForConditionalGeneration, vocab_size: int, gradient_checkpointing: bool
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """Make room for added tokens, switch checkpointing on."""
+    """Add rows for added tokens and enable gradient checkpointing."""
     embedding = network.model.language_model.embed_tokens
     rows, has_numbers = embedding.num_embeddings, not embedding.weight.is_meta
     if vocab_size > rows:

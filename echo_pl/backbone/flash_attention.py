@@ -1,13 +1,13 @@
-"""Attention through the flash-attn package, which takes no masks: what each case comes to in calls of it.
+"""Attention through the flash-attn package, which takes no masks, and the calls for each case.
 
-- a whole context under ``causal``: ``flash_attn_func`` (padding comes last, so nobody real sees it)
+- a whole context under ``causal``: ``flash_attn_func`` (padding comes last, so no real token attends to it)
 - the response copies of a training sequence, and other contexts: sequences of variable lengths (:mod:`echo_pl.diffusion.varlen`),
   the context being one part of the keys and the copies another, merged by their log-sum-exps. Its public function gives no
-  gradient to a merged result, so the two functions below it are called: given (out, log-sum-exp) of the whole softmax, the
+  gradient to a merged result, so its two private functions are called. Given (out, log-sum-exp) of the whole softmax, the
   backward of a part returns that part's exact gradients.
 - a decode step: ``flash_attn_with_kvcache``, once per query group, in two parts when contexts are ragged
 
-Nothing here runs without a CUDA GPU. Tests run all of it on a CPU with stand-ins for the package's functions.
+It needs a CUDA GPU. Tests run it on a CPU with stand-ins for the package's functions.
 
 Shapes: B batch, H query heads, G query heads per key head, Q queries, K keys, D head size, X queries and Y keys of a part, packed.
 """
@@ -34,22 +34,22 @@ def package() -> Any:
     """``flash_attn.flash_attn_interface``.
 
     Raises:
-        ValueError: it is not installed, or does not load.
+        ValueError: the package is not installed, or does not load.
     """
-    way_out = "install torch for your GPU, then pip install --no-build-isolation 'echo-pl[cuda]'; or choose sdpa, split or flex"
+    remedy = "install torch for your GPU, then pip install --no-build-isolation 'echo-pl[cuda]'; or choose sdpa, split or flex"
     try:
         installed = version("flash-attn")
         interface = importlib.import_module("flash_attn.flash_attn_interface")
     except ImportError as error:  # PackageNotFoundError is one
-        raise ValueError(f"attention backend 'flash_attn' needs the flash-attn package ({error}): {way_out}") from error
-    # Two of the functions called here are not public, and were others before 2.8.
+        raise ValueError(f"attention backend 'flash_attn' needs the flash-attn package ({error}): {remedy}") from error
+    # Two of the functions called here are private, and differ before 2.8.
     if not (2, 8) <= tuple(int(number) for number in installed.split(".")[:2]) < (3,):
-        raise ValueError(f"attention backend 'flash_attn' needs flash-attn 2.8 or newer and below 3, found {installed}: {way_out}")
+        raise ValueError(f"attention backend 'flash_attn' needs flash-attn 2.8 or newer and below 3, found {installed}: {remedy}")
     return interface
 
 
-def unsuited(query: Tensor) -> str:
-    """Why the kernels do not take these queries; empty if they do."""
+def reason_unsupported(query: Tensor) -> str | None:
+    """Reason why the kernels do not support these queries; None if they do."""
     D = query.shape[-1]
     if query.device.type != "cuda":
         return f"it needs a CUDA GPU, the model is on {query.device}"
@@ -59,11 +59,11 @@ def unsuited(query: Tensor) -> str:
         )
     if D % 8 or D > _LARGEST_HEAD:
         return f"its heads have a multiple of 8 and at most {_LARGEST_HEAD} dimensions, got {D}"
-    return ""
+    return None
 
 
-def _refuse_unsuited(query: Tensor) -> None:
-    if reason := unsuited(query):
+def _check_supported(query: Tensor) -> None:
+    if reason := reason_unsupported(query):
         raise ValueError(f"attention backend 'flash_attn' cannot be used here: {reason}; or choose sdpa, split or flex")
 
 
@@ -74,16 +74,16 @@ def whole_sequence(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, scale: 
         q: (B, H, Q, D).
         k: (B, H / G, Q, D).
         v: (B, H / G, Q, D).
-        rule: with its ``context_width``.
+        rule: rule with a ``context_width``.
         scale: factor on the scores.
 
     Returns:
         (B, H, Q, D); zeros or any finite values at padding.
 
     Raises:
-        ValueError: the kernels cannot do it, or the rule is not of a whole sequence.
+        ValueError: the kernels do not support the queries, or the rule is not of a whole sequence.
     """
-    _refuse_unsuited(q)
+    _check_supported(q)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     view = rule.varlen(len(q))
     P = view.causal_width
@@ -102,16 +102,16 @@ def cached_group(q: Tensor, k: Tensor, v: Tensor, padding: HiddenSlots | None, s
         q: (B, H, Q, D).
         k: (B, H / G, K, D), a view of the cache.
         v: (B, H / G, K, D).
-        padding: where contexts are ragged.
+        padding: padding of ragged contexts.
         scale: factor on the scores.
 
     Returns:
         (B, H, Q, D).
 
     Raises:
-        ValueError: the kernels cannot do it.
+        ValueError: the kernels do not support the queries.
     """
-    _refuse_unsuited(q)
+    _check_supported(q)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     kernel = package().flash_attn_with_kvcache
     if padding is None:
@@ -123,19 +123,19 @@ def cached_group(q: Tensor, k: Tensor, v: Tensor, padding: HiddenSlots | None, s
     response, response_lse = kernel(
         q, k[:, P:], v[:, P:], cache_seqlens=k.shape[1] - P, softmax_scale=scale, return_softmax_lse=True
     )
-    context_lse = _of_no_keys(context_lse)
+    context_lse = _empty_as_minus_inf(context_lse)
     lse_BHQ = torch.logaddexp(context_lse, response_lse)
     weights = ((lse - lse_BHQ).exp().transpose(1, 2).unsqueeze(-1) for lse in (context_lse, response_lse))
     return sum(w * out for w, out in zip(weights, (context, response), strict=True)).to(q.dtype).transpose(1, 2)
 
 
-def _of_no_keys(lse: Tensor) -> Tensor:
-    """The package says +inf where a query has no key in a part (an empty context, absolute grid); the sum of nothing is -inf."""
+def _empty_as_minus_inf(lse: Tensor) -> Tensor:
+    """Replace the package's +inf for a query without keys in a part (an empty context, absolute grid) by -inf."""
     return torch.where(lse == torch.inf, -torch.inf, lse)
 
 
 class _PartsAttention(torch.autograd.Function):
-    """Queries over the keys of all parts that they are in; queries in none of them get zeros."""
+    """Attention of queries over the keys of all their parts; queries without a part get zeros."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: tuple[VarlenPart, ...], scale: float) -> Tensor:
@@ -154,9 +154,9 @@ class _PartsAttention(torch.autograd.Function):
                 scale,
                 causal=part.causal,
             )
-            before, now = lse[part.query_X], _of_no_keys(part_lse.T)
+            before, now = lse[part.query_X], _empty_as_minus_inf(part_lse.T)
             after = torch.logaddexp(before, now)
-            # No key in this part nor in one before it: -inf - -inf. Such a query has weight 0 until a part has keys for it.
+            # -inf - -inf if neither this part nor an earlier one has keys: weight 0 until a part has keys for the query.
             earlier, later = ((one - after).exp().nan_to_num(0.0).unsqueeze(-1) for one in (before, now))
             out[part.query_X] = out[part.query_X] * earlier + part_out * later
             lse[part.query_X] = after

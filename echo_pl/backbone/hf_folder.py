@@ -1,7 +1,4 @@
-"""A model's weights as a Hugging Face folder (safetensors and config), and such a folder's as a checkpoint's.
-
-Knows weights and configurations; nothing of tokenizers, runs or trainers.
-"""
+"""Weights of a checkpoint as a Hugging Face folder (safetensors and config), and of such a folder as a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, read_checkpoint, record_dict, refuse_other_geometry
-from echo_pl.backbone.factory import BackboneFactory, PretrainedBackbone, TinyBackbone, refuse_unmatched
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, check_geometry, read_checkpoint, record_dict
+from echo_pl.backbone.factory import BackboneFactory, PretrainedBackbone, TinyBackbone, check_weight_names
 from echo_pl.backbone.lora import LoraSettings, add_adapters, merge_adapters
 from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_weights
 from echo_pl.backbone.vlm import geometry_of
@@ -26,11 +23,11 @@ _MASK_EMBEDDING = "mask_embedding"
 
 
 def network_weights(path: Path) -> tuple[StageRecord, dict[str, Tensor]]:
-    """A checkpoint's record, and the weights of its model named as the stock class names them; adapters' as peft does.
+    """Record and weights of a checkpoint, with the names of the stock class; adapters have those of peft.
 
     Raises:
-        FileNotFoundError: there is nothing at ``path``.
-        ValueError: it is torn, or no checkpoint of this project.
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: it is torn, or not a checkpoint of this project.
     """
     record, content = read_checkpoint(path)
     stored = read_weights(path) if is_sharded_checkpoint(path) else content["state_dict"]
@@ -43,17 +40,17 @@ def network_weights(path: Path) -> tuple[StageRecord, dict[str, Tensor]]:
 
 
 def network_config(factory: BackboneFactory, special: SpecialTokens, rows: int) -> Qwen2_5_VLConfig:
-    """The configuration of the network that a factory builds, for a vocabulary of so many rows. Loads no weights.
+    """Configuration of the network that a factory builds, for a vocabulary of so many rows; loads no weights.
 
     Raises:
-        ValueError: a factory of another kind.
+        ValueError: the factory has no Hugging Face configuration.
     """
     if isinstance(factory, TinyBackbone):
         return factory.config(special, rows)
     if isinstance(factory, PretrainedBackbone):
         config = Qwen2_5_VLConfig.from_pretrained(str(Path(factory.path).expanduser()))
         text: Any = config.text_config
-        text.vocab_size = rows  # grown, where the tokenizer has added tokens
+        text.vocab_size = rows  # more, if the tokenizer has added tokens
         return config
     raise ValueError(f"there is no Hugging Face configuration for a {type(factory).__name__}")
 
@@ -70,27 +67,27 @@ def write_network(
     """Write ``config.json`` and safetensors that ``Qwen2_5_VLForConditionalGeneration.from_pretrained`` reads.
 
     Args:
-        weights: as of :func:`network_weights`.
-        factory: of the backbone.
-        special: the tokenizer's ids.
-        folder: exists; files in it are replaced.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; None: as the weights are.
-        lora: of the adapters among the weights, which are added to what they belong to.
-        geometry: that the weights were trained with, where that is known.
+        weights: result of :func:`network_weights`.
+        factory: factory of the backbone.
+        special: special ids of the tokenizer.
+        folder: existing folder, whose files are replaced.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None: that of the weights.
+        lora: settings of the adapters among the weights, which are merged.
+        geometry: geometry of the weights, if known.
 
     Raises:
-        ValueError: the weights are not those of this backbone.
+        ValueError: the weights do not fit the backbone.
     """
     weights = dict(weights)
     mask_row = weights.pop(_MASK_EMBEDDING, None)
     config = network_config(factory, special, len(weights[_EMBEDDING]))
-    refuse_other_geometry(geometry, geometry_of(config), "the checkpoint")
-    with torch.device("meta"):  # the weights take their places; nothing is initialized, nothing is there twice
+    check_geometry(geometry, geometry_of(config), "the checkpoint")
+    with torch.device("meta"):  # weights are assigned below: nothing is initialized or held twice
         network = Qwen2_5_VLForConditionalGeneration(config)
         if lora is not None:
             add_adapters(network, lora)
     own = network.state_dict()
-    refuse_unmatched(own.keys() - weights.keys(), weights.keys() - own.keys(), "the checkpoint")
+    check_weight_names(own.keys() - weights.keys(), weights.keys() - own.keys(), "the checkpoint")
     other = [name for name in own if own[name].shape != weights[name].shape]
     if other:
         raise ValueError(
@@ -110,8 +107,8 @@ def write_network(
     network.save_pretrained(folder)
 
 
-def refuse_no_model(folder: Path) -> None:
-    """Raise FileNotFoundError for a folder without a model."""
+def check_model_folder(folder: Path) -> None:
+    """Raise FileNotFoundError if a folder holds no model."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder}: it is not the folder of a Hugging Face model")
 
@@ -122,29 +119,23 @@ def folder_geometry(folder: Path) -> dict[str, int]:
 
 
 def read_network(folder: Path, dtype: str = "float32") -> dict[str, Tensor]:
-    """The weights of a Hugging Face folder, named as the stock class names them.
+    """Weights of a Hugging Face folder, with the names of the stock class.
 
     Raises:
-        FileNotFoundError: there is no model in the folder.
-        ValueError: weights are missing, or have no place.
+        FileNotFoundError: the folder holds no model.
+        ValueError: weights are missing or unexpected.
     """
-    refuse_no_model(folder)
+    check_model_folder(folder)
     loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
     )
     network, info = loaded
-    refuse_unmatched(info["missing_keys"], info["unexpected_keys"], str(folder))
+    check_weight_names(info["missing_keys"], info["unexpected_keys"], str(folder))
     return dict(network.state_dict())
 
 
 def as_checkpoint(weights: Mapping[str, Tensor], record: StageRecord, version: str) -> dict[str, Any]:
-    """Weights as a checkpoint that a stage starts from, validates or decodes; there is no optimizer in it to go on with.
-
-    Args:
-        weights: as of :func:`read_network`.
-        record: what the checkpoint says of itself.
-        version: of Lightning, which migrates checkpoints by it.
-    """
+    """Checkpoint to start from, validate or decode, without an optimizer; Lightning migrates it by its ``version``."""
     return {
         "state_dict": {_NETWORK + name: value for name, value in weights.items()},
         RECORD_KEY: record_dict(record),

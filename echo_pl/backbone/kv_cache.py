@@ -1,10 +1,12 @@
-"""A pre-allocated key/value cache that block decoding writes in place (METHOD.md 4).
+"""Key/value cache of block decoding: one buffer (B, H, S, D) of keys and one of values for each layer, written in place.
 
-One forward writes the keys and values of its queries behind the ``length`` tokens that count, and reads all of them as views: no
-concatenation. What is then kept is a matter of moving ``length``: a denoising step keeps nothing, a fused step keeps its first L
-tokens, a KV write all. All samples share the slots; shorter contexts have padding slots, which ``padding`` hides.
+- ``update``: write a forward's keys and values after the kept tokens; return all of them as views, without concatenation
+- ``keep``: advance ``length`` by the tokens of the last forward that stay: none after a denoising step, the first L after a fused
+  step, all after a KV write
+- ``keep_rows``: drop finished samples
+- ``hide_padding``: hide the padding slots of shorter contexts
 
-Has the one method of a transformers cache that the attention layers call (``update``). Knows nothing of samplers.
+See docs/explain/method.md, "Decoding". The attention layers of transformers call ``update`` as they do a transformers cache.
 
 Shapes: B batch, H key heads, S slots, D head size, Q tokens of one forward.
 """
@@ -19,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenSlots:
-    """Slots that a sample's queries may not see."""
+    """Slots that a sample's queries may not attend to."""
 
     bias: Tensor
     """(B or 1, 1, 1, S) to add to scores: -inf at these slots, 0 elsewhere."""
@@ -27,13 +29,13 @@ class HiddenSlots:
 
 @dataclass(frozen=True, kw_only=True)
 class CachePadding(HiddenSlots):
-    """The padding of ragged contexts: of the first ``width`` slots, each sample fills its first ``lengths``."""
+    """Padding of ragged contexts: of the first ``width`` slots, each sample fills its first ``lengths``."""
 
     width: int
     lengths_B: Tensor
 
     def rows(self, rows_A: Tensor) -> CachePadding:
-        """The same for some of the samples."""
+        """Padding of some of the samples."""
         return CachePadding(width=self.width, lengths_B=self.lengths_B[rows_A], bias=self.bias[rows_A])
 
 
@@ -41,12 +43,9 @@ class BlockKVCache:
     """Keys and values of all layers."""
 
     def __init__(self, layers: int, batch_size: int, capacity: int) -> None:
-        """Reserve nothing yet: buffers take head count, dtype and device from the first forward.
+        """Set the sizes; buffers are allocated at the first forward, which gives head count, dtype and device.
 
-        Args:
-            layers: number of attention layers.
-            batch_size: B.
-            capacity: S, the most tokens a sample may ever have here, those of a running step included.
+        ``capacity`` is S: the most tokens of a sample, those of a running step included.
         """
         self.capacity = capacity
         self.length = 0
@@ -58,7 +57,7 @@ class BlockKVCache:
         self._values: list[Tensor | None] = [None] * layers
 
     def hide_padding(self, lengths_B: Tensor, width: int, dtype: torch.dtype) -> None:
-        """Say that of the first ``width`` slots each sample fills only its first ``lengths``."""
+        """Hide, of the first ``width`` slots, those after each sample's first ``lengths``."""
         if bool((lengths_B == width).all()):
             return
         slot_S = torch.arange(self.capacity, device=lengths_B.device)
@@ -67,9 +66,9 @@ class BlockKVCache:
         self.padding = CachePadding(width=width, lengths_B=lengths_B, bias=padding_BS[:, None, None])
 
     def update(self, key: Tensor, value: Tensor, layer: int, kwargs: object = None) -> tuple[Tensor, Tensor]:
-        """Write one layer's keys and values (B, H, Q, D) behind the kept ones; return all of them as views.
+        """Write one layer's keys and values (B, H, Q, D) after the kept ones; return all of them as views.
 
-        ``kwargs`` is what layers also tell a transformers cache, for kinds of attention that Qwen2.5-VL has not: not read.
+        ``kwargs`` belongs to the interface of a transformers cache, for kinds of attention that Qwen2.5-VL does not have.
 
         Raises:
             ValueError: the cache is full.
@@ -90,10 +89,10 @@ class BlockKVCache:
         return keys[:B, :, :stop], values[:B, :, :stop]
 
     def buffers(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of all layers with all slots, (B, H, S, D) each, of the samples that go on.
+        """Keys and values of all layers with all slots, (B, H, S, D) each, of the active samples.
 
         Raises:
-            ValueError: nothing was written yet.
+            ValueError: the cache is empty.
         """
         B = self.batch_size
         keys, values = ([buffer[:B] for buffer in side if buffer is not None] for side in (self._keys, self._values))
@@ -102,9 +101,9 @@ class BlockKVCache:
         return keys, values
 
     def two_blocks_bias(self, block_size: int, heads_per_key_head: int, like: Tensor) -> Tensor:
-        """What to add to the scores of a fused step, whose first block must not see the second: (B or 1, 1, H / G * 2L, K).
+        """Bias (B or 1, 1, H / G * 2L, K) of a fused step, whose first block must not attend to the second.
 
-        A view of a buffer that is made once: from step to step only the columns of the second block move.
+        A view of a buffer that is made once; from step to step only the columns of the second block change.
         """
         L, G = block_size, heads_per_key_head
         if L not in self._two_blocks:
@@ -115,19 +114,19 @@ class BlockKVCache:
         bias, hidden = self._two_blocks[L]
         second = slice(self.length + L, self.length + 2 * L)
         if second != hidden:
-            bias[:, :, :, :L, hidden] = 0.0  # behind the contexts, where nothing is padding
+            bias[:, :, :, :L, hidden] = 0.0  # after the contexts, where nothing is padding
             bias[:, :, :, :L, second] = -torch.inf
             self._two_blocks[L] = bias, second
         return bias.flatten(2, 3)[..., : self.length + 2 * L]
 
     def keep(self, tokens: int) -> None:
-        """Let the first ``tokens`` of the last forward count."""
+        """Keep the first ``tokens`` of the last forward."""
         self.length += tokens
 
     def keep_rows(self, rows_A: Tensor) -> None:
-        """Go on with these samples only, in this order; :func:`compact_row_order` gives the order that moves the fewest.
+        """Keep these samples only, in this order; :func:`compact_row_order` gives the order that moves the fewest.
 
-        Moves kept tokens within the buffers and allocates none. A sample may only move to a smaller row number.
+        Kept tokens move within the buffers. A sample may only move to a smaller row number.
         """
         moves = [(new, old) for new, old in enumerate(rows_A.tolist()) if new != old]
         assert all(new < old for new, old in moves), f"a sample may only move to a smaller row number, got {rows_A.tolist()}"
@@ -142,16 +141,16 @@ class BlockKVCache:
 
 
 def computing_dtype(key: Tensor, value: Tensor) -> torch.dtype:
-    """What attention computes in, and the cache holds, so that a step converts its own tokens and never the context.
+    """Dtype of attention and of the cache, so that a step converts its own tokens and never the context.
 
-    They differ under autocast alone, where values are bfloat16 while the rotary embedding has made queries and keys float32:
-    float32 on a CPU, whose bfloat16 kernels are slow, and the values' type elsewhere.
+    Dtypes differ only under autocast: values are bfloat16, while the rotary embedding has made queries and keys float32. Then it is
+    float32 on a CPU, whose bfloat16 kernels are slow, and the values' dtype elsewhere.
     """
     return key.dtype if value.device.type == "cpu" else value.dtype
 
 
 def compact_row_order(active_B: Tensor) -> Tensor:
-    """Row numbers of the active samples, with the last of them in the places of those that are not: int64 (A,).
+    """Row numbers (A,) of the active samples, with the last ones moved into the rows of inactive samples.
 
     >>> compact_row_order(torch.tensor([True, False, True, False, True])).tolist()
     [0, 4, 2]

@@ -1,7 +1,7 @@
-"""Low-rank adapters on the language model (LoRA, arXiv 2106.09685), by the peft library, which is an extra of this package.
+"""Low-rank adapters on the language model (LoRA, arXiv 2106.09685), by the peft library, an extra of this package.
 
-A stage trains the adapters alone, and with them the embedding of the mask token, which no pretrained model has. A checkpoint holds
-base and adapters; whoever loads it without asking for adapters gets their sum. Knows modules and weights; nothing of files.
+A stage trains the adapters and the embedding of the mask token, which no pretrained model has. A checkpoint holds base and
+adapters; loading it without adapters merges them.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """Which adapters."""
+    """Settings of the adapters."""
 
     rank: int = 16
     alpha: int = 32
-    """What an adapter adds is multiplied by alpha / rank."""
+    """An adapter's output is multiplied by alpha / rank."""
     targets: tuple[str, ...] = get_args(Projection)
     """Projections of every decoder layer."""
     mask_embedding: bool = True
     """Also train the embedding of the mask token."""
     seed: int = 0
-    """Of the adapters' first weights; what they add is zero at first in any case."""
+    """Seed of the adapters' initial weights; their output is zero at first in any case."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(self.targets))  # a list, where it comes from YAML or a checkpoint
+        object.__setattr__(self, "targets", tuple(self.targets))  # a list if it comes from YAML or a checkpoint
         unknown = sorted(set(self.targets) - set(get_args(Projection)))
         if unknown or not self.targets:
             raise ValueError(f"lora.targets must be some of {', '.join(get_args(Projection))}; got {', '.join(unknown) or 'none'}")
@@ -44,16 +44,12 @@ class LoraSettings:
 
     @property
     def record(self) -> dict[str, Any]:
-        """As plain values, for a checkpoint."""
+        """Plain values for a checkpoint."""
         return asdict(self) | {"targets": list(self.targets)}
 
 
 def require_peft() -> Any:
-    """``peft``.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Import peft; raise ValueError if it is not installed."""
     try:
         import peft
     except ImportError as error:
@@ -62,12 +58,12 @@ def require_peft() -> Any:
 
 
 def add_lora(vlm: VLM, settings: LoraSettings) -> None:
-    """Put adapters beside the projections, in place; from then on they alone are trained.
+    """Add adapters to the projections, in place, and freeze all other weights.
 
-    They are float32 whatever the weights are (a trainer of precision bf16-true would make them bfloat16 again).
+    They are float32 whatever the dtype of the weights (a trainer of precision bf16-true would make them bfloat16 again).
 
     Raises:
-        ValueError: peft is not installed, or there are adapters already.
+        ValueError: peft is not installed, or the model has adapters already.
     """
     network = vlm.network
     if has_lora(network):
@@ -83,7 +79,7 @@ def add_lora(vlm: VLM, settings: LoraSettings) -> None:
 
 
 def add_adapters(network: Any, settings: LoraSettings) -> None:
-    """Adapters of the stock class alone."""
+    """Add adapters to the stock class."""
     peft = require_peft()
     config = peft.LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.targets), lora_dropout=0.0, bias="none"
@@ -95,12 +91,12 @@ def add_adapters(network: Any, settings: LoraSettings) -> None:
 
 
 def has_lora(network: nn.Module) -> bool:
-    """Whether there are adapters."""
+    """Return True if a network has adapters."""
     return any("lora_" in name for name, _ in network.named_parameters())
 
 
 def merge_lora(vlm: VLM) -> None:
-    """Add the adapters' products to the weights, in place: the same model, without adapters."""
+    """Merge the adapters into the weights, in place."""
     merge_adapters(vlm.network)
     vlm.modules_replaced()
     if vlm.mask_embedding is not None:
@@ -110,7 +106,7 @@ def merge_lora(vlm: VLM) -> None:
 
 
 def merge_adapters(network: Any) -> None:
-    """The same for the stock class alone."""
+    """Merge the adapters of the stock class."""
     language_model = network.model.language_model
     for name, module in adapted_layers(network):
         language_model.set_submodule(name, summed(module))
@@ -118,10 +114,10 @@ def merge_adapters(network: Any) -> None:
 
 
 @contextmanager
-def merged_for_a_while(vlm: VLM) -> Iterator[None]:
-    """The model as it would be deployed, without adapters, at the price of a second copy of the adapted weights.
+def merged_lora(vlm: VLM) -> Iterator[None]:
+    """Merge the adapters within the context, which needs a second copy of the adapted weights.
 
-    Afterwards it is as it was, bit for bit. Does nothing to a model without adapters.
+    Afterwards the model is restored bit for bit. Does nothing to a model without adapters.
     """
     language_model = vlm.network.model.language_model
     layers, tokens, mask_embedding = adapted_layers(vlm.network), language_model.embed_tokens, vlm.mask_embedding
@@ -143,7 +139,7 @@ def merged_for_a_while(vlm: VLM) -> Iterator[None]:
 
 
 def adapted_layers(network: Any) -> list[tuple[str, Any]]:
-    """The language model's layers that have adapters, by name."""
+    """Layers of the language model that have adapters, with their names."""
     if not has_lora(network):
         return []
     kind = require_peft().tuners.lora.LoraLayer
@@ -152,7 +148,7 @@ def adapted_layers(network: Any) -> list[tuple[str, Any]]:
 
 @torch.no_grad()
 def summed(module: Any) -> nn.Linear:
-    """A plain layer of an adapted one, with the sum of its weight and the adapters' products."""
+    """Plain layer with the sum of an adapted layer's weight and its adapters' products."""
     base: nn.Linear = module.get_base_layer()
     plain = copy.copy(base)
     plain._parameters = dict(base._parameters)

@@ -1,6 +1,6 @@
-"""Checkpoints in a folder with a file per rank, as FSDP2 writes them: read as data, into a model that is not sharded.
+"""Sharded checkpoints, a folder with a file per rank as FSDP2 writes them, read as data into a model that is not sharded.
 
-torch keeps the list of what is where as a pickle; here only the few plain classes that such a list consists of are let through.
+torch stores the list of tensors as a pickle; only the few plain classes of such a list are allowed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, StorageM
 from torch.distributed.checkpoint.planner import ReadItem
 
 META = "meta.pt"
-"""What of a checkpoint is no tensor: Lightning's name for it."""
+"""Lightning's file of everything but the tensors."""
 LIST = ".metadata"
 _WEIGHTS = "state_dict."
 _OPTIMIZER = "optimizer_"
@@ -45,26 +45,26 @@ _PLAIN = {
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
-    """Whether this is such a folder, complete."""
+    """Return True if the path is a complete sharded checkpoint."""
     return path.is_dir() and (path / META).is_file() and (path / LIST).is_file()
 
 
 class _DataOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # Whole names alone: a pickle may also ask for "os.system" of a module that has imported os.
+        # Full names only: a pickle may also request "os.system" of a module that has imported os.
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _PLAIN.get(module, set()):
             return super().find_class(module, name)
         if (module, name) == ("builtins", "getattr"):
             return _member
-        raise pickle.UnpicklingError(f"{module}.{name} has no business in a checkpoint's list of tensors")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a checkpoint's list of tensors")
 
 
 def _member(kind: Any, name: Any) -> Any:
-    # Python 3.11.0 to 3.11.3 pickle a member of an enumeration as getattr(its class, its name); nothing else is had that way.
+    # Python 3.11.0 to 3.11.3 pickle a member of an enumeration as getattr(its class, its name); nothing else is allowed.
     if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
         return kind[name]
-    raise pickle.UnpicklingError(f"{name!r} of {kind!r} has no business in a checkpoint's list of tensors")
+    raise pickle.UnpicklingError(f"{name!r} of {kind!r} is not allowed in a checkpoint's list of tensors")
 
 
 class _Reader(FileSystemReader):
@@ -77,10 +77,10 @@ class _Reader(FileSystemReader):
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Everything but the tensors.
+    """Everything but the tensors of a checkpoint.
 
     Raises:
-        ValueError: the folder is torn, or holds more than data.
+        ValueError: the folder is torn, or holds code.
     """
     try:
         meta = torch.load(path / META, map_location="cpu", weights_only=True)
@@ -94,7 +94,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def stored_shapes(path: Path) -> dict[str, torch.Size]:
-    """Shape of every weight by name, as in a whole checkpoint's ``state_dict``."""
+    """Shape of every weight by name, as in the ``state_dict`` of a checkpoint file."""
     entries = _Reader(str(path)).read_metadata().state_dict_metadata
     return {
         name.removeprefix(_WEIGHTS): entry.size
@@ -104,7 +104,7 @@ def stored_shapes(path: Path) -> dict[str, torch.Size]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All weights, named as in a whole checkpoint's ``state_dict``, and nothing of the optimizer.
+    """All weights, named as in the ``state_dict`` of a checkpoint file, without the optimizer.
 
     Raises:
         ValueError: a file of the folder is missing or torn.
@@ -120,19 +120,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill tensors, named as in a whole checkpoint's ``state_dict``, in place.
+    """Fill tensors, named as in the ``state_dict`` of a checkpoint file, in place.
 
     Raises:
         ValueError: a file of the folder is missing or torn.
     """
     try:
         load({"state_dict": dict(tensors)}, storage_reader=_Reader(str(path)), no_dist=True)
-    except Exception as error:  # torch wraps whatever went wrong in one of its own
+    except Exception as error:  # torch wraps every error in its own class
         raise ValueError(f"{path} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}") from error
 
 
 class _PlainLoadPlanner(DefaultLoadPlanner):
-    """Reads what is no tensor (learning rates, counters) as data; torch's own planner would run what a pickle asks for."""
+    """Planner that reads values other than tensors (learning rates, counters) as data; torch's own would run pickled code."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -141,11 +141,11 @@ class _PlainLoadPlanner(DefaultLoadPlanner):
         self.state_dict[read_item.dest_index.fqn] = torch.load(value, map_location="cpu", weights_only=True)
 
 
-def read_whole(path: Path) -> dict[str, Any]:
-    """A sharded checkpoint as the one that Lightning writes to a single file: weights, optimizer states and the rest, in memory.
+def read_full_checkpoint(path: Path) -> dict[str, Any]:
+    """Content of a sharded checkpoint in the form of Lightning's single file: weights, optimizer states and the rest.
 
     Raises:
-        ValueError: the folder is torn, or holds more than data.
+        ValueError: the folder is torn, or holds code.
     """
     meta = read_meta(path)
     about = _Reader(str(path)).read_metadata()
@@ -157,7 +157,7 @@ def read_whole(path: Path) -> dict[str, Any]:
     try:
         load(flat, storage_reader=_Reader(str(path)), planner=_PlainLoadPlanner(), no_dist=True)
         nested = unflatten_state_dict(flat, about.planner_data)
-    except Exception as error:  # torch wraps whatever went wrong in one of its own
+    except Exception as error:  # torch wraps every error in its own class
         raise ValueError(f"{path} cannot be read as a checkpoint (torn or foreign): {str(error).splitlines()[0]}") from error
     optimizers = sorted((name for name in nested if name.startswith(_OPTIMIZER)), key=lambda name: int(name[len(_OPTIMIZER) :]))
     return {**meta, "state_dict": nested["state_dict"], "optimizer_states": [nested[name] for name in optimizers]}

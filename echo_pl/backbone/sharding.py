@@ -1,7 +1,4 @@
-"""FSDP2 for a VLM: which parts are sharded, in which precision, and how a sharded model decodes.
-
-Knows torch's ``fully_shard`` and the model's parts; nothing of Lightning, stages or launchers.
-"""
+"""FSDP2 for a VLM: the sharded parts, their precision, and whole weights for decoding."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from echo_pl.backbone.vlm import VLM
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPolicy:
-    """How ``fully_shard`` is applied."""
+    """Options of ``fully_shard``."""
 
     param_dtype: str | None = None
-    """In which a layer computes (``bfloat16``); None: that of the weights, or of autocast."""
+    """Dtype of a layer's computation; None: that of the weights, or of autocast."""
     reduce_dtype: str | None = None
-    """In which gradients are summed over ranks; None: that of the computation."""
+    """Dtype in which gradients are summed over ranks; None: that of the computation."""
     reshard_after_forward: bool = True
     """Free a layer's whole weights after its forward, and gather them again for its backward."""
 
@@ -38,11 +35,11 @@ class ShardPolicy:
 def shard(vlm: VLM, mesh: DeviceMesh, policy: ShardPolicy) -> VLM:
     """Shard a model in place: every decoder layer and every vision block by itself, the rest together.
 
-    A part goes to its device when it is sharded, so that no device ever holds the whole model.
+    A part moves to its device when it is sharded, so that no device holds the whole model.
     """
-    vlm.whole_vision_fingerprint = vlm.vision_fingerprint  # None, where the tower is trained
+    vlm.whole_vision_fingerprint = vlm.vision_fingerprint  # None if the tower is trained
     dtypes = {name: getattr(torch, value) for name in ("param_dtype", "reduce_dtype") if (value := getattr(policy, name))}
-    # Inputs are not cast: token ids and rules are none to cast, and all else is computed from weights in param_dtype.
+    # Inputs are not cast: token ids and rules must not be, and all else is computed from weights in param_dtype.
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)}
     for part in (*vlm.network.model.language_model.layers, *vlm.network.model.visual.blocks):
         fully_shard(part, reshard_after_forward=policy.reshard_after_forward, **options)
@@ -53,11 +50,10 @@ def shard(vlm: VLM, mesh: DeviceMesh, policy: ShardPolicy) -> VLM:
 
 
 @contextmanager
-def whole(vlm: VLM) -> Iterator[None]:
-    """All weights of a sharded model on every rank for a while; nothing to do for a model that is not sharded.
+def whole_weights(vlm: VLM) -> Iterator[None]:
+    """Gather all weights of a sharded model on every rank within the context; does nothing to a model that is not sharded.
 
-    Decoding takes as many forwards as a rank's reports need. Were weights gathered in each of them, ranks would wait for one
-    another for ever; so they are gathered once, by all ranks together, here.
+    Ranks decode with different numbers of forwards. Gathering weights in each forward would deadlock, so it is done once.
     """
     if not isinstance(vlm, FSDPModule):
         yield

@@ -1,8 +1,7 @@
-"""A block KV cache whose shapes never change, for a step that is compiled or captured once and used for every block.
+"""Block KV cache of constant shapes, for a step that is compiled or captured once and used for every block.
 
-What has been decoded is in tensors here, where :class:`echo_pl.backbone.kv_cache.BlockKVCache` has it in the length of its views:
-the slots that a step writes, and who sees which slots. Both are made once and changed in place, by as much as a block is long. It
-shares the keys and values of the prefilled cache it is made from.
+Position is held in tensors that change in place, where :class:`echo_pl.backbone.kv_cache.BlockKVCache` has views of growing length:
+the slots that a step writes, and the bias that hides slots. Keys and values are those of the prefilled cache, (B, H, S, D).
 
 Shapes: B batch, H key heads, G query heads per key head, S slots, D head size, L block size, Q queries.
 """
@@ -17,22 +16,22 @@ from echo_pl.backbone.kv_cache import BlockKVCache, HiddenSlots
 
 
 class StaticCache:
-    """The cache of decode steps of L or 2L queries."""
+    """Cache of decode steps of L or 2L queries."""
 
     def __init__(self, cache: BlockKVCache, block_size: int, heads_per_key_head: int, dtype: torch.dtype) -> None:
-        """Take over a prefilled cache.
+        """Wrap a prefilled cache.
 
         Args:
-            cache: holds the contexts and room for all that will be decoded.
+            cache: contexts, with capacity for all that will be decoded.
             block_size: L; 1 for autoregressive decoding.
             heads_per_key_head: G.
-            dtype: of the scores.
+            dtype: dtype of the scores.
         """
         self._cache, self._L = cache, block_size
         self.capacity = cache.capacity
         self.keys, self.values = cache.buffers()
         for buffer in (*self.keys, *self.values):
-            # A step reads every slot, also those that nothing was written to: no bias hides a nan.
+            # A step reads every slot, also those never written, and a bias does not hide a nan.
             buffer[:, :, cache.length :] = 0.0
         device = self.keys[0].device
         L, G, S, start = block_size, heads_per_key_head, self.capacity, cache.length
@@ -40,22 +39,22 @@ class StaticCache:
         hidden = (
             torch.zeros(1, 1, 1, S, dtype=dtype, device=device) if cache.padding is None else cache.padding.bias.to(dtype).clone()
         )
-        self._seen = [hidden.clone(), hidden]
-        for end, seen in zip((start + L, start + 2 * L), self._seen, strict=True):
-            seen[..., end:] = -torch.inf
+        self._hidden = [hidden.clone(), hidden]
+        for end, bias in zip((start + L, start + 2 * L), self._hidden, strict=True):
+            bias[..., end:] = -torch.inf
         B = len(hidden)
-        self._two_blocks = torch.stack([seen.expand(-1, G, -1, -1) for seen in self._seen], dim=2)  # (B, G, 2, 1, S)
+        self._two_blocks = torch.stack([bias.expand(-1, G, -1, -1) for bias in self._hidden], dim=2)  # (B, G, 2, 1, S)
         self._two_blocks = self._two_blocks.expand(-1, -1, -1, L, -1).reshape(B, 1, G, 2, L, S).contiguous()
-        self.padding = HiddenSlots(bias=self._seen[0])
+        self.padding = HiddenSlots(bias=self._hidden[0])
 
     def groups(self, queries: int) -> tuple[QueryGroup, ...]:
-        """Query groups of a step of L or 2L queries; they see all slots, under a bias."""
+        """Query groups of a step of L or 2L queries, over all slots under a bias."""
         blocks = queries // self._L
-        self.padding = HiddenSlots(bias=self._seen[blocks - 1])
+        self.padding = HiddenSlots(bias=self._hidden[blocks - 1])
         return (QueryGroup(self._L, self.capacity),) * blocks
 
     def two_blocks_bias(self, block_size: int, heads_per_key_head: int, like: Tensor) -> Tensor:
-        """See :meth:`BlockKVCache.two_blocks_bias`; there is one, for the block size that this cache was made for."""
+        """See :meth:`BlockKVCache.two_blocks_bias`; only for the block size of this cache."""
         assert block_size == self._L, f"this cache is for steps of {self._L} tokens, got {block_size}"
         return self._two_blocks.flatten(2, 4)
 
@@ -67,10 +66,10 @@ class StaticCache:
         return keys, values
 
     def keep(self, tokens: int) -> None:
-        """Let the first ``tokens`` (0 or L) of the last step count.
+        """Keep the first ``tokens`` (0 or L) of the last step.
 
         Raises:
-            ValueError: there is no room for another step.
+            ValueError: the capacity does not allow another step.
         """
         if not tokens:
             return
@@ -81,15 +80,15 @@ class StaticCache:
         self._cache.keep(tokens)
         self.slots += tokens
         first, second = slice(start + L, start + 2 * L), slice(start + 2 * L, start + 3 * L)
-        self._seen[0][..., first] = 0.0
-        self._seen[1][..., second] = 0.0
+        self._hidden[0][..., first] = 0.0
+        self._hidden[1][..., second] = 0.0
         self._two_blocks[:, :, :, 0, :, first] = 0.0
         self._two_blocks[:, :, :, 1, :, second] = 0.0
 
     def keep_rows(self, rows_A: Tensor) -> None:
-        """Go on with these samples only; see :meth:`BlockKVCache.keep_rows`."""
+        """See :meth:`BlockKVCache.keep_rows`."""
         self._cache.keep_rows(rows_A)
         self.keys, self.values = self._cache.buffers()
-        if len(self._seen[0]) > 1:
-            self._seen = [seen[rows_A] for seen in self._seen]
+        if len(self._hidden[0]) > 1:
+            self._hidden = [bias[rows_A] for bias in self._hidden]
             self._two_blocks = self._two_blocks[rows_A]

@@ -1,4 +1,4 @@
-"""The library's own ``generate`` on a VLM's weights, greedy: a yardstick for our decoders, which never call it.
+"""Greedy ``generate`` of transformers on a VLM's weights: a baseline for our decoders, which never call it.
 
 Shapes: B batch, R tokens.
 """
@@ -20,7 +20,7 @@ from echo_pl.structs import Batch
 
 
 class _FirstToken(StoppingCriteria):
-    """Stops nothing; remembers when the first token was there."""
+    """Criterion that stops nothing and records the time of the first token."""
 
     def __init__(self) -> None:
         self.time: float | None = None
@@ -33,7 +33,7 @@ class _FirstToken(StoppingCriteria):
 
 @contextmanager
 def stock_attention(vlm: VLM) -> Iterator[None]:
-    """The network under the library's own attention functions, for as long as the context is open."""
+    """Use the library's own attention functions within the context."""
     vlm.network.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
     try:
         yield
@@ -43,14 +43,14 @@ def stock_attention(vlm: VLM) -> Iterator[None]:
 
 @torch.no_grad()
 def stock_generate(vlm: VLM, batch: Batch, tokens: int, suppress: bool = False) -> tuple[Tensor, float, float]:
-    """Write exactly ``tokens`` tokens behind every context, whatever they are.
+    """Write exactly ``tokens`` tokens after every context, without an end.
 
     Args:
-        vlm: the model.
+        vlm: model.
         batch: contexts of one length.
-        tokens: how many.
-        suppress: leave out the ids that are never sampled, as our decoders do. The library's way of it looks at the whole
-            vocabulary once more per token, so it is not asked for where time is taken.
+        tokens: number of tokens.
+        suppress: leave out the ids that are never sampled, as our decoders do. The library then reads the whole vocabulary once
+            more per token, so benchmarks do not set it.
 
     Returns:
         (B, R) token ids, seconds until the first token, and seconds from there to the end.

@@ -1,10 +1,8 @@
-"""The language model as one function of tensors, for decoding: the stock weights without the library's Python.
+"""Fused language model for decoding: the stock weights without the library's Python.
 
-A block step of a small model is mostly interpreter, and that of a large one reads every weight once: so the three projections of
-an attention layer are one matrix here, and the two of a feed-forward layer another. The joined matrices hold the stock modules'
-own parameters (these become views of them), so nothing is there twice and whoever loads weights loads them here too.
-
-Knows weights, rotary positions and the cache; nothing of rules, blocks or samplers.
+A block step of a small model is mostly interpreter time, and that of a large one reads every weight once. So the three projections
+of an attention layer are one matrix here, and the two of a feed-forward layer another. The stock modules' parameters become views
+of the joined matrices: nothing is stored twice, and loading weights into the modules changes them here too.
 
 Shapes: B batch, Q queries, E width, H query heads, G key heads, D head size, S slots of the cache.
 """
@@ -39,8 +37,8 @@ class _Layer:
         return self.qkv, self.out, self.gate_up, self.down
 
 
-def unsuited(language_model: Any) -> str:
-    """Why a language model must stay the stock class; empty if it need not."""
+def reason_not_fusible(language_model: Any) -> str | None:
+    """Reason why a language model must stay the stock class; None if it can be fused."""
     for name, parameter in language_model.named_parameters():
         if parameter.requires_grad:
             return f"{name} is in training"
@@ -50,24 +48,24 @@ def unsuited(language_model: Any) -> str:
         if name.endswith("_proj") and type(module) is not nn.Linear:
             return f"{name} is a {type(module).__name__}, not a plain linear layer"
     activation = language_model.config.hidden_act
-    return "" if activation == "silu" else f"its activation is {activation}, not silu"
+    return None if activation == "silu" else f"its activation is {activation}, not silu"
 
 
 class TextDecoder:
-    """Forwards of a ``Qwen2_5_VLTextModel`` behind its cached keys."""
+    """Decode forwards of a ``Qwen2_5_VLTextModel`` over cached keys."""
 
     def __init__(self, network: Any, pack: bool = False) -> None:
         """Join the projections of every layer, in place.
 
         Args:
-            network: the stock class.
+            network: stock model.
             pack: multiply by packed copies of all matrices (:class:`echo_pl.backbone.matrix.PackedMatrix`).
 
         Raises:
-            ValueError: it is :func:`unsuited`, or its weights cannot be packed.
+            ValueError: the model cannot be fused, or its weights cannot be packed.
         """
         language_model = network.model.language_model
-        if reason := unsuited(language_model):
+        if reason := reason_not_fusible(language_model):
             raise ValueError(f"this model cannot be decoded in one piece: {reason}")
         config = language_model.config
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
@@ -82,8 +80,8 @@ class TextDecoder:
         self._layers = [_join_layer(layer, matrix) for layer in language_model.layers]
         self._network = network
         self._packed_head = PackedMatrix(network.lm_head.weight, [network.lm_head.weight]) if pack else None
-        # A parameter that is replaced is found in its module's own dictionary: this is asked at every step.
-        self._places = [
+        # A replaced parameter shows in its module's own dictionary, which is cheap to read at every step.
+        self._sources = [
             (module._parameters, name, parameter)
             for module in (network.lm_head, *language_model.modules())
             for name, parameter in module._parameters.items()
@@ -108,10 +106,10 @@ class TextDecoder:
             ids_BQ: token ids.
             first_B: position of each sample's first query; the others follow one by one (text only).
             cache: written and read in place.
-            groups: which queries see how much of the cache.
-            select: how many of the last queries' hidden states are wanted; the last layer is computed for these alone, as of
-                the others it is only the keys and values that anyone will see.
-            backend: of attention.
+            groups: cached keys that the queries attend to.
+            select: number of last queries whose hidden states are returned; of the others, the last layer computes only keys and
+                values.
+            backend: attention backend.
 
         Returns:
             Hidden states (B, select, E), normalized.
@@ -123,7 +121,7 @@ class TextDecoder:
         cos, sin = self._cos_SD[position_BQ].unsqueeze(2), self._sin_SD[position_BQ].unsqueeze(2)
         x = F.embedding(ids_BQ, self.embedding).view(B * Q, E)
         bias = None
-        if len(groups) == 2 and backend in ("sdpa", "split"):  # two blocks, the second right behind the first
+        if len(groups) == 2 and backend in ("sdpa", "split"):  # two adjacent blocks
             bias = cache.two_blocks_bias(Q // 2, self.heads // self.key_heads, x)
         for number, layer in enumerate(self._layers):
             query, key, value = self._project(x, layer, cos, sin)
@@ -143,55 +141,53 @@ class TextDecoder:
 
     @property
     def packed_matrices(self) -> int:
-        """How many of them are packed, the head's included."""
+        """Number of packed matrices, the head included."""
         return len(self._packed)
 
     def head(self, hidden_BQE: Tensor) -> Tensor:
         """Logits (B, Q, V)."""
         if self._packed_head is None:
             return self._network.lm_head(hidden_BQE)
-        return self._packed_head.of(hidden_BQE.flatten(0, 1)).unflatten(0, hidden_BQE.shape[:2])
-
-    # One method per part of a layer, so that the benchmark can tell how long each takes.
+        return self._packed_head.matmul(hidden_BQE.flatten(0, 1)).unflatten(0, hidden_BQE.shape[:2])
 
     def _project(self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, Q, D), and keys and values (B, G, Q, D), of hidden states (B * Q, E)."""
+        """Queries (B, H, Q, D), keys and values (B, G, Q, D) of hidden states (B * Q, E)."""
         H, G, D = self.heads, self.key_heads, self.head_size
         normed = F.rms_norm(x, (x.shape[1],), layer.norm1, self.eps)
-        qkv = layer.qkv.of(normed, layer.qkv_bias).view(*cos.shape[:2], H + 2 * G, D)
+        qkv = layer.qkv.matmul(normed, layer.qkv_bias).view(*cos.shape[:2], H + 2 * G, D)
         turned = qkv[:, :, : H + G]
         turned = turned * cos + turned.roll(D // 2, -1) * sin
         return turned[:, :, :H].transpose(1, 2), turned[:, :, H:].transpose(1, 2), qkv[:, :, H + G :].transpose(1, 2)
 
     def _add_attended(self, x: Tensor, attended: Tensor, layer: _Layer) -> Tensor:
-        return layer.out.added_to(x, attended.reshape(x.shape))
+        return layer.out.matmul_add(x, attended.reshape(x.shape))
 
     def _add_feed_forward(self, x: Tensor, layer: _Layer) -> Tensor:
-        gate, up = layer.gate_up.of(F.rms_norm(x, (x.shape[1],), layer.norm2, self.eps)).chunk(2, -1)
-        return layer.down.added_to(x, F.silu(gate) * up)
+        gate, up = layer.gate_up.matmul(F.rms_norm(x, (x.shape[1],), layer.norm2, self.eps)).chunk(2, -1)
+        return layer.down.matmul_add(x, F.silu(gate) * up)
 
     @property
     def fits(self) -> bool:
-        """Whether the matrices still are the model's: moving or converting gives it new ones, loading changes what was packed."""
+        """True if the matrices are still the model's: moving or converting replaces them, loading makes packed ones stale."""
         first = self._model.layers[0].self_attn.q_proj.weight
         return (
             self._layers[0].qkv.weight.data_ptr() == first.data_ptr()
-            and all(place[name] is parameter for place, name, parameter in self._places)
+            and all(owner[name] is parameter for owner, name, parameter in self._sources)
             and not any(matrix.stale for matrix in self._packed)
         )
 
     def prepare(self, positions: int) -> None:
-        """Have cosines and sines for so many positions (a token's position is never above its place in the sequence)."""
+        """Extend the tables of cosines and sines to so many positions (a position never exceeds the token's index)."""
         if positions > len(self._cos_SD):
             self._extend_rotary(positions)
 
     def _extend_rotary(self, positions: int) -> None:
-        """Tables of cosines and signed sines, up to the next power of two, as the library computes them."""
+        """Compute cosines and signed sines up to the next power of two, as the library does."""
         rows = 1 << positions.bit_length()
         position_31S = torch.arange(rows, device=self.embedding.device).expand(3, 1, -1)
         cos, sin = self._rotary(self.embedding, position_31S)
         half = self.head_size // 2
-        # rotate_half(x) = (-x2, x1) is a roll of (x1, x2) with the first half's sign turned: the sign goes into the table.
+        # rotate_half(x) = (-x2, x1) is a roll of (x1, x2) with the first half negated: the sign goes into the table.
         self._cos_SD, self._sin_SD = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
 
 
@@ -211,7 +207,7 @@ def _join_layer(layer: Any, matrix: type[Matrix]) -> _Layer:
 
 
 def _join(parameters: list[nn.Parameter]) -> Tensor:
-    """Stack parameters along their first dimension; each then is a view of its part."""
+    """Concatenate parameters along their first dimension; each becomes a view of its part."""
     joined = torch.cat([p.data for p in parameters])
     start = 0
     for parameter in parameters:

@@ -1,14 +1,14 @@
-"""The vision-language model: the stock Qwen2.5-VL with our attention entry and explicit M-RoPE positions.
+"""Vision-language model: the stock Qwen2.5-VL with our attention function and explicit M-RoPE positions.
 
 Every computation of a model in training goes through ``VLM.forward`` (or ``vision_features``), so that FSDP2 can wrap it as a
-whole; a frozen, dense one decodes through its text decoder. Knows token ids, positions and rules; nothing of noise, losses, stages
-or samplers.
+whole. A frozen, dense model decodes through its text decoder.
 
 Shapes: B batch, P context, T tokens, Q tokens of one forward, V vocabulary, M chosen positions, E width.
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from typing import Any
 
@@ -18,16 +18,15 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from echo_pl.backbone import attention, flash_attention
 from echo_pl.backbone.attention import AttentionBackend, AttentionCall, QueryGroup
-from echo_pl.backbone.fingerprint import refuse_other_tower, weights_fingerprint
 from echo_pl.backbone.kv_cache import BlockKVCache
-from echo_pl.backbone.text_decoder import TextDecoder, unsuited
+from echo_pl.backbone.text_decoder import TextDecoder, reason_not_fusible
 from echo_pl.diffusion.block_mask import AttentionRule
 from echo_pl.diffusion.sequence import TrainingSequence
 from echo_pl.structs import Images, SpecialTokens
 
 
 def geometry_of(config: Qwen2_5_VLConfig) -> dict[str, int]:
-    """What weights mean beyond their shapes: two models may share all shapes and differ here."""
+    """Sizes that the shapes of weights do not show: two models may share all shapes and differ here."""
     text: Any = config.text_config
     vision: Any = config.vision_config
     return {
@@ -39,13 +38,31 @@ def geometry_of(config: Qwen2_5_VLConfig) -> dict[str, int]:
     }
 
 
+def weights_fingerprint(module: nn.Module) -> str:
+    """Hash of all weights of a module; sharded parameters must be hashed before they are sharded."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_same_tower(stored: str, current: str) -> None:
+    """Raise ValueError if stored vision features and a model have different towers, by their fingerprints."""
+    if stored != current:
+        raise ValueError(
+            f"the stored vision features are of tower {stored}, this model has {current}: make them again with "
+            "echo-pl corpus features, or set data.stored_features=null"
+        )
+
+
 class VLM(nn.Module):
-    """A ``Qwen2_5_VLForConditionalGeneration`` that takes attention as a rule and positions as given."""
+    """``Qwen2_5_VLForConditionalGeneration`` that takes attention as a rule and positions as an argument."""
 
     reshard_after_forward: bool = True
-    """Of a sharded model: see :class:`echo_pl.backbone.sharding.ShardPolicy`."""
+    """Option of a sharded model, see :class:`echo_pl.backbone.sharding.ShardPolicy`."""
     whole_vision_fingerprint: str | None = None
-    """Of a sharded model with a frozen vision tower: what its weights were before they were sharded."""
+    """Fingerprint of a sharded model's frozen vision tower, taken before sharding."""
 
     def __init__(
         self,
@@ -59,17 +76,15 @@ class VLM(nn.Module):
         """Wrap a network.
 
         Args:
-            network: the stock class; its config's image token must be the tokenizer's.
-            special: the tokenizer's special ids.
+            network: stock model; its config's image token must be the tokenizer's.
+            special: special ids of the tokenizer.
             train_attention: backend of forwards without a cache.
             decode_attention: backend of prefill and of decode steps.
-            pack_weights: decode steps of frozen bfloat16 models on a CPU multiply by copies in that CPU's own layout: half the time
-                for a second set of weights.
-            compile_layers: norms and feed-forward layers go through torch.compile, once :meth:`prepare_to_train` was called.
+            pack_weights: keep a second copy of frozen bfloat16 weights in the CPU's own layout, to halve the time of decode steps.
+            compile_layers: :meth:`prepare_to_train` compiles norms and feed-forward layers.
 
         Raises:
-            ValueError: the network and the tokenizer disagree on the image token or the vocabulary, or a backend's package is
-                absent.
+            ValueError: the image token or the vocabulary differs from the tokenizer's, or a backend's package is missing.
         """
         super().__init__()
         rows = network.model.language_model.embed_tokens.num_embeddings
@@ -87,7 +102,7 @@ class VLM(nn.Module):
         network.set_attn_implementation({"text_config": attention.NAME, "vision_config": "sdpa"})
         self.network = network
         self.mask_embedding: nn.Parameter | None = None
-        """Of the mask token, where it is trained beside a frozen embedding: see :mod:`echo_pl.backbone.lora`."""
+        """Embedding of the mask token if it is trained beside a frozen embedding, see :mod:`echo_pl.backbone.lora`."""
         self.special = special
         self.train_attention = train_attention
         self.decode_attention = decode_attention
@@ -103,17 +118,17 @@ class VLM(nn.Module):
 
     @property
     def max_positions(self) -> int:
-        """Longest sequence that the model's positions were made for."""
+        """Longest sequence that the model's positions support."""
         return int(self.network.model.language_model.config.max_position_embeddings)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.network.model.language_model.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return self.network.model.language_model.embed_tokens.weight.dtype
 
     @property
@@ -127,14 +142,13 @@ class VLM(nn.Module):
         return geometry_of(self.network.config)
 
     def freeze_vision(self) -> None:
-        """Take the vision tower and its projector (the merger inside it) out of training: stages 2 and 3."""
+        """Freeze the vision tower and its projector (the merger inside it), for stages 2 and 3."""
         self.network.model.visual.requires_grad_(False)
 
     def prepare_to_train(self) -> None:
-        """Compile what is compiled of the decoder layers, if asked for; for models that are trained.
+        """Compile norms and feed-forward layers of a model that is trained, if ``compile_layers`` is set.
 
-        Not whole layers: attention asks a rule or a cache, and a compiler gives a layer up without a word when its activations are
-        computed twice.
+        Whole layers are not compiled: attention calls a rule or a cache, and under checkpointing torch.compile skips layers silently.
         """
         if self.compile_layers:
             for layer in self.network.model.language_model.layers:
@@ -149,28 +163,24 @@ class VLM(nn.Module):
             return visual(pixel_values.type(visual.dtype), grid_thw=image_grid_thw).pooler_output
 
     def image_features(self, images: Images) -> Tensor:
-        """Projected image tokens (tokens, E), made now or stored.
-
-        Raises:
-            ValueError: the stored ones are another tower's.
-        """
+        """Projected image tokens (tokens, E), computed or stored; see :meth:`check_stored_features`."""
         if images.features is None:
             return self.vision_features(images.pixel_values, images.grid_thw)
         self.check_stored_features(images.vision_fingerprint)
         return images.features
 
     def check_stored_features(self, fingerprint: str | None) -> None:
-        """Refuse stored vision features of another tower than this one; None: there are none.
+        """Check the fingerprint of stored vision features against this model's tower.
 
         Raises:
-            ValueError: they are another's, or this one is in training.
+            ValueError: the tower is another one, or is in training.
         """
         if fingerprint is None:
             return
         own = self.vision_fingerprint
         if own is None:
             raise ValueError("the vision tower is in training here, which stored features do not do: set data.stored_features=null")
-        refuse_other_tower(fingerprint, own)
+        check_same_tower(fingerprint, own)
 
     @property
     def vision_fingerprint(self) -> str | None:
@@ -181,7 +191,7 @@ class VLM(nn.Module):
         parameters = list(visual.parameters())
         if any(p.requires_grad for p in parameters):
             return None
-        versions = tuple((p.data_ptr(), p._version) for p in parameters)  # loading weights changes one or the other
+        versions = tuple((p.data_ptr(), p._version) for p in parameters)  # loading weights changes one of the two
         if self._vision_fingerprint is None or self._vision_fingerprint[0] != versions:
             self._vision_fingerprint = versions, weights_fingerprint(visual)
         return self._vision_fingerprint[1]
@@ -190,7 +200,7 @@ class VLM(nn.Module):
         """M-RoPE positions of right-padded contexts.
 
         Returns:
-            (3, B, P) positions (0 at padding), and (B,) the first position behind each context.
+            (3, B, P) positions (0 at padding), and (B,) the first position after each context.
         """
         B, P = context_ids_BP.shape
         ids, grid, lengths = context_ids_BP, image_grid_thw, lengths_B
@@ -202,14 +212,14 @@ class VLM(nn.Module):
         positions, _ = self.network.model.get_rope_index(
             ids, mm_token_type_ids=is_image, image_grid_thw=grid, attention_mask=valid.int()
         )
-        behind = positions.amax(dim=(0, 2)) + 1
-        return positions.expand(-1, B, -1), behind.expand(B)
+        next_B = positions.amax(dim=(0, 2)) + 1
+        return positions.expand(-1, B, -1), next_B.expand(B)
 
     def sequence_positions(self, sequence: TrainingSequence, image_grid_thw: Tensor) -> Tensor:
-        """(3, B, T) positions of a training sequence: every copy of a response token has the same."""
+        """(3, B, T) positions of a training sequence; all copies of a response token share one."""
         P = sequence.context_width
-        positions, behind_B = self.context_positions(sequence.input_ids_BT[:, :P], sequence.context_lengths_B, image_grid_thw)
-        response_BT = behind_B[:, None] + sequence.response_offset_T[None]
+        positions, next_B = self.context_positions(sequence.input_ids_BT[:, :P], sequence.context_lengths_B, image_grid_thw)
+        response_BT = next_B[:, None] + sequence.response_offset_T[None]
         return torch.cat([positions, response_BT.expand(3, -1, -1)], dim=2)
 
     def forward(
@@ -227,10 +237,10 @@ class VLM(nn.Module):
         Args:
             input_ids_BQ: token ids, image placeholders included.
             positions_3BQ: M-RoPE positions.
-            rule: who sees whom among the tokens of a whole sequence; of a decode step, how much of the cache which queries see.
-            images: None or empty when no placeholder is among the ids.
+            rule: attention rule of a whole sequence, or the query groups of a decode step.
+            images: None or empty if the ids hold no placeholder.
             cache: written and read in place.
-            select: where logits are wanted: a bool mask (B, Q), the number of last positions, or None for all.
+            select: positions of the logits: a bool mask (B, Q), the number of last positions, or None for all.
 
         Returns:
             Logits: (M, V) for a mask, (B, n, V) for a number, (B, Q, V) for None.
@@ -267,17 +277,14 @@ class VLM(nn.Module):
     def decode_step(
         self, ids_BQ: Tensor, first_B: Tensor, groups: tuple[QueryGroup, ...], cache: BlockKVCache, select: int
     ) -> Tensor:
-        """One forward behind a prefilled cache: text only, positions one after the other.
-
-        A frozen, dense model goes through :class:`echo_pl.backbone.text_decoder.TextDecoder`, one in training or in shards
-        through the stock class; they compute the same.
+        """One forward of text after a prefilled cache, through the text decoder where there is one, else the stock class.
 
         Args:
             ids_BQ: token ids.
-            first_B: position of each sample's first query.
-            groups: how much of the cache which queries see.
+            first_B: position of each sample's first query; the others follow one by one.
+            groups: cached keys that the queries attend to.
             cache: written and read in place.
-            select: how many of the last queries' logits are wanted.
+            select: number of last queries whose logits are returned.
 
         Returns:
             (B, select, V).
@@ -290,14 +297,13 @@ class VLM(nn.Module):
         return self(ids_BQ, positions_BQ.expand(3, -1, -1), groups, cache=cache, select=select)
 
     def text_decoder(self) -> TextDecoder | None:
-        """The language model in one piece, made at the first call; None where it must stay the stock class.
+        """Fused language model, built at the first call; None where the stock class must run.
 
-        That is: in training (hooks must run), sharded, quantized or with adapters, and under autocast, whose casts are the stock
-        class's.
+        That is: in training (hooks must run), sharded, quantized or with adapters, and under autocast, which casts in its modules.
         """
         language_model = self.network.model.language_model
         embedding = language_model.embed_tokens.weight
-        # Asked at every step, so the embedding speaks for all weights here; each of them is looked at when the decoder is made.
+        # Called at every step: the embedding stands for all weights here, and each is checked when the decoder is built.
         if embedding.requires_grad:
             return None
         if torch.is_autocast_enabled(embedding.device.type):
@@ -307,17 +313,17 @@ class VLM(nn.Module):
         if self._text_decoder is None or not self._text_decoder.fits:
             if any(parameter.requires_grad for parameter in language_model.parameters()):
                 return None  # adapters
-            why = unsuited(language_model)
-            if why and self.pack_weights:
-                raise ValueError(f"pack_weights=true is for models that decode in one piece: {why}; set it to false")
+            reason = reason_not_fusible(language_model)
+            if reason and self.pack_weights:
+                raise ValueError(f"pack_weights=true is for models that decode in one piece: {reason}; set it to false")
             with torch.inference_mode(False), torch.no_grad():  # parameters joined in inference mode could not be trained again
-                self._text_decoder = None if why else TextDecoder(self.network, self.pack_weights)
+                self._text_decoder = None if reason else TextDecoder(self.network, self.pack_weights)
         return self._text_decoder
 
     def modules_replaced(self) -> None:
-        """Look at the language model anew before the next decode step: a module of it is another one now."""
+        """Rebuild the text decoder before the next decode step, as modules of the language model were replaced."""
         self._text_decoder = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the text decoder, which is made anew: packed weights cannot be copied or pickled."""
+        """State without the text decoder, which is built again: packed weights cannot be copied or pickled."""
         return {**self.__dict__, "_text_decoder": None}

@@ -1,8 +1,8 @@
-"""Who may attend to whom: one rule over token coordinates, and its views.
+"""Attention rule over token coordinates, and its views: dense, FlexAttention, split and variable lengths.
 
-METHOD.md 2, the attention table. Training sequences, prefill and decoding without a cache ask the rule; what it comes to behind a
-cache is :class:`echo_pl.backbone.attention.QueryGroup`. This file knows nothing of noise, of models or of caches. AR attention is
-the same rule at block size 1.
+It is the attention table of docs/explain/method.md, "Stage 2: Response-Asymmetric Diffusion", for training sequences, prefill and
+decoding without a cache. With a cache it becomes :class:`echo_pl.backbone.attention.QueryGroup`. AR attention is the same rule at
+block size 1.
 
 Shapes: B batch (or 1, shared by the batch), T tokens, Q query and K key positions, P context, H heads.
 """
@@ -31,16 +31,16 @@ FIRST_NOISY = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCoords:
-    """Where tokens stand: which copy, which block of it, and which place in the context (int64, (B, T) or (1, T))."""
+    """Copy, block and index of tokens, int64, (B, T) or (1, T)."""
 
     copy_BT: Tensor
     """PADDING, CONTEXT, CLEAN or FIRST_NOISY + k."""
     block_BT: Tensor
     """Block number: response blocks from 0; context blocks from 0 too (read only by ``block_causal``)."""
     index_BT: Tensor
-    """Place within the context, for causality there; anything for response tokens."""
+    """Index within the context, for causality there; not read for response tokens."""
     document_BT: Tensor | None = None
-    """Of rows that hold several studies: which study a token is of (-1: padding). Nobody sees another's; None: one study a row."""
+    """Study of each token in a packed row (-1: padding), as studies do not attend to each other; None: one study a row."""
 
     def __len__(self) -> int:
         return self.copy_BT.shape[1]
@@ -56,7 +56,7 @@ class TokenCoords:
 
 
 def concatenate(*parts: TokenCoords) -> TokenCoords:
-    """Join coordinates along the tokens, of one study a row; shared rows are repeated where another part has its own."""
+    """Join coordinates of one study a row along the tokens; shared rows are expanded to the batch of the other parts."""
     batch = max(part.copy_BT.shape[0] for part in parts)
 
     def join(name: str) -> Tensor:
@@ -82,9 +82,9 @@ def response_coords(copy: int, start: int, length: int, block_size: int, device:
 
 
 def allowed(query: TokenCoords, key: TokenCoords, context_attention: ContextAttention) -> Tensor:
-    """The rule: bool (B or 1, Q, K), True where the query may attend to the key.
+    """Attention rule: bool (B or 1, Q, K), True where the query may attend to the key.
 
-    Padding sees only itself (a softmax needs one key) and is seen by nobody else.
+    Padding attends only to itself (a softmax needs one key), and no other token attends to it.
     """
     q_copy, q_block, q_index = (x[:, :, None] for x in (query.copy_BT, query.block_BT, query.index_BT))
     k_copy, k_block, k_index = (x[:, None, :] for x in (key.copy_BT, key.block_BT, key.index_BT))
@@ -103,7 +103,7 @@ def allowed_between(
     k_index: Tensor,
     context_attention: ContextAttention,
 ) -> Tensor:
-    """The rule on bare coordinates that broadcast against each other (METHOD.md 2, row by row)."""
+    """Attention rule on coordinates that broadcast against each other, row by row of the table."""
     if context_attention == "causal":
         within_context = k_index <= q_index
     elif context_attention == "block_causal":
@@ -113,7 +113,7 @@ def allowed_between(
     key_in_context = k_copy == CONTEXT
     response_to_context = (q_copy >= CLEAN) & key_in_context
     context_to_context = (q_copy == CONTEXT) & key_in_context & within_context
-    # xt sees clean blocks strictly before its own; x0 sees its own block as well.
+    # xt attends to clean blocks strictly before its own; x0 to its own block as well.
     reach = torch.where(q_copy == CLEAN, q_block, q_block - 1)
     to_clean = (q_copy >= CLEAN) & (k_copy == CLEAN) & (k_block <= reach)
     to_own_noisy_block = (q_copy >= FIRST_NOISY) & (k_copy == q_copy) & (k_block == q_block)
@@ -123,15 +123,15 @@ def allowed_between(
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionRule:
-    """The rule applied to given queries and keys. All views say the same; tests hold them to it."""
+    """Attention rule of given queries and keys; tests hold all views against the dense one."""
 
     query: TokenCoords
     key: TokenCoords
     context_attention: ContextAttention = "causal"
     context_width: int | None = None
-    """When the queries are a whole sequence ``[context | response copies]``: the width P of its (padded) context.
+    """Width P of the padded context if the queries are a whole sequence ``[context | response copies]``.
 
-    Only then are there a split and a varlen view. The response may be empty (prefill).
+    The split and varlen views need it. The response may be empty (prefill).
     """
     _varlen: dict[int, VarlenView] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -141,11 +141,11 @@ class AttentionRule:
 
     @cached_property
     def dense_BQK(self) -> Tensor:
-        """Bool (B or 1, Q, K): the reference view."""
+        """Reference view, bool (B or 1, Q, K)."""
         return allowed(self.query, self.key, self.context_attention)
 
     def mask_mod(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """The rule as a FlexAttention ``mask_mod(batch, head, q, k) -> bool``."""
+        """FlexAttention ``mask_mod(batch, head, q, k) -> bool``."""
         query, key = self.query, self.key
 
         def mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class AttentionRule:
 
     @cached_property
     def flex_mask(self) -> BlockMask:
-        """The rule as a ``torch.nn.attention.flex_attention.BlockMask``."""
+        """View as a ``torch.nn.attention.flex_attention.BlockMask``."""
         batch = max(self.query.copy_BT.shape[0], self.key.copy_BT.shape[0])
         return create_block_mask(
             self.mask_mod(),
@@ -181,7 +181,7 @@ class AttentionRule:
 
     @cached_property
     def split(self) -> SplitView:
-        """The rule in pieces, for a whole training sequence.
+        """View in pieces, for a whole training sequence.
 
         Raises:
             ValueError: the queries are not a whole ``[context | response copies]`` sequence.
@@ -195,7 +195,7 @@ class AttentionRule:
         if packed or self.context_attention != "causal":
             context_mask = allowed(self.query.slice(0, P), context_k, self.context_attention)
         if packed:
-            # Padding behind the responses sees every key here, as a softmax needs one; nobody sees what comes of it.
+            # Padding after the responses attends to every key here, as a softmax needs one; its output is not used.
             to_context = allowed(response_q, context_k, self.context_attention) | (response_q.copy_BT == PADDING)[:, :, None]
         elif bool((context_k.copy_BT == PADDING).any()):
             to_context = (context_k.copy_BT == CONTEXT)[:, None]
@@ -207,12 +207,12 @@ class AttentionRule:
         )
 
     def varlen(self, batch_size: int) -> VarlenView:
-        """The rule as packed sequences, for a whole training sequence or a context; made once for all layers.
+        """View as packed sequences, for a whole training sequence or a context, cached for all layers.
 
         Every block of every copy is a sequence with gathered keys: of R response tokens in blocks of L, R^2 / 2L keys per copy.
 
         Args:
-            batch_size: B; coordinates may be one row for all samples, packed sequences may not.
+            batch_size: B, as coordinates may be one row for all samples.
 
         Raises:
             ValueError: the queries are not a whole ``[context | response copies]`` sequence.
@@ -239,7 +239,7 @@ class AttentionRule:
         if T > P:
             parts.append(whole_part(in_response_BT, in_context_BT, documents_BT=document_BT))
         if T > P and self._is_autoregressive(P, copy_BT, block_BT):
-            # Plainly causal, where a sequence of its own for every token would gather all keys before it.
+            # Causal: one sequence per token would gather all keys before it.
             parts.append(whole_part(in_response_BT, in_response_BT, True, document_BT))
         elif T > P:
             among_themselves = allowed(self.query.slice(P, T), self.key.slice(P, T), self.context_attention)
@@ -247,7 +247,7 @@ class AttentionRule:
         return VarlenView(causal_width=P if plainly_causal else 0, parts=tuple(part for part in parts if part is not None))
 
     def _is_autoregressive(self, P: int, copy_BT: Tensor, block_BT: Tensor) -> bool:
-        """Whether responses are clean blocks of one token, in order."""
+        """Return True if responses are clean blocks of one token, in order."""
         copies, follows = copy_BT[:, P:], block_BT[:, P:].diff(dim=1) == 1
         if self.key.document_BT is None:
             return bool((copies == CLEAN).all()) and bool(follows.all())
@@ -266,23 +266,23 @@ class AttentionRule:
 
 @dataclass(frozen=True, kw_only=True)
 class VarlenView:
-    """The rule without masks."""
+    """Rule without masks."""
 
     causal_width: int
-    """The first so many tokens are plainly causal among themselves and in no part as queries; 0 where they are not."""
+    """Number of first tokens that are causal among themselves and not queries of any part; 0 if none are."""
     parts: tuple[VarlenPart, ...]
-    """All other queries."""
+    """Parts of all other queries."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitView:
-    """Pieces of a training sequence's rule: no mask at all between response and an unpadded context."""
+    """Pieces of a training sequence's rule, without a mask between response and an unpadded context."""
 
     context_width: int
     context_BPP: Tensor | None
-    """None: plain causal attention (padding comes last, so real context tokens never see it)."""
+    """None: plain causal attention (padding comes last, so real context tokens do not attend to it)."""
     response_to_context_BQK: Tensor | None
-    """None: every response token sees every context token. Else (B, 1, K), the real context tokens of each sample, or (B, Q, K),
+    """None: response tokens attend to every context token. Else (B, 1, K), the real context tokens of each sample, or (B, Q, K),
     those of each query's own study."""
     response_BQK: Tensor
     """Response copies among themselves."""

@@ -1,7 +1,4 @@
-"""Losses of the objectives beside ``dcd`` and ``ce`` (METHOD.md 3, "other objectives"), as pure functions of rows.
-
-Knows nothing of models, of masks or of how rows were chosen. The losses of the three stages are in
-:mod:`echo_pl.diffusion.losses`.
+"""Losses of the objectives beside ``dcd`` and ``ce`` as pure functions of rows (docs/explain/method.md, "Other objectives").
 
 Shapes: M chosen positions, V vocabulary, G groups of positions.
 """
@@ -41,7 +38,7 @@ def certainty_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``sum_k CE_k + weight_k H_k`` over masked copies k (``dparallel``, ``d3llm``).
 
-    CE_k is the mean cross-entropy over the rows of copy k; H_k is the mean entropy over those of them whose argmax is
+    CE_k is the mean cross-entropy over the rows of copy k; H_k is the mean entropy over those whose argmax is
     already right.
 
     Args:

@@ -1,6 +1,4 @@
-"""Losses of METHOD.md 1, 2 and 3 as pure functions of logits and targets. Knows nothing of models, sequences or trainers.
-
-Logits come as rows: M chosen positions of a batch, flattened, with what belongs to each row beside them.
+"""Losses of the three stages (docs/explain/method.md) as pure functions of rows of logits and targets.
 
 Shapes: M chosen positions, V vocabulary.
 """
@@ -25,21 +23,21 @@ WeightNorm = Literal["weights", "positions"]
 
 
 GlobalCount = Callable[[Tensor], Tensor]
-"""From what a mean is divided by on this rank to what all ranks together have, divided by their number; see :func:`local_count`."""
+"""Reduction of a mean's divisor on this rank to the sum over all ranks, divided by their number; see :func:`local_count`."""
 
 
 def local_count(count: Tensor) -> Tensor:
-    """The :data:`GlobalCount` of a single process: the count itself."""
+    """:data:`GlobalCount` of a single process: the count itself."""
     return count
 
 
 def next_token_loss(logits_MV: Tensor, target_M: Tensor, positions: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of the next token, mean over positions (METHOD.md 1). Context positions are simply not among the rows.
+    """Cross-entropy of the next token, mean over positions; context positions are not among the rows.
 
     Args:
-        logits_MV: where a response token comes next.
-        target_M: that token.
-        positions: number to divide the sum by; None: M.
+        logits_MV: logits at the positions before a response token.
+        target_M: next tokens.
+        positions: divisor of the sum; None: M.
     """
     if positions is None:
         return F.cross_entropy(logits_MV.float(), target_M)
@@ -54,7 +52,7 @@ def masked_diffusion_loss(
     supervised: Tensor | int,
     masked: Tensor | int | None = None,
 ) -> Tensor:
-    """Cross-entropy of x0 at masked positions, same position, no shift (METHOD.md 2).
+    """Cross-entropy of x0 at masked positions, same position, no shift ("Stage 2: Response-Asymmetric Diffusion").
 
     Args:
         logits_MV: student logits at the masked xt positions.
@@ -63,7 +61,7 @@ def masked_diffusion_loss(
         weight: ``elbo`` weighs a position by 1/t and divides by the number of supervised positions (the linear-schedule
             NELBO per token); ``mean`` is the plain mean over masked positions.
         supervised: number of supervised positions over all noisy copies, masked or not (used by ``elbo``).
-        masked: number of masked ones, to divide by (used by ``mean``); None: M.
+        masked: number of masked ones, the divisor of ``mean``; None: M.
 
     Raises:
         ValueError: an unknown ``weight``.
@@ -78,7 +76,7 @@ def masked_diffusion_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """Every choice of METHOD.md 3, phase 2, that the paper leaves open, with our defaults."""
+    """Choices of stage 3 that the paper leaves open, with our defaults."""
 
     divergence: Divergence = "forward_kl"
     step_weight: StepWeight = "linear"
@@ -90,7 +88,7 @@ class DistillationConfig:
     temperature: float = 1.0
     """Softens (> 1) or sharpens (< 1) the student's and the teacher's distributions alike."""
     target_temperature: float = 1.0
-    """Sharpens (< 1) or softens the stitched target alone; 0.3 did better than 1 in a small trial (METHOD.md 7)."""
+    """Sharpens (< 1) or softens the stitched target alone; 0.3 did better than 1 in a small trial."""
     ce_share: float = 0.0
     """c: the divergence becomes (1 - c) of itself and c of the cross-entropy on the teacher's tokens, weighted alike."""
 
@@ -166,9 +164,9 @@ def direct_conditional_loss(
         logits_MV: student logits at the supervised positions, all of them masked in the student's input.
         target: stitched target P, whole (M, V) or by its top tokens.
         token_M: pseudo-labels.
-        commit_step_M: teacher's commit step of each position, from 1.
+        commit_step_M: teacher's commit steps, from 1.
         eos: id of the eos token.
-        config: the open choices.
+        config: open choices.
         global_count: reduces the counts that means are divided by over all ranks.
 
     Returns:
@@ -184,7 +182,7 @@ def direct_conditional_loss(
         parts["ce"] = ce.detach()
         divergence = (1 - config.ce_share) * divergence + config.ce_share * ce
     is_eos_M = token_M == eos
-    # A batch without eos has no eos term; a zero that still hangs on the graph keeps every rank's backward alike.
+    # A batch without eos has a zero term that stays on the graph, so that every rank's backward is alike.
     eos_ce = F.cross_entropy(logits_MV.float(), token_M, reduction="none")[is_eos_M].sum() / at_least_one(
         global_count(is_eos_M.sum())
     )
@@ -192,17 +190,17 @@ def direct_conditional_loss(
 
 
 def mean_where(value_M: Tensor, chosen_M: Tensor, global_count: GlobalCount = local_count) -> Tensor:
-    """Mean over the chosen rows; over none of them a zero that still hangs on the graph, as every rank needs a backward."""
+    """Mean over the chosen rows; without any, a zero that stays on the graph, as every rank needs a backward."""
     return value_M.masked_fill(~chosen_M, 0.0).sum() / at_least_one(global_count(chosen_M.sum()))
 
 
 def at_least_one(count: Tensor) -> Tensor:
-    """A count to divide by; 1 in the place of 0. (Of several ranks it may be a fraction.)"""
+    """Divisor: the count (a fraction under several ranks), or 1 instead of 0."""
     return torch.where(count > 0, count, torch.ones_like(count))
 
 
 def pseudo_label_loss(logits_MV: Tensor, token_M: Tensor, global_count: GlobalCount = local_count) -> Tensor:
-    """Sequence-level distillation: cross-entropy of the teacher's tokens from the fully masked block (METHOD.md 3, ``ce``)."""
+    """Sequence-level distillation: cross-entropy of the teacher's tokens from the fully masked block (``ce``)."""
     if global_count is local_count:
         return F.cross_entropy(logits_MV.float(), token_M)
     loss_M = F.cross_entropy(logits_MV.float(), token_M, reduction="none")

@@ -1,6 +1,4 @@
-"""The mean-field gap of a block: what is lost when its tokens are predicted at once and not one after the other (METHOD.md 0).
-
-Knows log-probabilities and groups; nothing of models or of how a teacher decodes.
+"""Mean-field gap of a block: the loss of predicting its tokens at once (docs/explain/method.md, "Mean-field gap").
 
 Shapes: M positions, V vocabulary, G blocks.
 """
@@ -25,13 +23,13 @@ def mean_field_gaps(chain_log_prob_M: Tensor, one_step_log_prob_M: Tensor, block
     """``log p(tokens) along the teacher's chain - sum of one-step log p of the same tokens``, in nats, for every block.
 
     The chain's log p is the sum of the log-probabilities at which the teacher committed the tokens, each given those committed
-    before. For tokens drawn from the chain the mean of the gap is KL(chain || product of one-step marginals), what stage 3 is to
-    close; for the tokens of a greedy teacher, the default, it is that log-ratio at the teacher's own choice, and may be negative.
-    A block that the teacher itself commits in one step has a gap of 0 for the teacher.
+    before. For tokens drawn from the chain, the mean gap is KL(chain || product of one-step marginals), which stage 3 reduces.
+    For the tokens of a greedy teacher, the default, it is that log-ratio at the teacher's choice and may be negative. A block that
+    the teacher commits in one step has a gap of 0 for the teacher.
 
     Args:
-        chain_log_prob_M: of the committed tokens.
-        one_step_log_prob_M: of the same tokens, from the fully masked block with the same prefix.
+        chain_log_prob_M: log-probabilities of the committed tokens.
+        one_step_log_prob_M: those of the same tokens, from the fully masked block with the same prefix.
         block_M: number of each position's block, different for different samples.
 
     Returns:
@@ -40,7 +38,7 @@ def mean_field_gaps(chain_log_prob_M: Tensor, one_step_log_prob_M: Tensor, block
     >>> import torch
     >>> log = lambda *p: torch.tensor(p).log()
     >>> gaps = mean_field_gaps(log(0.5, 1.0, 0.9), log(0.5, 0.25, 0.9), torch.tensor([0, 0, 1]))
-    >>> gaps.exp().tolist()  # the second token follows from the first, and one step does not know it
+    >>> gaps.exp().tolist()  # one step cannot know that the second token follows from the first
     [4.0, 1.0]
     """
     blocks_G, group_M = block_M.unique(return_inverse=True)

@@ -1,7 +1,7 @@
-"""The forward process: which response tokens become the mask token (METHOD.md 2).
+"""Forward process: random masking of response tokens (docs/explain/method.md, "Stage 2: Response-Asymmetric Diffusion").
 
-Noise belongs to a sample, not to a batch: it is drawn from (seed, sample key, epoch) alone, so it is the same on one rank and on
-eight, in any batch, with any padding, and after a resume. t is drawn per block and does not depend on the block's place.
+Noise is drawn from (seed, sample key, epoch) alone, so it is the same on one rank and on eight, in any batch, with any padding, and
+after a resume. t is drawn per block and does not depend on the block's position.
 
 Shapes: B batch, K noisy copies, R response positions (whole blocks), N blocks, L block size.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """The noise schedule (linear: a token is masked with probability t)."""
+    """Noise schedule (linear: a token is masked with probability t)."""
 
     seed: int = 0
     t_min: float = 0.05
@@ -36,12 +36,12 @@ class NoiseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """One draw for a batch."""
+    """Noise of a batch."""
 
     masked_BKR: Tensor
     """bool: replaced by the mask token."""
     t_BKR: Tensor
-    """float32: the masking probability of the position's block."""
+    """float32: masking probability of the position's block."""
 
 
 def sample_generator(seed: int, key: str, epoch: int) -> torch.Generator:
@@ -54,14 +54,14 @@ def draw_noise(config: NoiseConfig, keys: Sequence[str], epoch: int, maskable_BR
     """Draw t for every block and mask its tokens with probability t; at least one maskable token per block is masked.
 
     Args:
-        config: the schedule.
-        keys: sample keys, B of them.
-        epoch: how often the corpus has been seen.
+        config: schedule.
+        keys: B sample keys.
+        epoch: number of earlier passes over the corpus.
         maskable_BR: bool, positions that may be masked (not the context tail of the absolute grid).
         block_size: L; R must be a multiple of it.
 
     Returns:
-        The draw, on the device of ``maskable_BR``.
+        Noise on the device of ``maskable_BR``.
     """
     B, R = maskable_BR.shape
     N, K = R // block_size, config.noise_copies
@@ -76,7 +76,7 @@ def draw_noise(config: NoiseConfig, keys: Sequence[str], epoch: int, maskable_BR
     t_BKN = config.t_min + (config.t_max - config.t_min) * t_BKN
     maskable_B1NL = maskable_BR.cpu().view(B, 1, N, block_size)
     u_BKNL = u_BKNL.masked_fill(~maskable_B1NL, torch.inf)
-    # The smallest u is masked in any case: that is the "at least one", without a preferred place.
+    # The smallest u is always masked: at least one position, without a preferred one.
     lowest = u_BKNL == u_BKNL.amin(-1, keepdim=True)
     masked = ((u_BKNL < t_BKN[..., None]) | lowest) & maskable_B1NL
     return Noise(

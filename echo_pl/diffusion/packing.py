@@ -1,8 +1,7 @@
-"""Sequence packing: several studies in one row, which do not see each other, so that less of a batch is padding.
+"""Sequence packing: several studies in one row, which do not attend to each other, so that less of a batch is padding.
 
-A packed row is ``[contexts | copies of responses]``, study after study in both halves, with what only fills rows left out. It is
-gathered from the sequences of one study a row, and so are its coordinates; the rule then also asks whether two tokens are of the
-same study. Knows sequences and coordinates; nothing of images, models or losses.
+A packed row is ``[contexts | copies of responses]``, study after study in both halves, without padding. Tokens and coordinates are
+gathered from the sequences of one study a row; the rule then also requires that query and key belong to one study.
 
 Shapes: B studies, T tokens of a row of one study, C packed rows, W tokens of a packed row, P context.
 """
@@ -20,49 +19,41 @@ from echo_pl.diffusion.sequence import TrainingSequence
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """Where the tokens of some sequences stand in packed rows."""
+    """Map from the tokens of sequences to packed rows."""
 
     source_CW: Tensor
-    """int64: place among the B * T tokens of the sequences; -1: padding."""
+    """int64: index among the B * T tokens of the sequences; -1: padding."""
     studies: tuple[int, ...]
-    """Rows of the sequences in the order in which the packed rows hold them."""
+    """Rows of the sequences in the order of the packed rows."""
     rule: AttentionRule
     padding_before: float
-    """Share of the sequences' tokens that belong to no study's own blocks or context."""
+    """Share of padding among the sequences' tokens."""
 
     @property
     def padding_after(self) -> float:
-        """The same share of the packed rows."""
+        """Share of padding in the packed rows."""
         return float((self.source_CW < 0).float().mean())
 
     def rows(self, x_BT: Tensor, fill: int) -> Tensor:
-        """What stands at every token, in packed rows.
-
-        Args:
-            x_BT: (..., B, T).
-            fill: what stands at padding.
-
-        Returns:
-            (..., C, W).
-        """
+        """Values (..., B, T) of tokens in packed rows, (..., C, W), with ``fill`` at padding."""
         return x_BT.flatten(-2)[..., self.source_CW.clamp(min=0)].masked_fill(self.source_CW < 0, fill)
 
     def unpacked(self, values_M: Tensor, chosen_BT: Tensor) -> Tensor:
-        """Values at chosen tokens, (M, ...) in the order of the packed rows, in the order of the sequences.
+        """Reorder values (M, ...) at chosen tokens from the order of the packed rows to that of the sequences.
 
         Raises:
-            ValueError: a token was chosen that is in no packed row.
+            ValueError: a chosen token is in no packed row.
         """
-        places_M = self.source_CW[self.rows(chosen_BT, 0)]
-        if len(places_M) != int(chosen_BT.sum()):
-            raise ValueError(f"{int(chosen_BT.sum()) - len(places_M)} chosen tokens belong to no study and are not in packed rows")
-        return values_M[places_M.argsort()]
+        indices_M = self.source_CW[self.rows(chosen_BT, 0)]
+        if len(indices_M) != int(chosen_BT.sum()):
+            raise ValueError(f"{int(chosen_BT.sum()) - len(indices_M)} chosen tokens belong to no study and are not in packed rows")
+        return values_M[indices_M.argsort()]
 
 
 def fill_rows(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Which studies share a row: the longest first, each into the first row that has room (first fit decreasing).
+    """Studies of each row: the longest first, each into the first row with enough room (first fit decreasing).
 
-    A study longer than a row has one for itself.
+    A study longer than a row gets its own row.
 
     >>> fill_rows([5, 9, 4, 1], capacity=10)
     [[0, 2], [1, 3]]
@@ -84,11 +75,11 @@ def pack(sequence: TrainingSequence, capacity: int) -> Packing:
     """Pack sequences of one study a row.
 
     Args:
-        sequence: of any stage.
-        capacity: most tokens of a row; one study that has more gets a longer row.
+        sequence: sequence of any stage.
+        capacity: most tokens of a row; a longer study gets a longer row.
 
     Returns:
-        The packing, whose rule is the sequence's with studies kept apart.
+        Packing whose rule separates the studies.
 
     Raises:
         ValueError: the capacity is not positive.
@@ -113,12 +104,12 @@ def pack(sequence: TrainingSequence, capacity: int) -> Packing:
         padding_before=1.0 - int((source_CW >= 0).sum()) / (B * T),
     )
     rule, key = sequence.rule, sequence.rule.key
-    place_1W = torch.arange(source_CW.shape[1], device=device)[None]
+    index_1W = torch.arange(source_CW.shape[1], device=device)[None]
     coords = TokenCoords(
         copy_BT=packing.rows(key.copy_BT.expand(B, -1), PADDING),
         block_BT=packing.rows(key.block_BT.expand(B, -1), 0),
-        # Of padding the place in the row, as each such token sees itself alone.
-        index_BT=torch.where(source_CW < 0, place_1W, packing.rows(key.index_BT.expand(B, -1), 0)),
+        # A padding token attends to itself alone, by its index in the row.
+        index_BT=torch.where(source_CW < 0, index_1W, packing.rows(key.index_BT.expand(B, -1), 0)),
         document_BT=torch.where(source_CW < 0, -1, source_CW // T),
     )
     packed = AttentionRule(query=coords, key=coords, context_attention=rule.context_attention, context_width=context_width)

@@ -1,8 +1,8 @@
-"""Training sequences: a response cut into blocks, and the RAD layout ``[context | xt copies | x0]`` (METHOD.md 2).
+"""Training sequences: a response cut into blocks, and the RAD layout ``[context | xt copies | x0]``.
 
-Knows token ids and lengths; nothing of images, models or losses. With ``grid="absolute"`` blocks are counted from position 0,
-so the last P mod L context tokens share a block with the first response tokens: they move to the head of the response, clean in
-every copy and never noised, and everything after that is the response grid again.
+See docs/explain/method.md, "Stage 2: Response-Asymmetric Diffusion". With ``grid="absolute"`` blocks are counted from position 0:
+the last P mod L context tokens share a block with the first response tokens. They move to the head of the response, clean in every
+copy and never noised; the rest is the response grid again.
 
 Shapes: B batch, P context, R response in whole blocks, K noisy copies, T = P + (K + 1) R, L block size.
 """
@@ -31,7 +31,7 @@ Grid = Literal["response", "absolute"]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockLayout:
-    """How a response is cut into blocks."""
+    """Division of a response into blocks."""
 
     block_size: int
     grid: Grid = "response"
@@ -50,7 +50,7 @@ class BlockLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockedContext:
-    """Contexts on a block grid: what is prefilled, and the tail that opens the first block (absolute grid only)."""
+    """Contexts on a block grid: the prefilled part, and the tail that starts the first block (absolute grid only)."""
 
     context_ids_BP: Tensor
     context_lengths_B: Tensor
@@ -61,7 +61,7 @@ class BlockedContext:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockedResponse:
-    """Clean responses in whole blocks, with what may be noised and what is supervised."""
+    """Clean responses in whole blocks, with their maskable and supervised positions."""
 
     prompt: BlockedContext
     clean_ids_BR: Tensor
@@ -83,11 +83,8 @@ def block_context(ids_BP: Tensor, lengths_B: Tensor, layout: BlockLayout, image_
     if layout.grid == "response":
         empty = ids_BP.new_zeros(len(ids_BP), 0)
         return BlockedContext(
-            context_ids_BP=ids_BP,
-            context_lengths_B=lengths_B,
-            tail_ids_BL=empty,
-            tail_lengths_B=torch.zeros_like(lengths_B),
-        )
+            context_ids_BP=ids_BP, context_lengths_B=lengths_B, tail_ids_BL=empty, tail_lengths_B=torch.zeros_like(lengths_B)
+        )  # fmt: skip
     L = layout.block_size
     tail_B = lengths_B % L
     kept_B = lengths_B - tail_B
@@ -100,12 +97,10 @@ def block_context(ids_BP: Tensor, lengths_B: Tensor, layout: BlockLayout, image_
             f"block_size {L} does not fit the absolute grid here: image tokens would share a block with the response; "
             "use a smaller block_size, a longer instruction, or grid=response"
         )
+    context_ids_BP = ids_BP[:, : int(kept_B.max())]
     return BlockedContext(
-        context_ids_BP=ids_BP[:, : int(kept_B.max())],
-        context_lengths_B=kept_B,
-        tail_ids_BL=tail_BL,
-        tail_lengths_B=tail_B,
-    )
+        context_ids_BP=context_ids_BP, context_lengths_B=kept_B, tail_ids_BL=tail_BL, tail_lengths_B=tail_B
+    )  # fmt: skip
 
 
 def block_response(
@@ -120,10 +115,10 @@ def block_response(
     total_B = prompt.tail_lengths_B + response_lengths_B
     whole_B = (total_B + L - 1) // L * L
     R = int(whole_B.max())
-    place_BR = torch.arange(R, device=response_ids_BR.device)[None] - prompt.tail_lengths_B[:, None]
-    in_tail_BR = place_BR < 0
-    real_BR = ~in_tail_BR & (place_BR < response_lengths_B[:, None])
-    source_BR = place_BR.clamp(0, response_ids_BR.shape[1] - 1)
+    index_BR = torch.arange(R, device=response_ids_BR.device)[None] - prompt.tail_lengths_B[:, None]
+    in_tail_BR = index_BR < 0
+    real_BR = ~in_tail_BR & (index_BR < response_lengths_B[:, None])
+    source_BR = index_BR.clamp(0, response_ids_BR.shape[1] - 1)
     clean_BR = torch.where(real_BR, response_ids_BR.gather(1, source_BR), special.eos)
     width = min(prompt.tail_ids_BL.shape[1], R)
     tail_BR = torch.full_like(clean_BR, special.pad)
@@ -141,26 +136,26 @@ def block_response(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSequence:
-    """Token ids with the rule that binds them. Positions are shared by all copies: see ``response_offset_T``."""
+    """Token ids and their attention rule. All copies share positions, see ``response_offset_T``."""
 
     input_ids_BT: Tensor
     context_lengths_B: Tensor
     rule: AttentionRule
     context_width: int
     response_lengths_B: Tensor
-    """Tokens of one copy of each response that are its own; the others only fill the row."""
+    """Tokens of one copy of each response without padding."""
     response_width: int
     noise_copies: int
     """0 for the autoregressive sequence."""
 
     @property
     def response_offset_T(self) -> Tensor:
-        """(T - P,): place in the response of every token behind the context; equal for all copies of a token."""
+        """(T - P,): index in the response of every token after the context; equal for all copies of a token."""
         one = torch.arange(self.response_width, device=self.input_ids_BT.device)
         return one.repeat(self.noise_copies + 1)
 
     def noisy_positions(self, chosen_BKR: Tensor) -> Tensor:
-        """Turn a choice among the noisy copies (bool (B, K, R)) into one over the sequence (bool (B, T))."""
+        """Map positions of the noisy copies, bool (B, K, R), to the sequence, bool (B, T)."""
         B = len(chosen_BKR)
         chosen_BT = torch.zeros_like(self.input_ids_BT, dtype=torch.bool)
         P, KR = self.context_width, self.noise_copies * self.response_width

@@ -1,7 +1,6 @@
-"""Targets by their K likeliest tokens and the probability of all others together: what is kept, and what a loss makes of it.
+"""Targets by their K likeliest tokens and the joint probability of all others, and losses over these events.
 
-A stored distribution over a large vocabulary is hundreds of kilobytes a position, and nearly all of it is next to nothing. Knows
-probabilities; nothing of trajectories, of files or of models.
+A distribution over a large vocabulary takes hundreds of kilobytes per position, nearly all of it for negligible probabilities.
 
 Shapes: M positions, V vocabulary, K kept tokens, E events: the K tokens and, where K < V, all others as one.
 """
@@ -15,7 +14,7 @@ from echo_pl.structs import TopTargets
 
 
 def top_targets(target_MV: Tensor, k: int) -> TopTargets:
-    """The ``k`` likeliest tokens of every distribution, or all of a smaller vocabulary, and what is left.
+    """The ``k`` likeliest tokens of every distribution, or all of a smaller vocabulary, and the rest.
 
     Raises:
         ValueError: ``k`` is not positive.
@@ -28,7 +27,7 @@ def top_targets(target_MV: Tensor, k: int) -> TopTargets:
     if k < 1:
         raise ValueError(f"the number of kept tokens must be positive, got {k}")
     probability_MK, token_MK = target_MV.topk(min(k, target_MV.shape[-1]), dim=-1)
-    # The sum of what is left, and not one minus what is kept, which would be rounding alone where the tail is small.
+    # A sum, not one minus the kept probabilities, which would be rounding error where the tail is small.
     return TopTargets(token_MK=token_MK, probability_MK=probability_MK, tail_M=target_MV.scatter(-1, token_MK, 0.0).sum(-1))
 
 
@@ -48,7 +47,7 @@ def temper_top(top: TopTargets, temperature: float, vocabulary: int) -> TopTarge
 
 
 def as_events(log_p_MV: Tensor, top: TopTargets) -> tuple[Tensor, Tensor]:
-    """A model's distribution and a target over the same events: each kept token, and all the others as one.
+    """Distribution of a model and target over the same events: each kept token, and all others as one.
 
     For the tokens T that were kept, with P and p the whole distributions of target and model,
 

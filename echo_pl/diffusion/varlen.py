@@ -1,7 +1,7 @@
-"""The rule without a mask: packed sequences of queries, each over packed keys, as kernels for variable lengths take them.
+"""Attention rule without masks: packed sequences of queries over packed keys, for kernels of variable lengths.
 
-Queries next to each other that see the same keys are one sequence; its keys are gathered. A query may be in several parts: their
-results are then merged by their log-sum-exps. Knows masks and coordinates, nothing of kernels.
+Adjacent queries with the same keys are one sequence, whose keys are gathered. A query may be in several parts, whose results are
+merged by their log-sum-exps.
 
 Shapes: B batch, Q query and K key positions, P context, S sequences, X queries and Y keys of a part, packed.
 """
@@ -19,21 +19,21 @@ class VarlenPart:
     """Sequences of queries, each over a sequence of keys."""
 
     query_X: Tensor
-    """int64: places of the queries among all (B * Q)."""
+    """int64: indices of the queries among all (B * Q)."""
     key_Y: Tensor
-    """int64: places of the keys among all (B * K)."""
+    """int64: indices of the keys among all (B * K)."""
     query_ends: Tensor
-    """int32 (S + 1): where the sequences of ``query_X`` begin and the last one ends."""
+    """int32 (S + 1): cumulative lengths of the sequences of ``query_X``, from 0."""
     key_ends: Tensor
-    """int32 (S + 1), the same for ``key_Y``."""
+    """int32 (S + 1): those of ``key_Y``."""
     longest_query: int
     longest_key: int
     causal: bool = False
-    """A query sees the keys of its sequence up to its own place; both then have the same length."""
+    """A query attends to the keys of its sequence up to its own index; both have the same length."""
 
 
 def part(query_X: Tensor, key_Y: Tensor, query_lengths_S: Tensor, key_lengths_S: Tensor, causal: bool = False) -> VarlenPart:
-    """Assemble a part from places and lengths."""
+    """Assemble a part from indices and lengths."""
     return VarlenPart(
         query_X=query_X,
         key_Y=key_Y,
@@ -52,14 +52,14 @@ def _ends(lengths_S: Tensor) -> Tensor:
 
 
 def masked_part(allowed_BQK: Tensor, first_query: int, first_key: int, queries: int, keys: int) -> VarlenPart:
-    """A mask as sequences: a new one where a query's row is not the one before it.
+    """Mask as sequences: a new one starts where a query's row differs from the one before.
 
     Args:
-        allowed_BQK: of some neighbouring queries and keys; every query sees at least one of them.
-        first_query: place of the first of these queries in a row of all.
-        first_key: place of the first of these keys in a row of all.
-        queries: length of a row of all queries.
-        keys: length of a row of all keys.
+        allowed_BQK: mask of adjacent queries and keys; every query attends to at least one key.
+        first_query: index of the first of these queries in a full row.
+        first_key: index of the first of these keys in a full row.
+        queries: length of a full row of queries.
+        keys: length of a full row of keys.
     """
     B, Q, _ = allowed_BQK.shape
     device = allowed_BQK.device
@@ -83,7 +83,7 @@ def whole_part(query_BQ: Tensor, key_BK: Tensor, causal: bool = False, documents
         key_BK: marked keys; every document that has queries has some, and they come in the same order. Those of documents
             without queries are left out.
         causal: as in :class:`VarlenPart`.
-        documents_BT: which document each token is of, where rows hold several.
+        documents_BT: document of each token, if rows hold several.
     """
     query_X, key_Y = query_BQ.flatten().nonzero()[:, 0], key_BK.flatten().nonzero()[:, 0]
     if documents_BT is None:
@@ -95,9 +95,9 @@ def whole_part(query_BQ: Tensor, key_BK: Tensor, causal: bool = False, documents
 
 
 def rest_of_block_part(real_BP: Tensor, block_BP: Tensor, keys: int) -> VarlenPart | None:
-    """What ``block_causal`` sees beyond ``causal``: the later tokens of a query's own block. None: all blocks have one token.
+    """Part of ``block_causal`` beyond ``causal``: the later tokens of a query's own block. None if all blocks have one token.
 
-    Read backwards this is causal again: the k-th query from the end of a block sees the last k tokens of it.
+    Reversed, this is causal again: the k-th query from the end of a block attends to its last k tokens.
 
     Args:
         real_BP: bool, context tokens that are not padding; they come first.
@@ -107,7 +107,7 @@ def rest_of_block_part(real_BP: Tensor, block_BP: Tensor, keys: int) -> VarlenPa
     _B, P = real_BP.shape
     follows_BP = torch.zeros_like(real_BP)
     follows_BP[:, 1:] = real_BP[:, 1:] & (block_BP[:, 1:] == block_BP[:, :-1])
-    precedes_BP = follows_BP.roll(-1, 1)  # the first token follows nobody, so nothing wraps around
+    precedes_BP = follows_BP.roll(-1, 1)  # the first token follows no other, so nothing wraps around
     if not bool(follows_BP.any()):
         return None
 

@@ -16,8 +16,7 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from echo_pl.backbone.checkpoint import load_weights
-from echo_pl.backbone.fingerprint import weights_fingerprint
-from echo_pl.backbone.vlm import VLM
+from echo_pl.backbone.vlm import VLM, weights_fingerprint
 from echo_pl.config.compose import compose_config
 from echo_pl.config.keys import flat_settings
 from echo_pl.data.loading.datamodule import ReportDataModule

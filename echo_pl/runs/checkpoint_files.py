@@ -17,9 +17,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from echo_pl.backbone.checkpoint import StageRecord, read_checkpoint
-from echo_pl.backbone.hf_folder import as_checkpoint, folder_geometry, network_weights, read_network, refuse_no_model, write_network
+from echo_pl.backbone.hf_folder import (
+    as_checkpoint,
+    check_model_folder,
+    folder_geometry,
+    network_weights,
+    read_network,
+    write_network,
+)
 from echo_pl.backbone.lora import LoraSettings
-from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_whole, stored_shapes
+from echo_pl.backbone.sharded_files import is_sharded_checkpoint, read_full_checkpoint, stored_shapes
 from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
 from echo_pl.data.loading.tokenizer import load_tokenizer, vocabulary_fingerprint
@@ -61,7 +68,7 @@ def merge(folder: Path, out: Path) -> None:
     read_checkpoint(folder)
     if not is_sharded_checkpoint(folder):
         raise ValueError(f"{folder} is one file already: there is nothing to merge")
-    AtomicCheckpointIO().save_checkpoint(read_whole(folder), out)
+    AtomicCheckpointIO().save_checkpoint(read_full_checkpoint(folder), out)
 
 
 def to_hf(checkpoint: Path, out: Path, dtype: str | None = None, overrides: tuple[str, ...] = ()) -> None:
@@ -137,7 +144,7 @@ def from_hf(folder: Path, out: Path, dtype: str = "float32", **given: Any) -> St
         ValueError: nothing says of which stage it is; weights that do not match.
     """
     refuse_existing(out)
-    refuse_no_model(folder)
+    check_model_folder(folder)
     beside = folder / RECORD_FILE
     known = json.loads(beside.read_text(encoding="utf-8"))["record"] if beside.is_file() else {}
     names = {field.name for field in fields(StageRecord)}

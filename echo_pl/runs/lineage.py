@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from echo_pl.backbone.checkpoint import StageRecord, make_fit, read_checkpoint, stored_vision_fingerprint
-from echo_pl.backbone.fingerprint import refuse_other_tower
+from echo_pl.backbone.checkpoint import StageRecord, fit_to_checkpoint, read_checkpoint, stored_vision_fingerprint
 from echo_pl.backbone.lora import LoraSettings, require_peft
+from echo_pl.backbone.vlm import check_same_tower
 from echo_pl.config.keys import build, with_values
 from echo_pl.data.loading.datamodule import ReportDataModule
 
@@ -78,10 +78,10 @@ def check_model_fits(config: DictConfig, data: ReportDataModule, checkpoint: Sav
         ValueError: naming the difference.
     """
     skeleton = instantiate(config.backbone.factory, _convert_="all").skeleton(data.special, data.vocab_size)
-    make_fit(skeleton, checkpoint.path, checkpoint.record, checkpoint.content)
+    fit_to_checkpoint(skeleton, checkpoint.path, checkpoint.record, checkpoint.content)
     if data.vision_fingerprint is not None and config.stage.name in ("rad", "dcd"):  # the other stages train their tower
         tower = stored_vision_fingerprint(skeleton, checkpoint.path, checkpoint.content)
-        refuse_other_tower(data.vision_fingerprint, tower)
+        check_same_tower(data.vision_fingerprint, tower)
 
 
 def backbone_name(config: DictConfig) -> str:

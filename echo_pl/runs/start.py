@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from echo_pl.backbone.checkpoint import is_checkpoint, refuse_other_stage
+from echo_pl.backbone.checkpoint import check_stage, is_checkpoint
 from echo_pl.config.keys import target, with_values
 from echo_pl.io.run_folders import FINAL, newest
 from echo_pl.runs.lineage import SavedCheckpoint, backbone_name, data_name
@@ -78,7 +78,7 @@ def check_start(config: DictConfig, start: SavedCheckpoint) -> None:
     """
     require_explicit_option(config, start)
     layout = start_layout(config) if config.stage.name == "dcd" else ()
-    refuse_other_stage(start.record, start.path, start_stages(config), *layout)
+    check_stage(start.record, start.path, start_stages(config), *layout)
 
 
 def start_stages(config: DictConfig) -> tuple[str, ...]:

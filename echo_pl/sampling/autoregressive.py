@@ -15,7 +15,7 @@ from torch import Tensor
 
 from echo_pl.backbone.attention import QueryGroup
 from echo_pl.backbone.kv_cache import compact_row_order
-from echo_pl.backbone.sharding import whole
+from echo_pl.backbone.sharding import whole_weights
 from echo_pl.backbone.vlm import VLM
 from echo_pl.io.clock import now
 from echo_pl.sampling.compiled import CompiledTokenStep
@@ -78,7 +78,7 @@ class AutoregressiveSampler:
     def generate(self, batch: Batch, recorder: Recorder | None = None, start: Prefill | None = None) -> DecodeResult:
         """Decode the contexts of a batch; see :meth:`echo_pl.sampling.sampler.BlockSampler.generate`."""
         device = batch.context_ids_BP.device
-        with whole(self.vlm):
+        with whole_weights(self.vlm):
             start = start or self.prefill(batch)
             if start.logits_BV is None:
                 raise ValueError("this prefill has no logits after its contexts: prefill with the autoregressive sampler")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from echo_pl.backbone.kv_cache import compact_row_order
-from echo_pl.backbone.sharding import whole
+from echo_pl.backbone.sharding import whole_weights
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.diffusion.sequence import BlockedContext, block_context
@@ -88,7 +88,7 @@ class BlockSampler:
             ValueError: the model has too few positions; ``start`` has too little capacity, fewer samples or another layout.
         """
         device, counter = batch.context_ids_BP.device, NfeCounter(len(batch))
-        with whole(self.vlm), nullcontext() if self.tilt is None else whole(self.tilt.student):
+        with whole_weights(self.vlm), nullcontext() if self.tilt is None else whole_weights(self.tilt.student):
             prompt = self._prompt(batch)
             start = self._start(prompt, batch, start)
             started = now(device)

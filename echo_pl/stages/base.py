@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, record_dict, refuse_other_geometry
+from echo_pl.backbone.checkpoint import RECORD_KEY, StageRecord, check_geometry, record_dict
 from echo_pl.backbone.factory import BackboneFactory
 from echo_pl.backbone.vlm import VLM
 from echo_pl.sampling.autoregressive import AutoregressiveSampler
@@ -61,7 +61,7 @@ class Stage(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise ValueError for weights of the same shapes and another meaning."""
-        refuse_other_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model.geometry, "the checkpoint to resume")
+        check_geometry(checkpoint[RECORD_KEY].get("geometry"), self.model.geometry, "the checkpoint to resume")
 
 
 class ReportStage(Stage):

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from echo_pl.backbone.lora import has_lora, merged_for_a_while
+from echo_pl.backbone.lora import has_lora, merged_lora
 from echo_pl.backbone.sharding import ShardPolicy, shard
 from echo_pl.backbone.vlm import VLM
 
@@ -56,5 +56,5 @@ def merged_adapters(vlm: VLM) -> Iterator[None]:
         log.warning("a sharded model keeps its low-rank adapters beside its weights: its speed is not that of a merged one")
         yield
         return
-    with merged_for_a_while(vlm):
+    with merged_lora(vlm):
         yield

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from echo_pl.backbone.fingerprint import weights_fingerprint
-from echo_pl.backbone.vlm import VLM
+from echo_pl.backbone.vlm import VLM, weights_fingerprint
 from echo_pl.diffusion.noise import sample_generator
 from echo_pl.sampling.collect import store_identity, usable_trajectories
 from echo_pl.sampling.config import DecodeConfig, check_weight

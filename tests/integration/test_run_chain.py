@@ -208,7 +208,7 @@ def test_stored_features_of_another_tower_are_rejected_before_anything_is_writte
     stored = f"data.stored_features={tmp_path / 'features'}"
     for stage, start in (("rad", chain["pretrain"]), ("dcd", chain["rad"])):
         start_run(data_root, tmp_path / "right", f"stage={stage}", f"start={start.checkpoint}", stored, "stage.max_steps=1", *QUIET)
-    with pytest.raises(ValueError, match=r"stored vision features are of tower \w+, this model has \w+: make them anew"):
+    with pytest.raises(ValueError, match=r"stored vision features are of tower \w+, this model has \w+: make them again"):
         start_run(data_root, tmp_path / "outputs", "stage=rad", f"start={other.checkpoint}", stored)
     assert not (tmp_path / "outputs" / "runs").exists()
 

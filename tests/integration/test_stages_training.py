@@ -31,7 +31,7 @@ from stage_parts import (
 from torch.utils.data import DataLoader
 
 from echo_pl.backbone.checkpoint import read_checkpoint
-from echo_pl.backbone.fingerprint import weights_fingerprint
+from echo_pl.backbone.vlm import weights_fingerprint
 from echo_pl.callbacks.trajectory_logger import TrajectoryLogger
 from echo_pl.diffusion.noise import NoiseConfig
 from echo_pl.diffusion.objectives import SequenceLevel

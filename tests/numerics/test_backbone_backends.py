@@ -18,7 +18,7 @@ from models import SPECIAL, VOCABULARY, exact_norms, make_batch, small_vlm, stoc
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from echo_pl.backbone import attention, flash_attention, part_kernels
+from echo_pl.backbone import attention, flash_attention, split_attention
 from echo_pl.backbone.attention import NAME, AttentionCall, QueryGroup, echo_attention
 from echo_pl.backbone.factory import TinyBackbone
 from echo_pl.backbone.kv_cache import BlockKVCache
@@ -211,10 +211,10 @@ def two_parts(dtype: torch.dtype = torch.float64) -> tuple[tuple[Tensor, ...], T
     return tensors, padding, mask
 
 
-@pytest.mark.parametrize("kernel", [part_kernels.CpuKernel(), part_kernels.PLAIN], ids=["cpu", "plain"])
+@pytest.mark.parametrize("kernel", [split_attention.CpuKernel(), split_attention.PLAIN], ids=["cpu", "plain"])
 @pytest.mark.parametrize("padded", [True, False])
 def test_merged_attention_has_the_gradients_of_its_definition(monkeypatch, kernel, padded):
-    monkeypatch.setitem(part_kernels.KERNELS, "cpu", kernel)
+    monkeypatch.setitem(split_attention.KERNELS, "cpu", kernel)
     tensors, padding, mask = two_parts()
 
     def merged(*tensors: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class EfficientOnCpu:
     """Stand-in for the CUDA ops, as their callers see them: log-sum-exps in rows of 32, biases in aligned rows."""
 
     def __init__(self) -> None:
-        self.plain = part_kernels.PlainKernel()
+        self.plain = split_attention.PlainKernel()
 
     def check_bias(self, bias: Tensor | None, q: Tensor, k: Tensor) -> None:
         if bias is not None:
@@ -271,15 +271,15 @@ def test_the_cuda_kernel_is_called_as_it_wants_and_merges_to_the_same(monkeypatc
         _scaled_dot_product_efficient_attention=stand_in.forward,
         _scaled_dot_product_efficient_attention_backward=stand_in.backward,
     )
-    monkeypatch.setattr(part_kernels.torch.ops, "aten", ops)
-    monkeypatch.setitem(part_kernels.KERNELS, "cpu", part_kernels.CudaKernel())
+    monkeypatch.setattr(split_attention.torch.ops, "aten", ops)
+    monkeypatch.setitem(split_attention.KERNELS, "cpu", split_attention.CudaKernel())
     for got, wanted in zip(gradients(), expected, strict=True):
         assert_close(got, wanted)
 
 
 def test_torch_has_the_ops_that_the_cuda_kernel_calls(monkeypatch):
     """Their own shape functions, on the meta device, take our arguments; the stand-in above pads as they do."""
-    monkeypatch.setitem(part_kernels.KERNELS, "meta", part_kernels.CudaKernel())
+    monkeypatch.setitem(split_attention.KERNELS, "meta", split_attention.CudaKernel())
     tensors, padding, mask = two_parts(torch.bfloat16)
     tensors = tuple(tensor.detach().to("meta").requires_grad_() for tensor in tensors)
     q, k1, v1, k2, v2 = tensors
@@ -288,7 +288,7 @@ def test_torch_has_the_ops_that_the_cuda_kernel_calls(monkeypatch):
     gradients = torch.autograd.grad(out.sum(), tensors)
     assert [g.shape for g in gradients] == [t.shape for t in tensors]
     lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k1, v1, None, True)[1]
-    assert lse.shape[2] == part_kernels.CudaKernel.LSE_MULTIPLE
+    assert lse.shape[2] == split_attention.CudaKernel.LSE_MULTIPLE
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -314,17 +314,17 @@ def test_the_plain_kernel_is_precise_in_bf16():
     results = []
     for dtype in (torch.float64, torch.bfloat16):
         cast = [tensor.bfloat16().to(dtype) for tensor in (q, k, v, grad)]
-        out, lse = part_kernels.PLAIN.forward(*cast[:3], bias.to(dtype), 0.35)
-        results.append([out, *part_kernels.PLAIN.backward(cast[3], *cast[:3], bias.to(dtype), out, lse, 0.35)])
+        out, lse = split_attention.PLAIN.forward(*cast[:3], bias.to(dtype), 0.35)
+        results.append([out, *split_attention.PLAIN.backward(cast[3], *cast[:3], bias.to(dtype), out, lse, 0.35)])
     for exact, got in zip(*results, strict=True):
         assert got.dtype == torch.bfloat16
         assert float((got - exact).abs().max()) < 0.02 * float(exact.abs().max())  # a few roundings of 2^-8
 
 
 def test_devices_and_dtypes_without_a_fused_kernel_get_the_plain_one():
-    assert isinstance(part_kernels.kernel_for(torch.empty(1)), part_kernels.CpuKernel)
-    assert isinstance(part_kernels.kernel_for(torch.empty(1, dtype=torch.float64)), part_kernels.CpuKernel)
-    assert part_kernels.kernel_for(torch.empty(1, device="meta")) is part_kernels.PLAIN
+    assert isinstance(split_attention.kernel_for(torch.empty(1)), split_attention.CpuKernel)
+    assert isinstance(split_attention.kernel_for(torch.empty(1, dtype=torch.float64)), split_attention.CpuKernel)
+    assert split_attention.kernel_for(torch.empty(1, device="meta")) is split_attention.PLAIN
 
 
 def test_backends_reject_unsupported_requests():
@@ -384,7 +384,7 @@ def test_flash_attention_says_what_it_cannot_do():
 )
 def test_flash_attention_s_dtypes_and_sizes(dtype, size, message):
     query = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, 1, 1, size))
-    reason = flash_attention.unsuited(query)
+    reason = flash_attention.reason_unsupported(query)
     assert message in reason
     assert bool(message) == bool(reason)
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from echo_pl.backbone.checkpoint import load_weights, read_checkpoint
 from echo_pl.backbone.hf_folder import network_weights, write_network
-from echo_pl.backbone.lora import LoraSettings, add_lora, has_lora, merge_lora, merged_for_a_while
+from echo_pl.backbone.lora import LoraSettings, add_lora, has_lora, merge_lora, merged_lora
 from echo_pl.backbone.sharding import ShardPolicy, shard
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.sequence import BlockLayout, block_context, block_response, rad_sequence
@@ -111,7 +111,7 @@ def test_merged_for_a_while_is_merged_and_then_as_before(mask_embedding):
     batch = make_batch([9, 12, 11], [10, 12, 7], dtype=vlm.dtype)
     vlm.requires_grad_(False)
     merged.requires_grad_(False)
-    with merged_for_a_while(vlm):
+    with merged_lora(vlm):
         assert torch.equal(rad_logits(vlm), rad_logits(merged))
         assert vlm.text_decoder() is not None, "decoded in one piece, as any frozen model"
         ours = BlockSampler(vlm, SPECIAL, config).generate(batch).tokens

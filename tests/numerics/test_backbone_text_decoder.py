@@ -145,13 +145,13 @@ def test_a_packed_product_is_the_plain_one():
     plain, packed = Matrix(weight), PackedMatrix(weight)
     exact = x.double() @ weight.double().T
     for got, expected in (
-        (packed.of(x), exact),
-        (packed.of(x, bias), exact + bias.double()),
-        (packed.added_to(residual, x), exact + residual.double()),
-        (plain.added_to(residual, x), exact + residual.double()),
+        (packed.matmul(x), exact),
+        (packed.matmul(x, bias), exact + bias.double()),
+        (packed.matmul_add(residual, x), exact + residual.double()),
+        (plain.matmul_add(residual, x), exact + residual.double()),
     ):
         assert float((got - expected).abs().max()) <= 2**-8 * float(expected.abs().max())
-    assert torch.equal(packed.of(x), plain.of(x))
+    assert torch.equal(packed.matmul(x), plain.matmul(x))
 
 
 def test_packed_weights_follow_what_is_loaded():

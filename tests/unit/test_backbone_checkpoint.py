@@ -18,8 +18,7 @@ from echo_pl.backbone.checkpoint import (
     read_checkpoint,
     record_dict,
 )
-from echo_pl.backbone.fingerprint import weights_fingerprint
-from echo_pl.backbone.vlm import VLM
+from echo_pl.backbone.vlm import VLM, weights_fingerprint
 
 
 def build(seed: int = 0, **sizes) -> VLM:

@@ -11,7 +11,7 @@ from models import SPECIAL, VOCABULARY, make_batch, small_vlm
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from echo_pl.backbone.factory import PretrainedBackbone, TinyBackbone, refuse_unmatched
+from echo_pl.backbone.factory import PretrainedBackbone, TinyBackbone, check_weight_names
 from echo_pl.backbone.vlm import VLM
 from echo_pl.diffusion.block_mask import CLEAN, AttentionRule, response_coords
 from echo_pl.structs import SpecialTokens
@@ -106,11 +106,11 @@ def test_an_unknown_dtype_is_rejected():
 
 
 def test_unmatched_weights_are_an_error_that_names_some():
-    refuse_unmatched([], [], "model")
+    check_weight_names([], [], "model")
     with pytest.raises(
         ValueError, match=r"m.ckpt does not fit the model: 1 weights missing \['a'\], 2 without a place \['b', 'c'\]"
     ):
-        refuse_unmatched({"a"}, {"c", "b"}, "m.ckpt")
+        check_weight_names({"a"}, {"c", "b"}, "m.ckpt")
 
 
 def test_the_7b_model_is_wrapped_without_memory():

@@ -11,8 +11,7 @@ from models import SPECIAL, VOCABULARY
 from stage_parts import BACKBONE, DECODE, OPTIMIZATION, dcd, pretrain, rad, record, warmup, write_checkpoint
 
 from echo_pl.backbone.checkpoint import read_checkpoint
-from echo_pl.backbone.fingerprint import weights_fingerprint
-from echo_pl.backbone.vlm import VLM
+from echo_pl.backbone.vlm import VLM, weights_fingerprint
 from echo_pl.diffusion.objectives import SequenceLevel
 from echo_pl.sampling.collect import store_identity
 from echo_pl.sampling.trajectory_store import CollectionPlan

@@ -237,7 +237,7 @@ def test_other_features_are_not_written_over(folder):
 
 def test_another_tower_is_rejected(folder):
     module = rad(text_tools(data_of(folder)), folder / "other.ckpt")
-    with pytest.raises(ValueError, match=r"stored vision features are of tower \w+, this model has \w+: make them anew"):
+    with pytest.raises(ValueError, match=r"stored vision features are of tower \w+, this model has \w+: make them again"):
         module.configure_model()
 
 

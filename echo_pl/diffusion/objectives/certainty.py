@@ -1,4 +1,7 @@
-"""``dparallel``: complementary masks of a block, and certainty where the student is already right (METHOD.md 3)."""
+"""``dparallel``: complementary masks of a block, and certainty where the student is already right.
+
+See docs/explain/method.md, "Other objectives".
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class CertaintyForcing(Objective):
     beta: float = 2.0
     """Weight of the entropies."""
     entropy_temperature: float = 0.5
-    """H is the entropy of softmax(z / this)."""
+    """Temperature of the softmax whose entropy is H."""
     mask_share: float = 0.5
     """Share of a block that m masks."""
     mask_draw: MaskDraw = "exact"
@@ -45,7 +48,7 @@ class CertaintyForcing(Objective):
             raise ValueError(f"mask_share must be in (0, 1), got {self.mask_share}")
 
     def student_masks(self, labels: PseudoLabels, progress: float, generators: Sequence[torch.Generator]) -> Tensor:
-        """m and m', (B, 2, R): one forward for both."""
+        """m and m', (B, 2, R), for one forward."""
         maskable_BNL = in_blocks(labels.supervised_BR, labels.block_size)
         N, L = maskable_BNL.shape[1:]
         share_BN = torch.full(maskable_BNL.shape[:2], self.mask_share)

@@ -1,4 +1,7 @@
-"""``ddo``: tell the teacher's tokens from what the reference would have guessed in their place (METHOD.md 3, T3D)."""
+"""``ddo``: discriminate the teacher's tokens from the reference's own guesses (T3D).
+
+See docs/explain/method.md, "Other objectives".
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ MeanOver = Literal["sample", "block"]
 
 
 _MOST_BLOCKS = 1 << 20
-"""More than a response has: sample and block number make one number."""
+"""Upper bound of block numbers, to join sample and block in one number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class Discriminative(Objective):
     """``ddo``: -log sig(b (l_phi(real) - l_ref(real))) - a log(1 - sig(b (l_phi(fake) - l_ref(fake)))) + 0.2 path CE.
 
     real: the teacher's tokens; fake: the argmax of the reference (the frozen teacher) on the same masked input; l: mean
-    log-prob over the masked positions. Ids that no decoder emits have no part in l, for student and reference alike.
+    log-prob over the masked positions. Ids that no decoder emits are left out of l, for student and reference.
     """
 
     alpha: float = 0.5
@@ -41,7 +44,7 @@ class Discriminative(Objective):
     path_weight: float = 0.2
     """Weight of the path CE, the cross-entropy on the teacher's tokens."""
     path_step_weight: StepWeight = "none"
-    """OPEN: how commit steps weigh in the path CE: not (``none``), or w(s) = s as in ``dcd`` (``linear``)."""
+    """OPEN: weight of a commit step in the path CE: 1 (``none``), or w(s) = s as in ``dcd`` (``linear``)."""
     mean_over: MeanOver = "sample"
     """OPEN: l is the mean over the masked positions of a ``sample``, or of a ``block``; each is then one comparison."""
     share_min: float = 1.0
@@ -77,7 +80,7 @@ class Discriminative(Objective):
         return masked_BNL.flatten(1)[:, None].to(labels.supervised_BR.device)
 
     def teacher_masks(self, labels: PseudoLabels, progress: float, generators: Sequence[torch.Generator]) -> Tensor | None:
-        """The same as the student's."""
+        """Masks of the student."""
         return self.student_masks(labels, progress, generators)
 
     def loss(self, rows: Rows, progress: float) -> tuple[Tensor, dict[str, Tensor]]:

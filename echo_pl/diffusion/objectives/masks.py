@@ -1,8 +1,7 @@
-"""Masks within blocks: all of a block, or a share of it. Knows nothing of losses.
+"""Masks within blocks: all of a block, or a share of its supervised positions.
 
-As with the noise of stage 2, a mask belongs to a sample: draws come from the sample's own generator, block by block, so
-that neither the rest of the batch nor its padding changes them. A share is one of the supervised positions: what is
-behind them is in blocks that no row can see.
+As with the noise of stage 2, draws come from each sample's own generator, block by block, so that neither the rest of the batch nor
+its padding changes them.
 
 Shapes: B batch, R response positions, N blocks, L block size.
 """
@@ -18,7 +17,7 @@ from torch import Tensor
 from echo_pl.diffusion.objectives.protocol import PseudoLabels
 
 MaskDraw = Literal["exact", "bernoulli"]
-"""How a share becomes a mask: a rounded number of positions, or each with that probability; at least one anyhow."""
+"""Draw of a share: a rounded number of positions, or each with that probability; always at least one."""
 
 
 def check_mask_draw(value: str) -> None:
@@ -28,7 +27,7 @@ def check_mask_draw(value: str) -> None:
 
 
 def fully_masked(labels: PseudoLabels) -> Tensor:
-    """One copy (B, 1, R) with every position masked: what a one-step decoder sees."""
+    """One copy (B, 1, R) with every position masked, the input of a one-step decoder."""
     return torch.ones_like(labels.supervised_BR)[:, None]
 
 
@@ -48,7 +47,7 @@ def mask_lowest(score_BNL: Tensor, share_BN: Tensor, maskable_BNL: Tensor, draw:
     With the same scores, a smaller share is masked within a larger one.
 
     Args:
-        score_BNL: what decides; uniform in [0, 1) for ``bernoulli``.
+        score_BNL: scores, the lowest are masked; uniform in [0, 1) for ``bernoulli``.
         share_BN: from 0 to 1.
         maskable_BNL: bool.
         draw: see :data:`MaskDraw`.

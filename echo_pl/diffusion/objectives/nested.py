@@ -1,4 +1,7 @@
-"""``dscd``: the student learns what the teacher knows with less of the block masked (METHOD.md 3, CD4LM)."""
+"""``dscd``: the student learns the teacher's distributions with less of the block masked (CD4LM).
+
+See docs/explain/method.md, "Other objectives".
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class NestedConsistency(Objective):
     kl_positions: KLPositions = "both"
     """OPEN: the KL over positions masked for ``both``, or over all of M_S (``student``).
 
-    Where the teacher sees the token itself, stage 2 never trained its prediction: hence the default.
+    Stage 2 never trained predictions of tokens that are visible to the teacher, hence the default.
     """
     mask_draw: MaskDraw = "exact"
     """OPEN: a rounded number of positions (``exact``), or every position with probability r (``bernoulli``)."""
@@ -82,7 +85,7 @@ class NestedConsistency(Objective):
         student_BN = self.student_min + (self.student_max - self.student_min) * draws_BNx[..., 0]
         factor_BN = self.factor_min + (self.factor_max - self.factor_min) * draws_BNx[..., 1]
         teacher_BN = (student_BN * factor_BN).clamp(self.teacher_min, self.teacher_max)
-        # One set of scores for both shares: that is what nests the masks.
+        # One set of scores for both shares nests the masks.
         student, teacher = (
             mask_lowest(draws_BNx[..., 2:], share_BN, maskable_BNL, self.mask_draw).flatten(1)[:, None]
             for share_BN in (student_BN, teacher_BN)

@@ -1,7 +1,6 @@
-"""What an objective is given and what it is asked for: pseudo-labels in, masks out; rows in, loss out.
+"""Protocol of an objective: pseudo-labels to masks, rows to a loss.
 
-An objective knows token ids, masks and distributions of one batch; nothing of models or of how trajectories came to be.
-Each states the masks it needs; the stage runs the models on them and hands back the rows.
+An objective returns the masks that it needs. The stage runs the models on them and passes the rows to the loss.
 
 Shapes: B batch, K masked copies, R response positions, M chosen positions (those masked and supervised, in (B, K, R)
 order), V vocabulary.
@@ -26,14 +25,14 @@ class PseudoLabels:
 
     token_BR: Tensor
     commit_step_BR: Tensor
-    """From 1; 0 where the teacher has chosen nothing."""
+    """Commit steps from 1; 0 where the teacher has chosen nothing."""
     supervised_BR: Tensor
     """bool: positions that the teacher has chosen, up to the block of the first eos, of usable trajectories."""
     block_size: int
     target_BRV: Tensor | None = None
     """Stitched targets, for objectives that need them."""
     top_BR: TopTargets | None = None
-    """In the place of ``target_BRV``: their likeliest tokens, (B, R, K)."""
+    """Likeliest tokens of the targets, (B, R, K), instead of ``target_BRV``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,66 +40,66 @@ class Rows:
     """Predictions and targets at the chosen positions."""
 
     logits_MV: Tensor
-    """The student's."""
+    """Logits of the student."""
     token_M: Tensor
     commit_step_M: Tensor
     sample_M: Tensor
-    """Which sample of the batch a row is from."""
+    """Sample number of each row in the batch."""
     copy_M: Tensor
-    """Which masked copy a row is from."""
+    """Masked copy of each row."""
     block_M: Tensor
-    """Which block of its sample a row is from."""
+    """Block number of each row in its sample."""
     eos: int
     target_MV: Tensor | None = None
     top_M: TopTargets | None = None
-    """In the place of ``target_MV``."""
+    """Targets by their likeliest tokens, instead of ``target_MV``."""
     reference_logits_MV: Tensor | None = None
-    """The frozen teacher's, at the same rows of ``teacher_masks``; -inf for ids that no decoder emits. If asked for."""
+    """Logits of the frozen teacher at the same rows of ``teacher_masks``; -inf for ids that no decoder emits."""
     reference_masked_M: Tensor | None = None
-    """bool: the teacher, too, saw the position masked."""
+    """bool: the position was masked for the teacher too."""
     global_count: GlobalCount = local_count
-    """For means: from a count on this rank to that of all ranks, divided by their number."""
+    """Reduction of the counts that means are divided by, over all ranks."""
 
 
 class Objective(Protocol):
-    """A way to distil. ``progress`` runs from 0 to 1 over the training.
+    """Distillation objective. ``progress`` runs from 0 to 1 over the training.
 
     Masks are bool (B, K, R): K copies of the response are noised differently and predicted in one forward. The stage
-    takes away what may not be masked; rows are the positions that the student sees masked and that are supervised.
+    removes positions that may not be masked; rows are the masked and supervised positions of the student.
     """
 
     @property
     def name(self) -> str:
-        """Short form in METHOD.md 3."""
+        """Short name in docs/explain/method.md."""
         ...
 
     @property
     def needs_targets(self) -> bool:
-        """Whether trajectories must carry distributions."""
+        """True if trajectories must hold distributions."""
         ...
 
     @property
     def needs_whole_targets(self) -> bool:
-        """Whether the loss over the likeliest tokens of distributions, and the rest as one, is far from that over all of them."""
+        """True if the loss over the likeliest tokens and the rest as one event is far from that over all tokens."""
         return False
 
     def student_masks(self, labels: PseudoLabels, progress: float, generators: Sequence[torch.Generator]) -> Tensor:
-        """What the student sees masked.
+        """Masks of the student's input.
 
         Args:
-            labels: the pseudo-labels.
-            progress: of the training.
-            generators: one per sample, fresh, and a function of (seed, sample key, epoch) alone.
+            labels: pseudo-labels.
+            progress: share of the training that is done.
+            generators: one per sample, a function of (seed, sample key, epoch) alone.
         """
         ...
 
     def teacher_masks(self, labels: PseudoLabels, progress: float, generators: Sequence[torch.Generator]) -> Tensor | None:
-        """What the frozen teacher sees masked, copy by copy beside the student's; None if it is not asked.
+        """Masks of the frozen teacher's input, copy by copy; None if the objective needs no teacher.
 
-        The generators are as fresh as those of ``student_masks``, so that one draw can be made twice.
+        The generators start in the same state as those of ``student_masks``, so that a draw can be repeated.
         """
         return None
 
     def loss(self, rows: Rows, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its detached parts, by name."""
+        """Loss and its detached parts by name."""
         ...

@@ -1,4 +1,7 @@
-"""``d3llm``: masks as they stood in the teacher's own trajectory, more of it as training goes on (METHOD.md 3)."""
+"""``d3llm``: masks from the teacher's own trajectory, with a share that grows over the training.
+
+See docs/explain/method.md, "Other objectives".
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ Ties = Literal["random", "left", "step"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryOrder(Objective):
-    """``d3llm``: (CE_m + CE_m' + 2 H_m) / 4; m: what the teacher had not committed when a share r was still masked.
+    """``d3llm``: (CE_m + CE_m' + 2 H_m) / 4; m: positions not yet committed by the teacher when a share r was masked.
 
     r ~ U(r_t, share_max) for every block, r_t rising linearly from share_start to share_max over the training. At
-    share_max below 1 the student never sees a whole block masked, which is what one-step decoding will show it.
+    share_max below 1 the student never sees a fully masked block, the input of one-step decoding.
     """
 
     share_start: float = 0.0
@@ -33,8 +36,8 @@ class TrajectoryOrder(Objective):
     entropy_temperature: float = 0.5
     """OPEN: H is the entropy of softmax(z / this), as in ``dparallel``."""
     ties: Ties = "random"
-    """OPEN: who came first among positions committed in one step: drawn anew every epoch (``random``), the leftmost
-    (``left``), or nobody (``step``: a step is masked as a whole, so more than r may be)."""
+    """OPEN: order of positions committed in one step: drawn every epoch (``random``), from the left (``left``), or none
+    (``step``: a step is masked as a whole, so the share may exceed r)."""
     name: str = "d3llm"
     needs_targets: bool = False
 
@@ -52,14 +55,14 @@ class TrajectoryOrder(Objective):
             raise ValueError(f"ties must be one of {get_args(Ties)}, got {self.ties!r}")
 
     def student_masks(self, labels: PseudoLabels, progress: float, generators: Sequence[torch.Generator]) -> Tensor:
-        """m and m', (B, 2, R): one forward for both."""
+        """m and m', (B, 2, R), for one forward."""
         maskable_BNL = in_blocks(labels.supervised_BR, labels.block_size)
         step_BNL = in_blocks(labels.commit_step_BR, labels.block_size)
         N, L = maskable_BNL.shape[1:]
         draws_BNx = block_draws(generators, N, 1 + L)
         lowest = self.share_start + (self.share_max - self.share_start) * progress
         share_BN = lowest + (self.share_max - lowest) * draws_BNx[..., 0]
-        # Masked first is who was committed last; within a step, the fraction of the score decides.
+        # The last committed positions are masked first; within a step, the fraction of the score decides.
         within_step = draws_BNx[..., 1:] if self.ties == "random" else 1 - torch.arange(1, L + 1) / (L + 1)
         masked_BNL = mask_lowest(within_step - step_BNL, share_BN, maskable_BNL, "exact")
         if self.ties == "step":

@@ -1,4 +1,7 @@
-"""``dcd``, and with other options ``sdtt``: stitched conditional targets, from the fully masked block (METHOD.md 3)."""
+"""Objectives on the fully masked block: ``dcd`` (and ``sdtt``) with stitched targets, ``ce`` with hard targets.
+
+See docs/explain/method.md, "Stage 3: Direct Conditional Distillation".
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from echo_pl.diffusion.losses import DistillationConfig, direct_conditional_loss
+from echo_pl.diffusion.losses import DistillationConfig, direct_conditional_loss, pseudo_label_loss
 from echo_pl.diffusion.objectives.masks import fully_masked
 from echo_pl.diffusion.objectives.protocol import Objective, PseudoLabels, Rows
 
@@ -26,11 +29,11 @@ class DirectConditional(Objective):
 
     @property
     def needs_whole_targets(self) -> bool:
-        """Reverse KL weighs what was not kept by the student's own probabilities, which are not small where the teacher's are."""
+        """Reverse KL weighs the dropped tokens by the student's probabilities, which may be large where the teacher's are small."""
         return self.config.divergence == "reverse_kl" and self.config.ce_share < 1.0
 
     def student_masks(self, labels: PseudoLabels, progress: float, generators: Sequence[torch.Generator]) -> Tensor:
-        """Everything."""
+        """One copy (B, 1, R) with every position masked."""
         return fully_masked(labels)
 
     def loss(self, rows: Rows, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -40,3 +43,19 @@ class DirectConditional(Objective):
         return direct_conditional_loss(
             rows.logits_MV, target, rows.token_M, rows.commit_step_M, rows.eos, self.config, rows.global_count
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceLevel(Objective):
+    """``ce``: cross-entropy on the pseudo-labels from the fully masked block (the control; = ReDi one-step mode)."""
+
+    name: str = "ce"
+    needs_targets: bool = False
+
+    def student_masks(self, labels: PseudoLabels, progress: float, generators: Sequence[torch.Generator]) -> Tensor:
+        """One copy (B, 1, R) with every position masked."""
+        return fully_masked(labels)
+
+    def loss(self, rows: Rows, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :func:`echo_pl.diffusion.losses.pseudo_label_loss`."""
+        return pseudo_label_loss(rows.logits_MV, rows.token_M, rows.global_count), {}
