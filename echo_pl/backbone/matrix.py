@@ -1,7 +1,7 @@
 """Weight of a linear layer for decoding: plain, or packed in the layout of a CPU's bfloat16 kernels.
 
 With few rows, a bfloat16 product on a CPU takes as long as reading its weight. Torch's kernel reorders a plain weight at every
-call. A packed one (oneDNN's blocked layout, as TorchInductor uses for frozen models) is reordered once, which halves the time or better.
+call. A packed one (oneDNN's blocked layout, as TorchInductor uses for frozen models) is reordered once: half the time or less.
 The numbers are the same; the packed weight is a second copy.
 
 Shapes: M rows, K inputs, N outputs.

@@ -148,7 +148,7 @@ class VLM(nn.Module):
     def prepare_to_train(self) -> None:
         """Compile norms and feed-forward layers of a model that is trained, if ``compile_layers`` is set.
 
-        Whole layers are not compiled: attention calls a rule or a cache, and under checkpointing torch.compile skips layers silently.
+        Whole layers are not: attention calls a rule or a cache, and under checkpointing torch.compile skips layers silently.
         """
         if self.compile_layers:
             for layer in self.network.model.language_model.layers:
