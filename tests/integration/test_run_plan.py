@@ -15,7 +15,6 @@ from stage_parts import record, write_checkpoint
 from echo_pl.backbone.checkpoint import read_checkpoint
 from echo_pl.config.compose import compose_config
 from echo_pl.data.loading.datamodule import ReportDataModule
-from echo_pl.data.pipeline.make_corpus import make_synthetic
 from echo_pl.runs.run import run
 
 pytestmark = pytest.mark.slow
@@ -28,9 +27,9 @@ class FitReachedError(Exception):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory, medium_data) -> Path:
     folder = tmp_path_factory.mktemp("plan")
-    make_synthetic(folder / "data" / "synthetic", train=32, val=4, test=2, seed=2, shard_size=16, progress=False)
+    (folder / "data").symlink_to(medium_data)
     return folder
 
 
