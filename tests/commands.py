@@ -13,7 +13,7 @@ from forked import begin_child
 from echo_pl.__main__ import app
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["echo_pl.__main__", "echo_pl.runs.run", "mlflow"])
+_IMPORTS = ["echo_pl.__main__", "echo_pl.runs.run", "mlflow"]
 
 
 def command(*words: str) -> Callable[..., int]:
@@ -40,6 +40,7 @@ def run_process(arguments: Sequence[str], log: Path, patience: float = 300.0) ->
         log: file for standard output and standard error.
         patience: seconds after which the process is ended.
     """
+    _SERVER.set_forkserver_preload(_IMPORTS)
     process = _SERVER.Process(target=_lead_session, args=([*arguments], log, patience))
     process.start()
     process.join()

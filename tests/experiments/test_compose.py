@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,13 @@ def build(config: DictConfig, data_root: Path) -> L.LightningModule:
     return make_stage(config, data, make_lineage(config, data, start, "chain"))
 
 
+@cache
+def composed(*overrides: str) -> DictConfig:
+    return compose_config(list(overrides))
+
+
 def compose(data_root: Path, *overrides: str) -> DictConfig:
-    return compose_config([f"data_root={data_root}", *overrides])
+    return deepcopy(composed(f"data_root={data_root}", *overrides))
 
 
 def test_every_file_is_in_a_group_that_is_tested():
@@ -87,9 +94,11 @@ def test_every_ablation_composes_and_builds(data_root, ablation):
     module = build(config, data_root)
     assert module.objective.name == (ablation if ablation != "raw" else "dcd"), "raw is of all stages, which have no objective"
     usual = compose(data_root, "stage=dcd", *stored)
-    plain = build(usual, data_root)
-    assert type(plain.objective) is DirectConditional
     assert ablation == "dcd" or nameless(config) != nameless(usual), "a name alone is no ablation"
+
+
+def test_stage_3_distils_by_dcd(data_root):
+    assert type(build(compose(data_root, "stage=dcd"), data_root).objective) is DirectConditional
 
 
 def nameless(config: DictConfig) -> Any:
