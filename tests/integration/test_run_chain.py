@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -188,7 +191,7 @@ def test_a_run_killed_before_its_first_checkpoint_restarts_in_its_mlflow_run(dat
     own = ["stage=pretrain", "start=null", "callbacks=none", "trainer.log_every_n_steps=1", "stage.checkpoint_every=100"]
     again = ["run_name=mine", "resume=if_any"]
     killed = "+callbacks.killed={_target_: stage_parts.Killed, at: 3, writing: false}"
-    assert process(data_root, tmp_path, *own, *again, killed) == -signal.SIGKILL
+    assert forked_run(data_root, tmp_path, *own, *again, killed) == -signal.SIGKILL
     made = start_run(data_root, tmp_path, *own, *again)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     run_id = read_checkpoint(made.checkpoint)[0].mlflow_run_id
@@ -330,18 +333,25 @@ def test_a_run_that_died_between_two_checkpoints_resumes_from_the_first(data_roo
     assert same_weights(start_run(data_root, tmp_path, *OWN, "resume=auto"), uninterrupted)
 
 
-def process(data_root: Path, outputs: Path, *overrides: str) -> int:
-    """Return the exit status of a run as a session of its own."""
-    arguments = ["train", f"data_root={data_root}", f"outputs={outputs}", *SMALL, *overrides]
-    return run_process(arguments, outputs / "log.txt")
+def forked_run(data_root: Path, outputs: Path, *overrides: str) -> int:
+    """Return the exit status of a run in a process of its own."""
+    return run_process(["train", f"data_root={data_root}", f"outputs={outputs}", *SMALL, *overrides], outputs / "log.txt")
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_to_all_processes_spares_those_that_load(data_root, tmp_path, uninterrupted, name):
     """As SLURM sends it: to every process of a job's step."""
     sender = f"+callbacks.sender={{_target_: stage_parts.Sender, name: {name}, at: 2, to_all: true}}"
-    status = process(data_root, tmp_path, *OWN, "stage.checkpoint_every=100", "data.num_workers=2", "data.cache_samples=0", sender)
-    assert status == 128 + getattr(signal, name), (tmp_path / "log.txt").read_text()[-2000:]
+    loading = ["stage.checkpoint_every=100", "data.num_workers=2", "data.cache_samples=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "echo_pl", f"data_root={data_root}", f"outputs={tmp_path}", *SMALL, *OWN, *loading, sender],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=300,
+        check=False,
+        start_new_session=True,
+    )
+    assert done.returncode == 128 + getattr(signal, name), done.stderr[-2000:]
     (folder,) = (tmp_path / "runs").iterdir()
     assert (read_info(folder).status, read_checkpoint(resumable_checkpoint(folder))[1]["global_step"]) == ("stopped", 2)
     assert same_weights(start_run(data_root, tmp_path, *OWN, "resume=auto"), uninterrupted)
@@ -350,7 +360,7 @@ def test_a_signal_to_all_processes_spares_those_that_load(data_root, tmp_path, u
 @pytest.mark.parametrize("writing", ["false", "true"], ids=["between-steps", "in-a-checkpoint"])
 def test_a_killed_run_resumes(data_root, tmp_path, uninterrupted, writing):
     """A process of its own, as nothing is left of it."""
-    status = process(data_root, tmp_path, *OWN, f"+callbacks.killed={{_target_: stage_parts.Killed, at: 3, writing: {writing}}}")
+    status = forked_run(data_root, tmp_path, *OWN, f"+callbacks.killed={{_target_: stage_parts.Killed, at: 3, writing: {writing}}}")
     assert status == -signal.SIGKILL, (tmp_path / "log.txt").read_text()[-2000:]
     (folder,) = (tmp_path / "runs").iterdir()
     assert read_info(folder).status == "running", "a killed process cannot update its status"
@@ -366,7 +376,7 @@ def test_a_killed_run_resumes(data_root, tmp_path, uninterrupted, writing):
 def test_a_killed_run_resumes_in_its_mlflow_run_and_logs_no_step_twice(data_root, tmp_path):
     own = ["stage=pretrain", "start=null", "callbacks=none", "trainer.log_every_n_steps=1", "stage.checkpoint_every=2"]
     killed = "+callbacks.killed={_target_: stage_parts.Killed, at: 4, writing: false}"
-    assert process(data_root, tmp_path, *own, killed) == -signal.SIGKILL
+    assert forked_run(data_root, tmp_path, *own, killed) == -signal.SIGKILL
     (folder,) = (tmp_path / "runs").iterdir()
     record, content = read_checkpoint(resumable_checkpoint(folder))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
