@@ -1,4 +1,4 @@
-"""A small dataset and simple parts for tests of the pipeline, picklable so that other processes can have them."""
+"""A small dataset and simple components for tests of the pipeline, picklable so that other processes can have them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from echo_pl.data.pipeline.parts import Parts, RefusedError
+from echo_pl.data.pipeline.components import Components, RefusedError
 from echo_pl.data.readers.table_corpus import Columns, TableReader
 from echo_pl.reports.completeness import Problem
 from echo_pl.reports.near_duplicates import Duplicate
@@ -139,9 +139,9 @@ def count_words(texts: Iterable[str], folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps({"texts": list(texts)}), encoding="utf-8")
 
 
-def make_parts(table: Path, **changes: object) -> Parts:
-    """Parts for a dataset that :func:`write_dataset` made."""
-    parts = Parts(
+def make_components(table: Path, **changes: object) -> Components:
+    """Components for a dataset that :func:`write_dataset` made."""
+    components = Components(
         source=table,
         reader=TableReader(table, columns=Columns(**COLUMNS), name="look-alike", licence="CC0", citation="nobody"),
         engine=KeywordEngine(),
@@ -149,4 +149,4 @@ def make_parts(table: Path, **changes: object) -> Parts:
         tokenizer=count_words,
         tokenizer_name="words-1",
     )
-    return replace(parts, **changes)
+    return replace(components, **changes)

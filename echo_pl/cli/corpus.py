@@ -76,7 +76,7 @@ def add_commands(app: typer.Typer) -> None:
         Images, both versions of the report with imputed sentences marked, and labels. The page
         holds patients' images and reports. Only its owner can read it.
         """
-        from echo_pl.data.pipeline.view import view_shard
+        from echo_pl.data.pipeline.page import view_shard
 
         print(f"{view_shard(shard, out, studies=studies, keys=keys or ())} studies in {out}")
 

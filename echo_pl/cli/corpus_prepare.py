@@ -16,7 +16,7 @@ from echo_pl.cli.grammar import DONE_WITH_REJECTS, Verb, command
 from echo_pl.data.pipeline.settings import DuplicateText, Settings, SplitRule
 
 if TYPE_CHECKING:
-    from echo_pl.data.pipeline.run import Corpus
+    from echo_pl.data.pipeline.run import PreparedCorpus
 
 COMMAND = "echo-pl corpus prepare"
 DEFAULTS = Settings()
@@ -123,7 +123,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def _prepare(args: Namespace) -> int:
-    from echo_pl.data.pipeline.options import make_parts, make_settings
+    from echo_pl.data.pipeline.options import make_components, make_settings
     from echo_pl.data.pipeline.recipes import EmbeddingSearch, usages
     from echo_pl.data.pipeline.run import prepare
     from echo_pl.io.stop_signals import SignalledError, stop_on_signals
@@ -135,8 +135,10 @@ def _prepare(args: Namespace) -> int:
             search = None if args.near_duplicates is None else EmbeddingSearch(default_embedder())
             if args.near_duplicates == OWN_COSINE and search is not None:
                 args.near_duplicates = search.threshold
-            settings, parts = make_settings(args), make_parts(args, search)
-            corpus = prepare(args.out, settings, parts, workers=args.workers, progress=not args.quiet, keep_work=args.keep_work)
+            settings, components = make_settings(args), make_components(args, search)
+            corpus = prepare(
+                args.out, settings, components, workers=args.workers, progress=not args.quiet, keep_work=args.keep_work
+            )
     except SignalledError as stop:
         print(f"{COMMAND}: {stop}; run the same command again to continue", file=sys.stderr)
         return 128 + stop.number
@@ -147,15 +149,15 @@ def _prepare(args: Namespace) -> int:
         print(f"{COMMAND}: {args.out}: {error}; finished work is kept: run the same command again to continue", file=sys.stderr)
         return 1
     print(summary(corpus, args.out))
-    for name, usage in usages(parts).items():
+    for name, usage in usages(components).items():
         print(f"  {name}: {usage}")
     return DONE_WITH_REJECTS if corpus.card.rejected or corpus.card.lost_images or corpus.card.reviewed else 0
 
 
-def summary(corpus: Corpus, out: Path) -> str:
+def summary(corpus: PreparedCorpus, out: Path) -> str:
     """Summary of the corpus for a person."""
-    from echo_pl.data.pipeline.listing import INCOMPLETE
-    from echo_pl.data.pipeline.publishing import REJECTS, REVIEW
+    from echo_pl.data.pipeline.entries import INCOMPLETE
+    from echo_pl.data.pipeline.publish import REJECTS, REVIEW
 
     record = corpus.card.record
     splits = ", ".join(f"{of['studies']} {split}" for split, of in record["splits"].items())

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked import begin_child
-from pipeline_fakes import GARBLED, LOSSY, EqualTexts, Interpreter, make_parts, row, write_dataset
+from pipeline_fakes import GARBLED, LOSSY, EqualTexts, Interpreter, make_components, row, write_dataset
 
-from echo_pl.data.pipeline.parts import Parts
+from echo_pl.data.pipeline.components import Components
 from echo_pl.data.pipeline.run import prepare
 from echo_pl.data.pipeline.settings import Settings
 
@@ -33,7 +33,7 @@ CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Parts:
+def components(tmp_path_factory) -> Components:
     folder = tmp_path_factory.mktemp("source")
     rows = [row(number) for number in range(26)]
     rows[3] |= {"findings": GARBLED}
@@ -44,13 +44,13 @@ def parts(tmp_path_factory) -> Parts:
     lines = (json.dumps({"image": f"g{n}.png", "text": f"thing {n}"}) + "\n" for n in range(9))
     (folder / "general" / "samples.jsonl").write_text("".join(lines))
     general = folder / "general" / "samples.jsonl"
-    return make_parts(table, general=general, translator=Interpreter(), duplicates=EqualTexts(letters=16))
+    return make_components(table, general=general, translator=Interpreter(), duplicates=EqualTexts(letters=16))
 
 
 @pytest.fixture(scope="module")
-def wanted(parts, tmp_path_factory) -> dict[str, bytes]:
+def wanted(components, tmp_path_factory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("wanted") / "corpus"
-    prepare(out, SETTINGS, parts)
+    prepare(out, SETTINGS, components)
     return contents(out)
 
 
@@ -100,59 +100,59 @@ def die_at_change(number: int) -> None:
     sys.addaudithook(hook)
 
 
-def run_until(out: Path, parts: Parts, number: int) -> int:
+def run_until(out: Path, components: Components, number: int) -> int:
     def work() -> None:
         die_at_change(number)
-        prepare(out, SETTINGS, parts)
+        prepare(out, SETTINGS, components)
 
     return in_child(work)
 
 
-def count_changes(out: Path, parts: Parts) -> int:
+def count_changes(out: Path, components: Components) -> int:
     """Number of changes to the disk that a whole run makes."""
     low, high = 0, 1
-    while (ended := run_until(out / f"high-{high}", parts, high)) != 0:
+    while (ended := run_until(out / f"high-{high}", components, high)) != 0:
         assert ended == -signal.SIGKILL
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if run_until(out / f"middle-{middle}", parts, middle) == 0 else (middle, high)
+        low, high = (low, middle) if run_until(out / f"middle-{middle}", components, middle) == 0 else (middle, high)
     return high
 
 
-def test_killed_before_a_change_to_the_disk(parts, wanted, tmp_path):
-    changes = count_changes(tmp_path, parts)
+def test_killed_before_a_change_to_the_disk(components, wanted, tmp_path):
+    changes = count_changes(tmp_path, components)
     assert changes > 100, "hardly anything is counted"
     publishing = changes - 30
     some = np.random.default_rng(0).choice(publishing, 20, replace=False).tolist()
     numbers = range(changes) if os.environ.get("ECHO_PL_EVERY_KILL") else [*sorted(some), *range(publishing, changes, 3)]
     for number in numbers:
         out = tmp_path / f"{number:04d}"
-        assert run_until(out, parts, number) == -signal.SIGKILL
+        assert run_until(out, components, number) == -signal.SIGKILL
         assert not (out / "index.json").is_file() or set(wanted) <= set(contents(out)), "an index before all is there"
-        prepare(out, SETTINGS, parts)
+        prepare(out, SETTINGS, components)
         assert contents(out) == wanted, f"killed at change {number}"
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_again_and_again(parts, wanted, tmp_path, seed):
+def test_killed_again_and_again(components, wanted, tmp_path, seed):
     rng = np.random.default_rng(seed)
     kills = 0
-    while (ended := run_until(tmp_path / "out", parts, int(rng.integers(2, 30)))) != 0:
+    while (ended := run_until(tmp_path / "out", components, int(rng.integers(2, 30)))) != 0:
         assert ended == -signal.SIGKILL
         kills += 1
     assert contents(tmp_path / "out") == wanted
     assert kills > 5
 
 
-def test_killed_by_the_clock(parts, wanted, tmp_path):
+def test_killed_by_the_clock(components, wanted, tmp_path):
     """At any place of the process, in Python code or native code."""
     rng = np.random.default_rng(7)
 
     def work() -> None:
         # From what no machine does it in to what the busiest does. SIGALRM ends the process as SIGKILL does.
         signal.setitimer(signal.ITIMER_REAL, 0.002 * 1.08**kills * float(rng.uniform(0.5, 1.5)))
-        prepare(tmp_path / "out", SETTINGS, parts)
+        prepare(tmp_path / "out", SETTINGS, components)
 
     kills = 0
     while (ended := in_child(work)) != 0:
@@ -163,11 +163,11 @@ def test_killed_by_the_clock(parts, wanted, tmp_path):
     assert kills, "it was killed"
 
 
-def test_another_process_may_not_work_there_at_the_same_time(parts, tmp_path):
+def test_another_process_may_not_work_there_at_the_same_time(components, tmp_path):
     def second(texts, folder):
         with pytest.raises(ValueError, match="another process is making the corpus"):
-            prepare(tmp_path / "out", SETTINGS, parts)
+            prepare(tmp_path / "out", SETTINGS, components)
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        prepare(tmp_path / "out", SETTINGS, replace(parts, tokenizer=second))
+        prepare(tmp_path / "out", SETTINGS, replace(components, tokenizer=second))

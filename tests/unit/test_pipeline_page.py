@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from commands import command
 from PIL import Image
-from pipeline_fakes import make_parts, row, write_dataset
+from pipeline_fakes import make_components, row, write_dataset
 
 from echo_pl.data.pipeline.page import corpus_page
 from echo_pl.data.pipeline.run import prepare
@@ -82,7 +82,7 @@ def test_a_general_sample_is_shown_with_what_training_asks():
 
 def test_the_command_writes_a_page_for_its_owner_alone(tmp_path, capsys):
     table = write_dataset(tmp_path / "source", map(row, range(12)))
-    prepare(tmp_path / "out", Settings(shard_size=5, val_share=0, test_share=0), make_parts(table))
+    prepare(tmp_path / "out", Settings(shard_size=5, val_share=0, test_share=0), make_components(table))
     page = tmp_path / "look.html"
     assert main([str(tmp_path / "out" / "train-000001.tar"), "--out", str(page), "--studies", "3"]) == 0
     assert stat.S_IMODE(page.stat().st_mode) == 0o600

@@ -1,4 +1,4 @@
-"""The pipeline with simple parts: what comes out, what is left out and why, and that only settings decide it."""
+"""The pipeline with simple components: what comes out, what is left out and why, and that only settings decide it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pipeline_fakes import COLUMNS, GARBLED, LOSSY, SECRET, EqualTexts, Interpreter, make_parts, redact, row, write_dataset
+from pipeline_fakes import COLUMNS, GARBLED, LOSSY, SECRET, EqualTexts, Interpreter, make_components, redact, row, write_dataset
 
 from echo_pl.data.pipeline.plan import source_stamp
-from echo_pl.data.pipeline.run import Corpus, prepare
+from echo_pl.data.pipeline.run import PreparedCorpus, prepare
 from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.readers.split import patient_split
 from echo_pl.data.readers.table_corpus import Columns, TableReader
@@ -48,9 +48,9 @@ def table(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(table, tmp_path_factory) -> tuple[Path, Corpus]:
+def made(table, tmp_path_factory) -> tuple[Path, PreparedCorpus]:
     out = tmp_path_factory.mktemp("made") / "corpus"
-    return out, prepare(out, SMALL, make_parts(table))
+    return out, prepare(out, SMALL, make_components(table))
 
 
 def test_every_study_is_there_once_in_the_split_of_its_patient(made):
@@ -97,22 +97,22 @@ def test_the_card_counts(made):
 def test_the_same_command_finds_it_and_another_is_rejected(made, table):
     out, corpus = made
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    again = prepare(out, SMALL, make_parts(table))
+    again = prepare(out, SMALL, make_components(table))
     assert again.found
     assert again.index == corpus.index
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
-        prepare(out, replace(SMALL, seed=1), make_parts(table))
+        prepare(out, replace(SMALL, seed=1), make_components(table))
 
 
 @pytest.mark.slow
 def test_bytes_do_not_depend_on_the_place_the_work_files_or_the_workers(made, table, tmp_path):
     moved = write_dataset(tmp_path / "elsewhere", map(row, range(40)))
-    prepare(tmp_path / "moved", SMALL, make_parts(moved))
+    prepare(tmp_path / "moved", SMALL, make_components(moved))
     assert files_of(tmp_path / "moved") == files_of(made[0])
-    prepare(tmp_path / "two", SMALL, make_parts(table), workers=2)
+    prepare(tmp_path / "two", SMALL, make_components(table), workers=2)
     assert files_of(tmp_path / "two") == files_of(made[0])
-    prepare(tmp_path / "coarse", replace(SMALL, work_size=100), make_parts(table))
+    prepare(tmp_path / "coarse", replace(SMALL, work_size=100), make_components(table))
     tars = {name: content for name, content in files_of(made[0]).items() if name.endswith(".tar")}
     assert {name: content for name, content in files_of(tmp_path / "coarse").items() if name.endswith(".tar")} == tars
 
@@ -130,7 +130,7 @@ def test_skipped_studies_are_named_and_counted_and_the_run_continues(tmp_path):
     whole = (tmp_path / "source" / "8.png").read_bytes()
     (tmp_path / "source" / "8.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "source" / "9.png").unlink()
-    corpus = prepare(tmp_path / "out", SMALL, make_parts(table))
+    corpus = prepare(tmp_path / "out", SMALL, make_components(table))
     assert corpus.card.record["left_out"] == {
         "reject": {
             "images: empty_file": 1,
@@ -165,7 +165,7 @@ def test_an_image_that_cannot_be_used_is_lost_alone_and_named(tmp_path):
     for name in ("a2.png", "b2.png"):
         (tmp_path / "source" / name).write_bytes(b"")
     reader = TableReader(table, columns=Columns(**COLUMNS, view="view"), name="look-alike")
-    corpus = prepare(tmp_path / "out", SMALL, make_parts(table, reader=reader))
+    corpus = prepare(tmp_path / "out", SMALL, make_components(table, reader=reader))
     studies = {study.key: study for study in all_of(tmp_path / "out")}
     assert {key: len(study.images) for key, study in studies.items() if key < "s0004"} == {"s0000": 1, "s0001": 1, "s0003": 2}
     assert {key: study.meta["lost_images"] for key, study in studies.items() if "lost_images" in study.meta} == {
@@ -188,7 +188,7 @@ def test_report_text_is_in_no_log_and_no_error(tmp_path, caplog, capsys):
     rows = [row(number, impression=SECRET) for number in range(8)]
     rows[1] |= {"findings": GARBLED}
     table = write_dataset(tmp_path / "source", rows)
-    prepare(tmp_path / "out", SMALL, make_parts(table), progress=True)
+    prepare(tmp_path / "out", SMALL, make_components(table), progress=True)
     printed = capsys.readouterr()
     assert SECRET not in caplog.text + printed.out + printed.err
     assert SECRET not in (tmp_path / "out" / "README.md").read_text() + (tmp_path / "out" / "card.json").read_text()
@@ -196,7 +196,7 @@ def test_report_text_is_in_no_log_and_no_error(tmp_path, caplog, capsys):
 
 def test_redaction_takes_names_numbers_and_notes_out(tmp_path):
     table = write_dataset(tmp_path / "source", [row(n, impression=f"seen by {SECRET}.") for n in range(8)])
-    corpus = prepare(tmp_path / "out", replace(SMALL, redact=True), make_parts(table, redact=redact))
+    corpus = prepare(tmp_path / "out", replace(SMALL, redact=True), make_components(table, redact=redact))
     assert sorted(study.key for study in all_of(tmp_path / "out")) == [f"look-alike-{n:07d}" for n in range(8)]
     assert all("patient" not in study.meta for study in all_of(tmp_path / "out"))
     assert corpus.card.record["redacted_from_reports"] == {"name": 8}
@@ -207,7 +207,7 @@ def test_redaction_takes_names_numbers_and_notes_out(tmp_path):
 
 def test_near_duplicates_leave_the_training_split_alone(tmp_path, table):
     settings = replace(SMALL, near_duplicates=0.9)
-    corpus = prepare(tmp_path / "out", settings, make_parts(table, duplicates=EqualTexts()))
+    corpus = prepare(tmp_path / "out", settings, make_components(table, duplicates=EqualTexts()))
     splits = studies_of(tmp_path / "out")
     assert len({study.raw.findings[:12] for study in splits["train"]}) == len(splits["train"]) == 4
     whole = CorpusIndex.load(tmp_path / "out")
@@ -217,7 +217,7 @@ def test_near_duplicates_leave_the_training_split_alone(tmp_path, table):
 
 def test_a_seeded_share_is_translated_and_failures_stay_english(tmp_path, table):
     settings = replace(SMALL, chinese_share=0.5)
-    corpus = prepare(tmp_path / "out", settings, make_parts(table, translator=Interpreter()))
+    corpus = prepare(tmp_path / "out", settings, make_components(table, translator=Interpreter()))
     chinese = [study for study in all_of(tmp_path / "out") if study.meta["language"] == "zh"]
     assert 8 <= len(chinese) <= 24
     assert all(study.normalized.impression == "正常。" and study.raw is not None for study in chinese)
@@ -229,19 +229,19 @@ def test_a_seeded_share_is_translated_and_failures_stay_english(tmp_path, table)
 def test_official_splits_are_kept_and_a_mixture_is_asked_about(tmp_path, caplog):
     rows = [row(n) | {"split": ("train", "validate", "test")[n % 3]} for n in range(12)]
     table = write_dataset(tmp_path / "source", rows)
-    parts = make_parts(table)
-    official = replace(parts, reader=_reader(table, split="split"))
+    components = make_components(table)
+    official = replace(components, reader=_reader(table, split="split"))
     corpus = prepare(tmp_path / "out", SMALL, official)
     assert {split: corpus.index.count(split) for split in corpus.index.splits} == {"train": 4, "val": 4, "test": 4}
     assert corpus.card.record["patients_in_several_splits"] == 6  # three patients, each in all three
     assert sum("val_share and test_share are not used" in record.getMessage() for record in caplog.records) == 1
-    mixed = replace(parts, reader=_HalfOfficial(table))
+    mixed = replace(components, reader=_HalfOfficial(table))
     with pytest.raises(ValueError, match="6 of 12 studies have an official split"):
         prepare(tmp_path / "mixed", SMALL, mixed)
     kept = prepare(tmp_path / "kept", replace(SMALL, splits="official"), mixed)
     assert kept.card.record["left_out"]["filtered"] == {"splits: no_official_split": 6}
     with pytest.raises(ValueError, match="no study of this dataset has an official split"):
-        prepare(tmp_path / "none", replace(SMALL, splits="official"), parts)
+        prepare(tmp_path / "none", replace(SMALL, splits="official"), components)
 
 
 def _reader(table: Path, **columns: str):
@@ -266,8 +266,8 @@ def test_general_samples_are_mixed_into_training_by_weight(tmp_path, table, capl
     write_dataset(general.parent, [row(n, image=f"g{n}.png") for n in range(30)])
     lines = [{"image": f"g{n}.png", "text": f"thing {n}", "prompt": "What is it?"} for n in range(30)]
     general.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    parts = make_parts(table, general=general)
-    corpus = prepare(tmp_path / "out", replace(SMALL, general_weight=0.5), parts)
+    components = make_components(table, general=general)
+    corpus = prepare(tmp_path / "out", replace(SMALL, general_weight=0.5), components)
     splits = studies_of(tmp_path / "out")
     mixed = [study for study in splits["train"] if study.meta.get("kind") == "general"]
     reports = len(splits["train"]) - len(mixed)
@@ -280,10 +280,10 @@ def test_general_samples_are_mixed_into_training_by_weight(tmp_path, table, capl
     place = shown.index(mixed[0].normalized.findings)
     assert shown[place - 1] == "What is it?"
     assert len({place // 6 for place, s in enumerate(splits["train"]) if s.meta.get("kind")}) > 1, "in one shard only"
-    assert "were asked for" not in caplog.text
+    assert "all of them are used" not in caplog.text
 
     general.write_text("no json\n" + json.dumps({"image": "../source.png", "text": "x"}) + "\n" + json.dumps(lines[0]) + "\n")
-    corpus = prepare(tmp_path / "few", replace(SMALL, general_weight=2.0), parts)
+    corpus = prepare(tmp_path / "few", replace(SMALL, general_weight=2.0), components)
     assert corpus.card.record["general_samples"] == 1
     assert corpus.card.record["left_out"]["reject"] == {"general: damaged_line": 1, "general: outside_folder": 1}
     assert "3 general samples" in caplog.text
@@ -291,22 +291,22 @@ def test_general_samples_are_mixed_into_training_by_weight(tmp_path, table, capl
 
 def test_large_images_are_reduced(tmp_path):
     table = write_dataset(tmp_path / "source", map(row, range(4)), size=100)
-    prepare(tmp_path / "out", replace(SMALL, max_pixels=2500), make_parts(table))
+    prepare(tmp_path / "out", replace(SMALL, max_pixels=2500), make_components(table))
     assert all(2300 < s.images[0].width * s.images[0].height <= 2500 for s in all_of(tmp_path / "out"))
 
 
 def test_a_source_that_changes_ends_the_run(tmp_path, table, monkeypatch):
     source = write_dataset(tmp_path / "source", map(row, range(12)))
-    parts = make_parts(source)
+    components = make_components(source)
 
     def tear(texts, folder):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        prepare(tmp_path / "out", SMALL, replace(parts, tokenizer=tear))
+        prepare(tmp_path / "out", SMALL, replace(components, tokenizer=tear))
     write_dataset(tmp_path / "source", map(row, range(13)))
     with pytest.raises(ValueError, match=r"unfinished corpus made with other settings: source is .* there and .* here"):
-        prepare(tmp_path / "out", SMALL, parts)
+        prepare(tmp_path / "out", SMALL, components)
 
 
 def test_every_byte_of_every_table_counts(tmp_path):
@@ -325,22 +325,22 @@ def test_every_byte_of_every_table_counts(tmp_path):
 
 
 def test_a_finished_corpus_without_one_of_its_shards_is_not_found(table, tmp_path):
-    prepare(tmp_path / "out", SMALL, make_parts(table))
+    prepare(tmp_path / "out", SMALL, make_components(table))
     (tmp_path / "out" / "train-000001.tar").unlink()
     with pytest.raises(ValueError, match=r"train-000001.tar is gone"):
-        prepare(tmp_path / "out", SMALL, make_parts(table))
+        prepare(tmp_path / "out", SMALL, make_components(table))
 
 
 def test_work_that_was_to_be_kept_is_kept_by_a_rerun(table, tmp_path):
-    prepare(tmp_path / "out", SMALL, make_parts(table), keep_work=True)
-    prepare(tmp_path / "out", SMALL, make_parts(table), keep_work=True)
+    prepare(tmp_path / "out", SMALL, make_components(table), keep_work=True)
+    prepare(tmp_path / "out", SMALL, make_components(table), keep_work=True)
     assert (tmp_path / "out" / ".work" / "listed").is_dir()
-    prepare(tmp_path / "out", SMALL, make_parts(table))
+    prepare(tmp_path / "out", SMALL, make_components(table))
     assert not (tmp_path / "out" / ".work").exists()
 
 
 def test_notes_of_a_dataset_do_not_pass_for_those_of_the_pipeline(table, tmp_path):
-    prepare(tmp_path / "out", SMALL, replace(make_parts(table), reader=_Noted(table)))
+    prepare(tmp_path / "out", SMALL, replace(make_components(table), reader=_Noted(table)))
     for study in all_of(tmp_path / "out"):
         assert study.meta["source_kind"] == "general"
         assert study.meta["source_language"] == "zh"
@@ -359,7 +359,7 @@ class _Noted:
 
 
 def test_bars_write_little_into_a_log(table, tmp_path, capsys):
-    prepare(tmp_path / "out", replace(SMALL, work_size=1), make_parts(table), progress=True)
+    prepare(tmp_path / "out", replace(SMALL, work_size=1), make_components(table), progress=True)
     printed = capsys.readouterr().err
     assert "shards" in printed
     assert "40/40" in printed
@@ -369,18 +369,18 @@ def test_bars_write_little_into_a_log(table, tmp_path, capsys):
 def test_a_folder_with_other_things_is_not_written_to(tmp_path, table):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds 'notes.txt'"):
-        prepare(tmp_path, SMALL, make_parts(table))
+        prepare(tmp_path, SMALL, make_components(table))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_nothing_left_is_an_error_that_says_why(tmp_path):
     table = write_dataset(tmp_path / "source", [row(n, findings=GARBLED) for n in range(4)])
     with pytest.raises(ValueError, match=r"not one study is left to write \(normalize: garbled 4\)"):
-        prepare(tmp_path / "out", SMALL, make_parts(table))
+        prepare(tmp_path / "out", SMALL, make_components(table))
     one_section = write_dataset(tmp_path / "one_section", [row(n, impression="") for n in range(4)])
     with pytest.raises(ValueError, match=r"read: incomplete_report 4; .*--keep-incomplete"):
-        prepare(tmp_path / "none", SMALL, make_parts(one_section))
-    prepare(tmp_path / "kept", replace(SMALL, keep_incomplete=True), make_parts(one_section))
+        prepare(tmp_path / "none", SMALL, make_components(one_section))
+    prepare(tmp_path / "kept", replace(SMALL, keep_incomplete=True), make_components(one_section))
     assert len(all_of(tmp_path / "kept")) == 4
 
 

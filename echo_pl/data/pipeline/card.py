@@ -1,7 +1,6 @@
-"""The dataset card: what is in a corpus, where it comes from, what was left out. ``card.json`` for programs, ``README.md`` for
-people.
+"""Dataset card: contents of a corpus, its sources, and what was left out; as ``card.json`` and as ``README.md``.
 
-Knows counts and names; has no words of a report, no time and no place of a machine, so that equal corpora have equal cards.
+It contains counts and names, but no words of a report, no time and no paths, so that equal corpora have equal cards.
 """
 
 from __future__ import annotations
@@ -11,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from echo_pl.data.pipeline.entries import KINDS, LeftOut
+from echo_pl.data.pipeline.entries import KINDS, LeftOut, Listing
 from echo_pl.data.pipeline.plan import Plan
-from echo_pl.data.pipeline.sharding import WrittenShard
+from echo_pl.data.pipeline.shards import WrittenShard
+from echo_pl.data.pipeline.splitting import Arrangement
+from echo_pl.data.readers.reader import CorpusReader
 from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.pages.tables import Table
 from echo_pl.reports.regions import REGION_NAMES
@@ -28,32 +29,35 @@ _MEANING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A dataset card."""
+    """Dataset card."""
 
     record: Mapping[str, Any]
 
     @property
     def rejected(self) -> int:
-        """Entries that could not be used."""
-        return sum(self.record["left_out"]["reject"].values())
+        """Number of unusable entries."""
+        return self._left_out("reject")
 
     @property
     def lost_images(self) -> int:
-        """Images that could not be used, of studies that stay with their others."""
-        return sum(self.record["left_out"]["image"].values())
+        """Number of unusable images of studies that keep other images."""
+        return self._left_out("image")
 
     @property
     def reviewed(self) -> int:
-        """Reports that are left to a person."""
-        return sum(self.record["left_out"]["review"].values())
+        """Number of reports that a person should review."""
+        return self._left_out("review")
 
     @property
     def filtered(self) -> int:
-        """Entries that were not wanted."""
-        return sum(self.record["left_out"]["filtered"].values())
+        """Number of entries that the settings exclude."""
+        return self._left_out("filtered")
+
+    def _left_out(self, kind: str) -> int:
+        return sum(self.record["left_out"][kind].values())
 
     def as_markdown(self) -> str:
-        """The card for people."""
+        """Return the card for people."""
         return _markdown(self.record)
 
 
@@ -61,42 +65,23 @@ def make_card(
     *,
     index: CorpusIndex,
     plan: Plan,
+    reader: CorpusReader,
     official_splits: bool,
-    licence: str,
-    citation: str,
-    listing_digest: str,
-    entries: int,
-    patients: Mapping[str, int],
-    shared_patients: int,
+    listing: Listing,
+    arrangement: Arrangement,
     shards: Iterable[WrittenShard],
     left_out: Iterable[LeftOut],
 ) -> Card:
-    """Put a card together.
-
-    Args:
-        index: of the corpus.
-        plan: all settings.
-        official_splits: whether splits are the dataset's own.
-        licence: of the source.
-        citation: of the source.
-        listing_digest: of the source as it was read.
-        entries: of the source.
-        patients: by split, before images were opened.
-        shared_patients: in more than one split.
-        shards: what stands in them.
-        left_out: all that stands in none.
-    """
+    """Make the card of a corpus from its index and from the results of the steps."""
     sums: dict[str, Counter[str]] = {}
-    splits: dict[str, dict[str, int]] = {}
+    splits: dict[str, Counter[str]] = {}
     for written in shards:
         for name, counts in written.counts.items():
             sums.setdefault(name, Counter()).update(counts)
         if written.shard is not None:
-            of = splits.setdefault(written.split, {"studies": 0, "images": 0, "shards": 0, "bytes": 0})
-            of["studies"] += written.shard.samples
-            of["images"] += written.counts["images"]["images"]
-            of["shards"] += 1
-            of["bytes"] += written.shard.bytes
+            images = written.counts["images"]["images"]
+            numbers = {"studies": written.shard.samples, "images": images, "shards": 1, "bytes": written.shard.bytes}
+            splits.setdefault(written.split, Counter()).update(numbers)
     reports = sums["studies"]["reports"]
     reasons: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     for one in left_out:
@@ -106,13 +91,13 @@ def make_card(
         record={
             "corpus": index.corpus,
             "fingerprint": index.fingerprint,
-            "source_listing": listing_digest,
-            "licence": licence,
-            "citation": citation,
-            "entries_in_source": entries,
-            "splits": {split: {**of, "patients": patients.get(split, 0)} for split, of in splits.items()},
+            "source_listing": listing.digest,
+            "licence": reader.licence,
+            "citation": reader.citation,
+            "entries_in_source": listing.entries,
+            "splits": {split: {**numbers, "patients": arrangement.patients.get(split, 0)} for split, numbers in splits.items()},
             "split_rule": "official" if official_splits else "patient",
-            "patients_in_several_splits": shared_patients,
+            "patients_in_several_splits": arrangement.shared_patients,
             "reports": reports,
             "general_samples": sums["studies"]["general"],
             "languages": _sorted(sums.get("languages")),
@@ -128,7 +113,7 @@ def make_card(
 
 
 def _sorted(counts: Mapping[str, int] | None) -> dict[str, int]:
-    """Most frequent first, equals by name."""
+    """Counts in descending order, equal ones by name."""
     return dict(sorted((counts or {}).items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -137,7 +122,8 @@ def _markdown(card: Mapping[str, Any]) -> str:
         [split, of["studies"], of["patients"], of["images"], of["shards"], f"{of['bytes'] / 1e6:.1f}"]
         for split, of in card["splits"].items()
     ]
-    parts = [
+    split_rule = "the dataset's own" if card["split_rule"] == "official" else f"by patient, seed {card['settings']['seed']}"
+    paragraphs = [
         f"# {card['corpus']}: chest X-ray studies with normalized reports",
         f"Made by echo_pl. Fingerprint `{card['fingerprint']}`; of a source with listing `{card['source_listing']}`, "
         f"{card['entries_in_source']} entries.",
@@ -145,7 +131,7 @@ def _markdown(card: Mapping[str, Any]) -> str:
         "## Splits",
         _table(["split", "studies", "patients", "images", "shards", "MB"], splits),
         "Patients are counted before images were opened. "
-        f"In more than one split: {card['patients_in_several_splits']}. Splits: {_split_rule(card)}.",
+        f"In more than one split: {card['patients_in_several_splits']}. Splits: {split_rule}.",
         f"Reports: {card['reports']}; general image-text samples in the training split: {card['general_samples']}. "
         f"Languages: {_listed(card['languages'])}.",
         "## What was written in",
@@ -160,11 +146,7 @@ def _markdown(card: Mapping[str, Any]) -> str:
         "## Settings",
         _table(["setting", "value"], [[name, f"`{value}`"] for name, value in card["settings"].items()]),
     ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _split_rule(card: Mapping[str, Any]) -> str:
-    return "the dataset's own" if card["split_rule"] == "official" else f"by patient, seed {card['settings']['seed']}"
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _listed(counts: Mapping[str, int], most: int | None = None) -> str:

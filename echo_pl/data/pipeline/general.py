@@ -1,8 +1,8 @@
 """General image-text samples that are mixed into the training split, by weight.
 
 They come from a file of JSON lines, ``{"image": "dogs/1.jpg", "text": "...", "prompt": "..."}``: image relative to the file and
-inside its folder, prompt optional. In a shard such a sample is marked ``meta.kind = "general"``, its text stands as findings,
-its prompt in ``meta.prompt``. Knows nothing of reports.
+inside its folder, prompt optional. In a shard such a sample has ``meta.kind = "general"``, its text as findings, and its prompt
+in ``meta.prompt``.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from typing import Final
 
 import numpy as np
 
+from echo_pl.data.loading.order import Indices
 from echo_pl.data.loading.request import CONTROL, GENERAL
-from echo_pl.data.pipeline.entries import Entry, LeftOut, encode
-from echo_pl.data.pipeline.files import write_lines
+from echo_pl.data.pipeline.entries import Entry, EntryFiles, LeftOut
 from echo_pl.data.readers.reader import NamedImage, RejectedError, SourceStudy, find_image
 from echo_pl.reports.report import RawReport
 
 logger = logging.getLogger(__name__)
+FILE_NUMBER: Final = -1
+"""Number of the file of general samples, in places of studies."""
 
-STEP: Final = "general"
 
+def choose_general(path: Path, count: int, *, seed: int, files: EntryFiles) -> None:
+    """Draw samples without replacement, and write them in the order of their file. If there are too few, all are used.
 
-def choose_general(path: Path, count: int, *, seed: int, base: Path, result: Path) -> None:
-    """Draw samples without putting any back, and write them down in the order of their file.
-
-    If there are fewer than asked for, all are taken, and a warning says so.
-
-    Args:
-        path: the file of JSON lines.
-        count: how many.
-        seed: of the choice.
-        base: of relative paths.
-        result: where to; if it is there, nothing is done.
+    An existing result in ``files`` is not changed.
     """
-    if result.is_file():
+    if files.path(0).is_file():
         return
     with path.open("rb") as file:
         lines = sum(1 for line in file if line.strip())
     if lines < count:
-        logger.warning("%s has %d general samples, %d were asked for by general_weight: all of them are taken", path, lines, count)
+        logger.warning("%s has %d general samples, general_weight needs %d: all of them are used", path, lines, count)
     wanted = {int(i) for i in np.random.default_rng([seed, 1]).permutation(lines)[:count]}
-    write_lines(result, (encode(one, base) for one in _entries(path, wanted)))
+    files.write(0, _entries(path, wanted))
+
+
+def general_places(files: EntryFiles) -> Indices:
+    """(samples, 2): places of the usable general samples."""
+    located = files.located(0) if files.path(0).is_file() else ()
+    found = [[FILE_NUMBER, offset] for offset, entry in located if isinstance(entry, Entry)]
+    return np.asarray(found, dtype=np.int64).reshape(-1, 2)
 
 
 def _entries(path: Path, wanted: set[int]) -> Iterator[Entry | LeftOut]:
@@ -57,7 +57,7 @@ def _entries(path: Path, wanted: set[int]) -> Iterator[Entry | LeftOut]:
                 try:
                     yield _entry(path.parent, key, line)
                 except RejectedError as error:
-                    yield LeftOut(place=-1, key=key, kind="reject", step=STEP, reason=error.reason, detail=error.detail)
+                    yield LeftOut(place=-1, key=key, kind="reject", step="general", reason=error.reason, detail=error.detail)
 
 
 def _entry(folder: Path, key: str, line: bytes) -> Entry:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Never
 
 from tqdm import tqdm
 
@@ -36,7 +35,7 @@ def make_synthetic(
     shard_size: int = 500,
     progress: bool = True,
 ) -> Path:
-    """Make the synthetic corpus in ``out``, or find that it is there already.
+    """Make the synthetic corpus, or do nothing if it exists.
 
     Args:
         out: Corpus folder.
@@ -48,31 +47,19 @@ def make_synthetic(
         image_size: Width and height of the images in pixels.
         vocab_size: Most ids of the tokenizer.
         shard_size: Studies in one shard.
-        progress: Whether to show a progress bar.
+        progress: Show a progress bar.
 
     Returns:
         The corpus folder.
 
     Raises:
-        ValueError: If an argument is out of range, or ``out`` holds another corpus.
-        OSError: If the disk has no room.
+        ValueError: If an argument is out of range, or ``out`` contains another corpus.
+        OSError: If the disk is full.
     """
     corpus = SyntheticCorpus(seed=seed, image_size=image_size, wording=wording)
     counts = {"train": train, "val": val, "test": test}
-    with _bar(sum(counts.values()), progress) as bar:
-        index = write_corpus(
-            out,
-            {split: corpus.studies(split, count) for split, count in counts.items()},
-            counts=counts,
-            corpus=corpus.name,
-            options={**corpus.options, "vocab_size": vocab_size},
-            labels=corpus.labels,
-            shard_size=shard_size,
-            bytes_per_study=image_size**2 + 8_000,
-            on_study=_advance(bar),
-        )
-    _ensure_tokenizer(Path(out), index, vocab_size)
-    return Path(out)
+    splits = {split: corpus.studies(split, count) for split, count in counts.items()}
+    return _write(Path(out), corpus, splits, counts, image_size**2 + 8_000, vocab_size, shard_size, progress)
 
 
 def make_nih(
@@ -85,7 +72,7 @@ def make_nih(
     shard_size: int = 500,
     progress: bool = True,
 ) -> Path:
-    """Make a corpus in ``out`` of the NIH images in ``source``, or find that it is there already.
+    """Make a corpus of the NIH images in ``source``, or do nothing if it exists.
 
     Args:
         source: Folder with ``manifest.jsonl`` and ``images/``.
@@ -94,55 +81,57 @@ def make_nih(
         wording: ``peaked`` or ``even`` shares of the wordings.
         vocab_size: Most ids of the tokenizer.
         shard_size: Studies in one shard.
-        progress: Whether to show a progress bar.
+        progress: Show a progress bar.
 
     Returns:
         The corpus folder.
 
     Raises:
-        FileNotFoundError: If the source is absent.
-        ValueError: If the source is damaged, or ``out`` holds another corpus.
-        OSError: If the disk has no room.
+        FileNotFoundError: If the source is missing.
+        ValueError: If the source is damaged, or ``out`` contains another corpus.
+        OSError: If the disk is full.
     """
     corpus = NIHCorpus(source, seed=seed, wording=wording)
-    with _bar(sum(corpus.counts.values()), progress) as bar:
+    splits = {split: corpus.studies(split) for split in corpus.counts}
+    return _write(Path(out), corpus, splits, corpus.counts, 16_000, vocab_size, shard_size, progress)
+
+
+def _write(
+    out: Path,
+    corpus: SyntheticCorpus | NIHCorpus,
+    splits: Mapping[str, Iterable[Study]],
+    counts: Mapping[str, int],
+    bytes_per_study: int,
+    vocab_size: int,
+    shard_size: int,
+    progress: bool,
+) -> Path:
+    with tqdm(total=sum(counts.values()), unit="study", desc="corpus", disable=None if progress else True, leave=False) as bar:
+
+        def advance(study: Study) -> None:
+            bar.update()
+
         index = write_corpus(
             out,
-            {split: corpus.studies(split) for split in corpus.counts},
-            counts=corpus.counts,
+            splits,
+            counts=counts,
             corpus=corpus.name,
             options={**corpus.options, "vocab_size": vocab_size},
             labels=corpus.labels,
             shard_size=shard_size,
-            bytes_per_study=16_000,
-            on_study=_advance(bar),
+            bytes_per_study=bytes_per_study,
+            on_study=advance,
         )
-    _ensure_tokenizer(Path(out), index, vocab_size)
-    return Path(out)
-
-
-def _bar(total: int, progress: bool) -> tqdm[Never]:
-    return tqdm(total=total, unit="study", desc="corpus", disable=None if progress else True, leave=False)
-
-
-def _advance(bar: tqdm[Never]) -> Callable[[Study], None]:
-    def advance(study: Study) -> None:
-        bar.update()
-
-    return advance
-
-
-def _ensure_tokenizer(out: Path, index: CorpusIndex, vocab_size: int) -> None:
-    """Train the tokenizer on the reports in the shards, unless it was done before, and put its files on the index."""
     target = out / "tokenizer"
     if not (target / "tokenizer_config.json").is_file():
         with atomic_folder(target) as folder:
-            # the instruction counts once for every study, as it stands before every report
             train_tokenizer(_texts(out, index), folder, vocab_size=vocab_size)
     attach_folder(out, target.name, index)
+    return out
 
 
 def _texts(out: Path, index: CorpusIndex) -> list[str]:
+    """Reports of training studies, each study with its instruction, which training shows as often."""
     texts: list[str] = []
     for shard in index.shards("train"):
         for _, raw in read_samples(out, shard, range(shard.samples)):

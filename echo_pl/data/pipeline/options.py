@@ -1,4 +1,4 @@
-"""Settings and parts of a corpus from the options of ``echo-pl corpus prepare``."""
+"""Settings and components of a corpus from the options of ``echo-pl corpus prepare``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 import shutil
 from argparse import Namespace
 from collections.abc import Iterable
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 
+from echo_pl.data.pipeline.components import Components, TrainTokenizer
 from echo_pl.data.pipeline.entries import relative
-from echo_pl.data.pipeline.parts import Parts, TrainTokenizer
 from echo_pl.data.pipeline.plan import ANSWERS
 from echo_pl.data.pipeline.recipes import (
     CheckRecipe,
@@ -27,51 +28,33 @@ from echo_pl.llm.endpoint import EndpointSpec, request_options
 from echo_pl.reports.redact import redact_report
 
 FOLDER_OPTIONS = ("images", "reports")
-"""Options of readers that are folders."""
+"""Reader options that are folders."""
 
 
 def make_settings(args: Namespace) -> Settings:
-    """Return the settings of a command line.
+    """Return the settings of a command line; raise ValueError if one is out of range."""
+    given = {field.name: getattr(args, field.name) for field in fields(Settings) if getattr(args, field.name, None) is not None}
+    if args.modalities is not None:
+        given["modalities"] = () if args.modalities == ["all"] else tuple(name.upper() for name in args.modalities)
+    if args.languages is not None:
+        given["languages"] = tuple(args.languages)
+    return Settings(**given)
+
+
+def make_components(args: Namespace, search: EmbeddingSearch | None) -> Components:
+    """Return the components that a command line names.
 
     Raises:
-        ValueError: one is out of range.
-    """
-    modalities = Settings.modalities if args.modalities is None else () if args.modalities == ["all"] else args.modalities
-    return Settings(
-        seed=args.seed,
-        modalities=tuple(name.upper() for name in modalities),
-        languages=Settings.languages if args.languages is None else tuple(args.languages),
-        keep_incomplete=args.keep_incomplete,
-        redact=args.redact,
-        near_duplicates=args.near_duplicates,
-        duplicate_text=args.duplicate_text,
-        chinese_share=args.chinese_share,
-        splits=args.splits,
-        val_share=args.val_share,
-        test_share=args.test_share,
-        max_pixels=args.max_pixels,
-        shard_size=args.shard_size,
-        general_weight=args.general_weight,
-        vocab_size=args.vocab_size,
-        tokenizer_reports=args.tokenizer_reports,
-    )
-
-
-def make_parts(args: Namespace, search: EmbeddingSearch | None) -> Parts:
-    """Return the parts that a command line names.
-
-    Raises:
-        FileNotFoundError: the source is not there.
-        ValueError: options do not go together, or the reader does not know one.
+        FileNotFoundError: If the source is missing.
+        ValueError: If options contradict each other, or the reader has no such option.
     """
     if args.reader not in READERS:
         near = get_close_matches(args.reader, READERS) or sorted(READERS)
         raise ValueError(f"no reader {args.reader!r}: did you mean {' or '.join(near[:3])}? --help lists all")
     source, options = _source(args), _reader_options(args.reader_option or ())
-    asks = args.engine == "llm" or args.chinese_share > 0
-    endpoint = _endpoint(args) if asks else None
+    endpoint = _endpoint(args) if args.engine == "llm" or args.chinese_share > 0 else None
     engine = RuleRecipe() if endpoint is None or args.engine == "rules" else LLMRecipe(endpoint=endpoint, language=args.language)
-    return Parts(
+    return Components(
         source=source,
         reader=make_reader(args.reader, source, options),
         reader_options={name: _recorded(name, value, source) for name, value in options.items()},
@@ -90,7 +73,7 @@ def make_parts(args: Namespace, search: EmbeddingSearch | None) -> Parts:
 def _source(args: Namespace) -> Path:
     if args.reader == WITHOUT_SOURCE:
         if args.source is not None:
-            raise ValueError(f"the reader {WITHOUT_SOURCE} finds its dataset itself; leave --source out")
+            raise ValueError(f"the reader {WITHOUT_SOURCE} locates its dataset itself; leave --source out")
         return installed_archive()
     if args.source is None:
         raise ValueError(f"the reader {args.reader} needs --source")
@@ -98,7 +81,7 @@ def _source(args: Namespace) -> Path:
 
 
 def _reader_options(given: Iterable[str]) -> dict[str, ReaderOption]:
-    """``a=1`` as ``{"a": "1"}``, ``columns.key=id`` as ``{"columns": {"key": "id"}}``."""
+    """Parse ``a=1`` to ``{"a": "1"}``, and ``columns.key=id`` to ``{"columns": {"key": "id"}}``."""
     options: dict[str, ReaderOption] = {}
     for one in given:
         name, equals, text = one.partition("=")
@@ -116,7 +99,7 @@ def _reader_options(given: Iterable[str]) -> dict[str, ReaderOption]:
 
 
 def _recorded(name: str, given: ReaderOption, source: Path) -> str:
-    """An option for the record: a folder as seen from the source, so that the record is the same wherever both are."""
+    """Option for the record; a folder relative to the source, so that both may be moved together."""
     if isinstance(given, dict):
         return json.dumps(given, sort_keys=True)
     return relative(Path(given), source if source.is_dir() else source.parent) if name in FOLDER_OPTIONS else given
@@ -138,14 +121,14 @@ def _endpoint(args: Namespace) -> EndpointSpec:
 
 def _tokenizer(args: Namespace) -> TrainTokenizer:
     def train(texts: Iterable[str], folder: Path) -> None:
-        from echo_pl.data.loading.tokenizer import train_tokenizer  # takes seconds to import, which workers need not wait for
+        from echo_pl.data.loading.tokenizer import train_tokenizer  # takes seconds to import, and workers do not need it
 
         train_tokenizer(texts, folder, vocab_size=args.vocab_size)
 
     def copy(texts: Iterable[str], folder: Path) -> None:
         from echo_pl.data.loading.tokenizer import load_tokenizer
 
-        load_tokenizer(args.tokenizer)  # refuses one that will not do
+        load_tokenizer(args.tokenizer)  # raises an error for an unusable one
         folder.mkdir(exist_ok=True)
         for path in sorted(path for path in args.tokenizer.iterdir() if path.is_file()):
             shutil.copyfile(path, folder / path.name)

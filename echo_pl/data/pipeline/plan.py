@@ -1,7 +1,7 @@
-"""The identity of a corpus in the making, and its work folder: who may go on there, and what is there already.
+"""Plan of a corpus, and its work folder.
 
-A plan is everything that decides the bytes of a corpus and is known before the first study is read. The same command finds its
-own work and goes on; another one is refused with the difference named.
+A plan contains everything that determines the bytes of a corpus and is known before the first study is read. A command with
+the same plan continues the work; a command with another plan is an error that names the differences.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from echo_pl.data.pipeline.files import read_json
-from echo_pl.data.pipeline.parts import Parts
+from echo_pl.data.pipeline.components import Components
+from echo_pl.data.pipeline.entries import read_json
 from echo_pl.data.pipeline.settings import Settings
 from echo_pl.data.readers.reader import safe_key
 from echo_pl.data.store.corpus_index import INDEX_NAME, CorpusIndex, check_local
@@ -29,7 +29,7 @@ PIPELINE_VERSION: Final = 2
 """Raised when the same settings make other bytes."""
 WORK: Final = ".work"
 ANSWERS: Final = ".answers"
-"""Where the answers of a language model may be kept, between corpora: no part of the corpus."""
+"""Folder for the answers of a language model, which are no part of the corpus."""
 CARD: Final = "card.json"
 _PLAN: Final = "plan.json"
 _TABLES: Final = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".txt")
@@ -37,53 +37,49 @@ _TABLES: Final = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".txt")
 Plan = Mapping[str, str | int | float | bool | None]
 
 
-def make_plan(settings: Settings, parts: Parts) -> Plan:
-    """Everything that decides the corpus, by name.
+def make_plan(settings: Settings, components: Components) -> Plan:
+    """Return everything that determines the corpus, by name.
 
     Raises:
-        FileNotFoundError: the source is not there.
-        ValueError: something was asked for that no part can do, or the other way round; or the corpus has a name that is none.
+        FileNotFoundError: If the source is missing.
+        ValueError: If settings and components do not match, or the corpus has an invalid name.
     """
-    _check_parts(settings, parts)
-    if safe_key(parts.reader.name) != parts.reader.name:
-        raise ValueError(f"a corpus's name must be made of letters, digits, '-' and '_', got {parts.reader.name!r}")
+    needs = {
+        "redact": (settings.redact, components.redact),
+        "near_duplicates": (settings.near_duplicates is not None, components.duplicates),
+        "chinese_share": (settings.chinese_share > 0, components.translator),
+        "general_weight": (settings.general_weight > 0, components.general),
+    }
+    for name, (is_set, component) in needs.items():
+        if is_set != (component is not None):
+            raise ValueError(f"{name} needs its component, and the component needs it: set: {is_set}, given: {not is_set}")
+    if safe_key(components.reader.name) != components.reader.name:
+        raise ValueError(f"a corpus's name must be made of letters, digits, '-' and '_', got {components.reader.name!r}")
     return {
         "pipeline": PIPELINE_VERSION,
         "echo_pl": version("echo-pl"),
         "pillow": version("Pillow"),
-        "reader": parts.reader.name,
-        "reader_options": json.dumps(dict(sorted(parts.reader_options.items()))),
-        "source": source_stamp(parts.source),
-        "normalizer": parts.engine.name,
-        "check": parts.check.name,
-        "translator": None if parts.translator is None else parts.translator.name,
-        "duplicate_search": None if parts.duplicates is None else parts.duplicates.name,
-        "general": None if parts.general is None else source_stamp(parts.general),
-        "tokenizer": parts.tokenizer_name,
+        "reader": components.reader.name,
+        "reader_options": json.dumps(dict(sorted(components.reader_options.items()))),
+        "source": source_stamp(components.source),
+        "normalizer": components.engine.name,
+        "check": components.check.name,
+        "translator": None if components.translator is None else components.translator.name,
+        "duplicate_search": None if components.duplicates is None else components.duplicates.name,
+        "general": None if components.general is None else source_stamp(components.general),
+        "tokenizer": components.tokenizer_name,
         **settings.as_options(),
     }
 
 
-def _check_parts(settings: Settings, parts: Parts) -> None:
-    needs = {
-        "redact": (settings.redact, parts.redact is not None),
-        "near_duplicates": (settings.near_duplicates is not None, parts.duplicates is not None),
-        "chinese_share": (settings.chinese_share > 0, parts.translator is not None),
-        "general_weight": (settings.general_weight > 0, parts.general is not None),
-    }
-    for name, (asked, there) in needs.items():
-        if asked != there:
-            raise ValueError(f"{name} and who does it go together: asked for: {asked}, given: {there}")
-
-
 def source_stamp(source: Path) -> str:
-    """Hash of a dataset's tables, every byte: of a file, or of those in a folder and in the folders directly in it.
+    """Return a hash of a file, or of the tables in a folder and in its direct subfolders.
 
-    In a folder tables are told by their names, also gzipped; archives are not read there, so they are no part of it. Reports in
-    files of their own further down (MIMIC-CXR) and images are looked at where the source is listed.
+    Tables are recognized by their names, also gzipped. Archives are not included. Reports in files of their own in deeper
+    folders (MIMIC-CXR) and images are checked when the source is listed.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
+        FileNotFoundError: If there is no such file or folder.
     """
     if source.is_dir():
         folders = [source, *(Path(entry.path) for entry in os.scandir(source) if entry.is_dir())]
@@ -106,19 +102,19 @@ def _tables(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workplace:
-    """The corpus folder, and the work folder in it."""
+class WorkDir:
+    """Corpus folder, and the work folder in it."""
 
     out: Path
     work: Path
 
 
 @contextmanager
-def workplace(out: Path | str, plan: Plan) -> Iterator[Workplace | None]:
-    """Open a corpus folder to work in, new or half done; None if it is finished already.
+def open_work_dir(out: Path | str, plan: Plan) -> Iterator[WorkDir | None]:
+    """Open a corpus folder, new or unfinished; None if the corpus is finished.
 
     Raises:
-        ValueError: it holds something else, with what is different; or another process works there.
+        ValueError: If it contains another corpus, with the differences, or other files, or if another process uses it.
     """
     folder = check_local(out)
     if (folder / INDEX_NAME).is_file():
@@ -128,28 +124,28 @@ def workplace(out: Path | str, plan: Plan) -> Iterator[Workplace | None]:
     work = folder / WORK
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
-    if not work.is_dir() and (strangers := _strangers(folder)):
-        raise ValueError(f"{folder} holds {strangers[0]!r} ({len(strangers)} in all); choose an empty folder")
+    if not work.is_dir() and (files := _unexpected_files(folder)):
+        raise ValueError(f"{folder} holds {files[0]!r} ({len(files)} in all); choose an empty folder")
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive_lock(work / "lock"))
         except LockedError:
             raise ValueError(f"another process is making the corpus in {folder}; wait for it, or end it") from None
-        _take_up(work, plan)
+        _load_or_write_plan(work, plan)
         remove_partials(folder)
         remove_partials(work)
-        yield Workplace(out=folder, work=work)
+        yield WorkDir(out=folder, work=work)
 
 
-def _strangers(folder: Path) -> list[str]:
+def _unexpected_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != ANSWERS) if folder.is_dir() else []
 
 
-def _take_up(work: Path, plan: Plan) -> None:
+def _load_or_write_plan(work: Path, plan: Plan) -> None:
     path = work / _PLAN
     if path.is_file():
-        _compare(read_json(path), plan, f"{work.parent} holds an unfinished corpus", f"delete {work} to begin anew")
+        _compare(read_json(path), plan, f"{work.parent} holds an unfinished corpus", f"delete {work} to begin again")
     else:
         write_json(path, plan)
 
@@ -165,13 +161,11 @@ def _check_finished(folder: Path, plan: Plan) -> None:
         for shard in shards:
             path = folder / shard.name
             if not path.is_file() or path.stat().st_size != shard.bytes:
-                raise ValueError(
-                    f"{path} is gone or has not the {shard.bytes} bytes that the index says; delete the folder and run again"
-                )
+                raise ValueError(f"{path} is gone or has not the {shard.bytes} bytes of the index; delete the folder and run again")
 
 
-def _compare(made: Mapping[str, object], asked: Plan, what: str, way_out: str) -> None:
-    names = [name for name in {**made, **asked} if made.get(name) != asked.get(name)]
+def _compare(made: Mapping[str, object], plan: Plan, what: str, way_out: str) -> None:
+    names = [name for name in {**made, **plan} if made.get(name) != plan.get(name)]
     if names:
-        differences = ", ".join(f"{name} is {made.get(name)!r} there and {asked.get(name)!r} here" for name in names)
+        differences = ", ".join(f"{name} is {made.get(name)!r} there and {plan.get(name)!r} here" for name in names)
         raise ValueError(f"{what} made with other settings: {differences}; {way_out}")

@@ -1,7 +1,4 @@
-"""Recipes of the pipeline's parts: rule engine, language model, translator, check, near-duplicates.
-
-A recipe is small and picklable, and each process builds its part from it once.
-"""
+"""Recipes of the pipeline's components: rule engine, language model, translator, check, near-duplicates."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from echo_pl.data.pipeline.parts import Parts, RefusedError, built
+from echo_pl.data.pipeline.components import Components, RefusedError, built
 from echo_pl.io.atomic import atomic_file
 from echo_pl.io.stop_signals import check_stop
 from echo_pl.llm.chat import AnswerError
@@ -33,7 +30,7 @@ from echo_pl.reports.translation import Translator, filling_in_chinese, translat
 
 
 class RuleEngine:
-    """The rule engine, one report at a time."""
+    """Rule engine, one report at a time."""
 
     def __init__(self) -> None:
         self._rules = RuleNormalizer()
@@ -80,20 +77,20 @@ class CheckRecipe:
         return CompletenessCheck(verbatim=self.verbatim)
 
 
+@dataclass(frozen=True)
 class LLMEngine:
-    """A language model that normalizes, several reports at once."""
+    """Language model that normalizes several reports at once."""
 
-    def __init__(self, normalizer: LLMNormalizer) -> None:
-        self._normalizer = normalizer
+    normalizer: LLMNormalizer
 
     @property
     def usage(self) -> Usage:
         """Requests, tokens and failures so far."""
-        return self._normalizer.usage
+        return self.normalizer.usage
 
     def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | RefusedError]:
         """Yield each report normalized, or its error, in order."""
-        return _refusals(self._normalizer.normalize_many(reports))
+        return _refusals(self.normalizer.normalize_many(reports))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,20 +110,20 @@ class LLMRecipe:
         return LLMEngine(LLMNormalizer(ChatEndpoint(self.endpoint), language=self.language))
 
 
+@dataclass(frozen=True)
 class LLMTranslator:
-    """A language model that translates, several reports at once."""
+    """Language model that translates several reports at once."""
 
-    def __init__(self, translator: Translator) -> None:
-        self._translator = translator
+    translator: Translator
 
     @property
     def usage(self) -> Usage:
         """Requests, tokens and failures so far."""
-        return self._translator.usage
+        return self.translator.usage
 
     def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | RefusedError]:
         """Yield each report translated, or its error, in order."""
-        return _refusals(self._translator.translate_many(reports))
+        return _refusals(self.translator.translate_many(reports))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +149,7 @@ def _canonical(text: str) -> str | None:
 class EmbeddingSearch:
     """Near-duplicates by the cosine of embeddings, with equal findings, negations, sides and numbers.
 
-    Findings are labels with status, sides and zones: "left effusion, no nodule" has the negations
-    and sides of "no effusion, left nodule", and is no duplicate of it.
+    Findings are labels with status, sides and zones, so that "left effusion, no nodule" and "no effusion, left nodule" differ.
     """
 
     def __init__(self, embedder: Embedder) -> None:
@@ -187,20 +183,15 @@ class EmbeddingSearch:
         return "; ".join((critical_words(readable), *found))
 
 
-def usages(parts: Parts) -> dict[str, Usage]:
+def usages(components: Components) -> dict[str, Usage]:
     """Return the usage of each language model that this process has used."""
-    models = [one for one in (parts.engine, parts.translator) if isinstance(one, LLMRecipe | TranslatorRecipe)]
+    models = [one for one in (components.engine, components.translator) if isinstance(one, LLMRecipe | TranslatorRecipe)]
     found = {one.name: built(one).usage for one in models}
     return {name: usage for name, usage in found.items() if usage.requests or usage.cached}
 
 
 class KeptVectors:
-    """An embedder whose vectors are kept in files, so that a killed search resumes.
-
-    Args:
-        embedder: makes the vectors.
-        folder: for the files, one for each call.
-    """
+    """Embedder that stores its vectors in a folder, one file per call, so that a killed search resumes."""
 
     def __init__(self, embedder: Embedder, folder: Path) -> None:
         self.name, self.width, self.threshold = embedder.name, embedder.width, embedder.threshold

@@ -1,7 +1,4 @@
-"""What a user asks of the pipeline: everything that decides which studies come out and how, and nothing else.
-
-Knows values; where files are, how many processes work and who normalizes is said elsewhere.
-"""
+"""Settings of a corpus: every value that determines its studies and their form."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 MAX_PIXELS = 2_250_000
-"""Of one image (METHOD.md 1)."""
+"""Most pixels of one image."""
 CHEST_X_RAY = ("CR", "DX", "DR", "CXR", "RG", "XR")
-"""Names of projection radiography in DICOM and in the datasets; a study that does not say what it is passes."""
+"""Names of projection radiography in DICOM and in the datasets."""
 
 SplitRule = Literal["auto", "official", "patient"]
 DuplicateText = Literal["original", "normalized"]
@@ -19,32 +16,32 @@ DuplicateText = Literal["original", "normalized"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One corpus to be."""
+    """Settings of one corpus."""
 
     seed: int = 0
-    """Of splits by patient, of the order in shards, of which reports are translated, of which general samples are taken."""
+    """Seed of splits by patient, order in shards, and choice of translated reports and general samples."""
     modalities: tuple[str, ...] = CHEST_X_RAY
-    """Others are filtered out; those that say nothing pass. Empty: all pass."""
+    """Modalities to keep; empty: all. A study without a modality is kept."""
     languages: tuple[str, ...] = ("en", "zh")
-    """Reports that their dataset says are in another language are rejected."""
+    """Languages to keep; others are rejected."""
     keep_incomplete: bool = False
-    """Whether reports with only one of findings and impression are used; otherwise they are filtered out."""
+    """Keep reports with only one of findings and impression."""
     redact: bool = False
-    """Take dates, names and ids out of reports by pattern, number studies anew, drop patients and the dataset's own notes."""
+    """Remove dates, names and ids from reports by pattern; replace keys by numbers; drop patients and the dataset's notes."""
     near_duplicates: float | None = None
-    """Cosine from which on one of two reports of the training split is filtered out; None: all stay."""
+    """Least cosine of two reports of the training split of which one is left out; None: keep all."""
     duplicate_text: DuplicateText = "original"
-    """What is compared. Normalized reports of normal chests are equal by design, so comparing them keeps few of these."""
+    """Report that is compared. Normalized reports of normal chests are equal by design, so comparing them keeps few of these."""
     chinese_share: float = 0.0
-    """Share of the reports that are translated into Chinese."""
+    """Share of reports that are translated into Chinese."""
     splits: SplitRule = "auto"
-    """``auto``: official where every study has one, by patient where none has; a mixture must be decided by the user."""
+    """``auto``: official if every study has one, by patient if none has, an error otherwise."""
     val_share: float = 0.05
     """Expected share of the patients in ``val``."""
     test_share: float = 0.1
     """Expected share of the patients in ``test``."""
     max_pixels: int = MAX_PIXELS
-    """Larger images are reduced to this many pixels."""
+    """Most pixels of an image; larger ones are reduced."""
     shard_size: int = 500
     """Studies in one shard."""
     work_size: int = 256
@@ -54,7 +51,7 @@ class Settings:
     vocab_size: int = 8192
     """Most ids of the tokenizer that is trained on the corpus."""
     tokenizer_reports: int = 50_000
-    """Training studies that it is trained on, at most."""
+    """Most training studies that it is trained on."""
 
     def __post_init__(self) -> None:
         for name in ("max_pixels", "shard_size", "work_size", "vocab_size", "tokenizer_reports"):
@@ -77,5 +74,5 @@ class Settings:
                 raise ValueError(f"{name} must be one of {allowed}, got {choice!r}")
 
     def as_options(self) -> dict[str, str | int | float | bool | None]:
-        """The settings by name, lists joined by commas."""
+        """Return the settings by name, lists joined by commas."""
         return {name: ",".join(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

@@ -10,7 +10,6 @@ from echo_pl.data.readers.reader import (
     NamedImage,
     Reject,
     SourceStudy,
-    find_image,
     find_images,
     non_empty,
     official_split,
@@ -98,7 +97,7 @@ class CheXpertPlusReader:
         row = {name: filled(cell) for name, cell in rows.first.items()}
         require({name: row[name] for name in ("deid_patient_id", "split")})
         split = official_split(row["split"], SPLITS)
-        images, lost = find_images(rows.images, lambda one: find_image(self._images, one))
+        images, lost = find_images(rows.images, self._images)
         return SourceStudy(
             key=key,
             patient=row["deid_patient_id"],

@@ -11,9 +11,7 @@ from echo_pl.data.readers.reader import (
     NamedImage,
     Reject,
     RejectedError,
-    SourceImage,
     SourceStudy,
-    find_image,
     find_images,
     read_studies,
     text_report,
@@ -67,7 +65,7 @@ class ECHOJSONReader:
         truth = record.get("ground_truth")
         if not isinstance(truth, Mapping):
             raise RejectedError("no_report", "it has no ground_truth")
-        images, lost = find_images(map(NamedImage, texts_of(record, "images")), self._find)
+        images, lost = find_images(map(NamedImage, texts_of(record, "images")), *self._roots)
         return SourceStudy(
             key=key,
             patient=key,
@@ -77,11 +75,3 @@ class ECHOJSONReader:
             split=self._split,
             language=self._language,
         )
-
-    def _find(self, image: NamedImage) -> SourceImage:
-        for root in self._roots[:-1]:
-            try:
-                return find_image(root, image)
-            except RejectedError:
-                continue
-        return find_image(self._roots[-1], image)

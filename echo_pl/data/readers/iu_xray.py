@@ -22,7 +22,6 @@ from echo_pl.data.readers.reader import (
     RejectedError,
     SourceEntry,
     SourceStudy,
-    find_image,
     find_images,
     read_studies,
     text_report,
@@ -97,7 +96,7 @@ class OpenIReader:
         }
         folder = self._images
         names = (NamedImage(f"{picture.get('id', '')}.png") for picture in pictures)
-        images, lost = ((), ()) if folder is None else find_images(names, lambda one: find_image(folder, one))
+        images, lost = ((), ()) if folder is None else find_images(names, folder)
         return SourceStudy(
             key=key,
             patient=key,
@@ -173,7 +172,7 @@ class KaggleIUReader:
 
     def _make(self, key: str, content: tuple[Mapping[str, str], list[NamedImage]]) -> SourceStudy:
         row, named = content
-        images, lost = find_images(named, lambda one: find_image(self._images, one))
+        images, lost = find_images(named, self._images)
         return SourceStudy(
             key=key,
             patient=key,
@@ -230,7 +229,7 @@ class R2GenReader:
 
     def _make(self, key: str, content: tuple[str, Mapping[str, Any]]) -> SourceStudy:
         split, record = content
-        images, lost = find_images(map(NamedImage, texts_of(record, "image_path")), lambda one: find_image(self._images, one))
+        images, lost = find_images(map(NamedImage, texts_of(record, "image_path")), self._images)
         return SourceStudy(
             key=key,
             patient=key.partition("_")[0],

@@ -13,7 +13,6 @@ from echo_pl.data.readers.reader import (
     Reject,
     RejectedError,
     SourceStudy,
-    find_image,
     find_images,
     non_empty,
     official_split,
@@ -82,7 +81,7 @@ class MIMICCXRReader:
         positive, uncertain = labels.get(study, ((), ()))
         folder = f"p{patient[:2]}/p{patient}"
         named = [NamedImage(one.file and f"{folder}/s{study}/{one.file}.jpg", one.view) for one in rows.images]
-        images, lost = find_images(named, lambda one: find_image(self._images, one))
+        images, lost = find_images(named, self._images)
         return SourceStudy(
             key=study,
             patient=patient,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
@@ -203,10 +203,8 @@ def find_image(root: Path, image: NamedImage) -> SourceImage:
     return SourceImage(path=Path(path), view=image.view, root=Path(top))
 
 
-def find_images(
-    images: Iterable[NamedImage], find: Callable[[NamedImage], SourceImage]
-) -> tuple[tuple[SourceImage, ...], tuple[LostImage, ...]]:
-    """Find the images of a study; return those that exist and those that are lost.
+def find_images(images: Iterable[NamedImage], *folders: Path) -> tuple[tuple[SourceImage, ...], tuple[LostImage, ...]]:
+    """Find the images of a study, each in the first folder that has it; return those that exist and those that are lost.
 
     Raises:
         RejectedError: If none exists, with the reason of the first one, or ``no_image``.
@@ -216,13 +214,22 @@ def find_images(
     first: RejectedError | None = None
     for one in images:
         try:
-            found.append(find(one))
+            found.append(_find_first(folders, one))
         except RejectedError as error:
             first = first or error
             lost.append(LostImage(reason=error.reason, detail=error.detail))
     if not found:
         raise first or RejectedError("no_image")
     return tuple(found), tuple(lost)
+
+
+def _find_first(folders: Sequence[Path], image: NamedImage) -> SourceImage:
+    for folder in folders[:-1]:
+        try:
+            return find_image(folder, image)
+        except RejectedError:
+            continue
+    return find_image(folders[-1], image)
 
 
 def loggable_name(name: str) -> str:

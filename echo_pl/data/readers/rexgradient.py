@@ -15,7 +15,6 @@ from echo_pl.data.readers.reader import (
     RejectedError,
     SourceEntry,
     SourceStudy,
-    find_image,
     find_images,
     non_empty,
     read_studies,
@@ -80,7 +79,7 @@ class ReXGradientReader:
         require({"PatientID": patient})
         relative = (path.removeprefix(f"../{_IMAGES}/") for path in paths)
         named = [NamedImage(*one) for one in zip_longest(relative, views, fillvalue="")]
-        images, lost = find_images(named, lambda one: find_image(self._images, one))
+        images, lost = find_images(named, self._images)
         modalities = texts_of(record, "ImageModality")
         return SourceStudy(
             key=key,

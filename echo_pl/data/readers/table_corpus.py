@@ -13,7 +13,6 @@ from echo_pl.data.readers.reader import (
     Reject,
     SourceEntry,
     SourceStudy,
-    find_image,
     find_images,
     official_split,
     read_studies,
@@ -148,7 +147,7 @@ class TableReader:
         if columns.report:
             others = {name: text for name, text in named.items() if text and name not in ("findings", "impression")}
             report = replace(split_sections(row[columns.report]), **others)
-        images, lost = find_images(rows.images, lambda one: find_image(self._images, one)) if columns.image else ((), ())
+        images, lost = find_images(rows.images, self._images) if columns.image else ((), ())
         return SourceStudy(
             key=key,
             patient=patient,

@@ -1,7 +1,6 @@
-"""Who does the work of the steps: what the pipeline asks of a normalizer, a check, a translator, a search for duplicates.
+"""Interfaces of the pipeline's components: normalizer, check, translator, search for near-duplicates.
 
-The pipeline knows these protocols only. What works in other processes comes as a recipe: small, comparable by value and
-picklable, with ``build()``, which is called once in each process.
+A component for other processes comes as a recipe: small, hashable by value and picklable. Each process builds it once.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ T = TypeVar("T")
 
 
 class RefusedError(ValueError):
-    """One report cannot be used; the others can.
+    """One report cannot be used.
 
     Args:
-        reason: a short name that is counted.
-        detail: more of it, for a person; none of a report's words.
+        reason: Short name that is counted.
+        detail: Explanation for a person, without words of the report.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -36,84 +35,80 @@ class RefusedError(ValueError):
 
 
 class Recipe(Protocol, Generic[T_co]):
-    """How to make a part. Equal recipes make equal parts; hashable."""
+    """Hashable description of a component. Equal recipes build equal components."""
 
     @property
     def name(self) -> str:
-        """What it is, with its version: part of a corpus's identity."""
+        """Name with version: part of a corpus's identity."""
         ...
 
     def build(self) -> T_co:
-        """Make it."""
+        """Build the component."""
         ...
 
     def __hash__(self) -> int: ...
 
 
 class Engine(Protocol):
-    """Normalizes reports, one after the other or several at once."""
+    """Normalizer of reports."""
 
     def normalize_many(self, reports: Iterable[RawReport]) -> Iterator[NormalizedReport | RefusedError]:
-        """Yield each report normalized, or why it cannot be (none of its words), in their order."""
+        """Yield each report normalized, or its error, in order."""
         ...
 
 
 class Translator(Protocol):
-    """Translates normalized reports into Chinese."""
+    """Translator of normalized reports into Chinese."""
 
     def translate_many(self, reports: Iterable[NormalizedReport]) -> Iterator[NormalizedReport | RefusedError]:
-        """Yield each report translated, or why it cannot be (none of its words), in their order."""
+        """Yield each report translated, or its error, in order."""
         ...
 
 
 class DuplicateSearch(Protocol):
-    """Finds near-duplicates among many texts without holding all of their pairs."""
+    """Search for near-duplicates among many texts, without all of their pairs in memory."""
 
     @property
     def name(self) -> str:
-        """What it compares by, with its version."""
+        """Name of the comparison, with version."""
         ...
 
     def find(
         self, train: Iterable[tuple[str, str]], held_out: Iterable[tuple[str, str]], threshold: float, kept: Path
     ) -> Iterable[Duplicate]:
-        """Return which (key, text) of the training split are to go, as like another one or a held-out one.
+        """Return the (key, text) of the training split that resemble another one or a held-out one.
 
-        What was costly to find out may be kept in a folder, which is given again if the search is ended and begun anew.
+        Costly intermediate results may be stored in the folder ``kept``, which a restarted search gets again.
         """
         ...
 
 
 class Check(Protocol):
-    """Says what a normalized report lacks or invents."""
+    """Check of a normalized report."""
 
     def problems(self, raw: RawReport, normalized: NormalizedReport) -> Sequence[Problem]:
-        """Everything that is wrong; empty where it is complete.
-
-        Raises:
-            ValueError: it cannot tell, with the reason.
-        """
+        """Return everything that the report lacks or invents; raise ValueError if it cannot be checked."""
         ...
 
 
 Redact = Callable[[RawReport], tuple[RawReport, Mapping[str, int]]]
-"""A report without what could name a person, and how often what was taken out: ``date``, ``name``, ``id`` ..."""
+"""Function that removes everything that could identify a person, and counts it by kind: ``date``, ``name``, ``id`` ..."""
 TrainTokenizer = Callable[[Iterable[str], Path], None]
-"""Puts a tokenizer into a folder."""
+"""Function that writes a tokenizer into a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """All who take part in making one corpus."""
+class Components:
+    """Components that make one corpus."""
 
     source: Path
-    """The dataset's place: a folder or a file."""
+    """Folder or file of the dataset."""
     reader: CorpusReader
     reader_options: Mapping[str, str] = field(default_factory=dict)
-    """What the reader was told, for the record."""
+    """Options of the reader, for the record."""
     engine: Recipe[Engine]
     engine_waits: bool = False
-    """Whether the engine waits for others more than it computes (an endpoint): it then runs in this process alone."""
+    """True for an engine that mostly waits for an endpoint: it runs in this process alone."""
     check: Recipe[Check]
     redact: Redact | None = None
     translator: Recipe[Translator] | None = None
@@ -122,15 +117,15 @@ class Parts:
     """JSON lines of general image-text samples."""
     tokenizer: TrainTokenizer
     tokenizer_name: str
-    """``trained``, or which one is copied."""
+    """``trained``, or the identity of a copied one."""
 
     @property
     def base(self) -> Path:
-        """The folder that paths of images are kept relative to, so that a dataset may be moved."""
+        """Folder that paths of images are relative to, so that a dataset may be moved."""
         return self.source if self.source.is_dir() else self.source.parent
 
 
 @cache
 def built(recipe: Recipe[T]) -> T:
-    """What a recipe makes, once in each process."""
+    """Return the component of a recipe, built once in each process."""
     return recipe.build()
