@@ -1,7 +1,7 @@
 """Small folders with exactly the files, columns and fields of public datasets, as their documentation describes them.
 
-Where a layout is documented stands in the docstring of its reader. All sentences here are our own, all patients numbers. Run as
-a program it measures how fast the readers read: ``python tests/lookalikes.py 10000``.
+The docstring of each reader names the documentation of its layout. All sentences are our own, and all patients are numbers.
+``python tests/lookalikes.py 10000`` measures the readers' speed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -40,10 +41,10 @@ def put(path: Path, content: bytes | str) -> Path:
     return path
 
 
-def put_csv(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object]]) -> Path:
-    """Write a CSV, gzipped where its name says so; what a row has not is empty."""
+def put_csv(path: Path, header: str | Sequence[str], rows: Iterable[Mapping[str, object]]) -> Path:
+    """Write a CSV, gzipped if its name ends in .gz; missing cells are empty."""
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, header, restval="")
+    writer = csv.DictWriter(buffer, header.split(",") if isinstance(header, str) else header, restval="")
     writer.writeheader()
     writer.writerows(rows)
     content = buffer.getvalue().encode("utf-8")
@@ -133,36 +134,12 @@ def build_kaggle(folder: Path, studies: int = 3) -> Path:
 
 
 MIMIC_METADATA = (
-    "dicom_id",
-    "subject_id",
-    "study_id",
-    "PerformedProcedureStepDescription",
-    "ViewPosition",
-    "Rows",
-    "Columns",
-    "StudyDate",
-    "StudyTime",
-    "ProcedureCodeSequence_CodeMeaning",
-    "ViewCodeSequence_CodeMeaning",
-    "PatientOrientationCodeSequence_CodeMeaning",
+    "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"
+    "ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,PatientOrientationCodeSequence_CodeMeaning"
 )
 MIMIC_LABELS = (
-    "subject_id",
-    "study_id",
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
+    "subject_id,study_id,Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,"
+    "Lung Lesion,Lung Opacity,No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices"
 )
 # MIMIC-CXR's lines start with a space, the empty ones too.
 MIMIC_REPORT = "\n ".join(
@@ -211,33 +188,10 @@ def build_mimic(folder: Path, studies: int = 3) -> Path:
 
 
 CHEXPERT_PLUS = (
-    "path_to_image",
-    "path_to_dcm",
-    "frontal_lateral",
-    "ap_pa",
-    "deid_patient_id",
-    "patient_report_date_order",
-    "report",
-    "section_narrative",
-    "section_clinical_history",
-    "section_history",
-    "section_comparison",
-    "section_technique",
-    "section_procedure_comments",
-    "section_findings",
-    "section_impression",
-    "section_end_of_impression",
-    "section_summary",
-    "section_accession_number",
-    "age",
-    "sex",
-    "race",
-    "ethnicity",
-    "interpreter_needed",
-    "insurance_type",
-    "recent_bmi",
-    "deceased",
-    "split",
+    "path_to_image,path_to_dcm,frontal_lateral,ap_pa,deid_patient_id,patient_report_date_order,report,"
+    "section_narrative,section_clinical_history,section_history,section_comparison,section_technique,"
+    "section_procedure_comments,section_findings,section_impression,section_end_of_impression,section_summary,"
+    "section_accession_number,age,sex,race,ethnicity,interpreter_needed,insurance_type,recent_bmi,deceased,split"
 )
 
 
@@ -305,29 +259,9 @@ def build_rexgradient(folder: Path, studies: int = 3) -> Path:
 
 
 PADCHEST_TABLE = (
-    "StudyID",
-    "ImageID",
-    "label",
-    "boxes_count",
-    "extra_boxes_count",
-    "locations",
-    "prior_study",
-    "progression_status",
-    "prior_imageID",
-    "sentence_en",
-    "sentence_es",
-    "study_is_benchmark",
-    "study_is_validation",
-    "split",
-    "PatientID",
-    "patient_is_benchmark",
-    "PatientBirth",
-    "PatientSex_DICOM",
-    "StudyDate_DICOM",
-    "StudyDate",
-    "PatientAge",
-    "label_group",
-    "Year",
+    "StudyID,ImageID,label,boxes_count,extra_boxes_count,locations,prior_study,progression_status,prior_imageID,"
+    "sentence_en,sentence_es,study_is_benchmark,study_is_validation,split,PatientID,patient_is_benchmark,"
+    "PatientBirth,PatientSex_DICOM,StudyDate_DICOM,StudyDate,PatientAge,label_group,Year"
 )
 
 
@@ -403,35 +337,40 @@ def build_table(folder: Path, studies: int = 3) -> Path:
     return put_csv(folder / "reports.csv", ("id", "who", "image", "view", "findings", "impression"), rows)
 
 
-def main() -> None:
-    """Build each dataset once and say how many studies a second its reader yields."""
+BUILDERS: dict[str, Callable[[Path, int], object]] = {
+    "iu_openi": build_openi,
+    "iu_r2gen": build_r2gen,
+    "iu_kaggle": build_kaggle,
+    "mimic_cxr": build_mimic,
+    "chexpert_plus": build_chexpert_plus,
+    "rexgradient": build_rexgradient,
+    "padchest_gr": build_padchest_gr,
+    "nih_chestxray14": build_nih,
+    "echo_json": build_echo,
+    "table": build_table,
+}
+
+
+def open_reader(name: str, folder: Path, built: object) -> Any:
+    """Reader of a dataset that its builder made in a folder."""
     from echo_pl.data.readers.readers import READERS
     from echo_pl.data.readers.table_corpus import Columns
 
+    if isinstance(built, tuple):
+        return READERS[name](built[0], images=built[1])
+    if name == "table":
+        return READERS[name](built, images=folder / "img", columns=Columns(patient="who", view="view"))
+    return READERS[name](built)
+
+
+def main() -> None:
+    """Build each dataset once and print the studies per second of its reader."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("studies", type=int, nargs="?", default=10_000)
     count = parser.parse_args().studies
-    builders: dict[str, Callable[[Path, int], object]] = {
-        "iu_openi": build_openi,
-        "iu_r2gen": build_r2gen,
-        "iu_kaggle": build_kaggle,
-        "mimic_cxr": build_mimic,
-        "chexpert_plus": build_chexpert_plus,
-        "rexgradient": build_rexgradient,
-        "padchest_gr": build_padchest_gr,
-        "nih_chestxray14": build_nih,
-        "echo_json": build_echo,
-        "table": build_table,
-    }
-    for name, build in builders.items():
+    for name, build in BUILDERS.items():
         with tempfile.TemporaryDirectory() as folder:
-            built = build(Path(folder), count)
-            if isinstance(built, tuple):
-                reader = READERS[name](built[0], images=built[1])
-            elif name == "table":
-                reader = READERS[name](built, images=Path(folder) / "img", columns=Columns(patient="who", view="view"))
-            else:
-                reader = READERS[name](built)
+            reader = open_reader(name, Path(folder), build(Path(folder), count))
             started = time.perf_counter()
             read = sum(1 for _ in reader.studies())
             whole = time.perf_counter() - started

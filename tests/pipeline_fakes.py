@@ -57,7 +57,7 @@ def write_dataset(folder: Path, rows: Iterable[dict[str, str]], *, size: int = 2
 
 @dataclass(frozen=True)
 class KeywordEngine:
-    """Puts a sentence where a word of a region stands in it, and imputes the other regions."""
+    """Normalizer that assigns sentences to regions by one word, and imputes the other regions."""
 
     name: str = "keywords-1"
 

@@ -151,7 +151,7 @@ def _prepare(args: Namespace) -> int:
     print(summary(corpus, args.out))
     for name, usage in usages(components).items():
         print(f"  {name}: {usage}")
-    return DONE_WITH_REJECTS if corpus.card.rejected or corpus.card.lost_images or corpus.card.reviewed else 0
+    return DONE_WITH_REJECTS if any(map(corpus.card.left_out, ("reject", "image", "review"))) else 0
 
 
 def summary(corpus: PreparedCorpus, out: Path) -> str:

@@ -225,22 +225,8 @@ def test_the_program_has_it_as_a_command(tmp_path, made, capsys, monkeypatch):
 
 
 def start(table: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-X",
-        "faulthandler",
-        "-m",
-        "echo_pl",
-        "corpus",
-        "prepare",
-        *OPTIONS,
-        "--source",
-        str(table),
-        "--out",
-        str(out),
-        "--workers",
-        "2",
-    ]
+    program = [sys.executable, "-X", "faulthandler", "-m", "echo_pl", "corpus", "prepare"]
+    command = [*program, *OPTIONS, "--source", str(table), "--out", str(out), "--workers", "2"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -249,7 +235,7 @@ def end_of(process: subprocess.Popen[bytes]) -> str:
     try:
         return process.communicate(timeout=180)[1].decode()
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)  # it says where its threads are
+        process.send_signal(signal.SIGABRT)  # it prints the stacks of its threads
         pytest.fail(f"it does not end: {process.communicate(timeout=60)[1].decode()}")
 
 

@@ -17,7 +17,6 @@ from echo_pl.data.readers.mimic_cxr import MIMICCXRReader
 from echo_pl.data.readers.nih_chestxray14 import NIHChestXray14Reader
 from echo_pl.data.readers.padchest_gr import PadChestGRReader
 from echo_pl.data.readers.reader import CorpusReader, Reject, SourceStudy
-from echo_pl.data.readers.readers import READERS
 from echo_pl.data.readers.rexgradient import ReXGradientReader
 from echo_pl.data.readers.table_corpus import Columns, TableReader
 
@@ -69,19 +68,10 @@ def test_openi(tmp_path, text, reason):
 
 @pytest.mark.parametrize("name", ["iu_openi", "iu_r2gen", "iu_kaggle", "mimic_cxr", "chexpert_plus", "rexgradient", "echo_json"])
 def test_an_image_that_is_not_there_costs_its_study_nothing_else(name, tmp_path):
-    build = {
-        "iu_openi": lookalikes.build_openi,
-        "iu_r2gen": lookalikes.build_r2gen,
-        "iu_kaggle": lookalikes.build_kaggle,
-        "mimic_cxr": lookalikes.build_mimic,
-        "chexpert_plus": lookalikes.build_chexpert_plus,
-        "rexgradient": lookalikes.build_rexgradient,
-        "echo_json": lookalikes.build_echo,
-    }[name]
-    built = build(tmp_path, 3)
+    built = lookalikes.BUILDERS[name](tmp_path, 3)
 
     def read() -> tuple[list[SourceStudy], list[tuple[str, str]]]:
-        return sort_out(OpenIReader(built[0], images=built[1]) if isinstance(built, tuple) else READERS[name](built))
+        return sort_out(lookalikes.open_reader(name, tmp_path, built))
 
     (first, *others), _ = read()
     gone, stays = first.images

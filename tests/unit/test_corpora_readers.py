@@ -18,32 +18,16 @@ from echo_pl.data.readers.padchest_gr import PadChestGRReader
 from echo_pl.data.readers.reader import CorpusReader, Reject, SourceStudy
 from echo_pl.data.readers.readers import READERS
 from echo_pl.data.readers.rexgradient import ReXGradientReader
-from echo_pl.data.readers.table_corpus import Columns, TableReader
+from echo_pl.data.readers.table_corpus import TableReader
 from echo_pl.data.synthetic.nih import nih_judge
 from echo_pl.reports.report import RawReport
 from echo_pl.structs import ReportText
 
 
 def make_reader(name: str, folder: Path, studies: int) -> CorpusReader:
-    """The reader of a look-alike of so many studies."""
-    if name in ("iu_openi", "iu_installed"):
-        reports, images = lookalikes.build_openi(folder, studies)
-        return OpenIReader(reports, images=images)
-    build = {
-        "iu_r2gen": lookalikes.build_r2gen,
-        "iu_kaggle": lookalikes.build_kaggle,
-        "mimic_cxr": lookalikes.build_mimic,
-        "chexpert_plus": lookalikes.build_chexpert_plus,
-        "rexgradient": lookalikes.build_rexgradient,
-        "padchest_gr": lookalikes.build_padchest_gr,
-        "nih_chestxray14": lookalikes.build_nih,
-        "echo_json": lookalikes.build_echo,
-        "table": lookalikes.build_table,
-    }[name]
-    built = build(folder, studies)
-    if name == "table":
-        return TableReader(built, images=folder / "img", columns=Columns(patient="who", view="view"))
-    return READERS[name](built)
+    """Reader of a look-alike of so many studies."""
+    name = name.replace("iu_installed", "iu_openi")
+    return lookalikes.open_reader(name, folder, lookalikes.BUILDERS[name](folder, studies))
 
 
 def studies_of(reader: CorpusReader) -> list[SourceStudy]:

@@ -143,7 +143,7 @@ def test_skipped_studies_are_named_and_counted_and_the_run_continues(tmp_path):
         "filtered": {"read: incomplete_report": 1, "read: other_modality": 1},
         "image": {},
     }
-    assert (corpus.card.rejected, corpus.card.reviewed, corpus.card.filtered) == (5, 2, 2)
+    assert [corpus.card.left_out(kind) for kind in ("reject", "review", "filtered")] == [5, 2, 2]
     assert sorted(s.key for s in all_of(tmp_path / "out")) == ["s0000", *(f"s{n:04d}" for n in range(10, 20))]
     rejects = lines_of(tmp_path / "out" / "rejects.jsonl")
     assert len(rejects) == 9
@@ -175,7 +175,7 @@ def test_an_image_that_cannot_be_used_is_lost_alone_and_named(tmp_path):
     assert [studies[f"s000{n}"].meta["view"] for n in (0, 1, 3)] == ["LATERAL", "PA", "PA|LATERAL"]
     assert corpus.card.record["left_out"]["image"] == {"images: truncated": 1, "read: missing_image": 1}
     assert corpus.card.record["left_out"]["reject"] == {"images: empty_file": 1}
-    assert (corpus.card.lost_images, corpus.card.rejected) == (2, 1)
+    assert [corpus.card.left_out(kind) for kind in ("image", "reject")] == [2, 1]
     assert corpus.card.record["notes"]["without some of its images"] == 2
     rejects = {(one["key"], one["kind"]): one["detail"] for one in lines_of(tmp_path / "out" / "rejects.jsonl")}
     assert rejects[("s0000", "image")] == "a0.png"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from echo_pl.data.pipeline.entries import KINDS, LeftOut, Listing
+from echo_pl.data.pipeline.entries import KINDS, Kind, LeftOut, Listing
 from echo_pl.data.pipeline.plan import Plan
 from echo_pl.data.pipeline.shards import WrittenShard
 from echo_pl.data.pipeline.splitting import Arrangement
@@ -33,27 +33,8 @@ class Card:
 
     record: Mapping[str, Any]
 
-    @property
-    def rejected(self) -> int:
-        """Number of unusable entries."""
-        return self._left_out("reject")
-
-    @property
-    def lost_images(self) -> int:
-        """Number of unusable images of studies that keep other images."""
-        return self._left_out("image")
-
-    @property
-    def reviewed(self) -> int:
-        """Number of reports that a person should review."""
-        return self._left_out("review")
-
-    @property
-    def filtered(self) -> int:
-        """Number of entries that the settings exclude."""
-        return self._left_out("filtered")
-
-    def _left_out(self, kind: str) -> int:
+    def left_out(self, kind: Kind) -> int:
+        """Return the number of items that were left out for this kind of reason."""
         return sum(self.record["left_out"][kind].values())
 
     def as_markdown(self) -> str:

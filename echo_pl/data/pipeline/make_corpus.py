@@ -78,18 +78,13 @@ def make_nih(
         source: Folder with ``manifest.jsonl`` and ``images/``.
         out: Corpus folder.
         seed: Seed of the patient-wise split and of the wordings.
-        wording: ``peaked`` or ``even`` shares of the wordings.
+        wording: As in :func:`make_synthetic`, as are the other arguments and errors.
         vocab_size: Most ids of the tokenizer.
         shard_size: Studies in one shard.
         progress: Show a progress bar.
 
-    Returns:
-        The corpus folder.
-
     Raises:
         FileNotFoundError: If the source is missing.
-        ValueError: If the source is damaged, or ``out`` contains another corpus.
-        OSError: If the disk is full.
     """
     corpus = NIHCorpus(source, seed=seed, wording=wording)
     splits = {split: corpus.studies(split) for split in corpus.counts}

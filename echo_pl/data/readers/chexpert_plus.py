@@ -22,18 +22,8 @@ from echo_pl.data.readers.tables import ImageRows, filled, find_file, find_folde
 TABLE: Final = "df_chexpert_plus_240401.csv"
 SPLITS: Final = {"train": "train", "valid": "val"}
 REQUIRED: Final = (
-    "path_to_image",
-    "path_to_dcm",
-    "frontal_lateral",
-    "ap_pa",
-    "deid_patient_id",
-    "section_clinical_history",
-    "section_history",
-    "section_comparison",
-    "section_technique",
-    "section_findings",
-    "section_impression",
-    "split",
+    *("path_to_image", "path_to_dcm", "frontal_lateral", "ap_pa", "deid_patient_id", "section_clinical_history"),
+    *("section_history", "section_comparison", "section_technique", "section_findings", "section_impression", "split"),
 )
 # The archive of PNGs unpacks to PNG/; DICOM/ has a folder for each of two copies.
 _FOLDERS: Final = {
@@ -57,10 +47,6 @@ class CheXpertPlusReader:
         files: Copy of the images to use.
         images: Folder that contains ``train/`` and ``valid/``; None: ``PNG``, ``DICOM`` (or ``Uncompressed`` in it) or
             ``CheXpert-v1.0`` beside the table.
-
-    Raises:
-        FileNotFoundError: If the table or the folder is missing.
-        ValueError: If ``files`` is none of these.
     """
 
     name = "chexpert_plus"

@@ -30,9 +30,6 @@ class ECHOJSONReader:
         split: Split of all studies; None: no official split.
         language: Language of the reports.
         licence: Licence of the data; the format itself has none.
-
-    Raises:
-        FileNotFoundError: If the JSON or the folder is missing.
     """
 
     name = "echo_json"

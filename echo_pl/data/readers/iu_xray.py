@@ -48,9 +48,6 @@ class OpenIReader:
     Args:
         reports: Folder of XML files, or the downloaded archive, which is not unpacked.
         images: Folder of PNGs; None: text only.
-
-    Raises:
-        FileNotFoundError: If one of them is missing, or the folder has no XML.
     """
 
     name = "iu_openi"
@@ -115,9 +112,6 @@ class InstalledOpenIReader(OpenIReader):
 
     Args:
         images: Folder of Open-i's PNGs; None: text only.
-
-    Raises:
-        FileNotFoundError: If the package is not installed, or has no such archive.
     """
 
     def __init__(self, *, images: Path | str | None = None) -> None:
@@ -133,9 +127,6 @@ class KaggleIUReader:
     Args:
         source: Folder of the tables.
         images: Folder of PNGs; None: ``images/images_normalized`` or ``images`` beside the tables.
-
-    Raises:
-        FileNotFoundError: If a table or the folder is missing.
     """
 
     name = "iu_kaggle"
@@ -192,9 +183,6 @@ class R2GenReader:
 
     Args:
         source: Folder with ``annotation.json`` and ``images/``.
-
-    Raises:
-        FileNotFoundError: If one of them is missing.
     """
 
     name = "iu_r2gen"

@@ -42,9 +42,6 @@ class MIMICCXRReader:
     Args:
         source: Folder of mimic-cxr-jpg, with the tables and ``files/``.
         reports: Folder whose ``files/`` contains the reports; None: they are beside the images.
-
-    Raises:
-        FileNotFoundError: If a table other than that of CheXpert's labels, or ``files/``, is missing.
     """
 
     name = "mimic_cxr"

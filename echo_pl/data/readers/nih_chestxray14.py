@@ -43,10 +43,6 @@ class NIHChestXray14Reader:
         val_share: Expected share of val among the patients of ``train_val_list.txt``.
         seed: Seed of this choice, and of the words of reports.
         reports: ``labels`` writes a report from an image's labels, and notes it in ``meta``; ``none`` leaves it empty.
-
-    Raises:
-        FileNotFoundError: If table, lists or images are missing.
-        ValueError: If an option is out of range.
     """
 
     name = "nih_chestxray14"

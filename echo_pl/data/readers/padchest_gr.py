@@ -39,10 +39,6 @@ class PadChestGRReader:
         source: Folder with the JSON and the table.
         language: Language of the sentences.
         images: Folder of PNGs; None: one of the folders that the dataset's archives unpack to.
-
-    Raises:
-        FileNotFoundError: If a file or the folder is missing.
-        ValueError: If the language is another.
     """
 
     name = "padchest_gr"

@@ -81,7 +81,10 @@ class Reject:
 
 
 class CorpusReader(Protocol):
-    """A dataset on disk. Reading it twice gives the same studies in the same order."""
+    """A dataset on disk. Reading it twice gives the same studies in the same order.
+
+    Constructors raise FileNotFoundError if files or folders are missing, and ValueError if an option is out of range.
+    """
 
     name: str
     licence: str

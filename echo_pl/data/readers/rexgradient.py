@@ -39,9 +39,6 @@ class ReXGradientReader:
     Args:
         source: Folder with ``metadata/`` and ``deid_png/``. Splits without a JSON are omitted, with a warning.
         images: Unpacked ``deid_png``; None: that beside ``metadata/``.
-
-    Raises:
-        FileNotFoundError: If no JSON or no images exist.
     """
 
     name = "rexgradient"

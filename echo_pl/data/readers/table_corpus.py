@@ -75,10 +75,6 @@ class TableReader:
         name: Name of the corpus.
         licence: Licence for the dataset card.
         citation: Citation for the dataset card.
-
-    Raises:
-        FileNotFoundError: If the file or the folder is missing.
-        ValueError: If the file is of another kind, or an option is out of range.
     """
 
     def __init__(
