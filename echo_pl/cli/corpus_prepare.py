@@ -151,7 +151,11 @@ def _prepare(args: Namespace) -> int:
     print(summary(corpus, args.out))
     for name, usage in usages(components).items():
         print(f"  {name}: {usage}")
-    return DONE_WITH_REJECTS if any(map(corpus.card.left_out, ("reject", "image", "review"))) else 0
+    return (
+        DONE_WITH_REJECTS
+        if corpus.card.left_out("reject") or corpus.card.left_out("image") or corpus.card.left_out("review")
+        else 0
+    )
 
 
 def summary(corpus: PreparedCorpus, out: Path) -> str:
