@@ -31,7 +31,7 @@ $(DEV): $(READY)
 	$(PIP) -e '.[dev]'
 	touch $@
 
-demo: $(READY) ## the whole method in ten minutes: corpus, three stages, table, page -> outputs/demo (ARGS="block_size=4")
+demo: $(READY) ## the whole method in about a quarter of an hour: corpus, stages, table, page -> outputs/demo (ARGS="block_size=4")
 	$(BIN)/echo-pl demo $(ARGS)
 
 demo-full: $(READY) ## the same with longer training and 304 held-out studies -> outputs/demo-full (half an hour)

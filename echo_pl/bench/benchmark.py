@@ -110,7 +110,7 @@ def row_metrics(rows: Iterable[Record], row_name: Callable[[Record], str], figur
 
 
 def _log(config: Benchmark, name: str, machine: Record, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-    mlflow.set_tracking_uri(config.mlflow)
+    mlflow.set_tracking_uri(str(config.mlflow))
     if str(config.mlflow).startswith("sqlite:///"):
         folder = Path(str(config.mlflow).removeprefix("sqlite:///")).parent.absolute()
         folder.mkdir(parents=True, exist_ok=True)

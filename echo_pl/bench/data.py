@@ -75,7 +75,7 @@ def pillow_alone(images: Sequence[bytes]) -> int:
 
 def decode_studies(samples: Iterable[RawSample]) -> int:
     """Decode studies, images and reports."""
-    return sum(1 for sample in samples if decode_study(sample))
+    return sum(bool(decode_study(sample)) for sample in samples)
 
 
 def one_epoch(data: ReportDataModule) -> int:

@@ -13,7 +13,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from omegaconf import MISSING
@@ -31,7 +31,7 @@ from echo_pl.sampling.prefill import prefill
 from echo_pl.structs import Batch, DecodeResult, SpecialTokens
 
 _NO_LOOP_STOP = LoopStop(enabled=False)
-_KV_CACHES = ("vanilla", "fused")
+_KV_CACHES: tuple[Literal["vanilla", "fused"], ...] = ("vanilla", "fused")
 Row = dict[str, Any]
 """One method at one point of the grid, as in ``outputs/bench/decode.json``."""
 
@@ -145,7 +145,7 @@ def _time_methods(vlm: VLM, special: SpecialTokens, batch: Batch, config: Decode
                     block_size=L, max_response_tokens=config.tokens, denoising_steps=steps, kv_cache=kv_cache, **options
                 )  # fmt: skip
                 sampler = BlockSampler(vlm, special, decode)
-                run = lambda sampler=sampler: sampler.generate(batch, start=start)  # type: ignore[misc]  # noqa: E731
+                run = lambda sampler=sampler: sampler.generate(batch, start=start)  # noqa: E731
                 timings.append(Timing(method=method, kv_cache=kv_cache, block_size=L, run=run, repetitions=config.repetitions))
     for timing in timings:
         if timing.repetitions:

@@ -18,7 +18,7 @@ def add_commands(app: typer.Typer) -> None:
     @command(
         app,
         "demo",
-        "echo-pl demo                                        # synthetic chest X-rays, block size 8, about ten minutes",
+        "echo-pl demo                                        # synthetic chest X-rays, block size 8, about a quarter of an hour",
         "echo-pl demo --full block_size=4                    # longer training, 304 held-out studies",
         "echo-pl demo --data nih --source ../nih_64          # real chest X-rays of 64 x 64 pixels",
     )

@@ -21,7 +21,6 @@ from echo_pl.evaluation.trajectory_html import trajectory_record
 from echo_pl.io.atomic import write_text_atomic
 from echo_pl.sampling import DecodeConfig, TrajectoryRecorder
 from echo_pl.sampling.decoder import StageDecoder
-from echo_pl.sampling.student import StudentDecode
 
 BATCH_SIZES = (1, 16)
 SHOWN = 6
@@ -36,8 +35,6 @@ class Checkpoints:
     base: Path
     distilled: Mapping[str, Path]
     """Checkpoints by objective."""
-    trajectories: Path
-    """Stored trajectories of the students, whose pair counts give the last of them a further row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +137,6 @@ def evaluate_demo(config: DictConfig, checkpoints: Checkpoints, studies: int, si
         {objective: model(path, "dcd") for objective, path in checkpoints.distilled.items()},
         data,
         decode,
-        checkpoints.trajectories,
     )
     single = studies if single_studies is None else min(studies, max(single_studies, SHOWN))
     batches = {size: data.held_out_batches("test", size, single if size == 1 else studies) for size in BATCH_SIZES}
@@ -157,20 +153,13 @@ def evaluate_demo(config: DictConfig, checkpoints: Checkpoints, studies: int, si
     )
 
 
-BIGRAMS = StudentDecode(bigrams=0.5)
-
-
-def _methods(
-    ar: VLM, base: VLM, distilled: Mapping[str, VLM], data: ReportDataModule, decode: DecodeConfig, trajectories: Path
-) -> list[Method]:
+def _methods(ar: VLM, base: VLM, distilled: Mapping[str, VLM], data: ReportDataModule, decode: DecodeConfig) -> list[Method]:
     def block(vlm: VLM, steps: int | None, setting: Setting) -> Method:
         assert setting.kv_cache is not None
         sampler = decoder.multi_step(vlm, denoising_steps=steps, kv_cache=setting.kv_cache)
         return Method(setting=setting, sampler=sampler)
 
     decoder = StageDecoder(special=data.special, max_response_tokens=decode.max_response_tokens, decode=decode)
-    pairs = BIGRAMS.count_bigrams(trajectories, data.vocab_size, data.fingerprint, data.word_starts)
-    with_bigrams = replace(decoder, student=BIGRAMS, bigrams=pairs)
     caches: tuple[KVCache, ...] = ("vanilla", "fused")
     methods = []
     for size in BATCH_SIZES:
@@ -183,9 +172,6 @@ def _methods(
         for objective, student in distilled.items():
             one = replace(native, method="distilled", objective=objective)
             methods += [block(student, 1, replace(one, kv_cache=cache)) for cache in caches]
-        objective, student = list(distilled.items())[-1]
-        last = replace(native, method="distilled", objective=f"{objective} with bigrams")
-        methods.append(Method(setting=last, sampler=with_bigrams.one_step(student, kv_cache="fused")))
     return methods
 
 

@@ -197,7 +197,7 @@ class Demo:
             print(f"{counts.kept} kept, dropped: {counts.dropped_loops} loops, {counts.dropped_endless} endless")
         with self.timed("stage3"):
             distilled = self.train_students(limit, f"stage.module.trajectories={store}", *stored)
-        self.finish(Checkpoints(ar=ar, base=base, distilled=distilled, trajectories=self.folder / "trajectories"))
+        self.finish(Checkpoints(ar=ar, base=base, distilled=distilled))
 
     def train_students(self, *overrides: str) -> dict[str, Path]:
         """Train a student with each objective, at the same time if the settings ask for it."""
@@ -224,8 +224,7 @@ class Demo:
         before = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
         self.seconds, self.peak_memory_gb = before["seconds"], before["peak_memory_gb"]
         distilled = {objective: paths[name] for name, objective in _stage3().items()}
-        stored = self.folder / "trajectories"
-        self.finish(Checkpoints(ar=paths["stage1"], base=paths["stage2"], distilled=distilled, trajectories=stored))
+        self.finish(Checkpoints(ar=paths["stage1"], base=paths["stage2"], distilled=distilled))
 
     def finish(self, checkpoints: Checkpoints) -> None:
         """Evaluate and write everything that is to be read."""
