@@ -1,4 +1,4 @@
-"""METHOD.md 3, phase 1, done the long way: what tests of trajectories are held to.
+"""Phase 1 of distillation (docs/explain/method.md) done the long way: the reference of the tests of trajectories.
 
 The teacher's distribution is computed for every step by a full forward of the library's own network over
 ``[context | finished blocks | current block]`` under the table of ``tests/method.py``, with the committed tokens put in; the loop

@@ -1,4 +1,4 @@
-"""METHOD.md's attention table once more, with plain loops over named tokens: what tests hold the rule and its views to.
+"""The attention table of docs/explain/method.md with plain loops over named tokens: the reference for the rule and its views.
 
 Nothing here calls the package: a sequence is a list of tokens that says where each stands, and ``sees`` is the table row by row.
 """
@@ -26,7 +26,7 @@ class Token:
 
 
 def sees(query: Token, key: Token, context_attention: str) -> bool:
-    """METHOD.md 2, the table: may this query attend to this key? Padding sees itself and is seen by nobody else."""
+    """Return True if the table lets this query attend to this key. Padding attends to itself alone."""
     if query.kind == "padding" or key.kind == "padding":
         return query == key
     if query.kind == "context":

@@ -120,7 +120,7 @@ def decode_checkpoint(
     record, _ = read_checkpoint(checkpoint)
     if record.stage not in STAGES:
         raise ValueError(f"{checkpoint} is of stage {record.stage}, which writes no reports: give one of {', '.join(STAGES)}")
-    _refuse_overrides(record, overrides)
+    _check_overrides(record, overrides)
     config = compose_config([*_own_settings(record), *overrides])
     data = prepare(config)
     check_same_data(data, SavedCheckpoint(path=checkpoint, record=record))
@@ -191,7 +191,7 @@ def _cases(
     ]
 
 
-def _refuse_overrides(record: StageRecord, overrides: Sequence[str]) -> None:
+def _check_overrides(record: StageRecord, overrides: Sequence[str]) -> None:
     """Refuse configuration that the checkpoint has decided.
 
     Raises:

@@ -45,7 +45,7 @@ class Item:
     chunk: int = 0
     """Number of terminators and conjunctions before it."""
     parts: list[str] = field(default_factory=list)
-    """Of a change, normality or abnormality: the parts it belongs to."""
+    """Parts that a change, normality or abnormality belongs to."""
 
     @property
     def status(self) -> Status:

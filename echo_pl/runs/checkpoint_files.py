@@ -41,7 +41,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself, its steps and sizes, as plain values."""
+    """Record, steps and sizes of a checkpoint, as plain values."""
     record, content = read_checkpoint(path)
     sharded = is_sharded_checkpoint(path)
     shapes = stored_shapes(path) if sharded else {name: value.shape for name, value in content["state_dict"].items()}
@@ -64,7 +64,7 @@ def merge(folder: Path, out: Path) -> None:
         FileExistsError: ``out`` exists.
         ValueError: ``folder`` is no sharded checkpoint, or torn.
     """
-    refuse_existing(out)
+    check_absent(out)
     read_checkpoint(folder)
     if not is_sharded_checkpoint(folder):
         raise ValueError(f"{folder} is one file already: there is nothing to merge")
@@ -84,7 +84,7 @@ def to_hf(checkpoint: Path, out: Path, dtype: str | None = None, overrides: tupl
         FileExistsError: ``out`` exists.
         ValueError: the checkpoint and the backbone or tokenizer of the configuration do not belong together.
     """
-    refuse_existing(out)
+    check_absent(out)
     record, weights = network_weights(checkpoint)
     config = configuration_of(checkpoint, record, overrides)
     name = backbone_name(config)
@@ -143,7 +143,7 @@ def from_hf(folder: Path, out: Path, dtype: str = "float32", **given: Any) -> St
         FileNotFoundError: no model or no tokenizer in the folder.
         ValueError: nothing says of which stage it is; weights that do not match.
     """
-    refuse_existing(out)
+    check_absent(out)
     check_model_folder(folder)
     beside = folder / RECORD_FILE
     known = json.loads(beside.read_text(encoding="utf-8"))["record"] if beside.is_file() else {}
@@ -165,7 +165,7 @@ def from_hf(folder: Path, out: Path, dtype: str = "float32", **given: Any) -> St
     return record
 
 
-def refuse_existing(out: Path) -> None:
+def check_absent(out: Path) -> None:
     """Raise FileExistsError for a place that is taken."""
     if out.exists():
         raise FileExistsError(f"{out} exists; give another place, or remove it")

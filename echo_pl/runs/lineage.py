@@ -22,11 +22,11 @@ class DataIdentity(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of corpus, vocabulary and processing."""
+        """Fingerprint of corpus, vocabulary and processing."""
 
     @property
     def vocabulary_fingerprint(self) -> str:
-        """Of the meaning of the token ids."""
+        """Fingerprint of the vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What ``python -m echo_pl.tools.<name>`` runs, under the name of the old tool."""
+"""Module that ``python -m echo_pl.tools.<name>`` runs, under the name of the old tool."""
 
 from echo_pl.cli.old_spellings import run_tool
 

@@ -1,4 +1,4 @@
-"""Losses against their definitions, written in plain Python floats from METHOD.md 1, 2 and 3.
+"""Losses against their definitions, written in plain Python floats from docs/explain/method.md.
 
 Tolerance: the losses compute in float32, so 1e-5 relative, some hundred roundings of 6e-8.
 """

@@ -78,7 +78,7 @@ def autoregressive(batch: Batch) -> tuple[TrainingSequence, Tensor]:
 
 
 def table(sequence: TrainingSequence, grouped: list[list[int]], block_size: int, context_attention: str) -> list[Tensor]:
-    """METHOD.md's table for packed rows, written with loops: tokens of different studies do not see each other."""
+    """The attention table for packed rows, written with loops: tokens of different studies do not attend to each other."""
     copies = sequence.noise_copies
     contexts, responses = sequence.context_lengths_B.tolist(), sequence.response_lengths_B.tolist()
     rows = []

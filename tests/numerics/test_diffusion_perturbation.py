@@ -55,7 +55,7 @@ def rad_case(batch: Batch, grid: str, context_attention: str, copies: int) -> Ca
     B, R = blocked.clean_ids_BR.shape
     masked = torch.rand(B, copies, R, generator=torch.Generator().manual_seed(5)) < 0.5
     noisy = torch.where(masked & blocked.maskable_BR[:, None], SPECIAL.mask, blocked.clean_ids_BR[:, None])
-    # METHOD.md 2: on the absolute grid the last P mod L context tokens share a block with the response.
+    # On the absolute grid the last P mod L context tokens share a block with the response.
     kept = [p if grid == "response" else p // L * L for p in CONTEXTS]
     tokens = [rad_tokens(p, max(kept), R, L, copies) for p in kept]
     return Case(rad_sequence(blocked, noisy), tokens, context_attention)

@@ -1,4 +1,4 @@
-"""Every view of the attention rule says what METHOD.md's table says, as written once more in ``tests/method.py``."""
+"""Every view of the attention rule equals the method's table, as written again in ``tests/method.py``."""
 
 from __future__ import annotations
 

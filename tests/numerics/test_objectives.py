@@ -1,4 +1,4 @@
-"""The distillation objectives against METHOD.md 3, written once more with loops over single positions."""
+"""The distillation objectives against docs/explain/method.md, written again with loops over single positions."""
 
 from __future__ import annotations
 

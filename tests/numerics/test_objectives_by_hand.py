@@ -1,4 +1,4 @@
-"""Every objective on probabilities that are simple fractions: the losses of METHOD.md 3 worked out with a pencil, as logarithms.
+"""Every objective on probabilities that are simple fractions: the losses of the method worked out with a pencil, as logarithms.
 
 Nothing is computed here but what stands in the comments; tests/numerics/test_objectives.py has loops over random numbers.
 """

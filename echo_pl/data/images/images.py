@@ -131,7 +131,7 @@ def _read_picture(file: BinaryIO, head: bytes) -> tuple[Image.Image, dict[str, s
         raise
     except _DAMAGE as error:
         reason = "damaged_image" if _is_whole(file, magic) else "truncated"
-        said = "it cannot be told" if isinstance(error, UnidentifiedImageError) else type(error).__name__
+        said = "unknown format" if isinstance(error, UnidentifiedImageError) else type(error).__name__
         raise ImageError(reason, f"a {'PNG' if magic == _PNG else 'JPEG'} that cannot be decoded: {said}") from None
     image.info.clear()  # EXIF and texts
     return image, meta

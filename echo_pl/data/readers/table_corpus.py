@@ -49,7 +49,7 @@ class Columns:
 
     def __post_init__(self) -> None:
         if not self.key:
-            raise ValueError("columns.key must be named: without ids studies cannot be told apart")
+            raise ValueError("columns.key must be named: without ids studies cannot be distinguished")
         if not (self.findings or self.impression or self.report):
             raise ValueError("columns must name findings, impression or report")
 
