@@ -117,16 +117,13 @@ def render_page(
     signatures: Mapping[str, str] | None = None,
     reproduce: str = "",
 ) -> str:
-    """HTML text of the page; arguments as in :func:`write_report`.
+    """HTML text of the page; further arguments as in :func:`write_report`.
 
     Args:
         title: heading.
         rows: rows of the comparison, for table and plot.
         studies: held-out studies to show in full.
         judge: marks invalid sentences and lists findings; None leaves both out.
-        introduction: a paragraph below the title.
-        signatures: variant of every score.
-        reproduce: command that makes this page.
     """
     return render(
         "comparison.html",

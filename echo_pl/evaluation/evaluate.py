@@ -16,18 +16,16 @@ from echo_pl.evaluation.cases import shown as named
 from echo_pl.evaluation.inputs import Inputs, with_other_run
 from echo_pl.evaluation.metric_choice import (
     FindingsReader,
-    MetricChoice,
     build_metrics,
     finding_differences,
     judge_reader,
-    training_vocabulary,
 )
 from echo_pl.evaluation.options import LABELLER, Options
-from echo_pl.evaluation.radeval_backend import BACKENDS, Absent, clinical_scores
+from echo_pl.evaluation.radeval_backend import BACKENDS, clinical_scores
 from echo_pl.evaluation.score_files import AGGREGATE, write_aggregate, write_records
 from echo_pl.evaluation.score_report import ScoreReport, number, probability, shown_cases, span
 from echo_pl.evaluation.scoring import (
-    MetricRows,
+    Absent,
     Resampling,
     ScoreComparison,
     ScoredRun,
@@ -38,7 +36,6 @@ from echo_pl.evaluation.scoring import (
 )
 from echo_pl.io.atomic import write_text_atomic
 from echo_pl.metrics.counted import PairMetric
-from echo_pl.metrics.words import words_of
 from echo_pl.pages.tables import MISSING, Table
 from echo_pl.reports.labeller import Labeller
 from echo_pl.reports.regions import REGION_NAMES
@@ -59,7 +56,6 @@ def evaluate(options: Options, inputs: Inputs, command: str) -> ScoreReport:
     Raises:
         ValueError, OSError: an input is invalid or missing.
     """
-    words = words_of(options.language)
     resampling = Resampling(resamples=options.resamples, rounds=options.rounds, level=options.level, seed=options.seed)
     inputs = with_other_run(options, inputs)
     foreign = {"other_language": check_language(inputs.cases, options.language)}
@@ -67,19 +63,7 @@ def evaluate(options: Options, inputs: Inputs, command: str) -> ScoreReport:
         foreign["other_language_against"] = check_language(inputs.other, options.language, OTHER_RUN)
     reader = _reader(options.reader or inputs.corpus or LABELLER)
     cases = [*inputs.cases, *(inputs.other or [])]
-    vocabulary = None
-    if options.vocabulary is not None:
-        vocabulary = training_vocabulary(options.vocabulary, words, options.version or "normalized")
-    choice = MetricChoice(
-        words=words,
-        with_wordnet=options.wordnet,
-        reader=reader,
-        vocabulary=vocabulary,
-        language_model=options.language_model,
-        embedding_model=options.embedding_model,
-        device=options.device or "cpu",
-    )
-    metrics, absent = build_metrics(choice, cases, options.sections)
+    metrics, absent = build_metrics(options, reader, cases)
     scored = _score(options, inputs.cases, metrics, absent, resampling)
     compared = []
     if inputs.other is not None:
@@ -117,12 +101,9 @@ def _score(
         if options.language != "en":
             missing.append(Absent(name=backend, reason=f"reads English reports, these are {options.language}"))
             continue
-        found = clinical_scores(backend, *texts, options.clinical_models, device=options.device or "cpu")
-        if isinstance(found, list):
-            missing += found
-        else:
-            pairs = zip(found.metrics, found.rows, strict=True)
-            counted += [MetricRows(metric=metric, rows_NK=rows) for metric, rows in pairs]
+        rows, without = clinical_scores(backend, *texts, options.clinical_models, device=options.device or "cpu")
+        counted += rows
+        missing += without
     left = [Absent(name=name, reason="not requested (--clinical)") for name in BACKENDS if name not in requested]
     return summarize(cases, counted, [*absent, *missing, *left], resampling)
 

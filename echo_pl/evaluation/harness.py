@@ -83,8 +83,7 @@ def evaluate(
         detokenize: 1-D token ids to text.
         judge: parses reports; ``None`` leaves the clinical scores out.
         warmup: untimed decodes of the first batch.
-        description: label of the progress bar.
-        progress: show a progress bar.
+        description: label of the progress bar, which ``progress`` shows.
 
     Raises:
         ValueError: no batches, or a batch without references.
@@ -111,15 +110,8 @@ def evaluate_methods(
 ) -> list[EvaluatedMethod]:
     """:func:`evaluate` for several methods, in turns, so that a slow phase of the machine affects all of them.
 
-    Args:
-        methods: what to compare.
-        batches: the same held-out studies for every batch size of the methods.
-        detokenize: 1-D token ids to text.
-        judge: parses reports; ``None`` leaves the clinical scores out.
-        warmup: untimed decodes of the first batch, per method.
-        studies_per_round: studies each method decodes before the next method has its turn.
-        description: first part of the label of the progress bar.
-        progress: show a progress bar.
+    Args as in :func:`evaluate`, but ``batches`` holds the same studies for every batch size of the methods, and each method
+    decodes ``studies_per_round`` studies before the next method has its turn.
 
     Raises:
         ValueError: a batch size is missing, or the lists hold different studies or another order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,17 +14,18 @@ from echo_pl.data.store.corpus_index import CorpusIndex
 from echo_pl.data.store.shard_reader import IMAGE_SUFFIXES, read_samples
 from echo_pl.data.store.study import Version
 from echo_pl.evaluation.cases import Case, Sections, formatted
-from echo_pl.evaluation.radeval_backend import Absent
+from echo_pl.evaluation.options import Options
+from echo_pl.evaluation.scoring import Absent
 from echo_pl.evaluation.text_models import load_language_model, load_text_encoder
 from echo_pl.metrics.bleu import Bleu
 from echo_pl.metrics.cider import Cider
-from echo_pl.metrics.counted import PairMetric
+from echo_pl.metrics.counted import PairMetric, PairRatio
 from echo_pl.metrics.findings import ABSENT, FindingScores, TextLabeller, plain_status, positive_findings, region_completeness
 from echo_pl.metrics.meteor import meteor_metric
 from echo_pl.metrics.models import EmbeddingSimilarity, Perplexity
 from echo_pl.metrics.rouge import rouge_metrics
 from echo_pl.metrics.surface import non_word_rate, surface_metrics
-from echo_pl.metrics.words import Words
+from echo_pl.metrics.words import Words, words_of
 from echo_pl.reports.report import ParsedReport, ReportJudge
 from echo_pl.structs import ReportText
 
@@ -49,36 +50,6 @@ class FindingsReader:
         return any(plain_status(label) != ABSENT for label in self.label(text).values())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-    """Words of the training reports."""
-
-    name: str
-    words: Collection[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricChoice:
-    """Tools of the scores; None leaves a score out, with a reason."""
-
-    words: Words
-    with_wordnet: bool = False
-    reader: FindingsReader | None = None
-    vocabulary: Vocabulary | None = None
-    language_model: Path | None = None
-    embedding_model: Path | None = None
-    device: str = "cpu"
-    missing: dict[str, str] = field(default_factory=dict)
-    """Reasons by score that replace the default ones."""
-
-    def __post_init__(self) -> None:
-        if self.embedding_model is not None and self.reader is None:
-            raise ValueError(
-                "an embedding similarity is never reported alone, as it hardly sees a negation: it needs the finding scores "
-                "beside it, and there is no reader of findings (--reader)"
-            )
-
-
 @dataclass(frozen=True)
 class _JudgedFinding:
     status: str = "positive"
@@ -99,79 +70,68 @@ def judge_reader(judge: ReportJudge, name: str) -> FindingsReader:
     return FindingsReader(name=name, label=label, reads=reads)
 
 
-def build_metrics(choice: MetricChoice, cases: Iterable[Case], sections: Sections) -> tuple[list[PairMetric], list[Absent]]:
+def build_metrics(options: Options, reader: FindingsReader, cases: Iterable[Case]) -> tuple[list[PairMetric], list[Absent]]:
     """The metrics of texts, and what is absent.
 
     Args:
-        choice: tools of the scores.
+        options: language, sections and models.
+        reader: reader of findings.
         cases: cases of all runs; the concepts are those of their texts.
-        sections: scored sections of a report.
 
     Raises:
         ValueError, FileNotFoundError: a requested model, or WordNet, is missing.
     """
-    words = choice.words
+    words, device = words_of(options.language), options.device or "cpu"
     metrics: list[PairMetric] = [
         *rouge_metrics(words),
-        meteor_metric(words, with_wordnet=choice.with_wordnet),
+        meteor_metric(words, with_wordnet=options.wordnet),
         Bleu(words),
         Cider(words, clipped=False),
         Cider(words, clipped=True),
         *surface_metrics(words),
     ]
-    absent: list[Absent] = []
-
-    def leave_out(name: str, reason: str) -> None:
-        absent.append(Absent(name=name, reason=choice.missing.get(name, reason)))
-
-    if not choice.with_wordnet:
-        leave_out("WordNet", "not requested (--wordnet): METEOR matches exact words and stems, no synonyms")
-    if choice.vocabulary is None:
-        leave_out("non_word_rate", "no vocabulary of training reports (--vocabulary)")
+    absent: dict[str, str] = {}
+    if not options.wordnet:
+        absent["WordNet"] = "not requested (--wordnet): METEOR matches exact words and stems, no synonyms"
+    if options.vocabulary is None:
+        absent["non_word_rate"] = "no vocabulary of training reports (--vocabulary)"
     else:
-        metrics.append(non_word_rate(words, choice.vocabulary.words, choice.vocabulary.name))
-    _findings(choice.reader, cases, sections, metrics, leave_out)
-    if choice.language_model is None:
-        leave_out("perplexity", "no language model (--language-model)")
+        metrics.append(vocabulary_metric(options.vocabulary, words, options.version or "normalized"))
+    findings = _finding_scores(reader, cases, options.sections)
+    if findings is None:
+        absent["findings"] = (
+            f"{reader.name} reads nothing in any reference, neither a finding nor that something is normal: these are not reports "
+            "that it can read"
+        )
     else:
-        model = load_language_model(choice.language_model, choice.device)
+        metrics.append(findings)
+    if reader.regions is None:
+        absent["region_completeness"] = f"{reader.name} does not read regions"
+    else:
+        metrics.append(region_completeness(reader.regions, reader.region_names, reader.name))
+    if options.language_model is None:
+        absent["perplexity"] = "no language model (--language-model)"
+    else:
+        model = load_language_model(options.language_model, device)
         metrics.append(Perplexity(model.score, f"{model.name}, {model.detail}"))
-    if choice.embedding_model is None:
-        leave_out("embedding similarity", "no sentence encoder (--embedding-model)")
-    elif not any(isinstance(metric, FindingScores) for metric in metrics):
-        leave_out("embedding similarity", "it is never reported alone, and there are no finding scores")
+    if options.embedding_model is None:
+        absent["embedding similarity"] = "no sentence encoder (--embedding-model)"
+    elif findings is None:  # it hardly sees a negation
+        absent["embedding similarity"] = "it is never reported alone, and there are no finding scores"
     else:
-        encoder = load_text_encoder(choice.embedding_model, choice.device)
+        encoder = load_text_encoder(options.embedding_model, device)
         metrics.append(EmbeddingSimilarity(encoder.encode, encoder.name, encoder.detail))
-    return metrics, absent
+    return metrics, [Absent(name=name, reason=reason) for name, reason in absent.items()]
 
 
-def _findings(
-    reader: FindingsReader | None,
-    cases: Iterable[Case],
-    sections: Sections,
-    metrics: list[PairMetric],
-    leave_out: Callable[[str, str], None],
-) -> None:
-    if reader is None:
-        leave_out("findings", "no reader of findings (--reader)")
-        leave_out("region_completeness", "no reader of regions")
-        return
+def _finding_scores(reader: FindingsReader, cases: Iterable[Case], sections: Sections) -> FindingScores | None:
+    """Scores over all concepts of the texts; None if the reader understands no reference."""
     label = lru_cache(maxsize=None)(reader.label)  # every run reads the references, and the page reads the worst cases again
     texts = [[formatted(report, sections) for report in (case.reference, case.prediction.report)] for case in cases]
     if not any(reader.understands(reference) for reference, _ in texts):
-        leave_out(
-            "findings",
-            f"{reader.name} reads nothing in any reference, neither a finding nor that something is normal: these are not reports "
-            "that it can read",
-        )
-    else:
-        concepts = sorted({concept for pair in texts for text in pair for concept in label(text)})
-        metrics.append(FindingScores(label, concepts, reader.name))
-    if reader.regions is None:
-        leave_out("region_completeness", f"{reader.name} does not read regions")
-    else:
-        metrics.append(region_completeness(reader.regions, reader.region_names, reader.name))
+        return None
+    concepts = sorted({concept for pair in texts for text in pair for concept in label(text)})
+    return FindingScores(label, concepts, reader.name)
 
 
 def finding_differences(label: TextLabeller, prediction: str, reference: str) -> dict[str, list[str]]:
@@ -180,30 +140,24 @@ def finding_differences(label: TextLabeller, prediction: str, reference: str) ->
     return {"hallucinated": sorted(ours - theirs), "omitted": sorted(theirs - ours)}
 
 
-def training_vocabulary(path: Path, words: Words, version: Version) -> Vocabulary:
-    """Every word of the training split of a corpus, or of a text file.
-
-    Args:
-        path: folder of a corpus, or a UTF-8 file.
-        words: splitter of the scores.
-        version: version of the reports of a corpus.
+def vocabulary_metric(path: Path, words: Words, version: Version) -> PairRatio:
+    """Non-word rate against every word of the training split of a corpus, or of a UTF-8 text file.
 
     Raises:
         ValueError: a corpus without training reports of this version, or a file that is not UTF-8 text.
     """
     if path.is_dir():
         index = CorpusIndex.load(path)
-        return Vocabulary(
-            name=f"{version} training reports of corpus {index.fingerprint}", words=_of_corpus(path, index, words, version)
-        )
+        name = f"{version} training reports of corpus {index.fingerprint}"
+        return non_word_rate(words, _words_of_corpus(path, index, words, version), name)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    return Vocabulary(name=path.name, words=frozenset(words.split(text)))
+    return non_word_rate(words, frozenset(words.split(text)), path.name)
 
 
-def _of_corpus(folder: Path, index: CorpusIndex, words: Words, version: Version) -> frozenset[str]:
+def _words_of_corpus(folder: Path, index: CorpusIndex, words: Words, version: Version) -> frozenset[str]:
     found: set[str] = set()
     with tqdm(total=index.count("train"), desc="training words", unit="study") as bar:
         for shard in index.shards("train"):

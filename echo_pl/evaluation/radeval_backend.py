@@ -12,13 +12,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
+from echo_pl.evaluation.scoring import Absent, MetricRows
 from echo_pl.metrics.counted import GivenValues
 
 Backend = Literal["ratescore", "ratescore_positive", "radgraph", "chexbert"]
@@ -39,37 +38,21 @@ _DETAIL: dict[Backend, str] = {
 WORKER = Path(__file__).with_name("radeval_worker.py")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Absent:
-    """Name of an absent score, and the reason."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClinicalScores:
-    """Scores of a backend: a metric and its rows for every score."""
-
-    metrics: tuple[GivenValues, ...]
-    rows: tuple[Tensor, ...]
-
-
 def clinical_scores(
     backend: Backend, predictions: Sequence[str], references: Sequence[str], models: Path | None, *, device: str = "cpu"
-) -> ClinicalScores | list[Absent]:
+) -> tuple[list[MetricRows], list[Absent]]:
     """Score reports with one backend.
 
     Args:
         backend: name of the backend.
-        predictions: formatted like the references.
-        references: in the same order.
+        predictions: formatted like the references, in the same order.
+        references: one for each prediction.
         models: folder of models with the layout of the caches: ``huggingface/``, ``chexbert/``, ``radgraph/`` (the content of
             ``XDG_CACHE_HOME`` and ``HF_HOME`` after a first run of radeval); None: no models.
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        The scores, or the absent scores with their reasons.
+        The rows of every score, or the absent scores with their reasons.
     """
     if models is None:
         return _absent(backend, "no models given (--clinical-models <folder>)")
@@ -90,15 +73,14 @@ def clinical_scores(
     answer = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     if "scores" not in answer:
         return _absent(backend, answer.get("reason") or f"radeval ended with status {done.returncode} and no answer")
-    metrics, rows = [], []
+    found = []
     for name in FIGURES[backend]:
         scores = torch.zeros(len(predictions), dtype=torch.float64)
         scores[scored] = torch.tensor(answer["scores"][name], dtype=torch.float64)
         variant = f"{name}|radeval {answer['version']}|{_DETAIL[backend]}|empty prediction:0|mean:reports|v1"
         metric = GivenValues(name, variant, True)
-        metrics.append(metric)
-        rows.append(metric.rows(scores.tolist()))
-    return ClinicalScores(metrics=tuple(metrics), rows=tuple(rows))
+        found.append(MetricRows(metric=metric, rows_NK=metric.rows(scores.tolist())))
+    return found, []
 
 
 def _environment(models: Path) -> dict[str, str]:
@@ -108,5 +90,5 @@ def _environment(models: Path) -> dict[str, str]:
     return {**os.environ, **places, **offline}
 
 
-def _absent(backend: Backend, reason: str) -> list[Absent]:
-    return [Absent(name=name, reason=reason) for name in FIGURES[backend]]
+def _absent(backend: Backend, reason: str) -> tuple[list[MetricRows], list[Absent]]:
+    return [], [Absent(name=name, reason=reason) for name in FIGURES[backend]]

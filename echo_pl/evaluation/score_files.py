@@ -25,16 +25,13 @@ def write_records(folder: Path, cases: Sequence[Case], scores: Mapping[str, Sequ
 
     The aggregate and pages of an older evaluation are removed first, because they belong to other reports.
 
-    Args:
-        folder: created if missing.
-        cases: cases in the order of the lines.
-        scores: scores of every report alone; None: not scored yet.
+    ``scores`` are those of every report alone; None: not scored yet.
     """
     lines = []
     for place, case in enumerate(cases):
         record = case_record(case)
         if scores is not None:
-            record["scores"] = {name: _plain(values[place]) for name, values in scores.items()}
+            record["scores"] = {name: without_nan(values[place]) for name, values in scores.items()}
         lines.append(json.dumps(record, ensure_ascii=False))
     for name in (AGGREGATE, *PAGES):
         (folder / name).unlink(missing_ok=True)
@@ -44,11 +41,7 @@ def write_records(folder: Path, cases: Sequence[Case], scores: Mapping[str, Sequ
 def write_aggregate(folder: Path, scored: ScoredRun, compared: Sequence[ScoreComparison], about: Mapping[str, Any]) -> Path:
     """Write ``aggregate.json``, without words of reports; nan becomes null.
 
-    Args:
-        folder: where.
-        scored: the run.
-        compared: paired tests, if any.
-        about: settings, inputs and versions.
+    ``about`` holds settings, inputs and versions.
     """
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -62,7 +55,7 @@ def write_aggregate(folder: Path, scored: ScoredRun, compared: Sequence[ScoreCom
             one.name: {"other": one.other, **asdict(one.result), "p_holm": one.p_holm, "verdict": one.verdict} for one in compared
         },
     }
-    return write_json(folder / AGGREGATE, _plain(content))
+    return write_json(folder / AGGREGATE, without_nan(content))
 
 
 def read_aggregate(folder: Path | str) -> dict[str, Any]:
@@ -81,10 +74,10 @@ def read_aggregate(folder: Path | str) -> dict[str, Any]:
     return content
 
 
-def _plain(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Replace numbers that JSON cannot hold by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: without_nan(item) for key, item in value.items()}
+    return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value

@@ -10,7 +10,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from echo_pl.evaluation.cases import Case, Sections, formatted
-from echo_pl.evaluation.radeval_backend import Absent
 from echo_pl.metrics.counted import GivenValues, PairMetric, ReportScore, signature
 from echo_pl.metrics.statistics import Comparison, Interval, bootstrap, compare, holm
 
@@ -31,6 +30,14 @@ class Resampling:
             raise ValueError(f"resamples and rounds must be at least 1, got {self.resamples} and {self.rounds}")
         if not 0 < self.level < 1:
             raise ValueError(f"level must be in (0, 1), got {self.level}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """Name of an absent score, and the reason."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

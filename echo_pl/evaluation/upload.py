@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from echo_pl.evaluation.predictions import RECORDS
 from echo_pl.evaluation.score_files import AGGREGATE, PAGES, read_aggregate
 from echo_pl.io.command_line import command_line
-from echo_pl.tracking.upload import bound_retries, select_experiment
+from echo_pl.tracking.upload import bound_retries, first_line, select_experiment
 
 WITH_TEXTS = (RECORDS, *PAGES)
 
@@ -44,19 +44,11 @@ def upload(folder: Path, uri: str, experiment: str, *, with_texts: bool = False)
                 mlflow.log_artifact(str(folder / name))
             return str(run.info.run_id)
     except (MlflowException, OSError) as error:
-        again = [
-            "evaluate",
-            "--upload",
-            str(folder),
-            "--mlflow",
-            uri,
-            "--experiment",
-            experiment,
-            *(["--mlflow-texts"] if with_texts else []),
-        ]
+        again = ["evaluate", "--upload", str(folder), "--mlflow", uri, "--experiment", experiment]
+        again += ["--mlflow-texts"] if with_texts else []
         raise OSError(
-            f"the evaluation is whole in {folder}, but MLflow at {uri} did not take it ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200]}); upload it later: {command_line(again)}"
+            f"the evaluation is whole in {folder}, but MLflow at {uri} did not take it ({first_line(error)}); "
+            f"upload it later: {command_line(again)}"
         ) from error
 
 

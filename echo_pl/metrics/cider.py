@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from echo_pl.metrics.counted import PairMetric, mean_rows, paired, ratio
+from echo_pl.metrics.counted import PairMetric, mean_rows, paired
 from echo_pl.metrics.rouge import ngrams
 from echo_pl.metrics.words import Words
 
@@ -95,7 +95,7 @@ class Cider(PairMetric):
     pairs: list[Tensor] | Tensor
 
     def __init__(self, words: Words, *, clipped: bool) -> None:
-        super().__init__(2)
+        super().__init__()
         self.words = words
         self.clipped = clipped
         self.names = ("cider_d" if clipped else "cider",)
@@ -110,16 +110,8 @@ class Cider(PairMetric):
         ours, theirs = ([self.words.split(text) for text in texts] for texts in (predictions, references))
         return mean_rows(cider_scores(ours, theirs, clipped=self.clipped))
 
-    def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """The mean; 0 without reports."""
-        return {self.names[0]: ratio(sums[..., 0], sums[..., 1])}
-
     def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
-        """Add reports; predictions and references in the same order.
-
-        Raises:
-            ValueError: the two sequences differ in length.
-        """
+        """Add reports; raises ValueError if the two sequences differ in length."""
         assert isinstance(self.pairs, list)
         for prediction, reference in paired(predictions, references):
             line = json.dumps([self.words.split(prediction), self.words.split(reference)]) + "\n"

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 
 class ReportScore(Metric, ABC):
-    """One or more scores of a set of reports, as a function of the sum of their counts.
+    """One or more scores of a set of reports, as a function of the sum of their counts; by default a ratio of two counts.
 
     Shapes: N reports, K counts. ``variant`` of a subclass holds everything that is needed to compute the scores again.
 
@@ -34,7 +34,7 @@ class ReportScore(Metric, ABC):
 
     sums: Tensor
 
-    def __init__(self, counts: int) -> None:
+    def __init__(self, counts: int = 2) -> None:
         super().__init__()
         self.add_state("reports", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("sums", torch.zeros(counts, dtype=torch.float64), dist_reduce_fx="sum")
@@ -49,9 +49,9 @@ class ReportScore(Metric, ABC):
         """Sum (K,) of the rows of all reports; inside :meth:`compute` of the reports of all ranks."""
         return self.sums
 
-    @abstractmethod
     def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """Scores (...) from sums of rows (..., K), one for each of :attr:`names`."""
+        """Scores (...) from sums of rows (..., K), one for each of :attr:`names`; by default part over whole, 0 if that is 0."""
+        return {self.names[0]: ratio(sums[..., 0], sums[..., 1])}
 
     def better(self, name: str) -> bool | None:
         """:attr:`direction` of one score."""
@@ -112,7 +112,7 @@ class PairRatio(PairMetric):
     def __init__(
         self, name: str, counts: Callable[[str, str], tuple[float, float]], variant: str, higher_is_better: bool | None
     ) -> None:
-        super().__init__(2)
+        super().__init__()
         self.names = (name,)
         self.counts = counts
         self.variant = variant
@@ -121,10 +121,6 @@ class PairRatio(PairMetric):
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> Tensor:
         """Part and whole of each report."""
         return count_rows([self.counts(*pair) for pair in paired(predictions, references)], 2)
-
-    def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """Part over whole; 0 if the whole is 0."""
-        return {self.names[0]: ratio(sums[..., 0], sums[..., 1])}
 
 
 def mean_over_reports(name: str, function: Callable[[str, str], float], variant: str, higher_is_better: bool | None) -> PairRatio:
@@ -156,7 +152,7 @@ class GivenValues(ReportScore):
     """
 
     def __init__(self, name: str, variant: str, higher_is_better: bool | None) -> None:
-        super().__init__(2)
+        super().__init__()
         self.names = (name,)
         self.variant = variant
         self.direction = higher_is_better

@@ -28,11 +28,8 @@ class ConceptLabel(Protocol):
         """One of :data:`STATUSES`, or a member of an enumeration with that value."""
 
 
-class TextLabeller(Protocol):
-    """Labeller of the concepts in a text; a concept that is not mentioned is absent, or not in the result."""
-
-    def __call__(self, text: str, /) -> Mapping[str, ConceptLabel]:
-        """Never raises, whatever the text."""
+TextLabeller = Callable[[str], Mapping[str, ConceptLabel]]
+"""Labeller of the concepts in any text; a concept that is not mentioned is absent, or not in the result."""
 
 
 def plain_status(label: ConceptLabel) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from echo_pl.metrics.counted import PairMetric, count_rows, mean_rows, paired, ratio
+from echo_pl.metrics.counted import PairMetric, count_rows, mean_rows, paired
 
 
 class Perplexity(PairMetric):
@@ -69,7 +69,7 @@ class EmbeddingSimilarity(PairMetric):
     direction = True
 
     def __init__(self, encode: Callable[[Sequence[str]], Tensor], model: str, detail: str = "") -> None:
-        super().__init__(2)
+        super().__init__()
         self.encode = encode
         self.names = (f"cosine_{model}",)
         self.variant = f"cosine|model:{model}{f', {detail}' if detail else ''}|blind to negation|mean:reports|v1"
@@ -81,7 +81,3 @@ class EmbeddingSimilarity(PairMetric):
             return mean_rows([])
         cosines = cosine_similarity(self.encode(predictions).double(), self.encode(references).double(), dim=-1)
         return mean_rows([float(value) if text else 0.0 for value, (text, _) in zip(cosines, pairs, strict=True)])
-
-    def figures(self, sums: Tensor) -> dict[str, Tensor]:
-        """The mean; 0 without reports."""
-        return {self.names[0]: ratio(sums[..., 0], sums[..., 1])}

@@ -6,7 +6,7 @@ the length ratio uses the reference. An empty report has no wrong words, so read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from itertools import pairwise
 
 from echo_pl.metrics.counted import PairRatio, mean_over_reports
@@ -44,34 +44,13 @@ def repetition_rate(text: str, split: Split = cut_words, order: int = 4) -> floa
     return (len(grams) - len(set(grams))) / len(grams) if grams else 0.0
 
 
-def word_ratio(
-    name: str,
-    counts: Callable[[Sequence[str], Sequence[str]], tuple[int, int]],
-    words: Words,
-    variant: str,
-    higher_is_better: bool | None,
-) -> PairRatio:
-    """Ratio of two counts of words, both summed over reports.
-
-    Args:
-        name: name of the score.
-        counts: from the words of prediction and reference to part and whole.
-        words: splitter of texts.
-        variant: see :class:`~echo_pl.metrics.counted.ReportScore`; the name of the splitter is added.
-        higher_is_better: None if neither direction is better.
-    """
-
-    def of_texts(prediction: str, reference: str) -> tuple[float, float]:
-        return counts(words.split(prediction), words.split(reference))
-
-    return PairRatio(name, of_texts, f"{variant}|words:{words.name}|v1", higher_is_better)
-
-
 def length_ratio(words: Words) -> PairRatio:
     """Words of all predictions over words of all references; above 1 the predictions are longer."""
-    return word_ratio(
-        "length_ratio", lambda ours, theirs: (len(ours), len(theirs)), words, "length_ratio|sum over sum", higher_is_better=None
-    )
+
+    def counts(prediction: str, reference: str) -> tuple[int, int]:
+        return len(words.split(prediction)), len(words.split(reference))
+
+    return PairRatio("length_ratio", counts, f"length_ratio|sum over sum|words:{words.name}|v1", None)
 
 
 def non_word_rate(words: Words, vocabulary: Collection[str], name: str) -> PairRatio:
@@ -89,11 +68,12 @@ def non_word_rate(words: Words, vocabulary: Collection[str], name: str) -> PairR
     if not known:
         raise ValueError(f"the vocabulary {name} has no words, so that every word would be a non-word")
 
-    def counts(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int, int]:
+    def counts(prediction: str, reference: str) -> tuple[int, int]:
+        ours = words.split(prediction)
         return sum(word not in known and not word.isdigit() for word in ours), len(ours)
 
-    variant = f"non_word_rate|corpus|numbers:words|vocabulary:{name}, {len(known)} words"
-    return word_ratio("non_word_rate", counts, words, variant, higher_is_better=False)
+    variant = f"non_word_rate|corpus|numbers:words|vocabulary:{name}, {len(known)} words|words:{words.name}|v1"
+    return PairRatio("non_word_rate", counts, variant, False)
 
 
 def surface_metrics(words: Words) -> list[PairRatio]:

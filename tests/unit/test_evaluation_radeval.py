@@ -6,7 +6,8 @@ import textwrap
 
 import pytest
 
-from echo_pl.evaluation.radeval_backend import BACKENDS, FIGURES, Absent, clinical_scores
+from echo_pl.evaluation.radeval_backend import BACKENDS, FIGURES, clinical_scores
+from echo_pl.evaluation.scoring import Absent
 
 REFERENCES = ["The heart is enlarged.", "No effusion.", "Clear."]
 PREDICTIONS = ["The heart is enlarged.", "", "Effusion."]
@@ -57,45 +58,46 @@ def package(tmp_path, monkeypatch):
 
 
 def test_scores_come_back_in_order_and_an_empty_prediction_scores_zero(package):
-    found = clinical_scores("radgraph", PREDICTIONS, REFERENCES, package / "models")
-    assert [metric.names[0] for metric in found.metrics] == list(FIGURES["radgraph"])
-    assert [rows[:, 0].tolist() for rows in found.rows] == [[1.0, 0.0, 1.0], [0.5, 0.0, 0.5], [0.25, 0.0, 0.25]]
-    assert [rows[:, 1].sum().item() for rows in found.rows] == [3.0] * 3
-    assert "radeval 9.9" in found.metrics[0].variant
+    found, absent = clinical_scores("radgraph", PREDICTIONS, REFERENCES, package / "models")
+    assert [one.metric.names[0] for one in found] == list(FIGURES["radgraph"])
+    assert [one.rows_NK[:, 0].tolist() for one in found] == [[1.0, 0.0, 1.0], [0.5, 0.0, 0.5], [0.25, 0.0, 0.25]]
+    assert [one.rows_NK[:, 1].sum().item() for one in found] == [3.0] * 3
+    assert "radeval 9.9" in found[0].metric.variant
+    assert absent == []
 
 
 def test_positive_only_gives_negated_entities_no_weight(package):
-    every = clinical_scores("ratescore", PREDICTIONS, REFERENCES, package / "models")
-    positive = clinical_scores("ratescore_positive", PREDICTIONS, REFERENCES, package / "models")
-    assert every.rows[0][0].tolist() == [0.75, 1.0]
-    assert positive.rows[0][0].tolist() == [0.5, 1.0]
-    assert every.metrics[0].variant != positive.metrics[0].variant
+    (every,), _ = clinical_scores("ratescore", PREDICTIONS, REFERENCES, package / "models")
+    (positive,), _ = clinical_scores("ratescore_positive", PREDICTIONS, REFERENCES, package / "models")
+    assert every.rows_NK[0].tolist() == [0.75, 1.0]
+    assert positive.rows_NK[0].tolist() == [0.5, 1.0]
+    assert every.metric.variant != positive.metric.variant
 
 
 def test_a_missing_model_is_absent_with_its_reason(package):
     found = clinical_scores("chexbert", PREDICTIONS, REFERENCES, package / "models")
     reason = "a model is missing in --clinical-models: no chexbert.pth in the cache"
-    assert found == [Absent(name=name, reason=reason) for name in ("chexbert_accuracy_14", "semb_score")]
+    assert found == ([], [Absent(name=name, reason=reason) for name in ("chexbert_accuracy_14", "semb_score")])
 
 
 def test_another_failure_says_its_kind_and_no_report(package):
     file = package / "site" / "radeval/metrics/f1chexbert/f1chexbert.py"
     file.write_text("class F1CheXbert:\n    def __init__(self, device):\n        raise RuntimeError('The heart is enlarged.')\n")
-    found = clinical_scores("chexbert", PREDICTIONS, REFERENCES, package / "models")
-    assert [one.reason for one in found] == ["radeval failed with RuntimeError"] * 2
+    _, absent = clinical_scores("chexbert", PREDICTIONS, REFERENCES, package / "models")
+    assert [one.reason for one in absent] == ["radeval failed with RuntimeError"] * 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_models_every_figure_is_absent(backend, tmp_path):
-    nobody = clinical_scores(backend, PREDICTIONS, REFERENCES, None)
-    assert [one.name for one in nobody] == list(FIGURES[backend])
-    assert all("--clinical-models" in one.reason for one in nobody)
-    gone = clinical_scores(backend, PREDICTIONS, REFERENCES, tmp_path / "gone")
+    _, absent = clinical_scores(backend, PREDICTIONS, REFERENCES, None)
+    assert [one.name for one in absent] == list(FIGURES[backend])
+    assert all("--clinical-models" in one.reason for one in absent)
+    _, gone = clinical_scores(backend, PREDICTIONS, REFERENCES, tmp_path / "gone")
     assert all(str(tmp_path / "gone") in one.reason for one in gone)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "radeval.py").write_text("raise ModuleNotFoundError('no', name='medspacy')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (one,) = clinical_scores("ratescore", PREDICTIONS, REFERENCES, tmp_path)
+    _, (one,) = clinical_scores("ratescore", PREDICTIONS, REFERENCES, tmp_path)
     assert one.reason == "radeval needs a package that is not installed: medspacy (pip install radeval)"

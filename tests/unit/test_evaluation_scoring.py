@@ -1,4 +1,4 @@
-"""ScoredRun runs: figures of reports and corpora are one definition; worst reports; what a report page says."""
+"""Scored runs: scores of reports and corpora have one definition; the worst reports; the page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from metric_reports import label, reports
 from PIL import Image
 
 from echo_pl.evaluation.cases import EMPTY, Case, Prediction
-from echo_pl.evaluation.metric_choice import FindingsReader, MetricChoice, build_metrics, finding_differences, judge_reader
+from echo_pl.evaluation.metric_choice import FindingsReader, build_metrics, finding_differences, judge_reader
+from echo_pl.evaluation.options import Options
 from echo_pl.evaluation.score_report import OTHERS, ScoreReport, marked, shown_cases
 from echo_pl.evaluation.scoring import Resampling, ScoredRun, compare_runs, decoding_rows, metric_rows, summarize, worst
-from echo_pl.metrics.words import split_words, words_of
+from echo_pl.metrics.words import split_words
 from echo_pl.structs import ReportText
 
 READER = FindingsReader(name="test", label=label)
@@ -32,8 +33,8 @@ def cases(seed: int, size: int = 12) -> list[Case]:
     return [*found[:-1], Case(key="lost", prediction=lost, reference=found[-1].reference)]
 
 
-def score(run: list[Case], reader: FindingsReader | None = READER) -> ScoredRun:
-    metrics, absent = build_metrics(MetricChoice(words=words_of("en"), reader=reader), run, "both")
+def score(run: list[Case], reader: FindingsReader = READER, **options: object) -> ScoredRun:
+    metrics, absent = build_metrics(Options(**options), reader, run)
     known, missing = decoding_rows(run)
     return summarize(run, [*metric_rows(run, metrics, "both", progress=False), *known], [*absent, *missing], FEW, progress=False)
 
@@ -47,6 +48,7 @@ def test_every_score_is_computed_or_listed_as_absent():
     reasons = {one.name: one.reason for one in scored.absent}
     assert {"perplexity", "embedding similarity", "non_word_rate", "region_completeness", "eos_confidence"} <= reasons.keys()
     assert "--language-model" in reasons["perplexity"]
+    assert "--wordnet" in reasons["WordNet"]
     assert all("12 in all" in figure.signature for figure in scored.scores)
 
 
@@ -60,11 +62,13 @@ def test_means_over_reports_are_means_of_what_reports_have_by_themselves():
         assert figure.interval.high >= figure.interval.value - 1e-9
 
 
-def test_a_reader_that_finds_nothing_in_the_references_is_absent_and_not_right():
+def test_a_reader_that_finds_nothing_in_the_references_is_absent_and_an_embedding_may_not_stand_alone(tmp_path):
     silent = FindingsReader(name="silent", label=lambda text: {})
-    scored = score(cases(1), silent)
-    assert not [figure for figure in scored.scores if figure.name.startswith("findings")]
-    assert any("silent reads nothing in any reference" in one.reason for one in scored.absent)
+    scored = score(cases(1), silent, embedding_model=tmp_path)
+    assert not [figure for figure in scored.scores if figure.name.startswith(("findings", "cosine"))]
+    reasons = {one.name: one.reason for one in scored.absent}
+    assert "silent reads nothing in any reference" in reasons["findings"]
+    assert "never reported alone" in reasons["embedding similarity"]
 
 
 def test_findings_of_normal_studies_are_scored_as_what_is_hallucinated_there_counts():
@@ -89,15 +93,6 @@ def test_signatures_do_not_depend_on_what_was_predicted():
         run = [Case(key="s", prediction=Prediction(report=written), reference=reference)]
         signatures.append({figure.name: figure.signature for figure in score(run, judge_reader(FakeJudge(), "fake")).scores})
     assert signatures[0] == signatures[1] == signatures[2]
-
-
-def test_wordnet_is_among_what_was_not_used():
-    assert any(one.name == "WordNet" and "--wordnet" in one.reason for one in score(cases(1)).absent)
-
-
-def test_an_embedding_may_not_stand_alone(tmp_path):
-    with pytest.raises(ValueError, match="never reported alone"):
-        MetricChoice(words=words_of("en"), embedding_model=tmp_path)
 
 
 def test_a_run_is_compared_with_itself_and_with_another():
