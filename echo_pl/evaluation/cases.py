@@ -131,12 +131,7 @@ def language_of(text: str) -> str | None:
 
 
 def check_language(cases: Sequence[Case], language: str, whose: str = "predictions") -> list[str]:
-    """Return the ids whose prediction is in another language; they are scored unchanged.
-
-    Args:
-        cases: a run.
-        language: language of the scores.
-        whose: name of the predictions in an error.
+    """Return the ids whose prediction is in another language; they are scored unchanged. ``whose`` names them in an error.
 
     Raises:
         ValueError: references, or most predictions, are in another language than the scores are for.

@@ -5,7 +5,7 @@ Scores and times are defined in docs/explain/method.md, "Scores". The decoder me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -168,7 +168,7 @@ class _Run:
         reports = [one.report for one in parsed]
         # Every rank decodes the same studies (sharded models need all of them), so nothing is summed over ranks.
         suite = ReportSuite(self.judge, sync_on_compute=False)
-        suite.update(self.results, reports, list(_references(self.batches)))
+        suite.update(self.results, reports, [reference for batch in self.batches for reference in batch.references])
         return MethodScores(
             scores=suite.compute()
             | {
@@ -182,11 +182,6 @@ class _Run:
             unparsable=tuple(not one.parsed for one in parsed),
             results=tuple(self.results),
         )
-
-
-def _references(batches: Sequence[Batch]) -> Iterator[ReportText]:
-    for batch in batches:
-        yield from batch.references
 
 
 def _studies(batches: Sequence[Batch]) -> int:

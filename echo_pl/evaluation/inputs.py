@@ -67,9 +67,9 @@ def read_files(options: Options) -> Inputs:
     """Read predictions and references, paired by id."""
     assert options.predictions is not None
     source = options.references or options.predictions
-    predictions, references = read_predictions(options.predictions, free_text=options.free_text), read_references(source)
+    predictions = read_predictions(options.predictions, free_text=options.free_text)
     try:
-        cases = join(predictions, references)
+        cases = join(predictions, read_references(source))
     except UnmatchedIdsError as error:
         raise _with_lists(options.folder, error, "predictions", "references") from error
     paths = first_images(source)

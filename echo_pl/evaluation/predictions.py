@@ -55,13 +55,11 @@ def read_predictions(path: Path | str, *, free_text: bool = False) -> dict[str, 
     empty report that is not ``parsed``.
 
     Args:
-        path: see :func:`read_records`.
+        path: see :func:`read_records`, also for errors.
         free_text: responses have no headings; all of their text counts as findings.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: as :func:`read_records`, a record without a prediction, or one whose ``stopped``, ``looped``,
-            ``eos_confidence``, ``nfe`` or ``forwards_per_block`` has the wrong type.
+        ValueError: a record without a prediction, or with one of :data:`DECODING` of the wrong type.
     """
     records = read_records(path)
     without = [key for key, record in records.items() if "prediction" not in record]
@@ -80,8 +78,7 @@ def read_references(path: Path | str) -> dict[str, ReportText]:
     """The references of a file, by id: ``ground_truth`` (official) or ``reference`` (ours).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: as :func:`read_records`, or references that are missing or empty (they are named).
+        ValueError: references are missing or empty (they are named); see also :func:`read_records`.
     """
     found = {key: _reference(record) for key, record in read_records(path).items()}
     without = [key for key, report in found.items() if report is None or report == EMPTY]

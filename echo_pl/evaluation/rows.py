@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from echo_pl.pages.tables import Column, Table, number, text
@@ -76,16 +76,8 @@ class Setting:
 
 def make_row(setting: Setting, scores: Mapping[str, float]) -> Row:
     """Row with exactly :data:`ROW_KEYS`; forwards per block of AR and scores without a judge are ``None``."""
-    row: Row = {
-        "method": setting.method,
-        "objective": setting.objective,
-        "block_size": setting.block_size,
-        "kv_cache": setting.kv_cache,
-        "batch_size": setting.batch_size,
-        "studies": int(scores["studies"]),
-    }
     token_by_token = {"forwards_per_block": None} if setting.method == "ar" else {}
-    return row | {name: scores.get(name) for name in SCORES} | token_by_token
+    return asdict(setting) | {"studies": int(scores["studies"])} | {name: scores.get(name) for name in SCORES} | token_by_token
 
 
 def method_label(row: Mapping[str, Any]) -> str:

@@ -38,6 +38,8 @@ SIDE = 320
 """Longest side of an image on the page, in pixels."""
 _HEAD = ("score", "value", "interval")
 _HEAD_AGAINST = ("other run", "difference", "interval of it", "p", "p (Holm)", "verdict")
+_AGAINST = ("other", "difference", "difference_interval", "p", "p_holm", "verdict")
+"""Keys of their values in a view."""
 _STYLES = {"better": "good", "worse": "bad"}
 _BINS = 20
 
@@ -142,14 +144,8 @@ class ScoreReport:
         )
 
     def _line(self, name: str) -> list[str]:
-        own, compared = self.scored.score(name).interval, self.comparison(name)
-        line = [name, number(own.value), span(own.low, own.high)]
-        if not self.compared:
-            return line
-        if compared is None:
-            return [*line, *[MISSING] * len(_HEAD_AGAINST)]
-        view = _comparison_view(compared)
-        return [*line, *(view[key] for key in ("other", "difference", "difference_interval", "p", "p_holm", "verdict"))]
+        view = _score_view(self.scored.score(name), self.comparison(name))
+        return [view[key] for key in ("name", "value", "interval", *(_AGAINST if self.compared else ()))]
 
 
 def shown_cases(
@@ -166,12 +162,12 @@ def shown_cases(
 
     Args:
         scored: the run.
-        by: score that orders the cases.
+        by: score that orders the cases, of which at most ``count`` are shown.
         count: most cases to show.
         sections: sections of a report to show.
         difference: finds the findings in which two reports differ.
         others: cases of the run that this one is compared with, in the same order.
-        images: from keys to images; keys without an image are left out.
+        images: see :data:`~echo_pl.evaluation.predictions.Images`.
 
     Raises:
         ValueError: there is no such score.
@@ -259,8 +255,7 @@ def _score_view(score: Score, compared: ScoreComparison | None) -> dict[str, Any
     }
     if compared is not None:
         return view | _comparison_view(compared) | {"compared": True}
-    names = ("other", "difference", "difference_interval", "p", "p_holm", "verdict")
-    return view | dict.fromkeys(names, MISSING) | {"whisker": None, "style": "", "compared": False}
+    return view | dict.fromkeys(_AGAINST, MISSING) | {"whisker": None, "style": "", "compared": False}
 
 
 def _comparison_view(compared: ScoreComparison) -> dict[str, Any]:

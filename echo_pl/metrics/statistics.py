@@ -79,16 +79,14 @@ def compare(
 ) -> dict[str, Comparison]:
     """Paired randomisation test (Noreen, 1989): without a difference between the runs, exchanging their reports changes nothing.
 
-    If 2^N <= ``rounds``, all exchanges are computed and p is exact; otherwise p = (hits + 1) / (rounds + 1).
+    If 2^N <= ``rounds``, all exchanges are computed and p is exact; otherwise p = (hits + 1) / (rounds + 1). ``resamples`` and
+    ``level`` are of the interval of the difference; see :func:`bootstrap`.
 
     Args:
         first_NK: rows of the first run.
         second_NK: rows of the second, reports in the same order.
         figures: from sums to scores.
         rounds: number of random exchanges.
-        resamples: resamples for the interval of the difference.
-        level: level of that interval.
-        seed: seed of both.
 
     Raises:
         ValueError: the runs have different reports, or none.

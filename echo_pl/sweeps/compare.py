@@ -6,28 +6,28 @@ what is missing. See docs/how-to/sweeps.md.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from echo_pl.evaluation.score_files import without_nan
 from echo_pl.io.atomic import write_json, write_text_atomic
 from echo_pl.io.command_line import command_line
 from echo_pl.runs.run import silence_noisy_loggers
-from echo_pl.sweeps.contrasts import Contrast, Drop, StudyCounts, contrasts, drops
+from echo_pl.sweeps.cells import AR
+from echo_pl.sweeps.contrasts import StudyCounts, contrasts, drops
 from echo_pl.sweeps.pareto import Group, Key, Measured, group
 from echo_pl.sweeps.pareto_report import SweepComparison
 from echo_pl.sweeps.plan import STUDIES
 from echo_pl.sweeps.record import BASE, CELL, ERROR, SWEEP, children
-from echo_pl.tracking.upload import bound_retries
+from echo_pl.tracking.upload import bound_retries, first_line
 
 QUALITIES = ("finding_f1", "rouge_l")
 SMALLER_IS_BETTER = ("duplicate_word_rate", "repetition_rate", "looped", "nfe", "forwards_per_block", "seconds_per_report")
@@ -72,23 +72,15 @@ def find_parent(client: MlflowClient, experiment: str, sweep: str | None, parent
 
 def measured(runs: Sequence[Run]) -> list[Measured]:
     """Cells with scores."""
-    return [
-        Measured(
-            key=_key(run),
-            seed=int(run.data.params["seed"]),
-            scores=_scores(run),
-            name=run.data.tags[CELL],
-            base=run.data.tags.get(BASE),
-        )
-        for run in runs
-        if run.info.status == "FINISHED"
-    ]
-
-
-def _scores(run: Run) -> dict[str, float]:
-    """Scores of a run; forwards per block are left out for AR, which has no blocks."""
-    token_by_token = run.data.params["objective"] == "ar"
-    return {name: value for name, value in run.data.metrics.items() if not (token_by_token and name == "forwards_per_block")}
+    found = []
+    for run in runs:
+        if run.info.status == "FINISHED":
+            scores, tags = dict(run.data.metrics), run.data.tags
+            if run.data.params["objective"] == AR:
+                scores.pop("forwards_per_block", None)  # AR has no blocks
+            seed = int(run.data.params["seed"])
+            found.append(Measured(key=_key(run), seed=seed, scores=scores, name=tags[CELL], base=tags.get(BASE)))
+    return found
 
 
 def study_counts(uri: str, runs: Sequence[Run]) -> tuple[dict[str, StudyCounts], list[str]]:
@@ -150,18 +142,7 @@ def compare_sweep(
     level: float,
     out: Path | None,
 ) -> SweepComparison:
-    """Read a sweep from MLflow, compute, print and write the comparison.
-
-    Args:
-        uri: tracking server or database.
-        experiment: name in MLflow.
-        sweep: name; None if there is only one.
-        parent_id: parent run, instead of the name.
-        qualities: scores to draw fronts for, larger is better.
-        against: objectives that all others are tested against.
-        rounds: random exchanges of each test.
-        level: confidence level of the intervals over seeds.
-        out: folder to write; None: ``outputs/compare/<sweep>``.
+    """Read a sweep from MLflow, compute, print and write the comparison; ``echo-pl compare --help`` explains the arguments.
 
     Raises:
         ValueError: no such sweep, or none of its cells has scores.
@@ -179,7 +160,7 @@ def compare_sweep(
         parent = find_parent(client, experiment, sweep, parent_id)
         runs = children(client, parent.info.experiment_id, parent.info.run_id)
     except MlflowException as error:
-        raise OSError(f"MLflow at {uri}: {str(error).splitlines()[0][:300]}") from error
+        raise OSError(f"MLflow at {uri}: {first_line(error)}") from error
     cells = measured(runs)
     groups = group(cells, [*dict.fromkeys([*COLUMNS, *qualities])], level)
     counts, uncounted = study_counts(uri, runs)
@@ -211,28 +192,18 @@ def _write(folder: Path, found: SweepComparison) -> None:
     write_text_atomic(folder / "pareto.svg", found.picture())
     write_text_atomic(folder / "compare.md", found.markdown("pareto.svg"))
     write_text_atomic(folder / "index.html", found.page())
-    rows: list[dict[str, Any]] = [
-        {
-            "objective": one.key[0],
-            "variant": one.key[1],
-            "block_size": one.key[2],
-            "seeds": list(one.seeds),
-            "means": {name: {k: None if v != v else v for k, v in asdict(mean).items()} for name, mean in one.means.items()},
-        }
+    rows = [
+        dict(zip(("objective", "variant", "block_size"), one.key, strict=True))
+        | {"seeds": one.seeds, "means": {name: asdict(mean) for name, mean in one.means.items()}}
         for one in found.groups
     ]
     content = {
         "level": found.level,
         "groups": rows,
-        "drops": [_plain(one) for one in found.drops],
-        "contrasts": [_plain(one) for one in found.contrasts],
-        "signatures": dict(found.signatures),
-        "missing": list(found.missing),
+        "drops": [asdict(one) for one in found.drops],
+        "contrasts": [asdict(one) for one in found.contrasts],
+        "signatures": found.signatures,
+        "missing": found.missing,
     }
-    write_json(folder / "compare.json", content)
+    write_json(folder / "compare.json", without_nan(content))
     print(found.text() + f"\n\nlook at {folder / 'index.html'}", flush=True)
-
-
-def _plain(one: Drop | Contrast) -> dict[str, Any]:
-    """Record for JSON, with null instead of nan."""
-    return json.loads(json.dumps(asdict(one)).replace("NaN", "null"))

@@ -73,12 +73,7 @@ class StudyCounts:
 
 
 def study_counts(outcome: MethodScores, references: Sequence[ReportText], judge: ReportJudge | None) -> StudyCounts:
-    """Counts of each report of an evaluation.
-
-    Args:
-        outcome: decoded reports and their results.
-        references: references of the same studies, in the same order.
-        judge: parses reports; None leaves out the counts that need it.
+    """Counts of each report of an evaluation; without a judge those that need it are left out.
 
     Raises:
         ValueError: the numbers of references and reports differ.
@@ -147,8 +142,7 @@ def contrasts(
     counts: Mapping[str, StudyCounts],
     against: Sequence[str],
     *,
-    names: Sequence[str] = TESTED,
-    rounds: int = 10_000,
+    rounds: int,
 ) -> tuple[list[Contrast], list[str]]:
     """Test every distilled group against the groups of the same block size with an objective of ``against``.
 
@@ -156,7 +150,6 @@ def contrasts(
         cells: measured cells.
         counts: counts by name of the cell; a seed without those of both sides is left out.
         against: objectives; with the same variant if there is one, otherwise without a variant.
-        names: tested scores.
         rounds: random exchanges of each test; the smallest p is 1 / (rounds + 1).
 
     Returns:
@@ -180,22 +173,14 @@ def contrasts(
                 continue
             pairs = [(counts[of[first][seed]], counts[of[second][seed]]) for seed in seeds]
             which = f"{label(first)} was not tested against {label(second)}"
-            if not all(_same_studies(*pair) for pair in pairs):
+            if any((one.keys, one.names, one.references) != (two.keys, two.names, two.references) for one, two in pairs):
                 untested.append(f"{which}: other studies, or other references of them")
                 continue
-            other = [name for name in names if any(_other_variant(name, *pair) for pair in pairs)]
+            other = [name for name in TESTED if any(one.signatures.get(name) != two.signatures.get(name) for one, two in pairs)]
             untested += [f"{which} by {name}: the signatures differ; start the sweep again with one environment" for name in other]
-            found += _tested(first, second, tuple(seeds), pairs, [name for name in names if name not in other], rounds)
+            found += _tested(first, second, tuple(seeds), pairs, [name for name in TESTED if name not in other], rounds)
     corrected = holm({str(place): one.comparison.p for place, one in enumerate(found)})
     return [replace(one, corrected=corrected[str(place)]) for place, one in enumerate(found)], untested
-
-
-def _same_studies(one: StudyCounts, other: StudyCounts) -> bool:
-    return (one.keys, one.names, one.references) == (other.keys, other.names, other.references)
-
-
-def _other_variant(name: str, one: StudyCounts, other: StudyCounts) -> bool:
-    return one.signatures.get(name) != other.signatures.get(name)
 
 
 def _tested(

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.stats import t as student_t
 
 Key = tuple[str, str, int]
 """Objective, variant, block size."""
-FASTER = {"tps": True, "nfe": False, "forwards_per_block": False}
+FASTER = {"tps": True, "nfe": False}
 """True for the measures of speed that are better when larger."""
 
 
@@ -115,11 +115,13 @@ def front(groups: Sequence[Group], quality: str, speed: str) -> list[Group]:
         speed: one of :data:`FASTER`.
     """
     sign = 1.0 if FASTER[speed] else -1.0
-    place: Callable[[Group], tuple[float, float]] = lambda one: (sign * one.means[speed].value, one.means[quality].value)  # noqa: E731
-    there = [one for one in groups if quality in one.means and speed in one.means]
-    kept = [one for one in there if not any(_beats(place(other), place(one)) for other in there)]
-    return sorted(kept, key=place)
+    places = {
+        one.key: (sign * one.means[speed].value, one.means[quality].value)
+        for one in groups
+        if quality in one.means and speed in one.means
+    }
 
+    def is_beaten(one: tuple[float, float]) -> bool:
+        return any(other != one and other[0] >= one[0] and other[1] >= one[1] for other in places.values())
 
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one != other and one[0] >= other[0] and one[1] >= other[1]
+    return sorted((one for one in groups if one.key in places and not is_beaten(places[one.key])), key=lambda one: places[one.key])

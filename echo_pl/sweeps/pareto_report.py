@@ -21,7 +21,7 @@ from echo_pl.pages.tables import MISSING, Table
 from echo_pl.sweeps.contrasts import Contrast, Drop
 from echo_pl.sweeps.pareto import FASTER, Group, Key, Mean, front, label
 
-SPEEDS = {"tps": "tokens per second, one study at a time", "nfe": "forwards per report", "forwards_per_block": "forwards per block"}
+SPEEDS = {"tps": "tokens per second, one study at a time", "nfe": "forwards per report"}
 _MARKERS = "oDs^vPX*<>hp"
 _INK, _GRID = "#333333", "#dddddd"
 DIGITS = {"tps": 0, "tps_together": 0, "nfe": 1, "forwards_per_block": 2, "duplicate_word_rate": 4}
@@ -45,7 +45,6 @@ class SweepComparison:
     contrasts: Sequence[Contrast] = ()
     signatures: Mapping[str, str] = field(default_factory=dict)
     """Variants of the scores."""
-    speeds: Sequence[str] = ("tps", "nfe")
 
     def text(self) -> str:
         """Comparison for a terminal."""
@@ -78,7 +77,7 @@ class SweepComparison:
 
     def picture(self) -> str:
         """Plot as SVG."""
-        return svg(pareto_figure(self.groups, self.qualities, self.speeds))
+        return svg(pareto_figure(self.groups, self.qualities))
 
     def _introduction(self) -> str:
         return (
@@ -88,7 +87,8 @@ class SweepComparison:
 
     def _tables(self) -> list[tuple[str, Table]]:
         """Every table with the paragraph above it."""
-        tables = [("", Table(self._head(), self._rows()))]
+        headings = ["model", "seeds", *(name.replace("_", " ") for name in self.columns), "front"]
+        tables = [("", Table(headings, self._rows()))]
         if self.drops:
             about = f"How much lower than its own AR model, in per cent of it: means over seeds with {self.level:.0%} intervals."
             tables.append((about, self._drops()))
@@ -127,17 +127,14 @@ class SweepComparison:
             )
         return Table(["objectives", "score", "difference", "by seed", "p", "p (Holm)"], rows)
 
-    def _head(self) -> list[str]:
-        return ["model", "seeds", *(name.replace("_", " ") for name in self.columns), "front"]
-
     def _rows(self) -> list[list[str]]:
-        on = {(one.key, speed) for quality in self.qualities for speed in self.speeds for one in front(self.groups, quality, speed)}
+        on = {(one.key, speed) for quality in self.qualities for speed in SPEEDS for one in front(self.groups, quality, speed)}
         return [
             [
                 one.label,
                 str(len(one.seeds)),
                 *(_cell(one.means.get(name), DIGITS.get(name, 3)) for name in self.columns),
-                ", ".join(speed for speed in self.speeds if (one.key, speed) in on) or MISSING,
+                ", ".join(speed for speed in SPEEDS if (one.key, speed) in on) or MISSING,
             ]
             for one in self.groups
         ]
@@ -145,7 +142,7 @@ class SweepComparison:
     def _fronts(self) -> list[str]:
         lines = []
         for quality in self.qualities:
-            for speed in self.speeds:
+            for speed in SPEEDS:
                 way = "most" if FASTER[speed] else "fewest"
                 names = " < ".join(one.label for one in front(self.groups, quality, speed)) or "no group has both"
                 lines.append(f"Pareto front of {quality} against {speed} ({way} last): {names}")
@@ -166,18 +163,18 @@ def _objective(key: Key) -> str:
     return label((key[0], key[1], 0)).partition(",")[0]
 
 
-def pareto_figure(groups: Sequence[Group], qualities: Sequence[str], speeds: Sequence[str]) -> Figure:
+def pareto_figure(groups: Sequence[Group], qualities: Sequence[str]) -> Figure:
     """A panel for every quality and speed; faster is always to the right.
 
     Raises:
         ValueError: no group has both scores of any panel.
     """
-    panels = [(quality, speed) for quality in qualities for speed in speeds]
+    panels = [(quality, speed) for quality in qualities for speed in SPEEDS]
     if not any(quality in one.means and speed in one.means for one in groups for quality, speed in panels):
-        raise ValueError(f"there is nothing to draw: no group has one of {list(qualities)} and one of {list(speeds)}")
-    figure = Figure(figsize=(6.0 * len(speeds), 4.3 * len(qualities)), layout="constrained", facecolor="white")
+        raise ValueError(f"there is nothing to draw: no group has one of {list(qualities)} and one of {list(SPEEDS)}")
+    figure = Figure(figsize=(6.0 * len(SPEEDS), 4.3 * len(qualities)), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(qualities), len(speeds), squeeze=False)
+    axes = figure.subplots(len(qualities), len(SPEEDS), squeeze=False)
     for (quality, speed), one in zip(panels, axes.flat, strict=True):
         _panel(one, groups, quality, speed)
     return figure

@@ -21,9 +21,9 @@ from echo_pl.runs.assemble import tracking_place
 from echo_pl.sweeps.cells import Cell
 from echo_pl.sweeps.plan import SCORES as SCORES_FILE
 from echo_pl.sweeps.plan import STUDIES, measurement
-from echo_pl.tracking.upload import bound_retries
+from echo_pl.tracking.upload import PARENT, bound_retries, experiment_id, first_line, search_all
 
-PARENT, CELL, ERROR, SCORES, RUN_NAME = "mlflow.parentRunId", "echo_pl.cell", "echo_pl.error", "echo_pl.scores", "mlflow.runName"
+CELL, ERROR, SCORES, RUN_NAME = "echo_pl.cell", "echo_pl.error", "echo_pl.scores", "mlflow.runName"
 _LOG_VERSION = 2
 """Version of the logged metrics; a new one makes finished cells be logged again."""
 BASE = "echo_pl.base"
@@ -100,15 +100,14 @@ class SweepRecord:
             work()
         except (MlflowException, OSError) as error:
             if self._trouble is None:
-                print_notice(f"MLflow at {self.uri}: {str(error).splitlines()[0][:200]}; the sweep continues and tries again")
-            self._trouble = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                print_notice(f"MLflow at {self.uri}: {first_line(error)}; the sweep continues and tries again")
+            self._trouble = first_line(error)
         else:
             self._trouble = None
 
     def _open(self) -> None:
         client = MlflowClient(self.uri)
-        found = client.get_experiment_by_name(self.experiment)
-        experiment = client.create_experiment(self.experiment, self.artifacts) if found is None else found.experiment_id
+        experiment = experiment_id(client, self.experiment, self.artifacts)
         parents = client.search_runs([experiment], f"tags.`{SWEEP}` = '{self.name}'", max_results=1)
         if parents:
             parent = parents[0]
@@ -126,8 +125,6 @@ class SweepRecord:
                 client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in cell.params.items()])
                 client.update_run(run.info.run_id, "SCHEDULED")
                 self._children[cell.part] = client.get_run(run.info.run_id)
-            elif BASE not in (known := self._children[cell.part]).data.tags:  # logged by an older version
-                client.set_tag(known.info.run_id, BASE, cell.base)
         self.parent = identifier
 
     def _finished(self, cell: Cell, scores: Mapping[str, float]) -> None:
@@ -166,11 +163,4 @@ def print_notice(text: str) -> None:
 
 def children(client: MlflowClient, experiment: str, parent: str) -> list[Run]:
     """Runs of all cells of a sweep, of any status."""
-    found: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'", max_results=1000, page_token=token)
-        found += [run for run in page if CELL in run.data.tags]
-        token = page.token
-        if not token:
-            return found
+    return [run for run in search_all(client, [experiment], f"tags.`{PARENT}` = '{parent}'") if CELL in run.data.tags]

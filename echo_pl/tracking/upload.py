@@ -280,10 +280,15 @@ def upload_runs(source: str, target: str, runs: list[str] | None, experiment: st
 def _all_runs(client: MlflowClient, experiment: str | None) -> list[str]:
     """Every run, the oldest first."""
     places = [one.experiment_id for one in client.search_experiments() if experiment in (None, one.name)]
-    found: list[str] = []
+    return [run.info.run_id for run in search_all(client, places, order_by=["attributes.start_time ASC"])]
+
+
+def search_all(client: MlflowClient, experiments: list[str], query: str = "", order_by: list[str] | None = None) -> list[Run]:
+    """Every run of the experiments that matches a query, of any number of pages."""
+    found: list[Run] = []
     token: str | None = ""
-    while places and token is not None:
-        page = client.search_runs(places, order_by=["attributes.start_time ASC"], max_results=1000, page_token=token or None)
-        found += [run.info.run_id for run in page]
+    while experiments and token is not None:
+        page = client.search_runs(experiments, query, max_results=1000, order_by=order_by, page_token=token or None)
+        found += page
         token = page.token or None
     return found
