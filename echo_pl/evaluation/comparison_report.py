@@ -21,23 +21,15 @@ from echo_pl.structs import ReportText
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownReport:
-    """One method's report of a study."""
-
-    label: str
-    report: ReportText
-    trajectory: Mapping[str, Any] | None = None
-    """Record of :func:`~echo_pl.evaluation.trajectory_html.trajectory_record`, if one was kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ShownStudy:
     """A held-out study as the page shows it."""
 
     key: str
     image: Image.Image | None
     reference: ReportText
-    reports: tuple[ShownReport, ...]
+    reports: tuple[tuple[str, ReportText, Mapping[str, Any] | None], ...]
+    """Label and report of every method, and the record of its trajectory
+    (:func:`~echo_pl.evaluation.trajectory_html.trajectory_record`), if one was kept."""
 
 
 def shown_studies(
@@ -63,10 +55,7 @@ def shown_studies(
         for label, reports in written.items():
             if key not in reports:
                 raise ValueError(f"study {key!r} was not decoded by {label!r}")
-        shown = tuple(
-            ShownReport(label=label, report=reports[key], trajectory=trajectories.get((label, key)))
-            for label, reports in written.items()
-        )
+        shown = tuple((label, reports[key], trajectories.get((label, key))) for label, reports in written.items())
         studies.append(ShownStudy(key=key, image=images.get(key), reference=reference, reports=shown))
     return studies
 
@@ -140,9 +129,9 @@ def render_page(
 
 def _study_view(study: ShownStudy, judge: ReportJudge | None) -> dict[str, Any]:
     reports = [_report_view("Reference", study.reference, judge, None)]
-    for shown in study.reports:
-        view = _report_view(shown.label, shown.report, judge, study.reference)
-        reports.append(view | {"trajectory": None if shown.trajectory is None else trajectory_view(shown.trajectory)})
+    for label, report, trajectory in study.reports:
+        view = _report_view(label, report, judge, study.reference)
+        reports.append(view | {"trajectory": None if trajectory is None else trajectory_view(trajectory)})
     return {"key": study.key, "image": study.image and image_uri(study.image), "reports": reports}
 
 

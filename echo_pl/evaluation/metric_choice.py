@@ -22,7 +22,6 @@ from echo_pl.metrics.cider import Cider
 from echo_pl.metrics.counted import PairMetric, PairRatio
 from echo_pl.metrics.findings import ABSENT, FindingScores, TextLabeller, plain_status, positive_findings, region_completeness
 from echo_pl.metrics.meteor import meteor_metric
-from echo_pl.metrics.models import EmbeddingSimilarity, Perplexity
 from echo_pl.metrics.rouge import rouge_metrics
 from echo_pl.metrics.surface import non_word_rate, surface_metrics
 from echo_pl.metrics.words import Words, words_of
@@ -112,15 +111,13 @@ def build_metrics(options: Options, reader: FindingsReader, cases: Iterable[Case
     if options.language_model is None:
         absent["perplexity"] = "no language model (--language-model)"
     else:
-        model = load_language_model(options.language_model, device)
-        metrics.append(Perplexity(model.score, f"{model.name}, {model.detail}"))
+        metrics.append(load_language_model(options.language_model, device))
     if options.embedding_model is None:
         absent["embedding similarity"] = "no sentence encoder (--embedding-model)"
     elif findings is None:  # it hardly sees a negation
         absent["embedding similarity"] = "it is never reported alone, and there are no finding scores"
     else:
-        encoder = load_text_encoder(options.embedding_model, device)
-        metrics.append(EmbeddingSimilarity(encoder.encode, encoder.name, encoder.detail))
+        metrics.append(load_text_encoder(options.embedding_model, device))
     return metrics, [Absent(name=name, reason=reason) for name, reason in absent.items()]
 
 

@@ -193,27 +193,15 @@ def _prediction(record: Mapping[str, Any], free_text: bool) -> Prediction:
         found = Prediction(report=report)
     elif isinstance(value, str):
         found = parsed_prediction(value, free_text=free_text)
-    return replace(
-        found,
-        stopped=_flag(record, "stopped"),
-        looped=_flag(record, "looped"),
-        eos_confidence=_number(record, "eos_confidence"),
-        nfe=_number(record, "nfe"),
-        forwards_per_block=_number(record, "forwards_per_block"),
-    )
+    return replace(found, **{name: _fact(record, name) for name in DECODING if record.get(name) is not None})
 
 
-def _flag(record: Mapping[str, Any], name: str) -> bool | None:
-    value = record.get(name)
-    if value is None or isinstance(value, bool):
+def _fact(record: Mapping[str, Any], name: str) -> Any:
+    value = record[name]
+    if name in ("stopped", "looped"):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} of {record['sample_id']} must be true, false or left out, got {value!r}")
         return value
-    raise ValueError(f"{name} of {record['sample_id']} must be true, false or left out, got {value!r}")
-
-
-def _number(record: Mapping[str, Any], name: str) -> float | None:
-    value = record.get(name)
-    if value is None:
-        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} of {record['sample_id']} must be a number or left out, got {value!r}")
     return float(value)

@@ -1,4 +1,4 @@
-"""Language models and text encoders on the user's disk, as callables for scores.
+"""Scores by language models and text encoders on the user's disk.
 
 Nothing is downloaded and no remote code runs. transformers is imported when a model is loaded. A model with random weights is an
 error. The detail of a model holds a digest of its weights and the version of transformers, for signatures.
@@ -11,7 +11,6 @@ import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +19,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from echo_pl.metrics.models import EmbeddingSimilarity, Perplexity
+
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """Patterns of weight files; transformers loads the first that matches."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-@dataclass(frozen=True, kw_only=True)
-class LanguageModel:
-    """A causal language model as a score."""
-
-    name: str
-    detail: str
-    """Rest of the signature: weights and library."""
-    score: Callable[[str], tuple[float, int]]
-    """From a text to the sum of -log p over its tokens, and their number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextEncoder:
-    """A sentence encoder."""
-
-    name: str
-    detail: str
-    encode: Callable[[Sequence[str]], Tensor]
-    """From N texts to (N, E)."""
-
-
-def load_language_model(path: Path | str, device: str = "cpu") -> LanguageModel:
-    """Load a causal language model from a folder, or from a ``.gguf`` file.
+def load_language_model(path: Path | str, device: str = "cpu") -> Perplexity:
+    """Perplexity under a causal language model in a folder, or in a ``.gguf`` file.
 
     With a bos token all tokens of a text are scored, without one all but the first. Texts longer than the context of the model
     are scored in windows.
@@ -73,7 +53,7 @@ def load_language_model(path: Path | str, device: str = "cpu") -> LanguageModel:
         return surprise(lambda ids_T: model(input_ids=ids_T[None]).logits[0], ids, window)
 
     first = "bos first" if start else "first token not scored"
-    return LanguageModel(name=file.name, detail=f"{_origin(file)}, {first}, windows of {window} tokens", score=score)
+    return Perplexity(score, f"{file.name}, {_origin(file)}, {first}, windows of {window} tokens")
 
 
 @torch.no_grad()
@@ -94,8 +74,8 @@ def surprise(logits: Callable[[Tensor], Tensor], ids_T: Tensor, window: int) -> 
     return total, scored
 
 
-def load_text_encoder(path: Path | str, device: str = "cpu", batch_size: int = 32) -> TextEncoder:
-    """Load a sentence encoder from a folder, with the pooling that its ``1_Pooling/config.json`` names (without one: mean of
+def load_text_encoder(path: Path | str, device: str = "cpu", batch_size: int = 32) -> EmbeddingSimilarity:
+    """Cosine by a sentence encoder in a folder, with the pooling that its ``1_Pooling/config.json`` names (without one: mean of
     tokens).
 
     Raises:
@@ -121,8 +101,7 @@ def load_text_encoder(path: Path | str, device: str = "cpu", batch_size: int = 3
             parts.append(pooled(hidden_BTE, tokens["attention_mask"], pooling).cpu())
         return torch.cat(parts)
 
-    detail = f"{_origin(folder)}, pooling {pooling}, at most {longest} tokens"
-    return TextEncoder(name=folder.name, detail=detail, encode=encode)
+    return EmbeddingSimilarity(encode, folder.name, f"{_origin(folder)}, pooling {pooling}, at most {longest} tokens")
 
 
 def pooled(hidden_BTE: Tensor, present_BT: Tensor, pooling: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Models from disk as scores: a tiny language model and a tiny encoder, made and saved here."""
+"""Scores by models on disk: a tiny language model and a tiny encoder, made and saved here."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_the_surprise_is_that_of_the_models_own_loss(language_model, bos):
     total, tokens = loaded.score("the heart is normal")
     assert tokens == (4 if bos else 3)
     assert total == pytest.approx(expected, rel=1e-5)
-    assert loaded.name == "tiny-lm"
-    assert ("bos first" in loaded.detail) == bos
+    assert loaded.variant.startswith("perplexity|model:tiny-lm, weights sha256 ")
+    assert ("bos first" in loaded.variant) == bos
     assert loaded.score("")[1] == 0
 
 
@@ -93,7 +93,8 @@ def test_embeddings_are_means_over_tokens_whatever_the_padding(encoder):
         with torch.no_grad():
             expected = model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0)
         assert torch.allclose(row, expected, atol=1e-5)
-    assert "pooling mean" in loaded.detail
+    assert "pooling mean" in loaded.variant
+    assert loaded.names == ("cosine_tiny-encoder",)
 
 
 def test_the_pooling_of_the_folder_is_used(encoder):
@@ -105,7 +106,7 @@ def test_the_pooling_of_the_folder_is_used(encoder):
         expected = model(input_ids=torch.tensor([[3, 4]])).last_hidden_state[0, 0]
     loaded = load_text_encoder(folder)
     assert torch.allclose(loaded.encode(["the heart"])[0], expected, atol=1e-5)
-    assert "pooling cls" in loaded.detail
+    assert "pooling cls" in loaded.variant
     config.write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(ValueError, match="max_tokens"):
         load_text_encoder(folder)
@@ -186,11 +187,11 @@ def test_damaged_files_are_one_error_that_names_the_folder(language_model, encod
 
 def test_a_model_is_called_by_its_weights_and_library_as_folders_of_two_models_may_have_one_name(language_model, encoder):
     for (folder, model), load in ((language_model, load_language_model), (encoder, load_text_encoder)):
-        first = load(folder).detail
+        first = load(folder).variant
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
         assert f"weights sha256 {digest}, transformers {__version__}, " in first
-        assert load(folder).detail == first
+        assert load(folder).variant == first
         with torch.no_grad():
             next(model.parameters())[0, 0] += 1
         model.save_pretrained(folder)
-        assert load(folder).detail != first
+        assert load(folder).variant != first

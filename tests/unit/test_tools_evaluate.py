@@ -54,6 +54,12 @@ def inputs(tmp_path):
     return files(tmp_path, {f"s{i}": GOOD if i < 5 else "lost" for i in range(6)}, references)
 
 
+@pytest.fixture
+def base(inputs, tmp_path) -> list[object]:
+    """Arguments that score the inputs into ``out``."""
+    return ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
+
+
 def test_results_are_whole_and_can_be_read_again(inputs, tmp_path, monkeypatch, capsys):
     predictions, references = inputs
     out = tmp_path / "out"
@@ -131,8 +137,8 @@ def test_images_that_the_official_format_names_are_shown(tmp_path, monkeypatch, 
     assert "--free-text" in shown
 
 
-def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inputs, tmp_path, monkeypatch, capsys):
-    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out", "--against", tmp_path / "other.json"]
+def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(base, tmp_path, monkeypatch, capsys):
+    base += ["--against", tmp_path / "other.json"]
     chinese = {"findings": "双肺野清晰。", "impression": "未见异常。"}
     (tmp_path / "other.json").write_text(json.dumps({f"s{i}": chinese if i < 4 else GOOD for i in range(6)}), encoding="utf-8")
     error = failure(monkeypatch, capsys, *base)
@@ -163,25 +169,22 @@ def test_the_other_run_is_held_to_the_language_and_its_odd_reports_are_named(inp
         (["--upload", "x", "--mlflow", "sqlite:///x.db"], "leave out --predictions, --references, --out"),
     ],
 )
-def test_unused_options_are_an_error(inputs, tmp_path, monkeypatch, capsys, options, message):
-    where = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
-    assert message in failure(monkeypatch, capsys, *where, *options)
+def test_unused_options_are_an_error(base, tmp_path, monkeypatch, capsys, options, message):
+    assert message in failure(monkeypatch, capsys, *base, *options)
     assert not (tmp_path / "out").exists()
 
 
-def test_references_without_the_scored_section_are_an_error(inputs, tmp_path, monkeypatch, capsys):
+def test_references_without_the_scored_section_are_an_error(base, inputs, monkeypatch, capsys):
     references = json.loads(inputs[1].read_text())
     references[2]["ground_truth"] = {"findings": "", "impression": "normal."}
     inputs[1].write_text(json.dumps(references))
-    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
     error = failure(monkeypatch, capsys, *base, "--sections", "findings")
     assert "1 of 6 references have no findings: s2; score --sections both" in error
     run(monkeypatch, *base, "--sections", "impression", *FAST)
 
 
 @pytest.mark.parametrize("by", ["length_ratio", "nonsense"])
-def test_a_late_error_keeps_an_older_evaluation(by, inputs, tmp_path, monkeypatch, capsys):
-    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out"]
+def test_a_late_error_keeps_an_older_evaluation(base, by, tmp_path, monkeypatch, capsys):
     run(monkeypatch, *base, *FAST)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert by in failure(monkeypatch, capsys, *base, "--overwrite", "--worst-by", by)
@@ -230,10 +233,8 @@ def test_the_command_to_reproduce_is_one_that_works(inputs, tmp_path, monkeypatc
     assert (out / "report.md").read_text() == first
 
 
-def test_invalid_options_are_reported_before_anything_is_written(inputs, tmp_path, monkeypatch, capsys):
-    predictions, references = inputs
-    out = tmp_path / "out"
-    base = ["--predictions", predictions, "--references", references, "--out", out]
+def test_invalid_options_are_reported_before_anything_is_written(base, inputs, tmp_path, monkeypatch, capsys):
+    predictions, out = inputs[0], tmp_path / "out"
     for more, message in (
         (["--language-model", tmp_path / "gone"], "--language-model: there is no"),
         (["--language", "zh"], "6 of 6 references are not in language 'zh'"),
@@ -296,11 +297,10 @@ def test_real_reports_are_read_by_the_labeller_by_default(language, tmp_path, mo
     assert f"labeller:echo-pl {Labeller.version}|" in figures["findings_f1_micro"]["signature"]
 
 
-def test_an_evaluation_is_overwritten_only_on_request(inputs, tmp_path, monkeypatch, capsys):
-    base = ["--predictions", inputs[0], "--references", inputs[1], "--out", tmp_path / "out", *FAST]
-    run(monkeypatch, *base)
+def test_an_evaluation_is_overwritten_only_on_request(base, monkeypatch, capsys):
+    run(monkeypatch, *base, *FAST)
     assert "there is an evaluation in" in failure(monkeypatch, capsys, *base)
-    run(monkeypatch, *base, "--overwrite")
+    run(monkeypatch, *base, "--overwrite", *FAST)
 
 
 def test_a_server_that_is_down_loses_nothing_and_the_upload_works_later(inputs, tmp_path, monkeypatch, capsys):
@@ -344,17 +344,14 @@ def folder(tmp_path_factory, small_data) -> Path:
 
 
 def settings(folder: Path) -> list[str]:
-    names = (
+    names = [
         "width",
         "layers",
         "heads",
         "key_heads",
         "mlp_width",
-        "vision_width",
-        "vision_layers",
-        "vision_heads",
-        "vision_mlp_width",
-    )
+        *(f"vision_{name}" for name in ("width", "layers", "heads", "mlp_width")),
+    ]
     sizes = [f"backbone.factory.{name}={getattr(BACKBONE, name)}" for name in names]
     return [*sizes, f"data_root={folder / 'data'}", f"outputs={folder}", "min_free_gb=0", "threads=1"]
 

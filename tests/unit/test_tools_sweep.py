@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 from ranks import SIZES
 
@@ -114,6 +115,14 @@ def kinds(names: list[str]) -> list[str]:
     return [name.rpartition("-")[0] for name in names]
 
 
+def composed(data_root: Path, *overrides: str) -> DictConfig:
+    return compose_config([f"data_root={data_root}", *OWN, *overrides])
+
+
+def plan(data_root: Path, *overrides: str) -> list[SweepPart]:
+    return parts(composed(data_root, *overrides))
+
+
 AXES = ["block_size=4,8", "ablation=dcd", "seed=0"]
 
 
@@ -144,8 +153,7 @@ def test_a_failure_takes_along_what_starts_from_it_and_a_second_start_makes_what
 
 def test_students_start_from_the_teacher_of_their_own_block_size_and_seed(data_root):
     for size, seed in ((4, 0), (8, 1)):
-        own = [f"data_root={data_root}", *OWN, f"block_size={size}", f"seed={seed}", "stage.max_steps=9"]
-        base, teacher, stored, student = parts(compose_config(own))
+        base, teacher, stored, student = plan(data_root, f"block_size={size}", f"seed={seed}", "stage.max_steps=9")
         assert (student.config.start, stored.config.start, teacher.config.start) == (
             str(teacher.checkpoint), str(teacher.checkpoint), str(base.checkpoint)
         )  # fmt: skip
@@ -162,10 +170,7 @@ def test_students_start_from_the_teacher_of_their_own_block_size_and_seed(data_r
 
 
 def test_teachers_of_larger_blocks_may_grow_from_those_of_smaller_ones(data_root):
-    def planned(*overrides: str) -> list[SweepPart]:
-        own = [f"data_root={data_root}", *OWN, "sweep.grow=[4,8]", "+sweep.stages.grown.max_steps=7"]
-        return parts(compose_config([*own, *overrides]))
-
+    planned = partial(plan, data_root, "sweep.grow=[4,8]", "+sweep.stages.grown.max_steps=7")
     base, four, eight, sixteen, stored, student = planned("block_size=16")
     assert [part.config.block_size for part in (four, eight, sixteen, stored, student)] == [4, 8, 16, 16, 16]
     assert [part.config.start for part in (four, eight, sixteen)] == [str(part.checkpoint) for part in (base, four, eight)]
@@ -175,7 +180,7 @@ def test_teachers_of_larger_blocks_may_grow_from_those_of_smaller_ones(data_root
     assert [part.config.stage.max_steps for part in (eight, sixteen)] == [7, 7]
     assert sixteen.config.stage.module.decode.block_size == 16
     assert [part.name for part in planned("block_size=8")[:3]] == [base.name, four.name, eight.name]
-    plain = parts(compose_config([f"data_root={data_root}", *OWN, "sweep.grow=[]", "block_size=4"]))
+    plain = plan(data_root, "sweep.grow=[]", "block_size=4")
     assert [part.name for part in planned("block_size=4")] == [part.name for part in plain], "nothing to grow from"
     assert plain[1].config.stage.max_steps == steps != 7
     with pytest.raises(ValueError, match=r"from small to large, got \[8, 4\]"):
@@ -183,9 +188,7 @@ def test_teachers_of_larger_blocks_may_grow_from_those_of_smaller_ones(data_root
 
 
 def test_a_student_may_be_the_teacher_of_the_next_round(data_root):
-    def planned(*overrides: str) -> list[SweepPart]:
-        return parts(compose_config([f"data_root={data_root}", *OWN, *overrides]))
-
+    planned = partial(plan, data_root)
     *before, stored, student = planned("ablation=next_round", "sweep.round_before=ce")
     assert [part.name for part in before] == [part.name for part in planned("ablation=ce")]
     assert (stored.config.start, student.config.start) == (str(before[-1].checkpoint),) * 2
@@ -213,9 +216,7 @@ def test_a_server_that_is_down_is_logged_to_by_the_next_start(runs, monkeypatch,
 
 
 def test_unsuitable_jobs_are_an_error(data_root, tmp_path):
-    def config(*wrong: str):
-        return compose_config([f"data_root={data_root}", f"outputs={tmp_path}", *OWN, *wrong])
-
+    config = partial(composed, data_root, f"outputs={tmp_path}")
     for wrong, message in (
         ("stage=rad", "a sweep's jobs are of stage dcd"),
         ("start=x.ckpt", "a sweep trains the teachers of its jobs itself"),
@@ -247,12 +248,12 @@ def test_ablations_of_teachers_are_rejected_with_the_way_a_sweep_has(runs, monke
     assert re.search(rf"ablation={ablation} is for single runs of stage rad, .* replace it by {way}", capsys.readouterr().err)
     assert runs.made == []
     with pytest.raises(ValueError, match="leave start_block_size out"):  # by its keys too, where nobody has named it
-        parts(compose_config([f"data_root={data_root}", *OWN, "ablation=grow"]))
+        plan(data_root, "ablation=grow")
 
 
 def chain(data_root: Path, *overrides: str) -> dict[str, str]:
     """Name of every part by stage."""
-    return {part.stage: part.name for part in parts(compose_config([f"data_root={data_root}", *OWN, *overrides]))}
+    return {part.stage: part.name for part in plan(data_root, *overrides)}
 
 
 def test_parts_are_shared_exactly_where_they_would_be_the_same(data_root):
@@ -278,10 +279,7 @@ def test_parts_are_shared_exactly_where_they_would_be_the_same(data_root):
 
 def test_students_before_a_job_s_own_decode_alone(data_root):
     """So a job with bigrams shares the student that its teacher leans to, and the trajectories, with one that has none."""
-    tilted, with_bigrams = (
-        [part.name for part in parts(compose_config([f"data_root={data_root}", *OWN, f"ablation={name}"]))]
-        for name in ("tilted", "tilted_bigrams")
-    )
+    tilted, with_bigrams = ([part.name for part in plan(data_root, f"ablation={name}")] for name in ("tilted", "tilted_bigrams"))
     assert tilted[:-1] == with_bigrams[:-1]
     assert tilted[-1] != with_bigrams[-1]
 
@@ -299,7 +297,7 @@ def test_settings_that_are_lists_have_a_name(data_root):
 
 def test_chinese_is_measured_again_with_another_splitter(monkeypatch, data_root):
     def asked(*overrides: str) -> dict[str, object]:
-        return sweep_plan.measurement(compose_config([f"data_root={data_root}", *OWN, *overrides]))
+        return sweep_plan.measurement(composed(data_root, *overrides))
 
     english, chinese = asked(), asked("data.language=zh")
     monkeypatch.setattr(sweep_plan, "cut_words_variant", lambda: "otherwise")
@@ -320,7 +318,7 @@ def test_the_vision_tower_is_warmed_up_once(data_root):
 
 def test_teachers_of_other_reports_are_named_after_who_uses_them(data_root):
     def job(*overrides: str):
-        config = compose_config([f"data_root={data_root}", *OWN, *overrides])
+        config = composed(data_root, *overrides)
         choice = next((one.partition("=")[2] for one in overrides if one.startswith("ablation=")), None)
         whole = OmegaConf.merge(OmegaConf.create({"hydra": {"runtime": {"choices": {"ablation": choice}}}}), config)
         return make_job(overrides, ["ablation", "sweep.stages.rad.limit_train"], whole)
@@ -339,9 +337,7 @@ def test_teachers_of_other_reports_are_named_after_who_uses_them(data_root):
 
 
 def test_a_teacher_leans_to_the_student_of_the_round_before(data_root):
-    def planned(*overrides: str) -> list[SweepPart]:
-        return parts(compose_config([f"data_root={data_root}", *OWN, *overrides]))
-
+    planned = partial(plan, data_root)
     base, teacher, plain, first, leaning, second, again, third = planned("ablation=tilted", "sweep.tilt_rounds=2")
     assert [part.name for part in (base, teacher, plain, first)] == [part.name for part in planned("ablation=ce")]
     assert planned("ablation=tilted")[-1].name == second.name, "a further round begins with the same ones"
@@ -370,10 +366,7 @@ def test_a_teacher_that_leans_waits_for_its_student(runs, monkeypatch, data_root
 
 
 def test_scores_of_another_measurement_are_not_taken(runs, data_root, tmp_path):
-    def base(*overrides: str) -> SweepPart:
-        return parts(compose_config([f"data_root={data_root}", f"outputs={tmp_path}", *OWN, *overrides]))[0]
-
-    part, other = base(), base("sweep.studies=4")
+    part, other = (plan(data_root, f"outputs={tmp_path}", *more)[0] for more in ((), ("sweep.studies=4",)))
     assert (part.folder, part.done) == (other.folder, False)
     for one in (part, part, other):
         sweep_job.make(one)
@@ -404,7 +397,7 @@ def test_a_signal_ends_the_sweep_and_is_no_failure(runs, monkeypatch, data_root,
 
 
 def test_a_part_that_is_being_made_is_not_made_twice(runs, data_root, tmp_path):
-    part = parts(compose_config([f"data_root={data_root}", f"outputs={tmp_path}", *OWN]))[0]
+    part = plan(data_root, f"outputs={tmp_path}")[0]
     with sweep_job.exclusive(part), pytest.raises(OSError, match="another job is making pretrain-s0-"):
         sweep_job.make(part)
     sweep_job.make(part)
