@@ -112,7 +112,7 @@ class CorpusShard:
             if features.key != sample.key:
                 raise ShardError(
                     f"shard {self.shard.name} has study {sample.key} where the vision features in {reader.folder} are of "
-                    f"{features.key}; make them anew"
+                    f"{features.key}; make them again"
                 )
             yield place, sample, features
 

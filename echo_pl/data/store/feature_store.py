@@ -29,7 +29,7 @@ INDEX_NAME = "features.json"
 _UNFINISHED = "unfinished.json"
 SUFFIX = "safetensors"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_AGAIN = "make them anew with echo-pl corpus features"
+_AGAIN = "make them again with echo-pl corpus features"
 
 
 @dataclass(frozen=True, kw_only=True)
